@@ -1,0 +1,41 @@
+"""The shells that the far side's text has to run in, and the login shells it has to come through."""
+
+import functools
+import os
+import shutil
+import tempfile
+
+import pytest
+
+PACKAGES = {"bash": "bash", "busybox": "busybox", "dash": "dash", "fish": "fish", "ksh93": "ksh93u+m", "mksh": "mksh", "tcsh": "tcsh", "zsh": "zsh"}
+SH = ("dash", "bash", "busybox", "mksh", "ksh93", "zsh")  # what /bin/sh may be
+LOGIN = (*SH, "fish", "tcsh")
+
+
+def missing(what):
+    """Skip with a reason; in CI, where bin/test installs everything, fail instead."""
+    (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{what} is not installed here: run bin/test as root once")
+
+
+def path_of(shell):
+    path = shutil.which(shell) or shutil.which(shell, path="/bin:/usr/bin")
+    return path or missing(f"the shell {shell} (Debian's package {PACKAGES[shell]})")
+
+
+@functools.cache
+def as_sh(shell):
+    """A path ending in /sh: several shells keep to POSIX only under that name."""
+    directory = os.path.join(tempfile.gettempdir(), f"chaperone-test-sh.{os.getuid()}.{os.getpid()}", shell)
+    os.makedirs(directory, mode=0o755)
+    os.chmod(os.path.dirname(directory), 0o755)
+    path = os.path.join(directory, "sh")
+    if shell == "busybox":  # the applet's name is the link's
+        path = os.path.join(directory, "ash")
+    os.symlink(path_of(shell), path)
+    return path
+
+
+def remove():
+    """Take back what `as_sh` made."""
+    shutil.rmtree(os.path.join(tempfile.gettempdir(), f"chaperone-test-sh.{os.getuid()}.{os.getpid()}"), ignore_errors=True)
+    as_sh.cache_clear()
