@@ -1,0 +1,88 @@
+"""
+JSON text to values and back, by the interpreter's own C parser.
+
+Knows: JSON.  Must not know: what the values mean.
+Why not `json`: importing it doubles the start of a chaperone (it imports `re`); `_json`, its C core, costs nothing.
+"""
+
+from __future__ import annotations
+
+import _json
+
+_BLANK = " \t\n\r"
+
+
+def _constant(name: str) -> object:
+    raise ValueError(f"want JSON, got the number {name}")
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"want each key once, got {twice!r} twice")
+    return found
+
+
+class _Context:
+    """What the C scanner asks its decoder for; the names are those of `json.JSONDecoder`."""
+
+    strict = True
+    object_hook = None
+    object_pairs_hook = staticmethod(_unique)
+    parse_float = float
+    parse_int = int
+    parse_constant = staticmethod(_constant)
+    memo: dict[str, str] = {}
+
+
+def _unknown(value: object) -> object:
+    raise TypeError(f"unable to write {type(value).__name__} as JSON")
+
+
+_scan = _json.make_scanner(_Context)
+# markers, default, encoder, indent, separators, sort_keys, skipkeys, allow_nan: as json.JSONEncoder passes them.
+_encode = _json.make_encoder(None, _unknown, _json.encode_basestring_ascii, None, ": ", ", ", False, False, False)
+
+
+def loads(text: bytes | str) -> object:
+    """
+    Read one JSON value.
+
+    Args:
+        text (bytes | str): UTF-8, white space around it allowed.
+    Returns:
+        object: dict, list, str, int, float, bool or None.
+    Raises:
+        ValueError: One sentence; also for a key that stands twice in an object, NaN, and nesting too deep to read.
+    Source: RFC 8259.
+    """
+    try:
+        decoded = text.decode("utf-8") if isinstance(text, bytes) else text
+    except UnicodeDecodeError as error:
+        raise ValueError(f"want UTF-8, got byte 0x{error.object[error.start]:02x} at offset {error.start}") from None
+    start = len(decoded) - len(decoded.lstrip(_BLANK))
+    try:
+        value, end = _scan(decoded, start)
+    except StopIteration as stop:
+        raise ValueError(f"want a JSON value at character {stop.value}") from None
+    except RecursionError:
+        raise ValueError("want JSON, got one nested too deep") from None
+    if decoded[end:].strip(_BLANK):
+        raise ValueError(f"want one JSON value, got more at character {end}")
+    return value
+
+
+def dumps(value: object) -> str:
+    """
+    Write one JSON value on one line, in ASCII.
+
+    Args:
+        value (object): As `loads` returns; lone surrogates (bytes that are no UTF-8) are escaped.
+    Returns:
+        str: No newline in it or after it.
+    Raises:
+        TypeError, ValueError: If it is no JSON value.
+    """
+    return "".join(_encode(value, 0))

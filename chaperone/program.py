@@ -1,0 +1,333 @@
+"""
+A program on this host: spawned, watched, stopped with all that it started, its guard beside it.
+
+Knows: fork, exec, pidfds, pipes.  Must not know: the spool, statuses.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import resource
+import select
+
+import _signal
+
+from . import tree
+from .errors import StartError
+from .streams import Pump
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+    from .supervise import Holder
+
+LEFTOVER_GRACE_S = 5.0  # what the program leaves running gets TERM and this long, or the stop's grace if shorter
+KILL_AGAIN_S = (0.02, 1.0)  # SIGKILL is sent again from 20 ms to 1 s apart: to forks that raced, and not to spin on a process in D state
+
+with open(f"{os.path.dirname(__file__)}/guard.sh", encoding="ascii") as _file:
+    GUARD = _file.read()  # now: when a run ends, the package may be gone
+
+
+class LocalProgram:
+    """
+    The program of a run without `remote`.
+
+    Args:
+        spec (dict): Canonical.
+        holder (Holder): Told what happens: `started`, `ended`, `finished`.
+        inherited (dict): `env` (dict of bytes) and `umask` (int) as the chaperone was started with.
+        cookie (str): Random; marks every process of the run in its environment.
+    """
+
+    def __init__(self, spec: dict[str, Any], holder: Holder, inherited: dict[str, Any], cookie: str) -> None:
+        self._spec, self._holder, self._inherited, self._cookie = spec, holder, inherited, cookie
+        self.pid = -1
+        self._pidfd = self._guard_fd = -1
+        self._guard_pid = -1
+        self._pumps: list[Pump] = []
+        self._leftovers = 0
+        self._finishing = False
+        self._kill_pause_s = 0.0
+        self._kill_timer: int | None = None
+
+    # -- starting
+
+    def start(self) -> None:
+        """
+        Spawn the guard, then the program.
+
+        Raises:
+            StartError: If the program could not be started; nothing is left running.
+        """
+        tree.become_subreaper()
+        program = self._spec["program"]
+        stdin = _open_stdin(program["stdin"])
+        outputs = self._make_outputs(program["merge_stderr"])
+        try:
+            self._start_guard()
+            self.pid = self._spawn(program, (stdin, *outputs))
+        except BaseException:
+            self._dismiss_guard()
+            for pump in self._pumps:
+                pump.close()
+            raise
+        finally:
+            for fd in {stdin, *outputs}:
+                os.close(fd)
+        self._tell_guard(f"{self.pid}\n")
+        self._pidfd = os.pidfd_open(self.pid)
+        self._holder.loop.watch(self._pidfd, select.POLLIN, self._program_ended)
+        self._holder.started(self.pid)
+
+    def _make_outputs(self, merge: bool) -> tuple[int, int]:
+        """The program's ends of stdout and stderr; our ends are pumped into the streams."""
+        if self._spec["output"]["through"] == "file":
+            stdout = self._holder.open_stream("stdout")
+            return stdout, os.dup(stdout) if merge else self._holder.open_stream("stderr")
+        ends = []
+        for stream in ("stdout",) if merge else ("stdout", "stderr"):
+            ours, theirs = os.pipe()
+            self._pumps.append(Pump(self._holder.loop, ours, self._holder.streams[stream]))
+            ends.append(theirs)
+        return ends[0], os.dup(ends[0]) if merge else ends[1]
+
+    def _spawn(self, program: dict[str, Any], fds: tuple[int, int, int]) -> int:
+        """Fork: the only way that takes a cwd, a umask and limits and tells which of them failed."""
+        env = self._environment(program)
+        report, reporting = os.pipe()
+        pid = os.fork()
+        if not pid:
+            _become(program, self._inherited["umask"], env, fds, reporting)
+        os.close(reporting)
+        with open(report, "rb") as file:
+            told = file.read()  # ends at the exec, which closes the other end
+        if told:
+            os.waitpid(pid, 0)
+            number, _, sentence = told.decode("utf-8", "surrogateescape").partition(" ")
+            failure = OSError(int(number), "")
+            raise StartError("spawn", sentence, failure.errno, type(failure).__name__)
+        return pid
+
+    def _environment(self, program: dict[str, Any]) -> dict[bytes, bytes]:
+        inherit = program["inherit_env"]
+        inherited: dict[bytes, bytes] = self._inherited["env"]
+        if inherit is True:
+            env = dict(inherited)
+        else:
+            names = {os.fsencode(name) for name in inherit or ()}
+            env = {name: value for name, value in inherited.items() if name in names}
+        env.update((os.fsencode(name), os.fsencode(value)) for name, value in program["env"].items())
+        env[b"CHAPERONE_RUN_ID"] = os.fsencode(self._spec["id"])
+        env[b"CHAPERONE_COOKIE"] = os.fsencode(self._cookie)
+        return env
+
+    # -- the guard
+
+    def _start_guard(self) -> None:
+        """Before the program: between its fork and its guard there must be no moment without one."""
+        theirs, self._guard_fd = os.pipe()
+        pumped = {pump.fd for pump in self._pumps}
+        held = [*pumped, *[os.open(os.devnull, os.O_RDONLY)] * (2 - len(pumped))]
+        files = [stream.fd for stream in self._holder.streams.values()]
+        moves = [(os.POSIX_SPAWN_DUP2, theirs, 0), (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0), (os.POSIX_SPAWN_DUP2, 1, 2)]
+        # From high numbers down to 3..6, so that no move overwrites what a later one needs.
+        high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (*held, *files)]
+        moves += [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(high, 3)]
+        try:
+            self._guard_pid = os.posix_spawn(
+                "/bin/sh",
+                ["chaperone-guard", "-c", GUARD],
+                {"PATH": os.defpath},
+                file_actions=moves,
+                setsid=True,
+                setsigmask=(),
+                setsigdef=range(1, _signal.SIGSYS + 1),
+            )
+        except OSError as error:
+            raise StartError("spawn", f"unable to start the guard '/bin/sh': {error.strerror}", error.errno, type(error).__name__) from error
+        finally:
+            for fd in {theirs, *high, *(set(held) - pumped)}:
+                os.close(fd)
+        self._tell_guard(f"{self._cookie}\n")
+
+    def _tell_guard(self, line: str) -> None:
+        try:
+            os.write(self._guard_fd, line.encode())
+        except OSError:
+            self._holder.log("the guard is gone: if this chaperone is killed as well, the program lives on")
+
+    def _dismiss_guard(self) -> None:
+        if self._guard_fd >= 0:
+            self._tell_guard("done\n")
+            os.close(self._guard_fd)
+            self._guard_fd = -1
+
+    # -- the program's end and what it leaves
+
+    def _program_ended(self, fd: int, events: int) -> None:
+        """It is a zombie now. It stays one until its leftovers are gone: that pins its pid and its group's number."""
+        self._holder.loop.unwatch(self._pidfd)
+        self._holder.program_ended()
+
+    def children_changed(self) -> None:
+        """SIGCHLD: take orphans that ended, and see whether that was the last one."""
+        tree.reap_orphans((self.pid, self._guard_pid))
+        if self._finishing and not self._left():
+            self._finished()
+
+    def signal(self, signum: int) -> None:
+        """Signal the program alone."""
+        tree.signal_each([self.pid], signum)
+
+    def stop(self, signum: int) -> None:
+        """Signal the program's group, and whatever was re-parented to us from elsewhere."""
+        tree.signal_group(self.pid, signum)
+        strays = [pid for pid in tree.children(os.getpid()) if pid != self._guard_pid and tree.group_of(pid) != self.pid]
+        tree.signal_each(strays, signum)
+
+    def kill(self) -> None:
+        """SIGKILL to the whole tree, again and again until nothing is left."""
+        self._holder.loop.cancel(self._kill_timer)
+        tree.signal_group(self.pid, _signal.SIGKILL)
+        left = self._left()
+        if self._finishing and not left:
+            self._finished()
+            return
+        refused = tree.signal_each(left, _signal.SIGKILL)
+        if self._finishing and left and refused == len(left):
+            self._holder.log(f"{refused} processes run as another user and can't be killed: {left[:20]!r}")
+            self._finished()
+            return
+        self._kill_pause_s = min(max(2 * self._kill_pause_s, KILL_AGAIN_S[0]), KILL_AGAIN_S[1])
+        self._kill_timer = self._holder.loop.at(self._holder.loop.now() + self._kill_pause_s, self.kill)
+
+    def _left(self) -> list[int]:
+        """What lives below us, but for the guard and a program that has ended."""
+        tree.reap_orphans((self.pid, self._guard_pid))
+        return tree.descendants(os.getpid(), but=(self.pid, self._guard_pid) if self._finishing else (self._guard_pid,))
+
+    def finish(self, grace_s: float) -> None:
+        """
+        The program has ended: end what it left running, or leave it alone, then tell `finished`.
+
+        Args:
+            grace_s (float): What remains of a stop's grace, or the stop's whole grace where none was asked for.
+        """
+        self._finishing = True
+        left = self._left()
+        self._leftovers = len(left)
+        if not left or self._spec["leftovers"] == "leave":
+            self._finished()
+            return
+        self._holder.log(f"the program left {len(left)} processes running: {left[:20]!r}")
+        self.stop(_signal.SIGTERM)
+        if self._kill_timer is None:
+            self._kill_timer = self._holder.loop.at(self._holder.loop.now() + min(grace_s, LEFTOVER_GRACE_S), self.kill)
+
+    def _finished(self) -> None:
+        """Nobody writes any more that we wait for: what the pipes hold now is the rest."""
+        self._finishing = False
+        self._holder.loop.cancel(self._kill_timer)
+        for pump in self._pumps:
+            pump.drain()
+            pump.close()
+        self._dismiss_guard()
+        _, wait_status, usage = os.wait4(self.pid, 0)
+        os.close(self._pidfd)
+        self._holder.ended(wait_status, rusage=_rusage(usage))
+        self._holder.finished(leftovers=self._leftovers)
+
+
+def _rusage(usage: resource.struct_rusage) -> dict[str, float]:
+    """Times in seconds, maxrss in bytes; getrusage(2) tells it in KiB."""
+    return {
+        "utime": usage.ru_utime,
+        "stime": usage.ru_stime,
+        "maxrss": usage.ru_maxrss * 1024,
+        "minflt": usage.ru_minflt,
+        "majflt": usage.ru_majflt,
+        "inblock": usage.ru_inblock,
+        "oublock": usage.ru_oublock,
+        "nvcsw": usage.ru_nvcsw,
+        "nivcsw": usage.ru_nivcsw,
+    }
+
+
+def _open_stdin(stdin: str | dict[str, str] | None) -> int:
+    """An fd to read from: /dev/null, a file, or a text in memory."""
+    if isinstance(stdin, str):
+        fd = os.memfd_create("stdin", os.MFD_CLOEXEC)
+        view = memoryview(stdin.encode("utf-8", "surrogateescape"))
+        while view:
+            view = view[os.write(fd, view) :]
+        os.lseek(fd, 0, os.SEEK_SET)
+        return fd
+    path = os.devnull if stdin is None else stdin["file"]
+    try:
+        return os.open(path, os.O_RDONLY | os.O_NOCTTY)
+    except OSError as error:
+        raise StartError("spawn", f"unable to open stdin {path!r}: {error.strerror}", error.errno, type(error).__name__) from error
+
+
+# -- in the child, between fork and exec
+
+
+def _become(program: dict[str, Any], umask: int, env: dict[bytes, bytes], fds: tuple[int, int, int], reporting: int) -> NoReturn:
+    """Turn this forked child into the program, or tell over the pipe what failed and end."""
+    doing = "start a session"
+    try:
+        os.setsid()
+        tree.reset_signals()
+        doing = "pass stdin, stdout and stderr on"
+        for number, fd in enumerate(fds):
+            os.dup2(fd, number)
+        os.umask(umask if program["umask"] is None else int(program["umask"], 8))
+        for name, limits in program["rlimits"].items():
+            doing = f"set rlimit {name!r}"
+            soft, hard = (resource.RLIM_INFINITY if limit is None else limit for limit in limits)
+            resource.setrlimit(getattr(resource, f"RLIMIT_{name.upper()}"), (soft, hard))
+        doing = f"change to cwd {program['cwd']!r}"
+        os.chdir(program["cwd"])
+        doing = f"run {program['argv'][0]!r}"
+        _exec([os.fsencode(word) for word in program["argv"]], env)
+    except OSError as error:
+        sentence = f"unable to {doing}: {error.strerror}"
+        number = error.errno or 0
+    except ValueError as error:  # setrlimit: a hard limit above ours
+        sentence, number = f"unable to {doing}: {error}", errno.EPERM
+    os.write(reporting, f"{number} {sentence}".encode("utf-8", "surrogateescape"))
+    os._exit(127)
+
+
+def _exec(argv: list[bytes], env: dict[bytes, bytes]) -> NoReturn:
+    """Run the first file on the program's own PATH that can be; the error names the path it is about."""
+    name = argv[0]
+    path = env.get(b"PATH", os.fsencode(os.defpath))
+    candidates = [name] if b"/" in name else [directory + b"/" + name for directory in path.split(b":") if directory]
+    denied: OSError | None = None
+    for candidate in candidates:
+        try:
+            os.execve(candidate, argv, env)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            interpreter = _interpreter(candidate)
+            if interpreter is not None:
+                raise OSError(error.errno, f"its interpreter {interpreter} is not there") from error
+        except PermissionError as error:
+            denied = denied or error
+    if denied:
+        raise denied
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT) if b"/" in name else "not found on the program's PATH")
+
+
+def _interpreter(path: bytes) -> str | None:
+    """What the first line of an existing script asks for, None where there is no such file."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(256)
+    except OSError:
+        return None
+    words = head.partition(b"\n")[0][2:].split()
+    return repr(os.fsdecode(words[0])) if head.startswith(b"#!") and words else "(the loader its ELF header names)"

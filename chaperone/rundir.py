@@ -1,0 +1,282 @@
+"""
+A run directory as its chaperone holds it: how it appears, what is written into it, how it ends.
+
+Knows: the order of the writes (rules W1-W5).  Must not know: processes, signals, ssh, the clock.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+
+from . import jsontext, spool
+from .errors import RunExistsError, SpoolError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+class RunDirectory:
+    """
+    A run directory as its chaperone holds it: locked from before it is visible until its last file is written.
+
+    Attributes:
+        run_id (str): Its name.
+        key (str): Random; tells a reused id apart.
+        streams (dict): `stdout` and `stderr` to fds, O_APPEND.
+        log_fd, control_fd (int): The log, O_APPEND; the FIFO, read and write, non-blocking.
+        path (str): As the spool's path was given, for programs that must open a file by name.
+    """
+
+    def __init__(self, spool_fd: int, path: str, run_id: str, key: str, fd: int, lock_fd: int) -> None:
+        self.spool_fd, self.path, self.run_id, self.key, self.fd, self.lock_fd = spool_fd, path, run_id, key, fd, lock_fd
+        self.streams: dict[str, int] = {}
+        self.log_fd = self.control_fd = self._reserved_fd = -1
+
+    @property
+    def log_path(self) -> str:
+        return f"{self.path}/{spool.LOG}"
+
+    def open_stream(self, stream: str) -> int:
+        """A further O_APPEND fd of a stream, to be given to the program itself; the caller closes it."""
+        fd = spool.open_plain(self.fd, stream, os.O_WRONLY | os.O_APPEND)
+        os.set_blocking(fd, True)  # the program must not see a flag that only guards us against planted FIFOs
+        return fd
+
+    def replace_running(self, status: dict[str, Any]) -> str | None:
+        """
+        Replace running.json; it stays as it was where that fails, for no bookkeeping may harm the run (rule W5).
+
+        Returns:
+            str: Why it failed; None when it did not.
+        """
+        try:
+            fd = os.open(spool.BUILDING, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | spool.FILE, 0o600, dir_fd=self.fd)
+            try:
+                _write_all(fd, (jsontext.dumps(status) + "\n").encode())
+            finally:
+                os.close(fd)
+            os.rename(spool.BUILDING, spool.LIVE_STATUS, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+        except OSError as error:
+            _unlink(spool.BUILDING, self.fd)
+            return f"unable to replace {spool.LIVE_STATUS!r}: {error.strerror}"
+        return None
+
+    def publish(self, status: dict[str, Any], durable: bool = False) -> None:
+        """
+        Make the final status appear, streams' ends first (rules W3 and W4), into the room that was reserved.
+
+        Raises:
+            OSError: If it can't appear; the run then stays without a final status.
+        """
+        text = (jsontext.dumps(status) + "\n").encode()
+        os.pwrite(self._reserved_fd, text, 0)
+        os.ftruncate(self._reserved_fd, len(text))
+        for fd in (*self.streams.values(), self._reserved_fd):
+            _sync(fd)
+        os.rename(spool.RESERVED, spool.FINAL_STATUS, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+        if durable:
+            _sync(self.fd)
+
+    def end(self, durable: bool = False) -> None:
+        """Clear what only a live run has, move its entry to .ended/, let go of the lock last (rule W4)."""
+        for name in (spool.CONTROL, spool.LIVE_STATUS, spool.BUILDING, spool.RESERVED):
+            _unlink(name, self.fd)
+        if os.fstat(self.log_fd).st_size == 0:
+            _unlink(spool.LOG, self.fd)
+        try:
+            os.rename(f"{spool.RUNNING}/{self.run_id}", f"{spool.ENDED}/{self.run_id}", src_dir_fd=self.spool_fd, dst_dir_fd=self.spool_fd)
+        except FileNotFoundError:  # a starter that lost the race for this id took its own entry, which we had relied on
+            _enter(self.spool_fd, spool.ENDED, self.run_id)
+        if durable:
+            _sync(self.spool_fd)
+        _unlink(spool.LOCK, self.fd)
+        self.close()
+
+    def close(self) -> None:
+        """Close every fd; the lock goes last, and with it the pulse."""
+        for fd in (*self.streams.values(), self.log_fd, self.control_fd, self._reserved_fd, self.fd, self.lock_fd):
+            if fd >= 0:
+                os.close(fd)
+        self.streams = {}
+        self.log_fd = self.control_fd = self._reserved_fd = self.fd = self.lock_fd = -1
+
+    def size_of(self, stream: str) -> int:
+        """How long a stream is on disk, in bytes."""
+        return os.fstat(self.streams[stream]).st_size
+
+    def is_there(self) -> bool:
+        """Whether the run directory still has a name: nothing can be published into one that was removed."""
+        return os.fstat(self.fd).st_nlink > 0
+
+    def touch(self) -> None:
+        """Leave the time at which the far side was last heard, as the mtime of `lock`."""
+        os.utime(self.lock_fd)
+
+    def _open_files(self, flags: int = 0) -> None:
+        for stream in spool.STREAMS:
+            self.streams[stream] = os.open(stream, os.O_WRONLY | os.O_APPEND | flags | spool.FILE, 0o600, dir_fd=self.fd)
+            # Shared with the guard: who publishes for a dead chaperone waits until the pipes are drained.
+            fcntl.flock(self.streams[stream], fcntl.LOCK_SH)
+        self.log_fd = os.open(spool.LOG, os.O_WRONLY | os.O_APPEND | flags | spool.FILE, 0o600, dir_fd=self.fd)
+        if flags:
+            os.mkfifo(spool.CONTROL, 0o600, dir_fd=self.fd)
+        self.control_fd = os.open(spool.CONTROL, os.O_RDWR | spool.FILE, dir_fd=self.fd)
+        self._reserved_fd = os.open(spool.RESERVED, os.O_RDWR | flags | spool.FILE, 0o600, dir_fd=self.fd)
+
+
+def _sync(fd: int) -> None:
+    try:
+        os.fsync(fd)
+    except OSError:  # EIO here loses what a power cut would lose; to give up the outcome as well would lose more
+        pass
+
+
+def _unlink(name: str, dir_fd: int) -> None:
+    try:
+        os.unlink(name, dir_fd=dir_fd)
+    except OSError:  # a file left behind is swept by reap; it never hides the status
+        pass
+
+
+def _enter(spool_fd: int, where: str, run_id: str) -> bool:
+    """Make an entry; False if it is there."""
+    try:
+        os.symlink(f"../{run_id}", f"{where}/{run_id}", dir_fd=spool_fd)
+    except FileExistsError:
+        return False
+    return True
+
+
+# -- how a run directory appears
+
+
+def create(path: str, spec: dict[str, Any], secrets: dict[str, Any], status: dict[str, Any], key: str) -> RunDirectory:
+    """
+    Make a run directory appear, already locked (rule W1); the rename alone decides who starts a run.
+
+    Args:
+        path (str): The spool's; made if it is not there.
+        spec (dict): Canonical, its `id` filled in; as it is to be kept in spec.json.
+        secrets (dict): The spec as it is to be run, for the size of what the final status repeats.
+        status (dict): `starting`.
+        key (str): Random; stays with the run.
+    Returns:
+        RunDirectory: Visible and locked.
+    Raises:
+        RunExistsError: If there is a run of that id.
+        SpoolError: If it can't be created; nothing is left behind.
+    """
+    run_id = spec["id"]
+    spool_fd = spool.open_spool(path, create=True)
+    building = f".{run_id}.{key}.new"
+    entered = False
+    try:
+        _refuse_existing(spool_fd, run_id)
+        running_fd = os.open(spool.RUNNING, spool.DIRECTORY, dir_fd=spool_fd)
+        try:
+            fcntl.flock(running_fd, fcntl.LOCK_SH)
+            run = _build(spool_fd, f"{os.path.abspath(path)}/{run_id}", building, spec, secrets, status, key)
+            entered = _enter(spool_fd, spool.RUNNING, run_id)
+            if spec["durable"]:
+                os.fsync(run.fd)
+            os.rename(building, run_id, src_dir_fd=spool_fd, dst_dir_fd=spool_fd)
+            if spec["durable"]:
+                for fd in (running_fd, spool_fd):
+                    _sync(fd)
+        finally:
+            os.close(running_fd)
+    except OSError as error:
+        _take_back(spool_fd, run_id, building, entered)
+        os.close(spool_fd)
+        if isinstance(error, SpoolError):
+            raise
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise RunExistsError(f"unable to create run {run_id!r}: it exists", errno.EEXIST) from error
+        raise spool.failure(f"create run {run_id!r} in spool {path!r}", error) from error
+    return run
+
+
+def _refuse_existing(spool_fd: int, run_id: str) -> None:
+    try:
+        os.stat(run_id, dir_fd=spool_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return
+    raise RunExistsError(f"unable to create run {run_id!r}: it exists", errno.EEXIST)
+
+
+def _build(spool_fd: int, path: str, building: str, spec: dict[str, Any], secrets: dict[str, Any], status: dict[str, Any], key: str) -> RunDirectory:
+    os.mkdir(building, 0o700, dir_fd=spool_fd)
+    fd = os.open(building, spool.DIRECTORY, dir_fd=spool_fd)
+    # Lock before anybody can see it: a follower's probe could make our own acquire fail.
+    lock_fd = _create(fd, spool.LOCK, os.O_RDWR)
+    fcntl.flock(lock_fd, fcntl.LOCK_EX)
+    run = RunDirectory(spool_fd, path, spec["id"], key, fd, lock_fd)
+    try:
+        text = (jsontext.dumps({"version": spool.VERSION, "key": key, **spec}) + "\n").encode()
+        spec_fd = _create(fd, spool.SPEC)
+        try:
+            _write_all(spec_fd, text)
+            if spec["durable"]:
+                os.fsync(spec_fd)
+        finally:
+            os.close(spec_fd)
+        run._open_files(os.O_CREAT | os.O_EXCL)
+        # The status repeats argv, cwd, names and labels, and over ssh the connection's argv: at most the spec's text twice.
+        os.posix_fallocate(run._reserved_fd, 0, spool.RESERVE + 2 * len(jsontext.dumps(secrets)))
+        unwritten = run.replace_running(status)
+        if unwritten:
+            raise SpoolError(unwritten, errno.ENOSPC)
+    except BaseException:
+        run.close()
+        raise
+    return run
+
+
+def _take_back(spool_fd: int, run_id: str, building: str, entered: bool) -> None:
+    """Remove what this start made, and nothing else: of the same id another may be starting right now."""
+    _remove_tree(spool_fd, building)
+    try:
+        final = os.stat(f"{run_id}/{spool.FINAL_STATUS}", dir_fd=spool_fd, follow_symlinks=False) is not None
+    except OSError:
+        final = False
+    # A live winner relies on our entry; one that has ended has moved its own, or moves ours and makes up for it.
+    if entered and (final or not _exists(spool_fd, run_id)):
+        _unlink(f"{spool.RUNNING}/{run_id}", spool_fd)
+
+
+def _exists(spool_fd: int, name: str) -> bool:
+    try:
+        os.stat(name, dir_fd=spool_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _remove_tree(spool_fd: int, name: str) -> None:
+    """Delete a directory of plain files; what is not there is no fault."""
+    try:
+        fd = os.open(name, spool.DIRECTORY, dir_fd=spool_fd)
+    except OSError:
+        return
+    try:
+        for entry in os.listdir(fd):
+            _unlink(entry, fd)
+    finally:
+        os.close(fd)
+    try:
+        os.rmdir(name, dir_fd=spool_fd)
+    except OSError:
+        pass
+
+
+def _create(directory_fd: int, name: str, flags: int = os.O_WRONLY) -> int:
+    return os.open(name, flags | os.O_CREAT | os.O_EXCL | spool.FILE, 0o600, dir_fd=directory_fd)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]

@@ -1,0 +1,259 @@
+"""
+What is known of a run, and which state may follow which.
+
+Knows: the fields of a status, as plain JSON values.  Must not know: files, processes, the clock (facts come in as arguments).
+"""
+
+from __future__ import annotations
+
+import time
+
+from . import spec as specs
+from .errors import TransitionError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Status = dict[str, Any]
+
+VERSION = 1
+STATES = ("starting", "running", "stopping", "terminated", "unattended", "error", "lost")
+FINAL = ("terminated", "error", "lost")
+TRANSITIONS = {
+    "starting": ("running", "error", "lost", "unattended"),
+    "running": ("running", "stopping", "terminated", "lost", "unattended"),
+    "stopping": ("stopping", "terminated", "lost", "unattended"),
+    "unattended": ("running", "stopping", "terminated", "lost"),
+    "terminated": (),
+    "error": (),
+    "lost": (),
+}
+STOP_REASONS = ("request", "timeout", "idle", "lease", "disconnect", "output")
+MESSAGE_LENGTH = 2_000  # characters of a message: escaped sixfold, it still fits the room of rule W5
+
+
+def timestamp(now_ns: int) -> str:
+    """
+    A moment as the status tells it.
+
+    Args:
+        now_ns (int): Nanoseconds since the epoch, as from time.time_ns().
+    Returns:
+        str: RFC 3339, UTC, with microseconds: `2026-11-23T20:14:26.123456Z`.
+    """
+    seconds, rest = divmod(now_ns, 1_000_000_000)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{rest // 1000:06d}Z"
+
+
+def starting(spec: dict[str, Any], chaperone_pid: int, chaperone_host: str, boot_id: str | None, now_ns: int) -> Status:
+    """
+    The first status of a run: its directory is there, its program is not yet.
+
+    Args:
+        spec (dict): Canonical, its `id` filled in.
+        boot_id (str): As in /proc/sys/kernel/random/boot_id; None where there is none.
+        now_ns (int): Nanoseconds since the epoch.
+    Returns:
+        dict: As in `running.json`; what is not known yet is None.
+    """
+    program = spec["program"]
+    return {
+        "version": VERSION,
+        "run_id": spec["id"],
+        "state": "starting",
+        "program": {"argv": program["argv"], "cwd": program["cwd"], "env": sorted(program["env"])},
+        "labels": spec["labels"],
+        "chaperone_pid": chaperone_pid,
+        "chaperone_host": chaperone_host,
+        "boot_id": boot_id,
+        "pid": None,
+        "connection": None,
+        "exception": None,
+        "status": None,
+        "return_code": None,
+        "signal": None,
+        "core_dump": False,
+        "rusage": None,
+        "stop": None,
+        "started": None,
+        "complete": False,
+        "ambiguous": False,
+        "gone_by": None,
+        "leftovers": 0,
+        "stdout": {"bytes": 0, "dropped": 0},
+        "stderr": {"bytes": 0, "dropped": 0},
+        "create_time": timestamp(now_ns),
+        "start_time": None,
+        "end_time": None,
+        "elapsed": None,
+    }
+
+
+def _moved(status: Status, state: str, /, **facts: object) -> Status:
+    if state not in TRANSITIONS[status["state"]]:
+        raise TransitionError(f"unable to move run {status['run_id']!r} from {status['state']!r} to {state!r}: no such transition")
+    unknown = facts.keys() - status.keys()
+    if unknown:
+        raise TransitionError(f"unable to record {sorted(unknown)!r}: a status has no such fields")
+    return {**status, **facts, "state": state}
+
+
+def running(status: Status, pid: int, now_ns: int, /, **facts: object) -> Status:
+    """
+    Record that the program was started, or is attended again.
+
+    Args:
+        status (dict): As in `running.json`; left as it is.
+        pid (int): The program's, where it runs.
+        facts: Further fields, such as `connection`.
+    Returns:
+        dict: A new status, `running`; its `start_time` stays if there was one.
+    Raises:
+        TransitionError: If the run has ended.
+    """
+    return _moved(status, "running", **{"pid": pid, "started": True, "start_time": status["start_time"] or timestamp(now_ns), **facts})
+
+
+def noted(status: Status, /, **facts: object) -> Status:
+    """Record facts that change no state, such as a connection that went down."""
+    state = status["state"]
+    return {**status, **facts} if state == "starting" else _moved(status, state, **facts)
+
+
+def stopping(status: Status, signal: str, reason: str, by: str | None, now_ns: int) -> Status:
+    """
+    Record that a stop was asked for. The first reason stays: a second stop changes only the signal.
+
+    Args:
+        signal (str): The one that was sent: `SIGTERM`.
+        reason (str): One of `STOP_REASONS`.
+        by (str): Who asked, in their own word, or None.
+    Returns:
+        dict: A new status, `stopping`; the same state when nothing is running yet.
+    """
+    if reason not in STOP_REASONS:
+        raise TransitionError(f"unable to stop run {status['run_id']!r}: {reason!r} is no reason")
+    stop = status["stop"] or {"signal": signal, "reason": reason, "by": by, "time": timestamp(now_ns)}
+    if status["state"] == "starting":
+        return {**status, "stop": stop}
+    return _moved(status, "stopping", stop={**stop, "signal": signal})
+
+
+def ended(status: Status, /, **facts: object) -> Status:
+    """
+    Record that the program is gone, before its last bytes are in: still not final.
+
+    Args:
+        facts: From `outcome`, and `end_time`, `elapsed` (s, monotonic).
+    """
+    return {**status, **facts}
+
+
+def outcome(wait_status: int) -> dict[str, object]:
+    """
+    What a raw wait status says.
+
+    Args:
+        wait_status (int): As from wait4(2), of a process that ended.
+    Returns:
+        dict: `status`, `core_dump`, and of `return_code` (0..255) and `signal` (`SIGKILL`) exactly one that is not None.
+    Source: wait(2).
+    """
+    number = wait_status & 0x7F
+    return {
+        "status": wait_status,
+        "return_code": None if number else wait_status >> 8 & 0xFF,
+        "signal": specs.signal_name_of(number) if number else None,
+        "core_dump": bool(number and wait_status & 0x80),
+    }
+
+
+def terminated(status: Status, complete: bool) -> Status:
+    """
+    The final status of a program that ran to its end.
+
+    Args:
+        status (dict): With the facts of `ended`.
+        complete (bool): False where a stream may be cut short.
+    Raises:
+        TransitionError: Unless exactly one of `return_code` and `signal` is not None.
+    """
+    if (status["return_code"] is None) == (status["signal"] is None):
+        raise TransitionError(f"unable to end run {status['run_id']!r}: want exactly one of return_code and signal")
+    return _moved(status, "terminated", complete=complete)
+
+
+def failed(status: Status, stage: str, message: str, now_ns: int, /, **facts: object) -> Status:
+    """
+    The final status of a program that could not be run.
+
+    Args:
+        stage (str): Where it failed: spawn, connect, auth, far-side, spool, stopped ...
+        facts: `errno` and `type` of the exception, or None; `started`, False where that is proven, else None.
+    Returns:
+        dict: A new status, `error`.
+    """
+    exception = _exception(stage, message, facts.get("type"), facts.get("errno"))
+    return _moved(status, "error", exception=exception, started=facts.get("started", False), complete=True, end_time=timestamp(now_ns))
+
+
+def lost(status: Status, message: str, gone_by: str | None = None, now_ns: int | None = None, stage: str = "chaperone") -> Status:
+    """
+    What is left to say of a run whose end nobody saw.
+
+    Args:
+        status (dict): The last one known.
+        message (str): Why nobody can know.
+        gone_by (str): The time by which the program is certainly dead; None where that is not known.
+        now_ns (int): When this was found out; None when a reader only concludes it.
+        stage (str): What went: `chaperone` or `connection`.
+    Returns:
+        dict: A new status, `lost`; no outcome, `complete` false.
+    """
+    unknown = {"status": None, "return_code": None, "signal": None, "core_dump": False, "rusage": None, "elapsed": None}
+    end_time = None if now_ns is None else timestamp(now_ns)
+    started = True if status["pid"] is not None else status["started"]
+    exception = _exception(stage, message, None, None)
+    return _moved(status, "lost", **unknown, exception=exception, started=started, gone_by=gone_by, complete=False, end_time=end_time)
+
+
+def unattended(status: Status) -> Status:
+    """What a reader concludes of a run that may outlive its chaperone, until it is adopted or its lease is over."""
+    return _moved(status, "unattended")
+
+
+def _exception(stage: str, message: str, kind: object, errno: object) -> dict[str, object]:
+    return {"stage": stage, "type": kind, "errno": errno, "message": message[:MESSAGE_LENGTH]}
+
+
+def exit_code(status: Status) -> int:
+    """
+    What `wait` and `exec` exit with.
+
+    Returns:
+        int: The program's code, 128+n for a signal, 125 for an error or a lost run.
+    """
+    if status["state"] != "terminated":
+        return 125
+    if status["return_code"] is not None:
+        return int(status["return_code"])
+    return 128 + (int(status["status"]) & 0x7F if status["status"] is not None else specs.SIGNALS.get(status["signal"], 0))
+
+
+def last_known(value: object, run_id: str) -> Status:
+    """
+    A status read from disk, as a newer or an older writer may have left it.
+
+    Args:
+        value (object): As read from JSON; anything.
+        run_id (str): The name of its run directory.
+    Returns:
+        dict: All the fields of a status: unknown ones kept, missing or impossible ones as of an unknown run (rule R5).
+    """
+    blank = starting({"id": run_id, "program": {"argv": None, "cwd": None, "env": []}, "labels": {}}, 0, "", None, 0)
+    blank.update(chaperone_pid=None, chaperone_host=None, create_time=None)
+    if not isinstance(value, dict) or value.get("state") not in STATES:
+        return blank
+    kept = {name: field for name, field in value.items() if not isinstance(blank.get(name), dict) or isinstance(field, dict)}
+    return {**blank, **kept, "run_id": run_id}

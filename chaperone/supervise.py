@@ -1,0 +1,338 @@
+"""
+Holding one run: what happens to its program becomes its status, what is asked of it becomes signals.
+
+Knows: states, deadlines, requests.  Must not know: how a program is spawned or reached, or a file name.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+
+import _signal
+
+from . import spec as specs
+from . import status as statuses
+from .errors import StartError
+from .loop import Loop
+from .program import LocalProgram
+from .rundir import RunDirectory
+from .streams import Stream
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from .direct import DirectRun
+
+STOP_SIGNALS = (_signal.SIGTERM, _signal.SIGINT)
+FORWARDED = (_signal.SIGQUIT, _signal.SIGUSR1, _signal.SIGUSR2, _signal.SIGCONT, _signal.SIGALRM, _signal.SIGVTALRM, _signal.SIGPROF, _signal.SIGWINCH)
+# HUP: a terminal's death is not the run's.  PIPE, XFSZ: told by errno where they matter.
+IGNORED = (_signal.SIGHUP, _signal.SIGPIPE, _signal.SIGXFSZ, _signal.SIGTTOU, _signal.SIGTTIN, _signal.SIGTSTP)
+REQUEST_BYTES = 4_096  # PIPE_BUF: a longer line would not be written in one piece, and could be mixed with another's
+# A disk that refuses the final status may take it again: it was remounted, or a quota was raised. 12 tries, 17 minutes.
+PUBLISH_AGAIN_S = (1, 2, 5, 10, 30, 60, 120, 120, 120, 180, 180, 180)
+
+
+def hold(run: RunDirectory | DirectRun, spec: dict[str, Any], status: dict[str, Any], inherited: dict[str, Any]) -> int:
+    """
+    Stay with one program to its end.
+
+    Args:
+        run (RunDirectory): Visible and locked; closed at the end.
+        spec (dict): Canonical, with its secrets.
+        status (dict): `starting`, as in running.json.
+        inherited (dict): `env` (dict of bytes) and `umask` (int) as the chaperone was started with.
+    Returns:
+        int: os.EX_OK when the outcome is recorded, whatever it was; os.EX_IOERR when it could not be.
+    """
+    with Holder(run, spec, status, inherited) as holder:
+        return holder.hold()
+
+
+class Holder:
+    """
+    The chaperone's side of one run; see `hold`.
+
+    Attributes:
+        loop (Loop): For the program to watch its fds with.
+        streams (dict): `stdout` and `stderr`, for the program's bytes.
+    """
+
+    def __init__(self, run: RunDirectory | DirectRun, spec: dict[str, Any], status: dict[str, Any], inherited: dict[str, Any]) -> None:
+        self.run, self.spec, self.status = run, spec, status
+        self.loop = Loop()
+        self.streams = {name: Stream(fd, spec["output"]["max_bytes"], self._teller(name), self._full) for name, fd in run.streams.items()}
+        self.program = _program(spec, self, inherited, run.key)
+        self._wakeup: tuple[int, int] = (-1, -1)
+        self._requests = b""
+        self._started_at: float | None = None
+        self._run_timer: int | None = None
+        self._stop_timer: int | None = None
+        self._stop_by = float("inf")
+        self._exit = os.EX_SOFTWARE
+
+    def __enter__(self) -> Holder:
+        self._wakeup = os.pipe()
+        for fd in self._wakeup:
+            os.set_blocking(fd, False)
+        for number in (*STOP_SIGNALS, *FORWARDED, _signal.SIGCHLD):
+            _signal.signal(number, _noted)
+        for number in IGNORED:
+            _signal.signal(number, _signal.SIG_IGN)
+        _signal.set_wakeup_fd(self._wakeup[1], warn_on_full_buffer=False)
+        self.loop.watch(self._wakeup[0], select.POLLIN, self._signalled)
+        if self.run.control_fd >= 0:
+            self.loop.watch(self.run.control_fd, select.POLLIN, self._requested)
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: Any) -> None:
+        if error is not None:  # our bug: the guard takes the program down, readers find the run lost, the log says why
+            while trace.tb_next:
+                trace = trace.tb_next
+            self.log(f"the chaperone failed at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}: {error!r}")
+        _signal.set_wakeup_fd(-1)
+        for fd in self._wakeup:
+            os.close(fd)
+        self.run.close()
+
+    def hold(self) -> int:
+        """Start the program and stay until the outcome is recorded."""
+        for name in ("callback", "config"):
+            if self.spec[name] is not None:
+                self.log(f"the spec has a {name!r}: nothing is posted yet")
+        try:
+            self.program.start()
+        except StartError as error:
+            self.failed(error.stage, error.message, errno=error.errno, type=error.type)
+            return self._exit
+        self.loop.run()
+        return self._exit
+
+    # -- what the program tells
+
+    @property
+    def log_path(self) -> str:
+        """The log, for a program of ours that must open it by name."""
+        return self.run.log_path
+
+    def open_stream(self, stream: str) -> int:
+        """A further fd of a stream, for the program itself."""
+        return self.run.open_stream(stream)
+
+    def log(self, text: str) -> None:
+        """Say something in the run's log; on stderr where the log can't take it."""
+        line = f"{statuses.timestamp(time.time_ns())} {text}\n".encode("utf-8", "backslashreplace")
+        for fd in (self.run.log_fd, 2):
+            try:
+                os.write(fd, line)
+                return
+            except OSError:
+                continue
+
+    def started(self, pid: int, **facts: object) -> None:
+        """The program was started; `facts` are further fields of the status."""
+        self.status = statuses.running(self.status, pid, time.time_ns(), **facts)
+        self._replace()
+        self._started_at = self.loop.now()
+        timeouts = self.spec["timeouts"]
+        if timeouts["run"] is not None:
+            self._run_timer = self.loop.at(self._started_at + timeouts["run"], self._timed_out)
+        if timeouts["idle"] is not None:
+            self.loop.at(self._started_at + timeouts["idle"], self._look_idle)
+
+    def noted(self, **facts: object) -> None:
+        """Facts changed that are no change of state."""
+        self.status = statuses.noted(self.status, **facts)
+        self._replace()
+
+    def program_ended(self) -> None:
+        """The program has ended, its leftovers have not: one grace for all of them."""
+        self.loop.cancel(self._run_timer)
+        self._record_end()
+        grace_s = max(0.0, self._stop_by - self.loop.now()) if self.status["stop"] else self.spec["stop"]["grace_period"]
+        self.program.finish(grace_s)
+
+    def ended(self, wait_status: int | None, **facts: object) -> None:
+        """
+        The program was reaped.
+
+        Args:
+            wait_status (int): As from wait4(2); None where `facts` say how it ended.
+            facts: `return_code`, `signal`, `core_dump`, `rusage`, `ambiguous`.
+        """
+        outcome = {} if wait_status is None else statuses.outcome(wait_status)
+        self.status = statuses.ended(self.status, **{**outcome, **facts})
+        self._record_end()
+
+    def finished(self, leftovers: int = 0, complete: bool = True) -> None:
+        """Everything is over, the last bytes are in."""
+        self._publish(statuses.terminated(statuses.ended(self.status, leftovers=leftovers), complete))
+
+    def failed(self, stage: str, message: str, errno: int | None = None, type: str | None = None, started: bool | None = False) -> None:
+        """The program could not be run; `started` is False only where that is proven, else None."""
+        self._publish(statuses.failed(self.status, stage, message, time.time_ns(), errno=errno, type=type, started=started))
+
+    def lost(self, message: str, gone_by: str | None = None, complete: bool = False) -> None:
+        """The connection went for good: nobody can know how the program ended."""
+        self._publish(statuses.lost(self.status, message, gone_by, time.time_ns(), stage="connection"))
+
+    # -- what is asked
+
+    def stop(self, reason: str, grace_s: float | None = None, by: str | None = None) -> None:
+        """
+        Signal, grace, SIGKILL. A second stop signals again and can only shorten the grace.
+
+        Args:
+            reason (str): One of `status.STOP_REASONS`.
+            grace_s (float): Seconds; None for the spec's.
+            by (str): Who asked, in their own word.
+        """
+        name = self.spec["stop"]["signal"]
+        self._stopping(name, reason, by)
+        self._stop_by = min(self._stop_by, self.loop.now() + (self.spec["stop"]["grace_period"] if grace_s is None else grace_s))
+        self.loop.cancel(self._stop_timer)
+        self._stop_timer = self.loop.at(self._stop_by, self.program.kill)
+        self.program.stop(specs.SIGNALS[name])
+
+    def _kill(self, by: str | None) -> None:
+        self._stopping("SIGKILL", "request", by)
+        self._stop_by = self.loop.now()
+        self.loop.cancel(self._stop_timer)
+        self.program.kill()
+
+    def _stopping(self, name: str, reason: str, by: str | None) -> None:
+        """A program that has ended was not stopped: what comes then is for its leftovers alone."""
+        if self.status["end_time"] is None:
+            self.status = statuses.stopping(self.status, name, reason, by, time.time_ns())
+            self._replace()
+
+    def _signalled(self, fd: int, events: int) -> None:
+        for number in set(os.read(fd, 512)):
+            if number == _signal.SIGCHLD:
+                self.program.children_changed()
+            elif number in STOP_SIGNALS:
+                self.stop("request", by=specs.signal_name_of(number))
+            elif number in FORWARDED:
+                self.program.signal(number)
+
+    def _requested(self, fd: int, events: int) -> None:
+        try:
+            self._requests += os.read(fd, 65_536)
+        except BlockingIOError:
+            return
+        *lines, self._requests = self._requests.split(b"\n")
+        if len(self._requests) > REQUEST_BYTES:
+            self.log(f"unable to take a request of more than {REQUEST_BYTES} bytes: it has no end")
+            self._requests = b""
+        for line in lines:
+            self._request(line.decode("utf-8", "backslashreplace"))
+
+    def _request(self, line: str) -> None:
+        """One line from `control`: `stop [SECONDS]`, `signal NAME`, `kill`, each with an optional `by=WORD`."""
+        words = line.split()
+        by = next((word[3:] for word in words if word.startswith("by=")), None)
+        verb, *rest = [word for word in words if not word.startswith("by=")] or [""]
+        number = specs.SIGNALS.get(specs.signal_name(rest[0]) or "") if len(rest) == 1 else None
+        if verb == "stop" and len(rest) <= 1 and (not rest or _seconds(rest[0]) is not None):
+            self.stop("request", _seconds(rest[0]) if rest else None, by)
+        elif verb == "kill" and not rest:
+            self._kill(by)
+        elif verb == "signal" and number is not None:
+            self.program.signal(number)
+        else:
+            self.log(f"unable to take the request {line[:200]!r}: want stop [SECONDS], signal NAME or kill")
+
+    # -- deadlines and limits
+
+    def _timed_out(self) -> None:
+        self.stop("timeout", by=f"timeouts.run {self.spec['timeouts']['run']:g}")
+
+    def _look_idle(self) -> None:
+        """Look only when the time may be up, not at every byte: a busy program costs no timers."""
+        limit_s = self.spec["timeouts"]["idle"]
+        due = max(self._started_at or 0.0, *(stream.heard_at for stream in self.streams.values())) + limit_s
+        if self.status["end_time"] is not None:
+            return
+        if due <= self.loop.now():
+            self.stop("idle", by=f"timeouts.idle {limit_s:g}")
+        else:
+            self.loop.at(due, self._look_idle)
+
+    def _teller(self, name: str) -> Any:
+        return lambda text: self.log(f"{name}: {text}")
+
+    def _full(self) -> None:
+        """A byte was dropped. By a deadline, because we are called from the middle of a write."""
+        if self.spec["output"]["on_full"] == "stop":
+            self.loop.at(self.loop.now(), lambda: self.stop("output"))
+
+    # -- what is recorded
+
+    def _record_end(self) -> None:
+        if self.status["end_time"] is None:
+            elapsed = None if self._started_at is None else self.loop.now() - self._started_at
+            self.status = statuses.ended(self.status, end_time=statuses.timestamp(time.time_ns()), elapsed=elapsed)
+
+    def _replace(self) -> None:
+        trouble = self.run.replace_running(self._with_sizes(self.status))
+        if trouble:
+            self.log(trouble)
+
+    def _with_sizes(self, status: dict[str, Any]) -> dict[str, Any]:
+        """The streams as they are on disk: with `through: file` nobody but the disk counts them."""
+        sizes: dict[str, Any] = {}
+        for name, stream in self.streams.items():
+            size = self.run.size_of(name)
+            if size < stream.bytes:
+                self.log(f"{name} shrank from {stream.bytes} to {size} bytes: somebody truncated it")
+            dropped = None if self.spec["output"]["through"] == "file" else stream.dropped
+            sizes[name] = {"bytes": size, "dropped": dropped}
+        return {**status, **sizes}
+
+    def _publish(self, final: dict[str, Any]) -> None:
+        """Publish and end (rule W4). A disk that refuses is asked again: the outcome exists nowhere but here."""
+        durable = self.spec["durable"]
+        final = self._with_sizes(final)
+        for pause_s in (*PUBLISH_AGAIN_S, None):
+            try:
+                self.run.publish(final, durable)
+                self.run.end(durable)
+                self._exit = os.EX_OK
+                break
+            except OSError as error:
+                print_to_stderr(f"chaperone: unable to publish the status of run {final['run_id']!r}: {error.strerror}")
+                if pause_s is None or not self.run.is_there():
+                    self._exit = os.EX_IOERR
+                    break
+                time.sleep(pause_s)
+        self.loop.end()
+
+
+def print_to_stderr(text: str) -> None:
+    """The last resort of a chaperone whose spool is gone; the only words outside `cli` that are not in the spool."""
+    try:
+        os.write(2, text.encode("utf-8", "backslashreplace") + b"\n")
+    except OSError:
+        pass
+
+
+def _program(spec: dict[str, Any], holder: Holder, inherited: dict[str, Any], cookie: str) -> Any:
+    if spec["remote"] is None and spec["on_disconnect"] == "kill":
+        return LocalProgram(spec, holder, inherited, cookie)
+    from .remote import RemoteProgram
+
+    return RemoteProgram(spec, holder)
+
+
+def _noted(number: int, frame: object) -> None:
+    """The wakeup fd has it; a handler must exist for the kernel to tell us at all."""
+
+
+def _seconds(word: str) -> float | None:
+    try:
+        seconds = float(word)
+    except ValueError:
+        return None
+    return seconds if 0 <= seconds <= 1e10 else None
