@@ -19,10 +19,23 @@ def _constant(name: str) -> object:
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"want each key once, got {twice!r} twice")
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise ValueError(f"want each key once, got {twice[:80]!r} twice")
     return found
+
+
+def _float(text: str) -> float:
+    number = float(text)
+    if number - number != 0:  # 1e999 would become an infinity, which is no JSON and could not be written again
+        raise ValueError(f"want JSON, got the number {text[:80]}")
+    return number
+
+
+def _int(text: str) -> int:
+    if len(text) > 4_000:  # the interpreter's own limit is 4,300 digits, and a setting
+        raise ValueError(f"want JSON, got a number of {len(text)} digits")
+    return int(text)
 
 
 class _Context:
@@ -31,10 +44,9 @@ class _Context:
     strict = True
     object_hook = None
     object_pairs_hook = staticmethod(_unique)
-    parse_float = float
-    parse_int = int
+    parse_float = staticmethod(_float)
+    parse_int = staticmethod(_int)
     parse_constant = staticmethod(_constant)
-    memo: dict[str, str] = {}
 
 
 def _unknown(value: object) -> object:
@@ -44,6 +56,15 @@ def _unknown(value: object) -> object:
 _scan = _json.make_scanner(_Context)
 # markers, default, encoder, indent, separators, sort_keys, skipkeys, allow_nan: as json.JSONEncoder passes them.
 _encode = _json.make_encoder(None, _unknown, _json.encode_basestring_ascii, None, ": ", ", ", False, False, False)
+
+
+def _scanned(text: str, start: int) -> tuple[object, int]:
+    try:
+        return _scan(text, start)  # type: ignore[no-any-return]
+    except SystemError:  # for its complaint the C scanner looks up json.decoder, and trips if nobody has imported it
+        import json.decoder  # noqa: F401
+
+        return _scan(text, start)  # type: ignore[no-any-return]
 
 
 def loads(text: bytes | str) -> object:
@@ -64,11 +85,16 @@ def loads(text: bytes | str) -> object:
         raise ValueError(f"want UTF-8, got byte 0x{error.object[error.start]:02x} at offset {error.start}") from None
     start = len(decoded) - len(decoded.lstrip(_BLANK))
     try:
-        value, end = _scan(decoded, start)
+        value, end = _scanned(decoded, start)
     except StopIteration as stop:
         raise ValueError(f"want a JSON value at character {stop.value}") from None
     except RecursionError:
         raise ValueError("want JSON, got one nested too deep") from None
+    except ValueError as error:
+        if not hasattr(error, "msg"):
+            raise
+        what = error.msg.removesuffix(" at").removesuffix(" starting")  # type: ignore[attr-defined]
+        raise ValueError(f"want JSON, got {what[0].lower()}{what[1:]} at character {error.pos}") from None  # type: ignore[attr-defined]
     if decoded[end:].strip(_BLANK):
         raise ValueError(f"want one JSON value, got more at character {end}")
     return value
