@@ -1,0 +1,377 @@
+"""
+Starting chaperones: what a process does to become one, and how a scheduler starts it.
+
+Knows: processes, sessions, inherited fds.  Must not know: how a program is held, or a file name.
+"""
+
+from __future__ import annotations
+
+import _signal
+import fcntl
+import os
+import select
+import sys
+import time
+
+from . import jsontext, rundir, spool, supervise
+from . import spec as specs
+from . import status as statuses
+from .errors import ChaperoneError, NoRunError, RunExistsError, SpecError, SpoolError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    Visible = Callable[[str], None]
+
+KEPT_IGNORED = (_signal.SIGPIPE, _signal.SIGXFSZ)  # a write that fails is told by errno, it must not kill a chaperone
+PATIENCE_MS = 1_000  # for a full pipe on stdout to take the run id: then the program starts all the same
+FORWARDED = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGUSR1, _signal.SIGUSR2)
+
+
+# -- becoming a chaperone
+
+
+def announce(run_id: str) -> None:
+    """Print a run id, now: on a stdout that nobody reads it is lost, and nothing else."""
+    poll = select.poll()
+    poll.register(1, select.POLLOUT)
+    try:
+        if poll.poll(PATIENCE_MS):
+            os.write(1, f"{run_id}\n".encode())
+    except OSError:
+        pass
+
+
+def run(texts: list[tuple[str, bytes]], spool_path: str, run_id: str | None, detach: bool, cwd: str, visible: Visible = announce) -> int:
+    """
+    Make this process the chaperone of a run and stay to its end; of several runs, or where it can't be one, make children that do.
+
+    In such a child it returns, or raises, as well: the caller exits with what comes, and does nothing else.
+
+    Args:
+        texts (list): Specs: (name for messages, JSON).
+        spool_path (str): Made if it is not there; relative to `cwd`.
+        run_id (str): Instead of the spec's; None for the spec's own, or a new one.
+        detach (bool): Return when the run directory is visible.
+        cwd (str): Absolute; relative paths of a spec start there.
+        visible: Called with the run id in the moment when the run directory is there.
+    Returns:
+        int: The exit code: of several the first that is not 0.
+    Raises:
+        SpecError: If a spec, or the id, can't be meant so; there is no run directory.
+        RunExistsError, SpoolError: If the run directory can't be created.
+    """
+    if run_id is not None and len(texts) > 1:
+        raise SpecError(f"unable to start {len(texts)} runs as {run_id!r}: an id names one run")
+    inherited = settle()
+    path = os.path.join(cwd, spool_path)
+    if not detach and len(texts) == 1 and not _leads_a_group():
+        return held(checked(*texts[0], cwd), path, run_id, inherited, visible)
+    children: list[tuple[int, int]] = []
+    for name, text in texts:
+        reading, telling = os.pipe()
+        pid = os.fork()
+        if not pid:
+            for _, fd in (*children, (0, reading)):
+                os.close(fd)
+            return held(checked(name, text, cwd), path, run_id, inherited, _both(visible, telling))
+        os.close(telling)
+        children.append((pid, reading))
+    codes = _visible_or_ended(children) if detach else _ended(children)
+    return next((code for code in codes if code), os.EX_OK)
+
+
+def _both(visible: Visible, telling: int) -> Visible:
+    """Tell whoever waits for the run directory, and the process that made us."""
+
+    def tell(run_id: str) -> None:
+        visible(run_id)
+        try:
+            os.write(telling, b"\n")
+        except OSError:  # it has gone; the run goes on
+            pass
+        os.close(telling)
+
+    return tell
+
+
+def settle(keep: int = -1) -> dict[str, Any]:
+    """
+    Shake off what a process inherits that could harm a run. Signals stay blocked until `supervise.hold` can answer them.
+
+    Args:
+        keep (int): A fd that stays open beside 0, 1 and 2.
+    Returns:
+        dict: What belongs to the program: `env` (dict of bytes) and `umask` (int).
+    Source: design of dumb-init and s6; signal(7), "an ignored SIGCHLD makes wait4(2) say ECHILD".
+    """
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, _signal.valid_signals())
+    # Closed fds first: else the lock becomes fd 0, and the program inherits our pulse.
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+    for number in _signal.valid_signals() - {_signal.SIGKILL, _signal.SIGSTOP}:
+        _signal.signal(number, _signal.SIG_IGN if number in KEPT_IGNORED else _signal.SIG_DFL)
+    for fd in _open_fds():
+        if fd > 2 and fd != keep:
+            try:
+                os.close(fd)
+            except OSError:  # it was the listing's own
+                pass
+    return {"env": dict(os.environb), "umask": os.umask(0o077)}
+
+
+def _open_fds() -> list[int]:
+    try:
+        return [int(name) for name in os.listdir("/proc/self/fd")]
+    except FileNotFoundError:
+        return list(range(os.sysconf("SC_OPEN_MAX")))
+
+
+def _leads_a_group() -> bool:
+    """Whether it is a job of an interactive shell: it may not make a session, and the shell waits for just this pid."""
+    return os.getpgrp() == os.getpid() != os.getsid(0)
+
+
+def new_id() -> str:
+    """A run id that sorts by time: `20261123T201426.123456-5f0c9a1e`, UTC, the rest random."""
+    moment = statuses.timestamp(time.time_ns())
+    return moment[:-1].replace("-", "").replace(":", "") + "-" + os.urandom(4).hex()
+
+
+def checked(name: str, text: bytes, cwd: str) -> dict[str, Any]:
+    """
+    The canonical form of a spec's text.
+
+    Raises:
+        SpecError: `unable to read spec NAME: PATH: want WANT, got GOT`.
+    """
+    try:
+        return specs.checked(jsontext.loads(text), cwd)
+    except ValueError as error:
+        raise SpecError(f"unable to read spec {name!r}: {error}") from error
+
+
+def held(spec: dict[str, Any], spool_path: str, run_id: str | None, inherited: dict[str, Any], visible: Visible, key: str | None = None) -> int:
+    """
+    Create the run directory and hold the run in this process, which `settle` has prepared.
+
+    Args:
+        spec (dict): Canonical.
+        spool_path (str): Absolute.
+        run_id (str): Instead of the spec's, or None.
+        inherited (dict): From `settle`.
+        visible: Called with the run id when the run directory is there.
+        key (str): The run's, by which a starter tells its own run from another's; None for a new one.
+    Returns:
+        int: As `supervise.hold`.
+    """
+    chosen = run_id if run_id is not None else spec["id"] or new_id()
+    if not specs.is_run_id(chosen):
+        raise SpecError(f"unable to start run {chosen!r}: want an id of [A-Za-z0-9][A-Za-z0-9._-]* and at most 128 characters")
+    spec = {**spec, "id": chosen}
+    if os.getsid(0) != os.getpid():
+        os.setsid()
+    status = statuses.starting(spec, os.getpid(), os.uname().nodename, _boot_id(), time.time_ns())
+    kept = spec if spec["keep_secrets"] else specs.without_secrets(spec)
+    directory = rundir.create(spool_path, kept, spec, status, key or os.urandom(16).hex())
+    visible(chosen)
+    _leave_place()
+    return supervise.hold(directory, spec, status, inherited)
+
+
+def _boot_id() -> str | None:
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return None
+
+
+def _leave_place() -> None:
+    """Let go of the caller's pipes and directory: nothing that happens to them changes anything any more, and no mount is pinned."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in range(3):
+        if not os.isatty(fd):
+            os.dup2(null, fd)
+    os.close(null)
+    os.chdir("/")
+
+
+# -- the process that waits for its chaperones
+
+
+def _visible_or_ended(children: list[tuple[int, int]]) -> list[int]:
+    """For each child 0 when its run is visible, else what it exited with."""
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+    return [os.EX_OK if os.read(reading, 1) else _code(os.waitpid(pid, 0)[1]) for pid, reading in children]
+
+
+def _ended(children: list[tuple[int, int]]) -> list[int]:
+    """What each child exited with; what is asked of this process by a signal is asked of them."""
+    living = {pid for pid, _ in children}
+
+    def forward(number: int, frame: object) -> None:
+        for pid in living:
+            os.kill(pid, number)
+
+    for number in FORWARDED:
+        _signal.signal(number, forward)
+    _signal.signal(_signal.SIGHUP, _signal.SIG_IGN)  # as the chaperone itself: a terminal's death is not the run's
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+    codes = []
+    for pid, _ in children:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        living.discard(pid)  # before it is reaped: from then on the pid may be someone else's
+        codes.append(_code(os.waitpid(pid, 0)[1]))
+    return codes
+
+
+def _code(wait_status: int) -> int:
+    """As a shell tells it."""
+    code = os.waitstatus_to_exitcode(wait_status)
+    return code if code >= 0 else 128 - code
+
+
+# -- the scheduler's side
+
+
+def start(spool_path: str, spec: dict[str, Any], warm: bool = False, env: dict[str, str] | None = None, cwd: str | None = None) -> str:
+    """
+    Start a chaperone for a run and leave it to itself; it costs the same from a scheduler of any size.
+
+    Args:
+        spool_path (str): Made if it is not there.
+        spec (dict): As in docs/spec.rst; left as it is.
+        warm (bool): By the spool's launcher, which is started if there is none; cold if that does not work.
+        env (dict): What the program inherits; None for ours.
+        cwd (str): Where relative paths of the spec start; None for ours.
+    Returns:
+        str: The run id; the run directory is visible.
+    Raises:
+        SpecError: If the spec can't be meant so.
+        RunExistsError: If there is a run of that id.
+        SpoolError: If the run directory can't be created.
+        ChaperoneError: If no chaperone could be started.
+    """
+    cwd = os.getcwd() if cwd is None else os.path.abspath(cwd)
+    try:
+        given = placed(spec, cwd)
+        text = jsontext.dumps(given).encode()
+    except (ValueError, TypeError) as error:
+        raise SpecError(f"unable to start a run: {error}") from error
+    path = os.path.join(cwd, spool_path)
+    environ = dict(os.environ) if env is None else env
+    if warm:
+        from . import launcher
+
+        if launcher.started(path, given["id"], text, environ, cwd):
+            return str(given["id"])
+    return _start_cold(path, given["id"], text, environ)
+
+
+def placed(spec: dict[str, Any], cwd: str) -> dict[str, Any]:
+    """
+    A spec with its id filled in and its relative paths made absolute, so that it means the same wherever it is read.
+
+    Raises:
+        SpecError: As `spec.checked`.
+    """
+    canonical = specs.checked(spec, cwd)
+    program = {**spec["program"], "cwd": canonical["program"]["cwd"], "stdin": canonical["program"]["stdin"]}
+    return {**spec, "id": canonical["id"] or new_id(), "program": program}
+
+
+def _start_cold(path: str, run_id: str, text: bytes, env: dict[str, str]) -> str:
+    """By `chaperone run --detach`, the spec on its stdin. Files in memory, not pipes: nobody has to read them meanwhile."""
+    files = [_memory_file(name) for name in ("spec", "stdout", "stderr")]
+    try:
+        os.pwrite(files[0], text, 0)
+        code = spawned(["run", "--detach", "--spool", path, "-"], env, files)
+        told, said = (os.pread(fd, 1 << 16, 0).decode("utf-8", "surrogateescape") for fd in files[1:])
+    finally:
+        for fd in files:
+            os.close(fd)
+    if told.strip() != run_id:
+        raise _failure(code, path, run_id, said.strip().removeprefix("chaperone: "))
+    return run_id
+
+
+def _memory_file(name: str) -> int:
+    """An fd that is none of 0, 1, 2, so that it can be moved there in any order."""
+    fd = os.memfd_create(name)
+    if fd > 2:
+        return fd
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    finally:
+        os.close(fd)
+
+
+def spawned(words: list[str], env: dict[str, str], fds: list[int]) -> int | None:
+    """
+    Run the command `chaperone` to its end.
+
+    posix_spawn, because a fork copies page tables: 41 ms for each GB of the scheduler's heap, while its loop stands still.
+
+    Args:
+        words (list): The command line after `chaperone`.
+        fds (list): Its stdin, stdout and stderr; none of them is 0, 1 or 2.
+    Returns:
+        int: Its exit code, 128+n for a signal; None where the host takes its children's ends for itself (SIGCHLD ignored, say).
+    """
+    python = _interpreter()
+    main = os.path.join(os.path.dirname(os.path.abspath(__file__)), "__main__.py")
+    moves = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(fds)]
+    try:
+        pid = os.posix_spawn(python, [python, "-I", "-S", main, *words], env, file_actions=moves)
+    except OSError as error:
+        raise ChaperoneError(f"unable to start a chaperone by {python!r}: {error.strerror}") from error
+    try:
+        return _code(os.waitpid(pid, 0)[1])
+    except ChildProcessError:
+        return None
+    except BaseException:  # a signal handler of the host raised; a zombie is not what it asked for, and it takes milliseconds
+        try:
+            os.waitpid(pid, 0)
+        except ChildProcessError:
+            pass
+        raise
+
+
+def _interpreter() -> str:
+    """The interpreter we run in. A program that embeds Python names itself there, and would be started in its place."""
+    path = sys.executable
+    if not path or not os.path.basename(path).startswith("python"):
+        raise ChaperoneError(f"unable to start a chaperone: want a Python interpreter in sys.executable, got {path!r} (is Python embedded? set it)")
+    return path
+
+
+def _failure(code: int | None, path: str, run_id: str, sentence: str) -> ChaperoneError:
+    """What `chaperone run` said, as the error that it was there."""
+    sentence = sentence or f"unable to start run {run_id!r}: its chaperone ended with {code}"
+    if code == os.EX_DATAERR:
+        return SpecError(sentence)
+    if code in (os.EX_CANTCREAT, None):
+        return RunExistsError(sentence) if key_of(path, run_id) is not None else SpoolError(sentence)
+    return ChaperoneError(sentence)
+
+
+def key_of(path: str, run_id: str) -> str | None:
+    """The random key of a run, "" where it can't be read; None if there is no such run, or no spool."""
+    try:
+        spool_fd = spool.open_spool(path)
+    except SpoolError:
+        return None
+    try:
+        run_fd = spool.open_run(spool_fd, run_id)
+    except NoRunError:
+        return None
+    finally:
+        os.close(spool_fd)
+    try:
+        return str(spool.read_spec(run_fd).get("key", ""))
+    finally:
+        os.close(run_fd)
