@@ -53,18 +53,18 @@ def _unknown(value: object) -> object:
     raise TypeError(f"unable to write {type(value).__name__} as JSON")
 
 
-_scan = _json.make_scanner(_Context)
+_scan = _json.make_scanner(_Context)  # type: ignore[arg-type]
 # markers, default, encoder, indent, separators, sort_keys, skipkeys, allow_nan: as json.JSONEncoder passes them.
 _encode = _json.make_encoder(None, _unknown, _json.encode_basestring_ascii, None, ": ", ", ", False, False, False)
 
 
 def _scanned(text: str, start: int) -> tuple[object, int]:
     try:
-        return _scan(text, start)  # type: ignore[no-any-return]
+        return _scan(text, start)
     except SystemError:  # for its complaint the C scanner looks up json.decoder, and trips if nobody has imported it
         import json.decoder  # noqa: F401
 
-        return _scan(text, start)  # type: ignore[no-any-return]
+        return _scan(text, start)
 
 
 def loads(text: bytes | str) -> object:
@@ -91,10 +91,10 @@ def loads(text: bytes | str) -> object:
     except RecursionError:
         raise ValueError("want JSON, got one nested too deep") from None
     except ValueError as error:
-        if not hasattr(error, "msg"):
+        if not (hasattr(error, "msg") and hasattr(error, "pos")):
             raise
-        what = error.msg.removesuffix(" at").removesuffix(" starting")  # type: ignore[attr-defined]
-        raise ValueError(f"want JSON, got {what[0].lower()}{what[1:]} at character {error.pos}") from None  # type: ignore[attr-defined]
+        what = error.msg.removesuffix(" at").removesuffix(" starting")
+        raise ValueError(f"want JSON, got {what[0].lower()}{what[1:]} at character {error.pos}") from None
     if decoded[end:].strip(_BLANK):
         raise ValueError(f"want one JSON value, got more at character {end}")
     return value

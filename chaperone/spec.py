@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import _signal
 
-from . import command
+from . import command, jsontext
 from .errors import SpecError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, NoReturn
 
     Check = Callable[[Any, str], Any]
 
@@ -23,6 +23,7 @@ _ID_FIRST = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz01234
 _ID_REST = _ID_FIRST | frozenset("._-")
 _NAME = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_")
 RLIMITS = ("as", "core", "cpu", "data", "fsize", "memlock", "nofile", "nproc", "rss", "stack")
+SURVIVE = False  # until a run can outlive its chaperone
 LEASE_S = {"kill": 60, "survive": 2400}  # 2,400 s: HTCondor's JobLeaseDuration, twenty years in use
 
 SIGNALS = {
@@ -32,13 +33,38 @@ SIGNALS = {
 }
 
 
-def _got(value: object) -> str:
-    text = repr(value)
+def _cut(text: str) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _fail(path: str, want: str, value: object) -> Any:
+def _kind(value: object) -> str:
+    """What a value is, without what is in it: that may be a secret."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    kinds = {str: "a string", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    return next((name for kind, name in kinds.items() if isinstance(value, kind)), f"a {type(value).__name__}")
+
+
+def _got(value: object) -> str:
+    """A string or a number as it is; of a list or an object its kind alone, for somewhere in it may be a secret."""
+    if isinstance(value, str):
+        return _cut(repr(value[:80]))
+    return _cut(repr(value)) if type(value) is float or (type(value) is int and abs(value) < 10**80) else _kind(value)
+
+
+def _fail(path: str, want: str, value: object) -> NoReturn:
     raise SpecError(f"{path}: want {want}, got {_got(value)}")
+
+
+def _fail_unseen(path: str, want: str, value: object) -> NoReturn:
+    raise SpecError(f"{path}: want {want}, got {_kind(value)}")
+
+
+def _at(path: str, name: object) -> str:
+    """The path of a field: `program.env`, and `labels["a b"]` where the name is no plain word."""
+    if isinstance(name, str) and name and not set(name) - _ID_REST and len(name) <= 80:
+        return f"{path}.{name}" if path else name
+    return f"{path}[{_cut(jsontext.dumps(name[:80]))}]" if isinstance(name, str) else f"{path}[{_kind(name)}]"
 
 
 # -- checks: (value, path) to the canonical value, or SpecError
@@ -58,6 +84,10 @@ def _passable(value: str, path: str) -> str:
     """What execve can pass on: no NUL, and no surrogate but those that stand for bytes."""
     if "\0" in value:
         raise SpecError(f"{path}: want a string without NUL bytes, got one at character {value.index(chr(0))}")
+    return _bytes_or_text(value, path)
+
+
+def _bytes_or_text(value: str, path: str) -> str:
     try:
         value.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as error:
@@ -66,9 +96,11 @@ def _passable(value: str, path: str) -> str:
 
 
 def _strings(value: Any, path: str) -> list[str]:
-    if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
-        _fail(path, "a non-empty list of strings", value)
-    return [_passable(item, f"{path}[{number}]") for number, item in enumerate(value)]
+    if not isinstance(value, list) or not value:
+        raise SpecError(f"{path}: want a non-empty list of strings, got {'an empty one' if value == [] else _got(value)}")
+    for number, item in enumerate(value):
+        _passable(item, f"{path}[{number}]") if isinstance(item, str) else _fail(f"{path}[{number}]", "a string", item)
+    return list(value)
 
 
 def _argv(value: Any, path: str) -> list[str]:
@@ -77,36 +109,41 @@ def _argv(value: Any, path: str) -> list[str]:
     return argv
 
 
-def _env_name(name: str, path: str) -> str:
-    if not name or "=" in name:
-        _fail(path, "a name without '='", name)
+def _env_name(name: object, path: str) -> str:
+    if not isinstance(name, str) or not name:
+        _fail(path, "a name", name)
+    before, equals, _ = name.partition("=")
+    if equals:  # what stands behind it may be a secret
+        raise SpecError(f"{path}: want a name without '=', got {_cut(repr(before + '=...'))}")
     return _passable(name, path)
 
 
 def _env(value: Any, path: str) -> dict[str, str]:
     if not isinstance(value, dict):
-        raise SpecError(f"{path}: want an object of strings, got a {type(value).__name__}")
+        _fail_unseen(path, "an object of strings", value)
     for name, text in value.items():
-        _env_name(name, f"{path}.{name}")
-        if not isinstance(text, str):  # the value may be a secret: tell its type alone
-            raise SpecError(f"{path}.{name}: want a string, got a {type(text).__name__}")
-        _passable(text, f"{path}.{name}")
+        _env_name(name, path)
+        if not isinstance(text, str):  # the value may be a secret: tell its kind alone
+            _fail_unseen(_at(path, name), "a string", text)
+        _passable(text, _at(path, name))
     return dict(value)
 
 
 def _inherit_env(value: Any, path: str) -> bool | list[str]:
     if isinstance(value, bool):
         return value
-    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        _fail(path, "true, false or a list of names", value)
+    if not isinstance(value, list):
+        _fail_unseen(path, "true, false or a list of names", value)
     return [_env_name(name, f"{path}[{number}]") for number, name in enumerate(value)]
 
 
 def _stdin(value: Any, path: str) -> str | dict[str, str] | None:
-    if value is None or isinstance(value, str):
-        return value
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return _bytes_or_text(value, path)
     if not isinstance(value, dict):  # never shown: what goes into a program may be a secret
-        raise SpecError(f'{path}: want null, a text or {{"file": path}}, got a {type(value).__name__}')
+        _fail_unseen(path, 'null, a text or {"file": path}', value)
     return _fields({"file": (_text, REQUIRED)})(value, path)  # type: ignore[no-any-return]
 
 
@@ -123,20 +160,23 @@ def _rlimits(value: Any, path: str) -> dict[str, list[int | None]]:
     found = {}
     for name, limit in value.items():
         if name not in RLIMITS:
-            _fail(f"{path}.{name}", f"one of {', '.join(RLIMITS)}", name)
+            raise SpecError(f"{_at(path, name)}: want one of {', '.join(RLIMITS)}, got an unknown limit")
         pair = limit if isinstance(limit, list) and len(limit) == 2 else [limit, limit]
-        ends = [None if end in ("unlimited", None) and end is not False else end for end in pair]
+        ends = [None if end in ("unlimited", None) else end for end in pair]
         if any(end is not None and (type(end) is not int or end < 0 or end >= 2**63) for end in ends):
             _fail(f"{path}.{name}", 'a whole number, "unlimited" or a pair of them', limit)
         if ends[1] is not None and (ends[0] is None or ends[0] > ends[1]):
-            _fail(f"{path}.{name}", "a soft limit not above the hard one", limit)
+            shown = ["unlimited" if end is None else end for end in ends]
+            raise SpecError(f"{path}.{name}: want a soft limit not above the hard one, got {shown[0]} above {shown[1]}")
         found[name] = ends
     return found
 
 
 def _one_of(*choices: str) -> Check:
     def check(value: Any, path: str) -> str:
-        return value if value in choices else _fail(path, " or ".join(repr(choice) for choice in choices), value)
+        if value not in choices:
+            _fail(path, " or ".join(repr(choice) for choice in choices), value)
+        return str(value)
 
     return check
 
@@ -144,17 +184,14 @@ def _one_of(*choices: str) -> Check:
 def _number(least: float, above: bool = False, whole: bool = False, most: float = 1e10) -> Check:
     """1e10 s are 317 years: what is above is a mistake and would overflow poll(2) arithmetic elsewhere."""
 
-    def check(value: Any, path: str) -> float:
-        kinds = (int,) if whole else (int, float)
-        right = type(value) in kinds and least <= value <= most and not (above and value == least)
-        want = f"a {'whole ' if whole else ''}number {'above' if above else 'of at least'} {least:g}"
-        return value if right else _fail(path, want if right or not _above(value, most) else f"{want}, at most {most:g}", value)
+    def check(value: Any, path: str) -> Any:
+        right = type(value) is int or (type(value) is float and not whole)
+        if not right or not least <= value <= most or (above and value == least):
+            want = f"a {'whole ' if whole else ''}number {'above' if above else 'of at least'} {least:g}"
+            _fail(path, f"{want} and at most {most:g}" if right and value > most else want, value)
+        return value
 
     return check
-
-
-def _above(value: object, most: float) -> bool:
-    return isinstance(value, (int, float)) and value > most
 
 
 def _or_null(check: Check) -> Check:
@@ -170,17 +207,36 @@ def _labels(value: Any, path: str) -> dict[str, object]:
     if not isinstance(value, dict):
         _fail(path, "an object of strings", value)
     for name, text in value.items():
-        if not isinstance(text, str):
-            _fail(f"{path}.{name}", "a string", text)
+        if not isinstance(name, str) or not isinstance(text, str):
+            _fail(_at(path, name), "a string", text)
+        for part in (name, text):
+            _passable(part, _at(path, name))
     return dict(value)
 
 
 def _object(value: Any, path: str) -> dict[str, object]:
-    return value if isinstance(value, dict) else _fail(path, "an object", value)
+    """The agent's own: any JSON object; never shown, for a callback has a token."""
+    if not isinstance(value, dict):
+        _fail_unseen(path, "an object", value)
+    if not _is_json(value, 100):  # the parser takes some 900 levels, on a shallow stack; 100 are told apart from a loop everywhere
+        raise SpecError(f"{path}: want JSON values, at most 100 deep, got something else")
+    return dict(value)
+
+
+def _is_json(value: object, depth: int) -> bool:
+    if isinstance(value, dict):
+        return depth > 0 and all(isinstance(name, str) and _is_json(inner, depth - 1) for name, inner in value.items())
+    if isinstance(value, list):
+        return depth > 0 and all(_is_json(inner, depth - 1) for inner in value)
+    if isinstance(value, float):
+        return value - value == 0
+    return value is None or isinstance(value, (str, bool)) or (isinstance(value, int) and abs(value) < 10**4000)
 
 
 def _id(value: Any, path: str) -> str:
-    return value if is_run_id(value) else _fail(path, "[A-Za-z0-9][A-Za-z0-9._-]* of at most 128 characters", value)
+    if not is_run_id(value):
+        _fail(path, "[A-Za-z0-9][A-Za-z0-9._-]* of at most 128 characters", value)
+    return str(value)
 
 
 def _remote(value: Any, path: str) -> dict[str, object]:
@@ -200,19 +256,18 @@ def _fields(table: dict[str, tuple[Check, object]]) -> Check:
 
     def check(value: Any, path: str) -> dict[str, object]:
         if not isinstance(value, dict):
-            _fail(path or "spec", "an object", value)
-        dot = f"{path}." if path else ""
+            _fail_unseen(path or "spec", "an object", value)
         for name in value:
             if name not in table:
-                raise SpecError(f"{dot}{name}: want one of {', '.join(sorted(table))}, got an unknown field")
+                raise SpecError(f"{_at(path, name)}: want one of {', '.join(sorted(table))}, got an unknown field")
         found = {}
         for name, (checked, default) in table.items():
             if name in value:
-                found[name] = checked(value[name], dot + name)
+                found[name] = checked(value[name], _at(path, name))
             elif default is REQUIRED:
-                raise SpecError(f"{dot}{name}: want it, got nothing")
+                raise SpecError(f"{_at(path, name)}: want it, got nothing")
             else:
-                found[name] = checked({}, dot + name) if default is OBJECT else default
+                found[name] = checked({}, _at(path, name)) if default is OBJECT else default
         return found
 
     return check
@@ -286,7 +341,7 @@ def signal_name(text: str) -> str | None:
     Returns:
         str: `SIGTERM`; None if there is no such signal.
     """
-    if text.isascii() and text.isdigit():
+    if text.isascii() and text.isdigit() and len(text) <= 3:
         return next((name for name, number in SIGNALS.items() if number == int(text)), None)
     name = text.upper()
     full = name if name.startswith("SIG") else "SIG" + name
@@ -294,11 +349,16 @@ def signal_name(text: str) -> str | None:
 
 
 def signal_name_of(number: int) -> str:
-    """The name of a signal that killed a program; real-time ones as `SIGRTMIN+n`."""
+    """The name of a signal that killed a program; real-time ones as `SIGRTMIN+n`, one without a name as `SIG32`."""
     for name, known in SIGNALS.items():
         if known == number:
             return name
     return f"SIGRTMIN+{number - SIGNALS['SIGRTMIN']}" if number > SIGNALS["SIGRTMIN"] else f"SIG{number}"
+
+
+def signal_number_of(name: str) -> int | None:
+    """The number of a signal as `signal_name_of` names it; None if there is no such signal."""
+    return next((number for number in range(1, SIGNALS["SIGRTMAX"] + 1) if signal_name_of(number) == name), None)
 
 
 def checked(value: object, cwd: str) -> dict[str, Any]:
@@ -335,6 +395,8 @@ def _joined(cwd: str, path: str) -> str:
 
 
 def _refuse_contradictions(spec: dict[str, Any]) -> None:
+    if spec["on_disconnect"] == "survive" and not SURVIVE:
+        raise SpecError("on_disconnect: want 'kill', got 'survive', which this version of chaperone can't do yet")
     through_shell = spec["remote"] is not None or spec["on_disconnect"] == "survive"
     if through_shell:
         for name in spec["program"]["env"]:
@@ -354,14 +416,15 @@ def _refuse_contradictions(spec: dict[str, Any]) -> None:
 
 def without_secrets(spec: dict[str, Any]) -> dict[str, Any]:
     """
-    The spec as it may be shown: names of the environment, never values; no stdin text.
+    The spec as it may be shown: names of the environment, of the callback and of the config, never values; no stdin text.
 
     Args:
         spec (dict): Canonical; left as it is.
     Returns:
-        dict: `program.env` has None for each value, a text stdin is `{"hidden": true}`.
+        dict: `program.env`, `callback` and `config` have None for each value, a text stdin is `{"hidden": true}`.
     """
     program = dict(spec["program"], env=dict.fromkeys(spec["program"]["env"]))
     if isinstance(program["stdin"], str):
         program["stdin"] = {"hidden": True}
-    return dict(spec, program=program)
+    agents = {name: dict.fromkeys(spec[name]) for name in ("callback", "config") if spec[name] is not None}
+    return {**spec, "program": program, **agents}
