@@ -40,10 +40,15 @@ while [ "$empty" -lt 2 ] && [ "$looks" -lt 200 ]; do
   sleep 0.05
 done
 
-# A writer that escaped (its environment cleared, its session its own) may hold a pipe for ever: our patience ends.
+# A writer that escaped (its environment cleared, its session its own) may hold a pipe for ever: our patience is 2 s.
 # By pid only while it still is our child: the shell may have reaped it, and the number may be someone else's by now.
-sleep 2
+drains() { grep -qs "^PPid:[[:space:]]*$$\$" "/proc/$1/status"; }
+waited=0
+while { drains "$drain_stdout" || drains "$drain_stderr"; } && [ "$waited" -lt 40 ]; do
+  sleep 0.05
+  waited=$((waited + 1))
+done
 for drain in "$drain_stdout" "$drain_stderr"; do
-  grep -qs "^PPid:[[:space:]]*$$\$" "/proc/$drain/status" && kill -s KILL "$drain" 2>/dev/null
+  drains "$drain" && kill -s KILL "$drain" 2>/dev/null
 done
 exit 0

@@ -77,7 +77,9 @@ class Loop:
         """Wait and call back, until `end` is called."""
         self._ended = False
         while not self._ended:
-            for fd, events in self._poll.poll(self._patience()):
+            # Twice: a poll that a signal interrupted past its time (SIGCONT, say) says "nothing" without having looked,
+            # and what has arrived must be heard before a deadline is called missed.
+            for fd, events in self._poll.poll(self._patience()) or self._poll.poll(0):
                 callback = self._ready.get(fd)  # an earlier callback of this round may have forgotten it
                 if callback is not None and not self._ended:
                     callback(fd, events)

@@ -6,13 +6,12 @@ Knows: fork, exec, pidfds, pipes.  Must not know: the spool, statuses.
 
 from __future__ import annotations
 
+import _signal
 import errno
 import fcntl
 import os
 import resource
 import select
-
-import _signal
 
 from . import tree
 from .errors import StartError
@@ -129,8 +128,9 @@ class LocalProgram:
     def _start_guard(self) -> None:
         """Before the program: between its fork and its guard there must be no moment without one."""
         theirs, self._guard_fd = os.pipe()
-        pumped = {pump.fd for pump in self._pumps}
-        held = [*pumped, *[os.open(os.devnull, os.O_RDONLY)] * (2 - len(pumped))]
+        # Opened anew: our own ends do not block, and a cat that meets EAGAIN gives up.
+        held = [os.open(f"/proc/self/fd/{pump.fd}", os.O_RDONLY) for pump in self._pumps]
+        held += [os.open(os.devnull, os.O_RDONLY) for _ in range(2 - len(held))]
         files = [stream.fd for stream in self._holder.streams.values()]
         moves = [(os.POSIX_SPAWN_DUP2, theirs, 0), (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0), (os.POSIX_SPAWN_DUP2, 1, 2)]
         # From high numbers down to 3..6, so that no move overwrites what a later one needs.
@@ -149,7 +149,7 @@ class LocalProgram:
         except OSError as error:
             raise StartError("spawn", f"unable to start the guard '/bin/sh': {error.strerror}", error.errno, type(error).__name__) from error
         finally:
-            for fd in {theirs, *high, *(set(held) - pumped)}:
+            for fd in (theirs, *high, *held):
                 os.close(fd)
         self._tell_guard(f"{self._cookie}\n")
 

@@ -27,7 +27,7 @@ import stat
 
 from . import jsontext
 from . import status as statuses
-from .errors import NoRunError, RunExistsError, SpoolError
+from .errors import NoRunError, SpoolError
 from .spec import is_run_id
 
 TYPE_CHECKING = False
@@ -222,15 +222,15 @@ def look(run_fd: int, run_id: str) -> tuple[bool, dict[str, Any]]:
     Returns:
         tuple: Whether its chaperone lives, and a status; `lost` or `unattended` where that has to be concluded.
     """
+    status: dict[str, Any]
     while True:
         alive = pulse(run_fd)
         final = _read_json(run_fd, FINAL_STATUS)
         if isinstance(final, dict) and final.get("state") in statuses.FINAL:
             return False, statuses.last_known(final, run_id)
         status = statuses.last_known(_read_json(run_fd, LIVE_STATUS), run_id)
-        if alive and status["create_time"] is None and pulse(run_fd) is None:
-            continue  # it ended between our two looks: begin again
-        break
+        if not alive or status["create_time"] is not None or _read_json(run_fd, FINAL_STATUS) is None:
+            break  # else it ended between our looks: begin again
     if status["state"] in statuses.FINAL:
         status = {**status, "state": "running"}  # a final state is only believed where it is published
     if alive:

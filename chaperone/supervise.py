@@ -6,11 +6,10 @@ Knows: states, deadlines, requests.  Must not know: how a program is spawned or 
 
 from __future__ import annotations
 
+import _signal
 import os
 import select
 import time
-
-import _signal
 
 from . import spec as specs
 from . import status as statuses
@@ -66,7 +65,7 @@ class Holder:
         self.streams = {name: Stream(fd, spec["output"]["max_bytes"], self._teller(name), self._full) for name, fd in run.streams.items()}
         self.program = _program(spec, self, inherited, run.key)
         self._wakeup: tuple[int, int] = (-1, -1)
-        self._requests = b""
+        self._requests, self._overlong = b"", False
         self._started_at: float | None = None
         self._run_timer: int | None = None
         self._stop_timer: int | None = None
@@ -82,6 +81,7 @@ class Holder:
         for number in IGNORED:
             _signal.signal(number, _signal.SIG_IGN)
         _signal.set_wakeup_fd(self._wakeup[1], warn_on_full_buffer=False)
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, ())  # what came since our start is answered now
         self.loop.watch(self._wakeup[0], select.POLLIN, self._signalled)
         if self.run.control_fd >= 0:
             self.loop.watch(self.run.control_fd, select.POLLIN, self._requested)
@@ -223,11 +223,14 @@ class Holder:
         except BlockingIOError:
             return
         *lines, self._requests = self._requests.split(b"\n")
-        if len(self._requests) > REQUEST_BYTES:
-            self.log(f"unable to take a request of more than {REQUEST_BYTES} bytes: it has no end")
-            self._requests = b""
         for line in lines:
-            self._request(line.decode("utf-8", "backslashreplace"))
+            if not self._overlong:
+                self._request(line.decode("utf-8", "backslashreplace"))
+            self._overlong = False
+        if len(self._requests) > REQUEST_BYTES:
+            if not self._overlong:
+                self.log(f"unable to take a request of more than {REQUEST_BYTES} bytes: it is passed over to its end")
+            self._requests, self._overlong = b"", True
 
     def _request(self, line: str) -> None:
         """One line from `control`: `stop [SECONDS]`, `signal NAME`, `kill`, each with an optional `by=WORD`."""

@@ -6,10 +6,9 @@ Knows: /proc, process groups, subreapers.  Must not know: runs, specs, pipes.
 
 from __future__ import annotations
 
-import os
-
 import _ctypes
 import _signal
+import os
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
@@ -20,7 +19,8 @@ def become_subreaper() -> None:
 
     Source: prctl(2). By `_ctypes`, the C core of ctypes: importing the whole costs a third of an interpreter's start.
     """
-    prctl = _ctypes.dlsym(_ctypes.dlopen(None, os.RTLD_NOW), "prctl")
+    this_process = _ctypes.dlopen(None, os.RTLD_NOW)  # type: ignore[arg-type]
+    prctl = _ctypes.dlsym(this_process, "prctl")
     _ctypes.call_function(prctl, (PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
 
 
