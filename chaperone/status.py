@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 
+from . import jsontext
 from . import spec as specs
 from .errors import TransitionError
 
@@ -30,7 +31,10 @@ TRANSITIONS = {
     "lost": (),
 }
 STOP_REASONS = ("request", "timeout", "idle", "lease", "disconnect", "output")
-MESSAGE_LENGTH = 2_000  # characters of a message: escaped sixfold, it still fits the room of rule W5
+LIVE = ("starting", "running", "stopping")
+MESSAGE_LENGTH = 2_000  # characters of a message
+MESSAGE_ROOM = 8_000  # bytes of it as JSON, which may need twelve for one character: half the room of rule W5
+WORD_LENGTH = 100  # characters of a word that somebody else chose, such as who asked for a stop
 
 
 def timestamp(now_ns: int) -> str:
@@ -93,10 +97,16 @@ def starting(spec: dict[str, Any], chaperone_pid: int, chaperone_host: str, boot
 def _moved(status: Status, state: str, /, **facts: object) -> Status:
     if state not in TRANSITIONS[status["state"]]:
         raise TransitionError(f"unable to move run {status['run_id']!r} from {status['state']!r} to {state!r}: no such transition")
+    return {**_with(status, facts), "state": state}
+
+
+def _with(status: Status, facts: dict[str, Any]) -> Status:
+    if status["state"] in FINAL:
+        raise TransitionError(f"unable to record more of run {status['run_id']!r}: it has ended")
     unknown = facts.keys() - status.keys()
     if unknown:
         raise TransitionError(f"unable to record {sorted(unknown)!r}: a status has no such fields")
-    return {**status, **facts, "state": state}
+    return {**status, **facts}
 
 
 def running(status: Status, pid: int, now_ns: int, /, **facts: object) -> Status:
@@ -117,8 +127,7 @@ def running(status: Status, pid: int, now_ns: int, /, **facts: object) -> Status
 
 def noted(status: Status, /, **facts: object) -> Status:
     """Record facts that change no state, such as a connection that went down."""
-    state = status["state"]
-    return {**status, **facts} if state == "starting" else _moved(status, state, **facts)
+    return _with(status, facts)
 
 
 def stopping(status: Status, signal: str, reason: str, by: str | None, now_ns: int) -> Status:
@@ -134,9 +143,10 @@ def stopping(status: Status, signal: str, reason: str, by: str | None, now_ns: i
     """
     if reason not in STOP_REASONS:
         raise TransitionError(f"unable to stop run {status['run_id']!r}: {reason!r} is no reason")
-    stop = status["stop"] or {"signal": signal, "reason": reason, "by": by, "time": timestamp(now_ns)}
+    word = None if by is None else by[:WORD_LENGTH]
+    stop = status["stop"] or {"signal": signal, "reason": reason, "by": word, "time": timestamp(now_ns)}
     if status["state"] == "starting":
-        return {**status, "stop": stop}
+        return _with(status, {"stop": stop})
     return _moved(status, "stopping", stop={**stop, "signal": signal})
 
 
@@ -147,7 +157,7 @@ def ended(status: Status, /, **facts: object) -> Status:
     Args:
         facts: From `outcome`, and `end_time`, `elapsed` (s, monotonic).
     """
-    return {**status, **facts}
+    return _with(status, facts)
 
 
 def outcome(wait_status: int) -> dict[str, object]:
@@ -224,7 +234,25 @@ def unattended(status: Status) -> Status:
 
 
 def _exception(stage: str, message: str, kind: object, errno: object) -> dict[str, object]:
-    return {"stage": stage, "type": kind, "errno": errno, "message": message[:MESSAGE_LENGTH]}
+    cut = message[:MESSAGE_LENGTH]
+    if len(jsontext.dumps(cut)) > MESSAGE_ROOM:
+        cut = cut[: MESSAGE_ROOM // 12]
+    return {"stage": stage, "type": None if kind is None else str(kind)[:WORD_LENGTH], "errno": errno, "message": cut}
+
+
+def fitted(status: Status, room: int) -> str:
+    """
+    The text of a status, for a place that can't grow (rule W5).
+
+    Args:
+        room (int): Bytes.
+    Returns:
+        str: A line of JSON; if it would not fit, without `connection.argv`: quoted hop by hop, it alone can outgrow its spec.
+    """
+    text = jsontext.dumps(status) + "\n"
+    if len(text) > room and status["connection"] is not None:
+        text = jsontext.dumps({**status, "connection": {**status["connection"], "argv": None}}) + "\n"
+    return text
 
 
 def exit_code(status: Status) -> int:
@@ -238,22 +266,83 @@ def exit_code(status: Status) -> int:
         return 125
     if status["return_code"] is not None:
         return int(status["return_code"])
-    return 128 + (int(status["status"]) & 0x7F if status["status"] is not None else specs.SIGNALS.get(status["signal"], 0))
+    number = specs.signal_number_of(status["signal"] or "")
+    return 125 if number is None else 128 + number
+
+
+# -- what was read from disk, as a newer or an older writer, or a broken disk, may have left it
+
+_TEXT, _WHOLE, _BOOL, _LIST, _NUMBER = (str,), (int,), (bool,), (list,), (int, float)
+_FIELDS: dict[str, Any] = {
+    "version": _WHOLE,
+    "program": {"argv": _LIST, "cwd": _TEXT, "env": _LIST},
+    "labels": {},
+    "chaperone_pid": _WHOLE,
+    "chaperone_host": _TEXT,
+    "boot_id": _TEXT,
+    "pid": _WHOLE,
+    "connection": {"argv": _LIST, "pid": _WHOLE, "drops": _WHOLE, "state": _TEXT, "since": _TEXT},
+    "exception": {"stage": _TEXT, "type": _TEXT, "errno": _WHOLE, "message": _TEXT},
+    "status": _WHOLE,
+    "return_code": _WHOLE,
+    "signal": _TEXT,
+    "core_dump": _BOOL,
+    "rusage": {},
+    "stop": {"signal": _TEXT, "reason": _TEXT, "by": _TEXT, "time": _TEXT},
+    "started": _BOOL,
+    "complete": _BOOL,
+    "ambiguous": _BOOL,
+    "gone_by": _TEXT,
+    "leftovers": _WHOLE,
+    "stdout": {"bytes": _WHOLE, "dropped": _WHOLE},
+    "stderr": {"bytes": _WHOLE, "dropped": _WHOLE},
+    "create_time": _TEXT,
+    "start_time": _TEXT,
+    "end_time": _TEXT,
+    "elapsed": _NUMBER,
+}
 
 
 def last_known(value: object, run_id: str) -> Status:
     """
-    A status read from disk, as a newer or an older writer may have left it.
+    A status as read from disk.
 
     Args:
-        value (object): As read from JSON; anything.
+        value (object): As read from JSON; anything, None where nothing could be read.
         run_id (str): The name of its run directory.
     Returns:
         dict: All the fields of a status: unknown ones kept, missing or impossible ones as of an unknown run (rule R5).
     """
     blank = starting({"id": run_id, "program": {"argv": None, "cwd": None, "env": []}, "labels": {}}, 0, "", None, 0)
     blank.update(chaperone_pid=None, chaperone_host=None, create_time=None)
-    if not isinstance(value, dict) or value.get("state") not in STATES:
+    given = value if isinstance(value, dict) else {}
+    known = {name: _shaped(given.get(name), blank[name], kinds) for name, kinds in _FIELDS.items()}
+    state = given.get("state")
+    if not isinstance(state, str) or state not in STATES:
+        state = "starting" if known["pid"] is None else "running"
+    return {**given, **known, "run_id": run_id, "state": state}
+
+
+def _shaped(found: Any, blank: Any, kinds: Any) -> Any:
+    """What was found, where it is what the field holds; else what a blank status has there."""
+    if isinstance(kinds, tuple):
+        return found if type(found) in kinds else blank
+    if not isinstance(found, dict):
         return blank
-    kept = {name: field for name, field in value.items() if not isinstance(blank.get(name), dict) or isinstance(field, dict)}
-    return {**blank, **kept, "run_id": run_id}
+    inner = blank or dict.fromkeys(kinds)
+    return {**found, **{name: _shaped(found.get(name), inner[name], kind) for name, kind in kinds.items()}}
+
+
+def final_known(value: object, run_id: str) -> Status | None:
+    """
+    The final status of a run, as read from disk.
+
+    Returns:
+        dict: As from `last_known`; None where it is no final status.
+    """
+    if not isinstance(value, dict) or not isinstance(value.get("state"), str) or value["state"] in (*LIVE, "unattended"):
+        return None
+    status = last_known(value, run_id)
+    if status["state"] not in FINAL:  # a newer writer's word: what counts is whether the end is known
+        status["state"] = "lost" if status["return_code"] is status["signal"] is None else "terminated"
+    return status
