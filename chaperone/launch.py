@@ -1,7 +1,7 @@
 """
-Starting chaperones: what a process does to become one, and how a scheduler starts it.
+Starting chaperones: by `chaperone run`, in this process or in children, and from a scheduler.
 
-Knows: processes, sessions, inherited fds.  Must not know: how a program is held, or a file name.
+Knows: processes, exit codes.  Must not know: how a program is held, or a file name.
 """
 
 from __future__ import annotations
@@ -9,42 +9,26 @@ from __future__ import annotations
 import _signal
 import fcntl
 import os
-import select
 import sys
-import time
 
-from . import jsontext, rundir, spool, supervise
+from . import jsontext, spool
 from . import spec as specs
-from . import status as statuses
 from .errors import ChaperoneError, NoRunError, RunExistsError, SpecError, SpoolError
+from .prologue import announce, checked, held, new_id, settle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any
 
-    Visible = Callable[[str], None]
+    from .prologue import Visible
 
-KEPT_IGNORED = (_signal.SIGPIPE, _signal.SIGXFSZ)  # a write that fails is told by errno, it must not kill a chaperone
-PATIENCE_MS = 1_000  # for a full pipe on stdout to take the run id: then the program starts all the same
 FORWARDED = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGUSR1, _signal.SIGUSR2)
 
 
-# -- becoming a chaperone
+# -- `chaperone run`
 
 
-def announce(run_id: str) -> None:
-    """Print a run id, now: on a stdout that nobody reads it is lost, and nothing else."""
-    poll = select.poll()
-    poll.register(1, select.POLLOUT)
-    try:
-        if poll.poll(PATIENCE_MS):
-            os.write(1, f"{run_id}\n".encode())
-    except OSError:
-        pass
-
-
-def run(texts: list[tuple[str, bytes]], spool_path: str, run_id: str | None, detach: bool, cwd: str, visible: Visible = announce) -> int:
+def run(texts: list[tuple[str, bytes]], spool_path: str, run_id: str | None, detach: bool, cwd: str, visible: Visible = announce, warm: bool = False) -> int:
     """
     Make this process the chaperone of a run and stay to its end; of several runs, or where it can't be one, make children that do.
 
@@ -57,6 +41,7 @@ def run(texts: list[tuple[str, bytes]], spool_path: str, run_id: str | None, det
         detach (bool): Return when the run directory is visible.
         cwd (str): Absolute; relative paths of a spec start there.
         visible: Called with the run id in the moment when the run directory is there.
+        warm (bool): Let the spool's launcher do it, if there is one, and return when the run directory is there.
     Returns:
         int: The exit code: of several the first that is not 0.
     Raises:
@@ -67,6 +52,7 @@ def run(texts: list[tuple[str, bytes]], spool_path: str, run_id: str | None, det
         raise SpecError(f"unable to start {len(texts)} runs as {run_id!r}: an id names one run")
     inherited = settle()
     path = os.path.join(cwd, spool_path)
+    detach = detach or warm
     if not detach and len(texts) == 1 and not _leads_a_group():
         return held(checked(*texts[0], cwd), path, run_id, inherited, visible)
     children: list[tuple[int, int]] = []
@@ -76,11 +62,29 @@ def run(texts: list[tuple[str, bytes]], spool_path: str, run_id: str | None, det
         if not pid:
             for _, fd in (*children, (0, reading)):
                 os.close(fd)
-            return held(checked(name, text, cwd), path, run_id, inherited, _both(visible, telling))
+            tell = _both(visible, telling)
+            if warm:
+                return _asked(name, text, cwd, path, run_id, inherited, tell)
+            return held(checked(name, text, cwd), path, run_id, inherited, tell)
         os.close(telling)
         children.append((pid, reading))
-    codes = _visible_or_ended(children) if detach else _ended(children)
+    codes = visible_or_ended(children) if detach else _ended(children)
     return next((code for code in codes if code), os.EX_OK)
+
+
+def _asked(name: str, text: bytes, cwd: str, path: str, run_id: str | None, inherited: dict[str, Any], visible: Visible) -> int:
+    """Let the launcher hold it, or do so ourselves."""
+    from . import launcher
+
+    spec = checked(name, text, cwd)
+    spec["id"] = run_id if run_id is not None else spec["id"] or new_id()
+    given = {"env": dict(os.environ), "umask": inherited["umask"], "cwd": cwd}
+    codes: list[int] = []
+    request = jsontext.dumps(spec).encode()
+    if launcher.started(path, spec["id"], request, given, lambda: codes.append(held(spec, path, None, inherited, visible)), on_demand=False):
+        visible(spec["id"])
+        return os.EX_OK
+    return codes[0]
 
 
 def _both(visible: Visible, telling: int) -> Visible:
@@ -97,113 +101,15 @@ def _both(visible: Visible, telling: int) -> Visible:
     return tell
 
 
-def settle(keep: int = -1) -> dict[str, Any]:
-    """
-    Shake off what a process inherits that could harm a run. Signals stay blocked until `supervise.hold` can answer them.
-
-    Args:
-        keep (int): A fd that stays open beside 0, 1 and 2.
-    Returns:
-        dict: What belongs to the program: `env` (dict of bytes) and `umask` (int).
-    Source: design of dumb-init and s6; signal(7), "an ignored SIGCHLD makes wait4(2) say ECHILD".
-    """
-    _signal.pthread_sigmask(_signal.SIG_SETMASK, _signal.valid_signals())
-    # Closed fds first: else the lock becomes fd 0, and the program inherits our pulse.
-    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
-        os.set_inheritable(fd, True)
-    os.close(fd)
-    for number in _signal.valid_signals() - {_signal.SIGKILL, _signal.SIGSTOP}:
-        _signal.signal(number, _signal.SIG_IGN if number in KEPT_IGNORED else _signal.SIG_DFL)
-    for fd in _open_fds():
-        if fd > 2 and fd != keep:
-            try:
-                os.close(fd)
-            except OSError:  # it was the listing's own
-                pass
-    return {"env": dict(os.environb), "umask": os.umask(0o077)}
-
-
-def _open_fds() -> list[int]:
-    try:
-        return [int(name) for name in os.listdir("/proc/self/fd")]
-    except FileNotFoundError:
-        return list(range(os.sysconf("SC_OPEN_MAX")))
-
-
 def _leads_a_group() -> bool:
     """Whether it is a job of an interactive shell: it may not make a session, and the shell waits for just this pid."""
     return os.getpgrp() == os.getpid() != os.getsid(0)
 
 
-def new_id() -> str:
-    """A run id that sorts by time: `20261123T201426.123456-5f0c9a1e`, UTC, the rest random."""
-    moment = statuses.timestamp(time.time_ns())
-    return moment[:-1].replace("-", "").replace(":", "") + "-" + os.urandom(4).hex()
-
-
-def checked(name: str, text: bytes, cwd: str) -> dict[str, Any]:
-    """
-    The canonical form of a spec's text.
-
-    Raises:
-        SpecError: `unable to read spec NAME: PATH: want WANT, got GOT`.
-    """
-    try:
-        return specs.checked(jsontext.loads(text), cwd)
-    except ValueError as error:
-        raise SpecError(f"unable to read spec {name!r}: {error}") from error
-
-
-def held(spec: dict[str, Any], spool_path: str, run_id: str | None, inherited: dict[str, Any], visible: Visible, key: str | None = None) -> int:
-    """
-    Create the run directory and hold the run in this process, which `settle` has prepared.
-
-    Args:
-        spec (dict): Canonical.
-        spool_path (str): Absolute.
-        run_id (str): Instead of the spec's, or None.
-        inherited (dict): From `settle`.
-        visible: Called with the run id when the run directory is there.
-        key (str): The run's, by which a starter tells its own run from another's; None for a new one.
-    Returns:
-        int: As `supervise.hold`.
-    """
-    chosen = run_id if run_id is not None else spec["id"] or new_id()
-    if not specs.is_run_id(chosen):
-        raise SpecError(f"unable to start run {chosen!r}: want an id of [A-Za-z0-9][A-Za-z0-9._-]* and at most 128 characters")
-    spec = {**spec, "id": chosen}
-    if os.getsid(0) != os.getpid():
-        os.setsid()
-    status = statuses.starting(spec, os.getpid(), os.uname().nodename, _boot_id(), time.time_ns())
-    kept = spec if spec["keep_secrets"] else specs.without_secrets(spec)
-    directory = rundir.create(spool_path, kept, spec, status, key or os.urandom(16).hex())
-    visible(chosen)
-    _leave_place()
-    return supervise.hold(directory, spec, status, inherited)
-
-
-def _boot_id() -> str | None:
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return file.read().strip()
-    except OSError:
-        return None
-
-
-def _leave_place() -> None:
-    """Let go of the caller's pipes and directory: nothing that happens to them changes anything any more, and no mount is pinned."""
-    null = os.open(os.devnull, os.O_RDWR)
-    for fd in range(3):
-        if not os.isatty(fd):
-            os.dup2(null, fd)
-    os.close(null)
-    os.chdir("/")
-
-
 # -- the process that waits for its chaperones
 
 
-def _visible_or_ended(children: list[tuple[int, int]]) -> list[int]:
+def visible_or_ended(children: list[tuple[int, int]]) -> list[int]:
     """For each child 0 when its run is visible, else what it exited with."""
     _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
     return [os.EX_OK if os.read(reading, 1) else _code(os.waitpid(pid, 0)[1]) for pid, reading in children]
@@ -264,12 +170,17 @@ def start(spool_path: str, spec: dict[str, Any], warm: bool = False, env: dict[s
         raise SpecError(f"unable to start a run: {error}") from error
     path = os.path.join(cwd, spool_path)
     environ = dict(os.environ) if env is None else env
+
+    def cold() -> None:
+        _start_cold(path, given["id"], text, environ)
+
     if warm:
         from . import launcher
 
-        if launcher.started(path, given["id"], text, environ, cwd):
-            return str(given["id"])
-    return _start_cold(path, given["id"], text, environ)
+        launcher.started(path, given["id"], text, {"env": environ, "umask": _umask(), "cwd": cwd}, cold, on_demand=True)
+    else:
+        cold()
+    return str(given["id"])
 
 
 def placed(spec: dict[str, Any], cwd: str) -> dict[str, Any]:
@@ -284,7 +195,18 @@ def placed(spec: dict[str, Any], cwd: str) -> dict[str, Any]:
     return {**spec, "id": canonical["id"] or new_id(), "program": program}
 
 
-def _start_cold(path: str, run_id: str, text: bytes, env: dict[str, str]) -> str:
+def _umask() -> int:
+    """Ours, looked up without changing it for other threads, where the kernel tells."""
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+            return next(int(line.split()[1], 8) for line in file if line.startswith("Umask:"))
+    except (OSError, StopIteration):
+        umask = os.umask(0o077)
+        os.umask(umask)
+        return umask
+
+
+def _start_cold(path: str, run_id: str, text: bytes, env: dict[str, str]) -> None:
     """By `chaperone run --detach`, the spec on its stdin. Files in memory, not pipes: nobody has to read them meanwhile."""
     files = [_memory_file(name) for name in ("spec", "stdout", "stderr")]
     try:
@@ -296,7 +218,6 @@ def _start_cold(path: str, run_id: str, text: bytes, env: dict[str, str]) -> str
             os.close(fd)
     if told.strip() != run_id:
         raise _failure(code, path, run_id, said.strip().removeprefix("chaperone: "))
-    return run_id
 
 
 def _memory_file(name: str) -> int:

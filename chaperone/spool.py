@@ -38,7 +38,7 @@ VERSION = 1
 STREAMS = ("stdout", "stderr")
 RESERVE = 16 * 1024  # bytes for the final status beyond what it repeats of the spec (rule W5)
 JSON_LIMIT = 64 * 1024 * 1024  # bytes; a larger JSON file is not ours, and reading it could eat the reader's memory
-RUNNING, ENDED, CONNECT, LAUNCHER = ".running", ".ended", ".connect", ".launcher"
+RUNNING, ENDED, CONNECT, LAUNCHER, LAUNCHER_LOCK = ".running", ".ended", ".connect", ".launcher", ".launcher.lock"
 SPEC, LOCK, CONTROL, LOG = "spec.json", "lock", "control", "log"
 LIVE_STATUS, FINAL_STATUS, RESERVED, BUILDING = "running.json", "status.json", ".status", ".running.json"
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -116,6 +116,15 @@ def ended_ids(spool_fd: int) -> list[str]:
 def all_ids(spool_fd: int) -> list[str]:
     """The ids of all run directories, the collected ones too: costs as much as there is history."""
     return sorted(name for name in os.listdir(spool_fd) if is_run_id(name))
+
+
+def is_live_entry(spool_fd: int, run_id: str) -> bool:
+    """Whether the id is in .running/; costs the same however many there are."""
+    try:
+        os.stat(f"{RUNNING}/{run_id}", dir_fd=spool_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def collect(spool_fd: int, run_id: str) -> None:

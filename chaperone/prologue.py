@@ -1,0 +1,136 @@
+"""
+How a process becomes the chaperone of a run: what it shakes off, and the run directory it makes.
+
+Knows: inherited fds, signals, sessions, stdout.  Must not know: how a program is held, or a file name.
+"""
+
+from __future__ import annotations
+
+import _signal
+import os
+import select
+import time
+
+from . import jsontext, rundir, supervise
+from . import spec as specs
+from . import status as statuses
+from .errors import SpecError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    Visible = Callable[[str], None]
+
+KEPT_IGNORED = (_signal.SIGPIPE, _signal.SIGXFSZ)  # a write that fails is told by errno, it must not kill a chaperone
+PATIENCE_MS = 1_000  # for a full pipe on stdout to take the run id: then the program starts all the same
+
+
+def settle(keep: int = -1) -> dict[str, Any]:
+    """
+    Shake off what a process inherits that could harm a run. Signals stay blocked until `supervise.hold` can answer them.
+
+    Args:
+        keep (int): A fd that stays open beside 0, 1 and 2.
+    Returns:
+        dict: What belongs to the program: `env` (dict of bytes) and `umask` (int).
+    Source: design of dumb-init and s6; signal(7), "an ignored SIGCHLD makes wait4(2) say ECHILD".
+    """
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, _signal.valid_signals())
+    # Closed fds first: else the lock becomes fd 0, and the program inherits our pulse.
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+    for number in _signal.valid_signals() - {_signal.SIGKILL, _signal.SIGSTOP}:
+        _signal.signal(number, _signal.SIG_IGN if number in KEPT_IGNORED else _signal.SIG_DFL)
+    for fd in _open_fds():
+        if fd > 2 and fd != keep:
+            try:
+                os.close(fd)
+            except OSError:  # it was the listing's own
+                pass
+    return {"env": dict(os.environb), "umask": os.umask(0o077)}
+
+
+def _open_fds() -> list[int]:
+    try:
+        return [int(name) for name in os.listdir("/proc/self/fd")]
+    except FileNotFoundError:
+        return list(range(os.sysconf("SC_OPEN_MAX")))
+
+
+def new_id() -> str:
+    """A run id that sorts by time: `20261123T201426.123456-5f0c9a1e`, UTC, the rest random."""
+    moment = statuses.timestamp(time.time_ns())
+    return moment[:-1].replace("-", "").replace(":", "") + "-" + os.urandom(4).hex()
+
+
+def checked(name: str, text: bytes, cwd: str) -> dict[str, Any]:
+    """
+    The canonical form of a spec's text.
+
+    Raises:
+        SpecError: `unable to read spec NAME: PATH: want WANT, got GOT`.
+    """
+    try:
+        return specs.checked(jsontext.loads(text), cwd)
+    except ValueError as error:
+        raise SpecError(f"unable to read spec {name!r}: {error}") from error
+
+
+def held(spec: dict[str, Any], spool_path: str, run_id: str | None, inherited: dict[str, Any], visible: Visible, key: str | None = None) -> int:
+    """
+    Create the run directory and hold the run in this process, which `settle` has prepared.
+
+    Args:
+        spec (dict): Canonical.
+        spool_path (str): Absolute.
+        run_id (str): Instead of the spec's, or None.
+        inherited (dict): From `settle`.
+        visible: Called with the run id when the run directory is there.
+        key (str): The run's, by which a starter tells its own run from another's; None for a new one.
+    Returns:
+        int: As `supervise.hold`.
+    """
+    chosen = run_id if run_id is not None else spec["id"] or new_id()
+    if not specs.is_run_id(chosen):
+        raise SpecError(f"unable to start run {chosen!r}: want an id of [A-Za-z0-9][A-Za-z0-9._-]* and at most 128 characters")
+    spec = {**spec, "id": chosen}
+    if os.getsid(0) != os.getpid():
+        os.setsid()
+    status = statuses.starting(spec, os.getpid(), os.uname().nodename, _boot_id(), time.time_ns())
+    kept = spec if spec["keep_secrets"] else specs.without_secrets(spec)
+    directory = rundir.create(spool_path, kept, spec, status, key or os.urandom(16).hex())
+    visible(chosen)
+    leave_place()
+    return supervise.hold(directory, spec, status, inherited)
+
+
+def _boot_id() -> str | None:
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return None
+
+
+def leave_place() -> None:
+    """Let go of the caller's pipes and directory: nothing that happens to them changes anything any more, and no mount is pinned."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in range(3):
+        if not os.isatty(fd):
+            os.dup2(null, fd)
+    os.close(null)
+    os.chdir("/")
+
+
+def announce(run_id: str) -> None:
+    """Print a run id, now: on a stdout that nobody reads it is lost, and nothing else."""
+    poll = select.poll()
+    poll.register(1, select.POLLOUT)
+    try:
+        if poll.poll(PATIENCE_MS):
+            os.write(1, f"{run_id}\n".encode())
+    except OSError:
+        pass
