@@ -1,0 +1,182 @@
+"""
+What tests share: waiting for a condition, a spool that must be left clean, and chaperones run the way a scheduler runs them.
+
+Knows: processes that this test started (by a token in their environment).  Must not know: how chaperone works inside.
+"""
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+
+import pytest
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(HERE)
+MAIN = os.path.join(ROOT, "chaperone", "__main__.py")
+# What a scheduler starts: the interpreter without site, on the package's own entry.
+CHAPERONE = [sys.executable, "-I", "-S", MAIN]
+
+
+def until(condition, timeout=10.0, what=None):
+    """
+    Wait until `condition()` is true, and return what it returned.
+
+    For tests that have no fd to wait on; asks often at first, then every 20 ms.
+
+    Raises:
+        AssertionError: If it was not true within `timeout` seconds.
+    """
+    deadline = time.monotonic() + timeout
+    pause = 0.0005
+    while not (result := condition()):
+        assert time.monotonic() < deadline, f"not within {timeout} s: {what or getattr(condition, '__name__', condition)}"
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.02)
+    return result
+
+
+def need(*programs):
+    """Skip the test unless these programs are installed; in CI, where bin/test has installed them, fail."""
+    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+    absent(f"needs {', '.join(missing)}") if (missing := [p for p in programs if not shutil.which(p, path=path)]) else None
+
+
+def absent(what):
+    """Skip the test for want of `what`; in CI, fail."""
+    if os.environ.get("CI"):
+        pytest.fail(f"in CI nothing may be missing: {what}")
+    pytest.skip(what)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="run the long forms too")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out, before it starts, what can't be shown by this user; each such test is shown by the other run of bin/test."""
+    root = os.geteuid() == 0
+    again = bool(os.environ.get("TESTS_RAN_AS_ROOT"))
+    out = []
+    for item in items:
+        marks = {mark.name for mark in item.iter_markers()}
+        if ("root" in marks and not root) or ("user" in marks and root) or ("once" in marks and again) or ("long" in marks and not config.option.long):
+            out.append(item)
+    config.hook.pytest_deselected(items=out)
+    items[:] = [item for item in items if item not in out]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled():
+    """Modules are compiled once, before the first start that would do without its .pyc."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+def processes_with(token):
+    """Processes, but not this one, that carry `token` (bytes) in their environment, command or working directory: {pid: command}."""
+    found = {}
+    for name in os.listdir("/proc"):
+        if not name.isdigit() or int(name) == os.getpid():
+            continue
+        try:
+            with open(f"/proc/{name}/environ", "rb") as environ, open(f"/proc/{name}/cmdline", "rb") as cmdline, open(f"/proc/{name}/stat", "rb") as stat:
+                command, state = cmdline.read(), stat.read().rpartition(b")")[2].split()[0]
+                if state not in b"ZX" and (token in environ.read() or token in command):
+                    found[int(name)] = command.replace(b"\0", b" ").decode(errors="replace")
+        except OSError:  # gone, or not ours to look at
+            continue
+    return found
+
+
+def open_fds(path):
+    """This process's fds that lie in `path`, and those that belong to no path at all: ["3 -> ..."]."""
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{fd}")
+        except FileNotFoundError:
+            continue
+        if target.startswith(path) or target.startswith("anon_inode:"):
+            found.append(f"{fd} -> {target}")
+    return sorted(found)
+
+
+@pytest.fixture
+def spool(tmp_path, monkeypatch):
+    """
+    The path (pathlib.Path) of an empty spool, 0700, in `CHAPERONE_SPOOL` too.
+
+    At the end of the test what still runs in it is asked to end through its control FIFO. Then nothing may be left: a process
+    that lives on, or an fd of ours, fails the test (after SIGKILL, by pid, to what carries this test's token).
+    """
+    token = f"TEST_TOKEN={uuid.uuid4().hex}"
+    monkeypatch.setenv("TEST_TOKEN", token.partition("=")[2])
+    path = tmp_path / "spool"
+    path.mkdir(0o700)
+    monkeypatch.setenv("CHAPERONE_SPOOL", str(path))
+    before = open_fds(str(tmp_path))
+    yield path
+    for control in path.glob("*/control"):
+        try:
+            fd = os.open(control, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:  # its chaperone is gone
+            continue
+        with open(fd, "wb", buffering=0) as fifo:
+            fifo.write(b"kill by=teardown\n")
+    deadline = time.monotonic() + 5
+    while (left := processes_with(token.encode()) | processes_with(str(tmp_path).encode())) and time.monotonic() < deadline:
+        reap_children()
+        time.sleep(0.005)
+    for pid in left:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    assert not left, f"left running: {left}"
+    reap_children()
+    assert open_fds(str(tmp_path)) == before, "left open"
+
+
+def reap_children():
+    """Take up the children that a test did not wait for (a chaperone started in the background, say)."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
+
+
+@pytest.fixture
+def chaperone(spool):
+    """
+    Run `chaperone ARGUMENTS...` to its end and return the subprocess.CompletedProcess, its streams as text.
+
+    `spec` (dict) goes to standard input as JSON, for a SPEC of `-`; other keywords are those of subprocess.run.
+    """
+
+    def run(*arguments, spec=None, timeout=60, **keywords):
+        keywords.setdefault("stdin", subprocess.DEVNULL)
+        if spec is not None:
+            del keywords["stdin"]
+            keywords["input"] = json.dumps(spec)
+        if not {"stdout", "stderr"} & set(keywords):
+            keywords["capture_output"] = True
+        return subprocess.run([*CHAPERONE, *map(str, arguments)], timeout=timeout, text=True, **keywords)
+
+    return run
+
+
+@pytest.fixture
+def held(spool, chaperone):
+    """Start a run that goes on in the background (`chaperone run --detach`), and return its run directory (pathlib.Path), visible by then."""
+
+    def start(spec, *arguments, **keywords):
+        # Its streams are not ours to hold: a pipe would stay open for as long as the chaperone lives, if it kept them.
+        result = chaperone("run", "--detach", *arguments, "-", spec=spec, **keywords)
+        assert result.returncode == 0, result.stderr
+        return spool / result.stdout.strip()
+
+    return start
