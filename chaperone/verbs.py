@@ -1,0 +1,348 @@
+"""
+What each verb does, but `run`: a generator of (fd, bytes) to be written, that returns the exit code.
+
+Knows: what the verbs' words ask for.  Must not know: who writes what it yields, or a file name.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import pwd
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from . import jsontext, show, spool
+from . import spec as specs
+from . import status as statuses
+from .cli import add_site_packages, read_spec, spool_path
+from .errors import NoRunError, SpoolError, TransitionError
+from .parser import UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .scheduler import Run
+
+Given = Any  # argparse.Namespace
+Steps = Generator[tuple[int, bytes], None, int]
+Status = dict[str, Any]
+
+BLOCK = 16_384  # bytes that `tail` reads at once backwards: ten lines are seldom longer
+READ_BYTES = 1 << 20
+
+
+def _line(text: str) -> tuple[int, bytes]:
+    return 1, f"{text}\n".encode("utf-8", "backslashreplace")
+
+
+def _note(sentence: str) -> tuple[int, bytes]:
+    return 2, f"chaperone: {show.escaped(sentence)}\n".encode()
+
+
+# -- finding runs
+
+
+@contextmanager
+def _opened_spool(given: Given) -> Iterator[int]:
+    fd = spool.open_spool(spool_path(given.spool))
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _opened_run(spool_fd: int, run_id: str) -> Iterator[int]:
+    fd = spool.open_run(spool_fd, run_id)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _run_id(spool_fd: int, text: str) -> str:
+    """The run that a word means: an exact id beats a prefix, a prefix must fit one run alone."""
+    if specs.is_run_id(text):
+        known = spool.all_ids(spool_fd)
+        found = [text] if text in known else [run_id for run_id in known if run_id.startswith(text)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            some = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
+            raise NoRunError(f"unable to find run {text!r}: {len(found)} runs begin so: {some}", errno.ENOTUNIQ)
+    raise NoRunError(f"unable to find run {text!r}: no run of this spool begins so", errno.ENOENT)
+
+
+def _look(spool_fd: int, run_id: str) -> Status:
+    """A run's status, its streams as long as they are now where nobody has recorded their end."""
+    with _opened_run(spool_fd, run_id) as run_fd:
+        _, status = spool.look(run_fd, run_id)
+        if status["state"] not in statuses.FINAL or status["end_time"] is None:
+            for stream in spool.STREAMS:
+                size = _size(run_fd, stream)
+                if size is not None:
+                    status[stream] = {**status[stream], "bytes": size}
+    return status
+
+
+def _size(run_fd: int, stream: str) -> int | None:
+    try:
+        fd = spool.open_stream(run_fd, stream)
+    except (OSError, SpoolError):
+        return None
+    try:
+        return os.fstat(fd).st_size
+    finally:
+        os.close(fd)
+
+
+# -- looking
+
+
+def ls(given: Given) -> Steps:
+    with _opened_spool(given) as spool_fd:
+        wanted = spool.all_ids(spool_fd) if given.all else sorted({*spool.live_ids(spool_fd), *spool.ended_ids(spool_fd)})
+        found = []
+        for run_id in wanted:
+            try:
+                found.append(_look(spool_fd, run_id))
+            except NoRunError:  # about to appear, or gone since
+                continue
+    found.sort(key=lambda status: (str(status["create_time"]), status["run_id"]))
+    if given.json:
+        for status in found:
+            yield _line(jsontext.dumps(status))
+    else:
+        yield 1, show.table(found, time.time(), show.width_of(1), show.may_colour(1)).encode("utf-8", "backslashreplace")
+    return os.EX_OK
+
+
+def status(given: Given) -> Steps:
+    with _opened_spool(given) as spool_fd:
+        found = _look(spool_fd, _run_id(spool_fd, given.run))
+    yield _line(show.status_json(found) if os.isatty(1) else jsontext.dumps(found))
+    return os.EX_OK
+
+
+# -- asking
+
+
+def _user_name() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:  # a container's uid without a name
+        return str(os.geteuid())
+
+
+def _runs(given: Given, texts: list[str]) -> list[Run]:
+    add_site_packages()
+    from .scheduler import Run
+
+    path = os.path.abspath(spool_path(given.spool))
+    with _opened_spool(given) as spool_fd:
+        return [Run(path, run_id) for run_id in dict.fromkeys(_run_id(spool_fd, text) for text in texts)]
+
+
+def _by(given: Given) -> str:
+    """Who asks, as the status will tell."""
+    return _user_name() if given.by is None else str(given.by)
+
+
+def stop(given: Given) -> Steps:
+    runs = _runs(given, given.runs)
+    for run in runs:
+        run.stop(given.grace, wait=False, by=_by(given))
+    return (yield from _await(given, runs))
+
+
+def kill(given: Given) -> Steps:
+    runs = _runs(given, given.runs)
+    for run in runs:
+        run.kill(wait=False, by=_by(given))
+    return (yield from _await(given, runs))
+
+
+def _await(given: Given, runs: list[Run]) -> Steps:
+    """All were asked before the first is waited for: their graces run at the same time."""
+    for run in [] if given.no_wait else runs:
+        final = run.wait()
+        if final is not None and final.state == "lost":
+            yield _note(f"run {run.run_id!r} is lost: {_message(final.raw)}")
+    return os.EX_OK
+
+
+def signal(given: Given) -> Steps:
+    (run,) = _runs(given, [given.run])
+    run.signal(given.signal, _by(given))
+    return os.EX_OK
+    yield  # a generator like every verb, though there is nothing to tell
+
+
+# -- waiting
+
+
+def wait(given: Given) -> Steps:
+    worst = os.EX_OK
+    for run in _runs(given, given.runs):
+        final = run.wait()
+        assert final is not None, "without a timeout there is an end"
+        if final.state != "terminated":
+            yield _note(f"run {run.run_id!r} is {'lost' if final.state == 'lost' else 'in error'}: {_message(final.raw)}")
+        worst = max(worst, final.exit_code)
+    return worst
+
+
+def _message(status: Status) -> str:
+    return str((status["exception"] or {}).get("message"))
+
+
+# -- a program without a spool
+
+
+def exec_(given: Given) -> Steps:
+    from . import direct, prologue, supervise
+
+    text = read_spec(given.spec)
+    spec = prologue.checked(given.spec, text, os.getcwd())
+    inherited = prologue.settle()
+    run_id = spec["id"] or prologue.new_id()
+    spec = {**spec, "id": run_id}
+    run = direct.DirectRun(run_id, os.urandom(16).hex())
+    status = statuses.starting(spec, os.getpid(), os.uname().nodename, None, time.time_ns())
+    supervise.hold(run, spec, status, inherited)
+    final = run.final
+    if final is None:
+        raise TransitionError("unable to tell how the program ended: nothing was recorded")
+    if final["state"] != "terminated":
+        yield _note(_message(final))
+    return statuses.exit_code(final)
+
+
+def check(given: Given) -> Steps:
+    from . import prologue
+
+    spec = prologue.checked(given.spec, read_spec(given.spec), os.getcwd())
+    yield 1, show.plan(spec, _user_name(), ["/bin/sh"]).encode("utf-8", "backslashreplace")
+    return os.EX_OK
+
+
+# -- reading
+
+
+def tail(given: Given) -> Steps:
+    streams = (given.stream,) if given.stream else spool.STREAMS
+    if streams[0] not in (*spool.STREAMS, *([] if given.follow else [spool.LOG])):
+        raise UsageError(f"unable to understand {streams[0]!r}: want stdout or stderr{'' if given.follow else ' or log'}")
+    if given.lines != "all" and not (given.lines.isascii() and given.lines.isdigit()):
+        raise UsageError(f"unable to understand '--lines': want a number or all, got {given.lines!r}")
+    lines = None if given.lines == "all" else int(given.lines)
+    with _opened_spool(given) as spool_fd:
+        run_id = _run_id(spool_fd, given.run)
+        with _opened_run(spool_fd, run_id) as run_fd:
+            _, status = spool.look(run_fd, run_id)
+            ends = {stream: _end(run_fd, status, stream) for stream in (*spool.STREAMS, *streams)}
+            for stream in streams:
+                yield from _last_lines(run_fd, stream, ends[stream], lines, _target(given, stream))
+            key = str(spool.read_spec(run_fd).get("key"))
+            if not given.follow:
+                yield from _gaps(status, streams, ends)
+    if given.follow:
+        yield from _followed(given, run_id, key, ends, streams)
+    return os.EX_OK
+
+
+def _target(given: Given, stream: str) -> int:
+    """Where a stream goes: the one that was asked for to stdout, of both each to its own."""
+    return 2 if stream == "stderr" and not given.stream else 1
+
+
+def _end(run_fd: int, status: Status, stream: str) -> int:
+    """How far a reader goes: to the length that a final status tells, for what was left running may still write."""
+    size = _size(run_fd, stream) or 0
+    recorded = status.get(stream, {}).get("bytes")
+    final = status["state"] in statuses.FINAL and status["end_time"] is not None
+    return min(size, recorded) if final and isinstance(recorded, int) else size
+
+
+def _last_lines(run_fd: int, stream: str, end: int, lines: int | None, target: int) -> Iterator[tuple[int, bytes]]:
+    try:
+        fd = spool.open_stream(run_fd, stream)
+    except FileNotFoundError:
+        return
+    try:
+        offset = 0 if lines is None else _start_of_lines(fd, end, lines)
+        while offset < end and (data := os.pread(fd, min(READ_BYTES, end - offset), offset)):
+            yield target, data
+            offset += len(data)
+    finally:
+        os.close(fd)
+
+
+def _start_of_lines(fd: int, end: int, lines: int) -> int:
+    """Where the last lines begin, read backwards: a stream of many GB costs no more than its end."""
+    if not lines:
+        return end
+    start = end
+    while start > 0:
+        size = min(BLOCK, start)
+        start -= size
+        block = os.pread(fd, size, start)
+        newline = len(block) - (start + size == end)  # the last byte ends a line, it begins none
+        while (newline := block.rfind(b"\n", 0, newline)) >= 0:
+            lines -= 1
+            if not lines:
+                return start + newline + 1
+    return 0
+
+
+def _gaps(status: Status, streams: tuple[str, ...], sizes: dict[str, int]) -> Iterator[tuple[int, bytes]]:
+    for stream in streams:
+        if stream in spool.STREAMS:
+            for sentence in show.gaps(status, stream, sizes[stream]):
+                yield _note(sentence)
+
+
+def _followed(given: Given, run_id: str, key: str, ends: dict[str, int], streams: tuple[str, ...]) -> Iterator[tuple[int, bytes]]:
+    """What comes after the ends that were seen, until the run has ended."""
+    add_site_packages()
+    from . import cursor, events
+    from .follow import Follower
+
+    sizes = dict(ends)
+    begin = cursor.of({run_id: cursor.entry(key, ends["stdout"], ends["stderr"])})
+    with Follower(os.path.abspath(spool_path(given.spool)), begin, [run_id], streams) as follower:
+        for event in follower:
+            if isinstance(event, events.Output) and event.stream in streams:
+                yield _target(given, event.stream), event.data
+                sizes[event.stream] = event.offset + len(event.data)
+            elif isinstance(event, events.Shrank) and event.stream in streams:
+                yield _note(f"{event.stream} was cut from {event.offset} to {event.size} bytes: what follows begins at its first byte again")
+            elif isinstance(event, (events.Ended, events.Lost)):
+                if event.status is None:
+                    yield _note(f"run {run_id!r} was deleted before its end was read")
+                else:
+                    yield from _gaps(event.status.raw, streams, sizes)
+                return
+
+
+def completion(given: Given) -> Steps:
+    from . import completion as scripts
+
+    yield 1, scripts.script(given.shell).encode()
+    return os.EX_OK
+
+
+CALLS: dict[str, Callable[[Given], Steps]] = {
+    "exec": exec_,
+    "check": check,
+    "ls": ls,
+    "status": status,
+    "tail": tail,
+    "wait": wait,
+    "stop": stop,
+    "signal": signal,
+    "kill": kill,
+    "completion": completion,
+}
