@@ -10,7 +10,8 @@ import errno
 import fcntl
 import os
 
-from . import jsontext, spool
+from . import jsontext, lease, spool
+from . import status as statuses
 from .errors import RunExistsError, SpoolError
 
 TYPE_CHECKING = False
@@ -31,9 +32,11 @@ class RunDirectory:
     """
 
     def __init__(self, spool_fd: int, path: str, run_id: str, key: str, fd: int, lock_fd: int) -> None:
-        self.spool_fd, self.path, self.run_id, self.key, self.fd, self.lock_fd = spool_fd, path, run_id, key, fd, lock_fd
+        """For `create` and `take_over`: `fd` and `lock_fd` become its own, of `spool_fd` it keeps a copy."""
+        self.spool_fd, self.path, self.run_id, self.key, self.fd, self.lock_fd = os.dup(spool_fd), path, run_id, key, fd, lock_fd
         self.streams: dict[str, int] = {}
         self.log_fd = self.control_fd = self._reserved_fd = -1
+        self.room = 0
 
     @property
     def log_path(self) -> str:
@@ -53,7 +56,11 @@ class RunDirectory:
             str: Why it failed; None when it did not.
         """
         try:
-            fd = os.open(spool.BUILDING, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | spool.FILE, 0o600, dir_fd=self.fd)
+            try:
+                fd = _create(self.fd, spool.BUILDING)
+            except FileExistsError:  # left by a chaperone that was killed here, or planted: either way not to be written into
+                os.unlink(spool.BUILDING, dir_fd=self.fd)
+                fd = _create(self.fd, spool.BUILDING)
             try:
                 _write_all(fd, (jsontext.dumps(status) + "\n").encode())
             finally:
@@ -71,8 +78,10 @@ class RunDirectory:
         Raises:
             OSError: If it can't appear; the run then stays without a final status.
         """
-        text = (jsontext.dumps(status) + "\n").encode()
-        os.pwrite(self._reserved_fd, text, 0)
+        text = statuses.fitted(status, self.room).encode()
+        view, offset = memoryview(text), 0
+        while offset < len(text):
+            offset += os.pwrite(self._reserved_fd, view[offset:], offset)
         os.ftruncate(self._reserved_fd, len(text))
         for fd in (*self.streams.values(), self._reserved_fd):
             _sync(fd)
@@ -81,27 +90,47 @@ class RunDirectory:
             _sync(self.fd)
 
     def end(self, durable: bool = False) -> None:
-        """Clear what only a live run has, move its entry to .ended/, let go of the lock last (rule W4)."""
+        """
+        Clear what only a live run has, move its entry to .ended/, let go of the lock last (rule W4).
+
+        The outcome is published by now, so nothing is raised any more: an entry that can't be moved keeps the lock file
+        there, which tells `reap` that an ending is to be finished.
+        """
         for name in (spool.CONTROL, spool.LIVE_STATUS, spool.BUILDING, spool.RESERVED):
             _unlink(name, self.fd)
         if os.fstat(self.log_fd).st_size == 0:
             _unlink(spool.LOG, self.fd)
-        try:
-            os.rename(f"{spool.RUNNING}/{self.run_id}", f"{spool.ENDED}/{self.run_id}", src_dir_fd=self.spool_fd, dst_dir_fd=self.spool_fd)
-        except FileNotFoundError:  # a starter that lost the race for this id took its own entry, which we had relied on
-            _enter(self.spool_fd, spool.ENDED, self.run_id)
-        if durable:
-            _sync(self.spool_fd)
-        _unlink(spool.LOCK, self.fd)
+        if self._move_entry(durable):
+            _unlink(spool.LOCK, self.fd)
         self.close()
+
+    def _move_entry(self, durable: bool) -> bool:
+        """From .running/ to .ended/; one that is in neither was collected, for the status has been visible for a while."""
+        try:
+            running_fd = spool.open_entries(self.spool_fd, spool.RUNNING)
+            try:
+                ended_fd = spool.open_entries(self.spool_fd, spool.ENDED)
+                try:
+                    os.rename(self.run_id, self.run_id, src_dir_fd=running_fd, dst_dir_fd=ended_fd)
+                finally:
+                    if durable:
+                        _sync(ended_fd)
+                    os.close(ended_fd)
+            finally:
+                os.close(running_fd)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        return True
 
     def close(self) -> None:
         """Close every fd; the lock goes last, and with it the pulse."""
-        for fd in (*self.streams.values(), self.log_fd, self.control_fd, self._reserved_fd, self.fd, self.lock_fd):
+        for fd in (*self.streams.values(), self.log_fd, self.control_fd, self._reserved_fd, self.fd, self.spool_fd, self.lock_fd):
             if fd >= 0:
                 os.close(fd)
         self.streams = {}
-        self.log_fd = self.control_fd = self._reserved_fd = self.fd = self.lock_fd = -1
+        self.log_fd = self.control_fd = self._reserved_fd = self.fd = self.spool_fd = self.lock_fd = -1
 
     def size_of(self, stream: str) -> int:
         """How long a stream is on disk, in bytes."""
@@ -112,19 +141,28 @@ class RunDirectory:
         return os.fstat(self.fd).st_nlink > 0
 
     def touch(self) -> None:
-        """Leave the time at which the far side was last heard, as the mtime of `lock`."""
-        os.utime(self.lock_fd)
+        """Leave when the far side was last heard, as the times of `lock`."""
+        os.utime(self.lock_fd, lease.stamp())
 
-    def _open_files(self, flags: int = 0) -> None:
+    def is_ended(self) -> bool:
+        """Whether the final status is published; asked while the lock is held, it stays so."""
+        return spool.read_final(self.fd, self.run_id) is not None
+
+    def open_files(self, flags: int) -> None:
+        """Open what a chaperone writes to; O_CREAT makes what is not there, O_EXCL refuses what is."""
         for stream in spool.STREAMS:
-            self.streams[stream] = os.open(stream, os.O_WRONLY | os.O_APPEND | flags | spool.FILE, 0o600, dir_fd=self.fd)
+            self.streams[stream] = spool.open_plain(self.fd, stream, os.O_WRONLY | os.O_APPEND | flags)
             # Shared with the guard: who publishes for a dead chaperone waits until the pipes are drained.
             fcntl.flock(self.streams[stream], fcntl.LOCK_SH)
-        self.log_fd = os.open(spool.LOG, os.O_WRONLY | os.O_APPEND | flags | spool.FILE, 0o600, dir_fd=self.fd)
-        if flags:
+        self.log_fd = spool.open_plain(self.fd, spool.LOG, os.O_WRONLY | os.O_APPEND | flags)
+        try:
             os.mkfifo(spool.CONTROL, 0o600, dir_fd=self.fd)
-        self.control_fd = os.open(spool.CONTROL, os.O_RDWR | spool.FILE, dir_fd=self.fd)
-        self._reserved_fd = os.open(spool.RESERVED, os.O_RDWR | flags | spool.FILE, 0o600, dir_fd=self.fd)
+        except FileExistsError:
+            if flags & os.O_EXCL:
+                raise
+        self.control_fd = spool.open_plain(self.fd, spool.CONTROL, os.O_RDWR)
+        self._reserved_fd = spool.open_plain(self.fd, spool.RESERVED, os.O_RDWR | flags)
+        self.room = max(os.fstat(self._reserved_fd).st_size, spool.RESERVE)
 
 
 def _sync(fd: int) -> None:
@@ -139,15 +177,6 @@ def _unlink(name: str, dir_fd: int) -> None:
         os.unlink(name, dir_fd=dir_fd)
     except OSError:  # a file left behind is swept by reap; it never hides the status
         pass
-
-
-def _enter(spool_fd: int, where: str, run_id: str) -> bool:
-    """Make an entry; False if it is there."""
-    try:
-        os.symlink(f"../{run_id}", f"{where}/{run_id}", dir_fd=spool_fd)
-    except FileExistsError:
-        return False
-    return True
 
 
 # -- how a run directory appears
@@ -170,81 +199,101 @@ def create(path: str, spec: dict[str, Any], secrets: dict[str, Any], status: dic
         SpoolError: If it can't be created; nothing is left behind.
     """
     run_id = spec["id"]
-    spool_fd = spool.open_spool(path, create=True)
     building = f".{run_id}.{key}.new"
-    entered = False
+    run = None
+    spool_fd = spool.open_spool(path, create=True)
     try:
         _refuse_existing(spool_fd, run_id)
-        running_fd = os.open(spool.RUNNING, spool.DIRECTORY, dir_fd=spool_fd)
+        running_fd = spool.open_entries(spool_fd, spool.RUNNING)
         try:
             fcntl.flock(running_fd, fcntl.LOCK_SH)
-            run = _build(spool_fd, f"{os.path.abspath(path)}/{run_id}", building, spec, secrets, status, key)
-            entered = _enter(spool_fd, spool.RUNNING, run_id)
-            if spec["durable"]:
-                os.fsync(run.fd)
-            os.rename(building, run_id, src_dir_fd=spool_fd, dst_dir_fd=spool_fd)
+            try:
+                run = _build(spool_fd, f"{os.path.abspath(path)}/{run_id}", building, spec, secrets, status, key)
+                _enter(running_fd, run_id)
+                os.rename(building, run_id, src_dir_fd=spool_fd, dst_dir_fd=spool_fd)
+            except BaseException:
+                if run is not None:
+                    run.close()
+                _remove_tree(spool_fd, building)
+                sweep_entry(spool_fd, running_fd, run_id)
+                raise
             if spec["durable"]:
                 for fd in (running_fd, spool_fd):
                     _sync(fd)
         finally:
             os.close(running_fd)
     except OSError as error:
-        _take_back(spool_fd, run_id, building, entered)
-        os.close(spool_fd)
-        if isinstance(error, SpoolError):
-            raise
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR) and not isinstance(error, SpoolError):
             raise RunExistsError(f"unable to create run {run_id!r}: it exists", errno.EEXIST) from error
-        raise spool.failure(f"create run {run_id!r} in spool {path!r}", error) from error
+        raise error if isinstance(error, SpoolError) else spool.failure(f"create run {run_id!r} in spool {path!r}", error) from error
+    finally:
+        os.close(spool_fd)
     return run
 
 
 def _refuse_existing(spool_fd: int, run_id: str) -> None:
-    try:
-        os.stat(run_id, dir_fd=spool_fd, follow_symlinks=False)
-    except FileNotFoundError:
-        return
-    raise RunExistsError(f"unable to create run {run_id!r}: it exists", errno.EEXIST)
+    if _exists(spool_fd, run_id):
+        raise RunExistsError(f"unable to create run {run_id!r}: it exists", errno.EEXIST)
 
 
 def _build(spool_fd: int, path: str, building: str, spec: dict[str, Any], secrets: dict[str, Any], status: dict[str, Any], key: str) -> RunDirectory:
     os.mkdir(building, 0o700, dir_fd=spool_fd)
-    fd = os.open(building, spool.DIRECTORY, dir_fd=spool_fd)
-    # Lock before anybody can see it: a follower's probe could make our own acquire fail.
-    lock_fd = _create(fd, spool.LOCK, os.O_RDWR)
-    fcntl.flock(lock_fd, fcntl.LOCK_EX)
-    run = RunDirectory(spool_fd, path, spec["id"], key, fd, lock_fd)
+    run = RunDirectory(spool_fd, path, spec["id"], key, os.open(building, spool.DIRECTORY, dir_fd=spool_fd), -1)
     try:
+        # Lock before anybody can see it: a follower's probe could make our own acquire fail.
+        run.lock_fd = _create(run.fd, spool.LOCK, os.O_RDWR)
+        fcntl.flock(run.lock_fd, fcntl.LOCK_EX)
+        run.touch()
         text = (jsontext.dumps({"version": spool.VERSION, "key": key, **spec}) + "\n").encode()
-        spec_fd = _create(fd, spool.SPEC)
+        spec_fd = _create(run.fd, spool.SPEC)
         try:
             _write_all(spec_fd, text)
             if spec["durable"]:
                 os.fsync(spec_fd)
         finally:
             os.close(spec_fd)
-        run._open_files(os.O_CREAT | os.O_EXCL)
-        # The status repeats argv, cwd, names and labels, and over ssh the connection's argv: at most the spec's text twice.
-        os.posix_fallocate(run._reserved_fd, 0, spool.RESERVE + 2 * len(jsontext.dumps(secrets)))
+        run.open_files(os.O_CREAT | os.O_EXCL)
+        # The status repeats argv, cwd, names and labels, and over ssh the connection's argv: about the spec's text twice.
+        run.room = spool.RESERVE + 2 * len(jsontext.dumps(secrets))
+        os.posix_fallocate(run._reserved_fd, 0, run.room)
         unwritten = run.replace_running(status)
         if unwritten:
-            raise SpoolError(unwritten, errno.ENOSPC)
+            raise SpoolError(f"unable to create run {spec['id']!r}: {unwritten}", errno.ENOSPC)
+        if spec["durable"]:
+            os.fsync(run.fd)
     except BaseException:
         run.close()
         raise
     return run
 
 
-def _take_back(spool_fd: int, run_id: str, building: str, entered: bool) -> None:
-    """Remove what this start made, and nothing else: of the same id another may be starting right now."""
-    _remove_tree(spool_fd, building)
+def _enter(running_fd: int, run_id: str) -> None:
     try:
-        final = os.stat(f"{run_id}/{spool.FINAL_STATUS}", dir_fd=spool_fd, follow_symlinks=False) is not None
+        os.symlink(f"../{run_id}", run_id, dir_fd=running_fd)
+    except FileExistsError:  # another starter's of the same id, dead or alive: while we hold the lock, nobody sweeps it
+        pass
+
+
+def sweep_entry(spool_fd: int, running_fd: int, run_id: str) -> bool:
+    """
+    Take an entry that no run needs out of .running/.
+
+    Only while no starter is at work (rule W1): an entry may be there a moment before its run, and two starters of one id
+    share one. Where a starter is, the entry stays until `reap` comes by.
+
+    Args:
+        running_fd (int): Of .running/; the lock on it is taken exclusively, or lost.
+    Returns:
+        bool: Whether it was taken out: it was there, and its run is not there or has ended completely.
+    """
+    try:
+        fcntl.flock(running_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not _exists(spool_fd, run_id) or (not _exists(spool_fd, f"{run_id}/{spool.LOCK}") and _exists(spool_fd, f"{run_id}/{spool.FINAL_STATUS}")):
+            os.unlink(run_id, dir_fd=running_fd)
+            return True
     except OSError:
-        final = False
-    # A live winner relies on our entry; one that has ended has moved its own, or moves ours and makes up for it.
-    if entered and (final or not _exists(spool_fd, run_id)):
-        _unlink(f"{spool.RUNNING}/{run_id}", spool_fd)
+        pass
+    return False
 
 
 def _exists(spool_fd: int, name: str) -> bool:

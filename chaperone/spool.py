@@ -25,7 +25,7 @@ import fcntl
 import os
 import stat
 
-from . import jsontext
+from . import jsontext, lease
 from . import status as statuses
 from .errors import NoRunError, SpoolError
 from .spec import is_run_id
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 VERSION = 1
 STREAMS = ("stdout", "stderr")
 RESERVE = 16 * 1024  # bytes for the final status beyond what it repeats of the spec (rule W5)
+LINE = 4_096  # bytes of a request: PIPE_BUF, up to which writers of one FIFO don't mix
 JSON_LIMIT = 64 * 1024 * 1024  # bytes; a larger JSON file is not ours, and reading it could eat the reader's memory
 RUNNING, ENDED, CONNECT, LAUNCHER, LAUNCHER_LOCK = ".running", ".ended", ".connect", ".launcher", ".launcher.lock"
 SPEC, LOCK, CONTROL, LOG = "spec.json", "lock", "control", "log"
@@ -46,6 +47,7 @@ FILE = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
 
 def failure(verb: str, error: OSError) -> SpoolError:
+    """The one sentence for what the system refused: `unable to VERB: reason`."""
     return SpoolError(f"unable to {verb}: {error.strerror}", error.errno)
 
 
@@ -76,9 +78,8 @@ def open_spool(path: str, create: bool = False) -> int:
             raise SpoolError(f"unable to use spool {path!r}: want it owned by uid {os.geteuid()}, got uid {found.st_uid}", errno.EPERM)
         if found.st_mode & 0o022:
             raise SpoolError(f"unable to use spool {path!r}: want nobody else to write to it, got mode {found.st_mode & 0o7777:04o}", errno.EPERM)
-        if create:
-            for name in (RUNNING, ENDED):
-                make_directory(name, fd)
+        for name in (RUNNING, ENDED) if create else ():
+            make_directory(name, fd)
     except OSError as error:
         os.close(fd)
         raise error if isinstance(error, SpoolError) else failure(f"use spool {path!r}", error) from error
@@ -86,15 +87,38 @@ def open_spool(path: str, create: bool = False) -> int:
 
 
 def make_directory(path: str, dir_fd: int | None) -> None:
+    """Make a directory that is ours alone; nothing to do when something of that name is there."""
     try:
         os.mkdir(path, 0o700, dir_fd=dir_fd)
     except FileExistsError:
         pass
 
 
-def _entries(spool_fd: int, name: str) -> list[str]:
+def open_entries(spool_fd: int, name: str) -> int:
+    """
+    Open `.running` or `.ended`, and nothing that a planted symlink leads to.
+
+    Returns:
+        int: A directory's fd; the caller closes it.
+    Raises:
+        FileNotFoundError: If it is not there.
+        SpoolError: If it is no directory of ours.
+    """
     try:
         fd = os.open(name, DIRECTORY, dir_fd=spool_fd)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise failure(f"open {name!r} of the spool", error) from error
+    if os.fstat(fd).st_uid != os.geteuid():
+        os.close(fd)
+        raise SpoolError(f"unable to use {name!r} of the spool: want it owned by uid {os.geteuid()}", errno.EPERM)
+    return fd
+
+
+def _entries(spool_fd: int, name: str) -> list[str]:
+    try:
+        fd = open_entries(spool_fd, name)
     except FileNotFoundError:
         return []
     try:
@@ -128,29 +152,66 @@ def is_live_entry(spool_fd: int, run_id: str) -> bool:
 
 
 def collect(spool_fd: int, run_id: str) -> None:
-    """Take an ended run's entry out of .ended/; nothing to do when it is not there."""
+    """
+    Take the entry of a run that has ended out of .ended/; nothing to do when it is not there.
+
+    If its chaperone was killed before it could move the entry, it is taken out of .running/: else the run would come back
+    for the next follower, who would deliver its end a second time.
+    """
+    if not is_run_id(run_id) or _removed(spool_fd, ENDED, run_id):
+        return
     try:
-        os.unlink(f"{ENDED}/{run_id}", dir_fd=spool_fd)
+        run_fd = open_run(spool_fd, run_id)
+    except NoRunError:
+        return
+    try:
+        ended = pulse(run_fd) is not True and read_final(run_fd, run_id) is not None
+    finally:
+        os.close(run_fd)
+    if ended and not _removed(spool_fd, ENDED, run_id):  # once more: between our two looks it may have been moved there
+        _removed(spool_fd, RUNNING, run_id)
+
+
+def _removed(spool_fd: int, name: str, run_id: str) -> bool:
+    try:
+        fd = open_entries(spool_fd, name)
     except FileNotFoundError:
-        pass
+        return False
+    try:
+        os.unlink(run_id, dir_fd=fd)
+    except FileNotFoundError:
+        return False
+    finally:
+        os.close(fd)
+    return True
 
 
 # -- files in a run directory
 
 
-def _plain(fd: int, name: str, kind: Any = stat.S_ISREG) -> int:
-    """The fd, if it is a file of the kind we made; never a planted link to something else."""
-    found = os.fstat(fd)
-    if not kind(found.st_mode) or found.st_uid != os.geteuid() or found.st_nlink > 1:
-        os.close(fd)
-        raise SpoolError(f"unable to open {name!r}: want a {'FIFO' if kind is stat.S_ISFIFO else 'file'} of ours without other links", errno.EPERM)
-    return fd
-
-
-
 def open_plain(directory_fd: int, name: str, flags: int = os.O_RDONLY) -> int:
-    return _plain(os.open(name, flags | FILE, dir_fd=directory_fd), name)
+    """
+    Open one of our own files in a run directory.
 
+    Args:
+        flags (int): As for open(2).
+    Returns:
+        int: Its fd; the caller closes it.
+    Raises:
+        FileNotFoundError: If it is not there.
+        SpoolError: If it can't be opened (the control FIFO: ENXIO when nobody reads it), or is a planted link or someone else's.
+    """
+    try:
+        fd = os.open(name, flags | FILE, 0o600, dir_fd=directory_fd)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise failure(f"open {name!r}", error) from error
+    found, kind = os.fstat(fd), stat.S_IFIFO if name == CONTROL else stat.S_IFREG
+    if stat.S_IFMT(found.st_mode) != kind or found.st_uid != os.geteuid() or found.st_nlink > 1:
+        os.close(fd)
+        raise SpoolError(f"unable to open {name!r}: want a {'FIFO' if kind == stat.S_IFIFO else 'file'} of ours without other links", errno.EPERM)
+    return fd
 
 
 def _read_json(directory_fd: int, name: str) -> object:
@@ -181,11 +242,20 @@ def open_run(spool_fd: int, run_id: str) -> int:
         int: A directory's fd; the caller closes it.
     Raises:
         NoRunError: If it is not there.
+        SpoolError: If it is no directory of ours.
     """
+    if not is_run_id(run_id):
+        raise NoRunError(f"unable to find run {run_id!r}: that is no run id", errno.ENOENT)
     try:
-        return os.open(run_id, DIRECTORY, dir_fd=spool_fd)
-    except OSError as error:
+        fd = os.open(run_id, DIRECTORY, dir_fd=spool_fd)
+    except FileNotFoundError as error:
         raise NoRunError(f"unable to find run {run_id!r}: {error.strerror}", error.errno) from error
+    except OSError as error:
+        raise failure(f"open run {run_id!r}", error) from error
+    if os.fstat(fd).st_uid != os.geteuid():
+        os.close(fd)
+        raise SpoolError(f"unable to use run {run_id!r}: want it owned by uid {os.geteuid()}", errno.EPERM)
+    return fd
 
 
 def is_path_of(spool_fd: int, run_id: str, run_fd: int) -> bool:
@@ -222,6 +292,17 @@ def read_spec(run_fd: int) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def read_final(run_fd: int, run_id: str) -> dict[str, Any] | None:
+    """The published final status; None where there is none."""
+    return statuses.final_known(_read_json(run_fd, FINAL_STATUS), run_id)
+
+
+def read_live(run_fd: int, run_id: str) -> dict[str, Any]:
+    """The last status of a run that has not ended, as far as it can be read."""
+    status = statuses.last_known(_read_json(run_fd, LIVE_STATUS), run_id)
+    return {**status, "state": status["state"] if status["state"] in statuses.LIVE else "running"}  # a final state only where it is published
+
+
 def look(run_fd: int, run_id: str) -> tuple[bool, dict[str, Any]]:
     """
     The state of a run as a reader may conclude it (rules R1 and R3).
@@ -230,23 +311,34 @@ def look(run_fd: int, run_id: str) -> tuple[bool, dict[str, Any]]:
         run_fd (int): From `open_run`.
     Returns:
         tuple: Whether its chaperone lives, and a status; `lost` or `unattended` where that has to be concluded.
+    Raises:
+        NoRunError: If the run directory is being deleted.
+        SpoolError: If somebody planted in it what is not ours.
     """
-    status: dict[str, Any]
-    while True:
+    for again in (False, True):
         alive = pulse(run_fd)
-        final = _read_json(run_fd, FINAL_STATUS)
-        if isinstance(final, dict) and final.get("state") in statuses.FINAL:
-            return False, statuses.last_known(final, run_id)
-        status = statuses.last_known(_read_json(run_fd, LIVE_STATUS), run_id)
-        if not alive or status["create_time"] is not None or _read_json(run_fd, FINAL_STATUS) is None:
-            break  # else it ended between our looks: begin again
-    if status["state"] in statuses.FINAL:
-        status = {**status, "state": "running"}  # a final state is only believed where it is published
+        final = read_final(run_fd, run_id)
+        status = read_live(run_fd, run_id)
+        if final is not None:
+            return False, final
+        if not alive or status["create_time"] is not None or again:
+            break  # else it may have ended between our looks: then now status.json is there
     if alive:
         return True, status
-    if read_spec(run_fd).get("on_disconnect") == "survive":
+    spec = read_spec(run_fd)
+    if alive is None and not spec:  # gc takes lock and spec away before status.json
+        raise NoRunError(f"unable to look into run {run_id!r}: it is being deleted", errno.ENOENT)
+    if leased_s(run_fd, spec, status["boot_id"]) > 0:
         return False, statuses.unattended(status)
     return False, statuses.lost(status, "the chaperone died before the program's end was recorded")
+
+
+def leased_s(run_fd: int, spec: dict[str, Any], boot: str | None) -> float:
+    """As `lease.left_s`, by the times of the lock, which the chaperone touches whenever it hears from the far side."""
+    try:
+        return lease.left_s(os.stat(LOCK, dir_fd=run_fd, follow_symlinks=False), spec, boot)
+    except FileNotFoundError:
+        return 0.0
 
 
 def open_stream(run_fd: int, stream: str) -> int:
@@ -271,15 +363,18 @@ def request(run_fd: int, run_id: str, line: str) -> None:
         NoRunError: If no chaperone is there to read it.
         SpoolError: If it can't be written.
     """
+    data = line.encode("utf-8", "backslashreplace") + b"\n"
+    if data.count(b"\n") > 1 or len(data) > LINE:
+        raise SpoolError(f"unable to ask run {run_id!r}: want one line of at most {LINE} bytes", errno.EINVAL)
     try:
-        fd = _plain(os.open(CONTROL, os.O_WRONLY | FILE, dir_fd=run_fd), CONTROL, stat.S_ISFIFO)
+        fd = open_plain(run_fd, CONTROL, os.O_WRONLY)
         try:
-            os.write(fd, line.encode() + b"\n")
+            os.write(fd, data)
         finally:
             os.close(fd)
     except OSError as error:
-        if isinstance(error, SpoolError):
-            raise
         if error.errno in (errno.ENXIO, errno.ENOENT):
             raise NoRunError(f"unable to ask run {run_id!r}: no chaperone is there", error.errno) from error
+        if isinstance(error, SpoolError):
+            raise
         raise failure(f"ask run {run_id!r}", error) from error
