@@ -7,6 +7,7 @@ Knows: fds 1 and 2.  Must not know: files, processes.
 from __future__ import annotations
 
 import os
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,8 +35,8 @@ class DirectRun:
         return os.dup(self.streams[stream])
 
     def size_of(self, stream: str) -> int:
-        """Nobody keeps the bytes."""
-        return 0
+        """Nobody keeps the bytes, so nobody can cut them short."""
+        return sys.maxsize
 
     def is_there(self) -> bool:
         """It has no place to vanish from."""
