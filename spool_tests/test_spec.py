@@ -12,14 +12,14 @@ from chaperone import jsontext
 from chaperone import spec as specs
 from chaperone.errors import SpecError
 
-CWD = "/home/etl"
+CWD = "/srv/etl"
 ARGV = {"argv": ["true"]}
 
 CANONICAL = {
     "id": None,
     "program": {
         "argv": ["true"],
-        "cwd": "/home/etl",
+        "cwd": "/srv/etl",
         "env": {},
         "inherit_env": True,
         "stdin": None,
@@ -90,15 +90,15 @@ def test_canonical_form_is_a_fixed_point_and_the_argument_stays_as_it_was() -> N
         ("id", "9._-", "9._-"),
         ("program.argv", ["/bin/x", "", "-a", "ü\udcff\n"], ["/bin/x", "", "-a", "ü\udcff\n"]),
         ("program.cwd", "/srv", "/srv"),
-        ("program.cwd", "sub/dir", "/home/etl/sub/dir"),
-        ("program.cwd", None, "/home/etl"),
+        ("program.cwd", "sub/dir", "/srv/etl/sub/dir"),
+        ("program.cwd", None, "/srv/etl"),
         ("program.env", {"K": "", "a-b": "\n"}, {"K": "", "a-b": "\n"}),
         ("program.inherit_env", False, False),
         ("program.inherit_env", [], []),
         ("program.inherit_env", ["PATH", "HOME"], ["PATH", "HOME"]),
         ("program.stdin", "", ""),
         ("program.stdin", "text\0with NUL", "text\0with NUL"),
-        ("program.stdin", {"file": "in.txt"}, {"file": "/home/etl/in.txt"}),
+        ("program.stdin", {"file": "in.txt"}, {"file": "/srv/etl/in.txt"}),
         ("program.stdin", {"file": "/in.txt"}, {"file": "/in.txt"}),
         ("program.umask", "022", "022"),
         ("program.umask", "7", "007"),
