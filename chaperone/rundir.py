@@ -136,6 +136,18 @@ class RunDirectory:
         """How long a stream is on disk, in bytes."""
         return os.fstat(self.streams[stream]).st_size
 
+    def has_entry(self) -> bool:
+        """Whether the run has its entry, in .running/ or already in .ended/."""
+        return any(_exists(self.spool_fd, f"{name}/{self.run_id}") for name in (spool.RUNNING, spool.ENDED))
+
+    def enter(self) -> None:
+        """Make the entry in .running/ again, if it is not there; `end` moves it on."""
+        fd = spool.open_entries(self.spool_fd, spool.RUNNING)
+        try:
+            _enter(fd, self.run_id)
+        finally:
+            os.close(fd)
+
     def is_there(self) -> bool:
         """Whether the run directory still has a name: nothing can be published into one that was removed."""
         return os.fstat(self.fd).st_nlink > 0
@@ -214,7 +226,7 @@ def create(path: str, spec: dict[str, Any], secrets: dict[str, Any], status: dic
             except BaseException:
                 if run is not None:
                     run.close()
-                _remove_tree(spool_fd, building)
+                remove_tree(spool_fd, building)
                 sweep_entry(spool_fd, running_fd, run_id)
                 raise
             if spec["durable"]:
@@ -304,7 +316,7 @@ def _exists(spool_fd: int, name: str) -> bool:
     return True
 
 
-def _remove_tree(spool_fd: int, name: str) -> None:
+def remove_tree(spool_fd: int, name: str) -> None:
     """Delete a directory of plain files; what is not there is no fault."""
     try:
         fd = os.open(name, spool.DIRECTORY, dir_fd=spool_fd)

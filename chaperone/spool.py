@@ -142,6 +142,20 @@ def all_ids(spool_fd: int) -> list[str]:
     return sorted(name for name in os.listdir(spool_fd) if is_run_id(name))
 
 
+def has_lock(spool_fd: int, run_id: str) -> bool:
+    """Whether a run's lock is there, held or not: it goes with the last step of an ending."""
+    try:
+        os.stat(f"{run_id}/{LOCK}", dir_fd=spool_fd, follow_symlinks=False)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def build_directories(spool_fd: int) -> list[str]:
+    """The names of run directories that are being built, or whose starter died."""
+    return sorted(name for name in os.listdir(spool_fd) if name.startswith(".") and name.endswith(".new"))
+
+
 def is_live_entry(spool_fd: int, run_id: str) -> bool:
     """Whether the id is in .running/; costs the same however many there are."""
     try:
@@ -330,7 +344,7 @@ def look(run_fd: int, run_id: str) -> tuple[bool, dict[str, Any]]:
         raise NoRunError(f"unable to look into run {run_id!r}: it is being deleted", errno.ENOENT)
     if leased_s(run_fd, spec, status["boot_id"]) > 0:
         return False, statuses.unattended(status)
-    return False, statuses.lost(status, "the chaperone died before the program's end was recorded")
+    return False, statuses.lost(status, statuses.DIED)
 
 
 def leased_s(run_fd: int, spec: dict[str, Any], boot: str | None) -> float:

@@ -30,6 +30,7 @@ TRANSITIONS = {
     "error": (),
     "lost": (),
 }
+DIED = "the chaperone died before the program's end was recorded"
 STOP_REASONS = ("request", "timeout", "idle", "lease", "disconnect", "output")
 LIVE = ("starting", "running", "stopping")
 MESSAGE_LENGTH = 2_000  # characters of a message
