@@ -53,10 +53,15 @@ class Follower:
     """
 
     def __init__(
-        self, path: str, cursor: object = None, runs: Iterable[str] | None = None, streams: Iterable[str] = spool.STREAMS, poll_s: float | None = None
+        self,
+        path: str | os.PathLike[str],
+        cursor: object = None,
+        runs: Iterable[str] | None = None,
+        streams: Iterable[str] = spool.STREAMS,
+        poll_s: float | None = None,
     ) -> None:
         entries = cursors.checked(cursor)
-        self.path = path
+        self.path = os.fspath(path)
         self.wanted = tuple(streams)
         self.polling: str | None = None
         self._named = None if runs is None else frozenset(runs)
@@ -69,7 +74,7 @@ class Follower:
         self._gathered = 0.0
         self._removed = self._lent = self._owned = False
         with contextlib.ExitStack() as stack:
-            self.spool_fd = spool.open_spool(path, create=True)
+            self.spool_fd = spool.open_spool(self.path, create=True)
             stack.callback(os.close, self.spool_fd)
             self.streams = OpenStreams()
             stack.callback(self.streams.close)
@@ -173,10 +178,9 @@ class Follower:
                 return event
             if self.is_over():
                 return None
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not self._watcher.wait(left) and left == 0:
                 return None
-            self._watcher.wait(left)
 
     def is_over(self) -> bool:
         """Whether nothing can come any more: all runs that were named have ended."""
@@ -228,8 +232,7 @@ class Follower:
                 try:
                     event = run.next_event()
                 finally:
-                    if run.hints:
-                        self._queue(run)
+                    self._queue(run)
                 if event is not None:
                     return event
                 if until is not None and time.monotonic() >= until:
@@ -244,7 +247,7 @@ class Follower:
     def _queue(self, run: FollowedRun, hints: int = 0) -> None:
         """Give a run a turn; runs with much to tell take one event a turn, so that they hold up nobody."""
         run.hints |= hints
-        if not run.queued and run.hints:
+        if not run.queued and run.has_more():
             run.queued = True
             self._ready.append(run)
 

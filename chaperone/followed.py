@@ -70,6 +70,10 @@ class FollowedRun:
         """Whether its ending was handed out."""
         return cursors.has_ended(self.entry)
 
+    def has_more(self) -> bool:
+        """Whether it should be given another turn."""
+        return self.hints != 0 or self._final is not None
+
     def is_over(self) -> bool:
         """Whether its ending was handed out, and nothing speaks of another run of this id."""
         return self.has_ended() and not self.hints
@@ -124,7 +128,7 @@ class FollowedRun:
                     return event
         except OSError as error:
             if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
-                self.hints = 0
+                self.hints, self._final = 0, None
             if isinstance(error, SpoolError):
                 raise
             raise spool.failure(f"look at run {self.run_id!r}", error) from error
