@@ -110,13 +110,13 @@ def _with(status: Status, facts: dict[str, Any]) -> Status:
     return {**status, **facts}
 
 
-def running(status: Status, pid: int, now_ns: int, /, **facts: object) -> Status:
+def running(status: Status, pid: int | None, now_ns: int, /, **facts: object) -> Status:
     """
     Record that the program was started, or is attended again.
 
     Args:
         status (dict): As in `running.json`; left as it is.
-        pid (int): The program's, where it runs.
+        pid (int): The program's, where it runs; None where nobody there tells it.
         facts: Further fields, such as `connection`.
     Returns:
         dict: A new status, `running`; its `start_time` stays if there was one.

@@ -131,7 +131,7 @@ class Holder:
             except OSError:
                 continue
 
-    def started(self, pid: int, **facts: object) -> None:
+    def started(self, pid: int | None, **facts: object) -> None:
         """The program was started; `facts` are further fields of the status."""
         self.status = statuses.running(self.status, pid, time.time_ns(), **facts)
         self._replace()
@@ -324,9 +324,13 @@ def print_to_stderr(text: str) -> None:
 def _program(spec: dict[str, Any], holder: Holder, inherited: dict[str, Any], cookie: str) -> Any:
     if spec["remote"] is None and spec["on_disconnect"] == "kill":
         return LocalProgram(spec, holder, inherited, cookie)
+    if spec["remote"] is not None and not spec["remote"]["supervise"]:
+        from .bare import BareProgram
+
+        return BareProgram(spec, holder)
     from .remote import RemoteProgram
 
-    return RemoteProgram(spec, holder)
+    return RemoteProgram(spec, holder, inherited, cookie)
 
 
 def _noted(number: int, frame: object) -> None:

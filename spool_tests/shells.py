@@ -5,21 +5,16 @@ import os
 import shutil
 import tempfile
 
-import pytest
+from spool_tests.conftest import absent
 
 PACKAGES = {"bash": "bash", "busybox": "busybox", "dash": "dash", "fish": "fish", "ksh93": "ksh93u+m", "mksh": "mksh", "tcsh": "tcsh", "zsh": "zsh"}
 SH = ("dash", "bash", "busybox", "mksh", "ksh93", "zsh")  # what /bin/sh may be
 LOGIN = (*SH, "fish", "tcsh")
 
 
-def missing(what):
-    """Skip with a reason; in CI, where bin/test installs everything, fail instead."""
-    (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{what} is not installed here: run bin/test as root once")
-
-
 def path_of(shell):
     path = shutil.which(shell) or shutil.which(shell, path="/bin:/usr/bin")
-    return path or missing(f"the shell {shell} (Debian's package {PACKAGES[shell]})")
+    return path or absent(f"the shell {shell} (Debian's package {PACKAGES[shell]}) is not installed")
 
 
 @functools.cache

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, strategies
 
 from chaperone import command
-from shells import path_of
+from spool_tests.shells import path_of
 
 WORDS = strategies.text(strategies.characters(blacklist_characters="\0", blacklist_categories=("Cs",)))
 

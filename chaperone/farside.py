@@ -1,0 +1,338 @@
+"""
+What is sent to the far side, and how what it says is told from what the program writes.
+
+Knows: sh text, bytes, records.  Must not know: processes, sockets, the clock, how the bytes get there.
+"""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+READY = b"chaperone-ready-1\n"
+# The one command that passes through every login shell, fish and csh too: no `!`, backslash, newline or quote within its quotes.
+# Nothing is sent before the ready word is read, so that no startup file can eat or see the payload.
+CONSTANT = ("/bin/sh", "-c", 'echo chaperone-ready-1 >&2; IFS= read -r l && eval "$l"')
+BOOT = 'eval "$(cat)"'  # how the program's own text reaches its shell
+RECORD_BYTES = 4_096  # PIPE_BUF: what is longer was not written as one record
+NO_HURRY_S = 10.0  # a lease is looked at this often at most
+
+with open(f"{os.path.dirname(__file__)}/farside.sh", encoding="ascii") as _file:
+    # Now: when a run ends, the package may be gone. Comments and indentation are for who reads the file.
+    SUPERVISOR = "".join(line.strip() + "\n" for line in _file if line.strip() and not line.lstrip().startswith("#"))
+
+
+def quoted(value: str | bytes) -> bytes:
+    """One word of sh; every byte but NUL survives."""
+    return b"'" + os.fsencode(value).replace(b"'", b"'\\''") + b"'"
+
+
+def fifths(seconds: float) -> int:
+    """A grace as the far side counts it, never shorter."""
+    return int(-(-seconds * 5 // 1))
+
+
+def tick_s(lease_s: float) -> int:
+    """How often the far side looks at its lease, in seconds: the lease ends late by no more than this."""
+    return int(max(1, min(NO_HURRY_S / 2, lease_s // 4)))
+
+
+def settings(spec: dict[str, Any], nonce: str, cookie: str, life: str, **more: object) -> bytes:
+    """
+    The assignments that stand before the supervisor.
+
+    Args:
+        spec (dict): Canonical.
+        nonce (str): Random; before every record.
+        cookie (str): Random; in the environment of everything that belongs to the run.
+        life (str): kill, survive or attach.
+        more: `dir`, `out_offset`, `err_offset`, `stdin_size`, `stdin_name`, `program`.
+    """
+    lease = spec["lease"]
+    values: dict[str, object] = {
+        "nonce": nonce,
+        "cookie": cookie,
+        "life": life,
+        "lease": int(-(-lease // 1)),
+        "tick": tick_s(lease),
+        "grace": fifths(spec["stop"]["grace_period"]),
+        "boot": BOOT,
+        **{"dir": "", "out_offset": 0, "err_offset": 0, "stdin_size": 0, "stdin_name": "", "program": b"", **more},
+    }
+    # A login environment may hold such a name, exported: unset, so that ours don't go on to the program.
+    lines = [b"unset " + " ".join(values).encode()]
+    for name, value in values.items():
+        home = name == "dir" and isinstance(value, str) and value.startswith("~/")
+        text = b'"${HOME:-/}"/' + quoted(str(value)[2:]) if home else quoted(value if isinstance(value, bytes) else str(value))
+        lines.append(name.encode() + b"=" + text)
+    return b"\n".join(lines) + b"\n"
+
+
+def payload(assigned: bytes, end: str) -> bytes:
+    """
+    All that goes to the far side once it is ready, but for the program's standard input.
+
+    Args:
+        assigned (bytes): From `settings`.
+        end (str): Random; a line that is in no text. Without it nothing of the payload is run: it was cut.
+    Returns:
+        bytes: The first line reads the others; the far side evaluates it.
+    """
+    reader = (
+        "nl=$(echo x;echo x);nl=${nl#x};nl=${nl%x};s=;g=;"
+        f"while IFS= read -r l;do case $l in {end})g=1;break;;esac;s=$s$l$nl;done;"
+        '[ "$g" ]||exit 97;eval "$s"\n'
+    )
+    return reader.encode() + assigned + SUPERVISOR.encode() + end.encode() + b"\n"
+
+
+# -- the program's own text: what its shell does before it becomes the program
+
+_FIND = b"""c_fits() {
+[ -f "$1" ] || return 1
+[ -x "$1" ] || { c_why=permission; return 1; }
+case $(dd if="$1" bs=2 count=1) in
+'#!')
+IFS= read -r c_line <"$1"
+c_line=${c_line#??}; c_line=${c_line#"${c_line%%[! ]*}"}; c_line=${c_line%%[ 	]*}
+[ -x "$c_line" ] || { c_why=interpreter; return 1; } ;;
+esac
+}
+c_why=notfound
+c_found=
+case $1 in
+*/*) c_fits "$1" && c_found=1 ;;
+*) set -f; IFS=:
+for c_dir in $PATH; do c_fits "${c_dir:-.}/$1" && c_found=1 && break; done
+unset IFS; set +f ;;
+esac
+[ "$c_found" ] || c_fail $c_why
+"""
+
+# ulimit's letter (the second one is what dash and busybox call it), and the size of its unit in bytes or pieces.
+_LIMITS = {
+    "as": ("v", 1024),
+    "core": ("c", 512),
+    "cpu": ("t", 1),
+    "data": ("d", 1024),
+    "fsize": ("f", 512),
+    "memlock": ("l", 1024),
+    "nofile": ("n", 1),
+    "nproc": ("u p", 1),
+    "rss": ("m", 1024),
+    "stack": ("s", 1024),
+}
+
+
+def program_text(program: dict[str, Any], marks: dict[str, str], far: bool, umask: int | None = None) -> bytes:
+    """
+    The sh text that becomes the program.
+
+    Args:
+        program (dict): `spec["program"]`, canonical.
+        marks (dict): CHAPERONE_RUN_ID and CHAPERONE_COOKIE.
+        far (bool): Whether it runs behind a hop; there no cwd means home.
+        umask (int): If the spec names none; None for the login's.
+    Returns:
+        bytes: Descriptors: 4, 5 and 6 become stderr, stdout and stdin; one line goes to 7, a pid or `0 WHY`.
+    """
+    lines = [b"exec 2>/dev/null", b'c_fail() { echo "0 $1" >&7; exit 125; }']
+    mask = program["umask"] if program["umask"] is not None else None if umask is None else f"{umask:03o}"
+    if mask is not None:
+        lines.append(b"umask " + mask.encode())
+    cwd = program["cwd"]
+    if cwd is not None:
+        there = cwd if cwd.startswith("/") else "./" + cwd
+        lines.append(b"CDPATH= cd " + quoted(there) + b" || c_fail cwd")
+    elif far:
+        lines.append(b'CDPATH= cd "${HOME:-/}" || cd /')
+    if program["inherit_env"] is not True:
+        lines.append(_unset_but(program["inherit_env"] or []))
+    for name, value in {**program["env"], **marks}.items():
+        lines.append(b"export " + name.encode() + b"=" + quoted(value))
+    lines.append(b"set -- " + b" ".join(quoted(word) for word in program["argv"]))
+    lines.append(_FIND)
+    lines += [_limit(name, *ends) for name, ends in program["rlimits"].items()]
+    stderr = b"2>&5" if program["merge_stderr"] else b"2>&4"
+    lines.append(b"echo $$ >&7")
+    lines.append(b'exec "$@" <&6 >&5 ' + stderr + b" 4>&- 5>&- 6<&- 7>&-")
+    return b"\n".join(lines) + b"\n"
+
+
+def _unset_but(kept: list[str]) -> bytes:
+    """By names alone: `env -i NAME=VALUE` would show the values in ps. `command` keeps a read-only name from ending the shell."""
+    names = b"".join(name.encode() + b"|" for name in kept if name.isidentifier()) + b"''"
+    listed = b"$(env | sed -n 's/^\\([A-Za-z_][A-Za-z_0-9]*\\)=.*/\\1/p')"
+    text = b"for c_name in " + listed + b"; do case $c_name in " + names + b") ;; *) command unset $c_name ;; esac; done\n"
+    return text + b'[ "${PATH+set}" ] || PATH=/usr/local/bin:/usr/bin:/bin'  # not exported: only to find the program
+
+
+def _limit(name: str, soft: int | None, hard: int | None) -> bytes:
+    letters, unit = _LIMITS[name]
+    ends = ["unlimited" if end is None else str(-(-end // unit)) for end in (soft, hard)]
+    tries = []
+    for letter in letters.split():
+        # The soft one first, as a hard limit below the soft one is refused; the other way round where both rise.
+        tries.append(f"{{ ulimit -S{letter} {ends[0]} && ulimit -H{letter} {ends[1]}; }}")
+        tries.append(f"{{ ulimit -H{letter} {ends[1]} && ulimit -S{letter} {ends[0]}; }}")
+    return " || ".join([*tries, f"c_fail rlimits.{name}"]).encode()
+
+
+FAILURES = {
+    "cwd": ("change to cwd {cwd!r}", "no such directory, or no permission"),
+    "notfound": ("run {program!r}", "not found on the far side"),
+    "permission": ("run {program!r}", "not executable on the far side"),
+    "interpreter": ("run {program!r}", "the interpreter that its first line names is not on the far side"),
+    "stdin": ("keep standard input on the far side", "no room or no permission in its TMPDIR"),
+    "directory": ("make the run's directory on the far side", "it is there already, or can't be made"),
+    "setup": ("prepare the program on the far side", "its shell refused the environment, the umask or a limit"),
+}
+
+
+def failure(why: str, program: dict[str, Any]) -> tuple[str, str]:
+    """
+    A `fail` record as a stage and a sentence; each proves that the program was not started.
+
+    Args:
+        why (str): The record's word.
+        program (dict): `spec["program"]`.
+    """
+    limit = why.partition(".")[2]
+    doing, reason = FAILURES.get(why, (f"set rlimit {limit!r}" if limit else "start the program", "the far side refused it"))
+    stage = "far-side" if why in ("stdin", "directory", "setup") else "spawn"
+    return stage, f"unable to {doing.format(cwd=program['cwd'], program=program['argv'][0])}: {reason}"
+
+
+# -- what comes back
+
+
+class Records:
+    """
+    One stream from the far side, parted into what the program wrote and the records between.
+
+    Args:
+        nonce (str): As in `settings`.
+
+    Attributes:
+        noise (bytearray): What came before the first record: the startup files' words, and a hop's own.
+        heard (bool): Whether there was a record yet.
+    """
+
+    NOISE_BYTES = 65_536  # of noise kept; more of it tells nothing
+
+    def __init__(self, nonce: str) -> None:
+        self._nonce = nonce.encode()
+        self._rest = b""
+        self.noise = bytearray()
+        self.heard = False
+
+    def feed(self, data: bytes) -> tuple[bytes, list[list[str]]]:
+        """
+        Take what was read.
+
+        Args:
+            data (bytes): The next bytes of the stream.
+        Returns:
+            tuple: The program's bytes, exact; the records, each a list of words. What may be the beginning of a record is kept back.
+        """
+        if not self._rest and self.heard and self._nonce[0] not in data:
+            return data, []
+        data = self._rest + data if self._rest else data
+        clean, records, start = [], [], 0
+        while (found := data.find(self._nonce, start)) >= 0:
+            end = data.find(b"\n", found, found + RECORD_BYTES)
+            if end < 0 and len(data) - found >= RECORD_BYTES:  # no record is that long: the program had our nonce
+                clean.append(data[start : found + 1])
+                start = found + 1
+                continue
+            clean.append(self._heard(data[start:found]))
+            start = found
+            if end < 0:
+                break
+            self.heard = True
+            records.append(data[found + len(self._nonce) : end].decode("ascii", "replace").split())
+            start = end + 1
+        kept = len(data) if found < 0 else start
+        if found < 0:
+            kept = len(data) - _overlap(data, self._nonce, len(data) - start)
+            clean.append(self._heard(data[start:kept]))
+        self._rest = data[kept:]
+        return b"".join(clean), records
+
+    def _heard(self, data: bytes) -> bytes:
+        """Before the first record it is noise."""
+        if self.heard:
+            return data
+        self.noise += data[: max(0, self.NOISE_BYTES - len(self.noise))]
+        return b""
+
+    def end(self) -> bytes:
+        """The stream has ended: what was kept back was no record."""
+        rest, self._rest = self._rest, b""
+        return self._heard(rest)
+
+
+def _overlap(data: bytes, word: bytes, most: int) -> int:
+    """The length of the longest end of `data` that is a beginning of `word`."""
+    for length in range(min(most, len(word) - 1), 0, -1):
+        if data.endswith(word[:length]):
+            return length
+    return 0
+
+
+FAREWELL = (b"Connection to ", b" closed by remote host.\r\n")  # ssh writes it to stderr, whatever -E and LogLevel say
+
+
+def farewell(data: bytes) -> int:
+    """
+    How many bytes at the end of a stderr may be the beginning of ssh's own last words.
+
+    Args:
+        data (bytes): What came last.
+    Returns:
+        int: To be kept back until the next byte, or the end of ssh, decides; 0 for none.
+    """
+    before, after = FAREWELL
+    start = data.rfind(before)
+    if start >= 0:
+        rest = data[start + len(before) :]
+        host, space, words = rest.partition(b" ")
+        if len(host) <= 255 and b"\n" not in host and after.startswith(space + words):
+            return len(data) - start
+    return _overlap(data, before, len(data))
+
+
+def outcome(words: list[str]) -> dict[str, Any]:
+    """
+    How the program ended, by the words of an `end` record.
+
+    Args:
+        words (list): `R7` and four times, as of times(1p); `ambiguous` after it where 128 + n may be either.
+    Returns:
+        dict: `wait_status` (int, None where it can't be told), `return_code`, `ambiguous`, `rusage`; {} if nobody knows.
+    """
+    told = [word for word in words if word[0] == "R" and word[1:].isdigit()]
+    if not told:
+        return {}
+    value, ambiguous = int(told[0][1:]), "ambiguous" in words
+    rusage = _times(words[words.index(told[0]) + 1 :])
+    if value >= 256:  # awk: 256 + signal, 512 + signal with a core; ksh93's $?: 256 + signal
+        return {"wait_status": value % 256 | (0x80 if value >= 512 else 0), "return_code": None, "ambiguous": False, "rusage": rusage}
+    unsure = ambiguous and value > 128
+    return {"wait_status": None if unsure else value << 8, "return_code": value, "ambiguous": unsure, "rusage": rusage}
+
+
+def _times(words: list[str]) -> dict[str, float | None] | None:
+    """Of the children: the third and fourth of `1m2.25s`-like words. What sh can't tell is None."""
+    found = [word for word in words if word.endswith("s") and "m" in word]
+    if len(found) < 4:
+        return None
+    try:
+        utime, stime = (int(word.partition("m")[0]) * 60 + float(word.partition("m")[2][:-1]) for word in found[2:4])
+    except ValueError:
+        return None
+    unknown = dict.fromkeys(("maxrss", "minflt", "majflt", "inblock", "oublock", "nvcsw", "nivcsw"))
+    return {"utime": utime, "stime": stime, **unknown}

@@ -1,0 +1,291 @@
+# The far side: what runs beside the program, on the host where it runs. POSIX sh; awk, setsid and /proc are used where they are.
+# farside.py puts settings before this text (nonce, cookie, life, ...) and sends both as lines of standard input; comments stay here.
+#
+#   sh S --- pipeline ---> W | R          W runs the program and reports how it ended
+#                              R -> D     R reads control lines, D watches the lease
+#   life=survive:         { W | R; } | A  A is attached: it copies to one connection, and only A ends when that is cut
+#
+# The program must be in a foreground pipeline: as `program &` it would ignore SIGINT and SIGQUIT for good (dash, ash, mksh, zsh).
+#
+# Descriptors: 3 control lines in, 4 records out, 5 the program's output to the near side. 0, 1, 2 of the shell are the program's
+# standard input, and /dev/null twice: a shell's own words (mksh on odd locales, zsh on kill) must not mix into the records.
+
+# -- words to the near side
+
+# A record is one write, shorter than PIPE_BUF: no byte of the program gets into it.
+say() { echo "$nonce $*" >&4; }
+
+# Text to standard output, unchanged. `echo` would undo backslashes; where printf is no builtin (mksh) it would show secrets in ps.
+spill() {
+  case $(command -v printf) in
+  printf) printf '%s\n' "$1" ;;
+  *) print -r -- "$1" ;;
+  esac
+}
+
+# -- whom there is to end
+
+# Whatever carries the cookie in its environment, also if it left the session or its parent died.
+marked() { grep -lF "CHAPERONE_COOKIE=$cookie" /proc/[0-9]*/environ 2>/dev/null | sed 's,^/proc/,,;s,/environ$,,'; }
+
+# The program and its descendants, for hosts without setsid, where it has no group of its own.
+family() {
+  table=$(ps -A -o ppid= -o pid= 2>/dev/null)
+  next=$pid
+  while [ "$next" ]; do
+    echo "$next"
+    next=$(echo "$table" | while read -r parent child; do case " $next " in *" $parent "*) printf '%s ' "$child" ;; esac; done)
+  done
+}
+
+others() {
+  [ "$setsid" ] || { kill -0 "$pid" 2>/dev/null && family; }
+  marked
+}
+
+# pid is checked before every use: `kill -TERM -` followed by nothing, or by 0, would be our own group.
+left() {
+  [ "$pid" -gt 1 ] || return 1
+  [ "$setsid" ] && kill -0 "-$pid" 2>/dev/null && return 0
+  [ "$(others)" ]
+}
+
+# One signal for all of them; listed first, since a parent's death may hide its children.
+hit() {
+  [ "$pid" -gt 1 ] || return 1
+  listed=$(others)
+  [ "$setsid" ] && kill "-$1" "-$pid" 2>/dev/null
+  for one in $listed; do kill "-$1" "$one" 2>/dev/null; done
+}
+
+# A fifth of a second, or a whole one where sleep takes no fractions. Helpers hold none of our pipes, or ssh would wait for them.
+rest() { sleep 0.2 3<&- 4>&- 5>&- 2>/dev/null || { sleep 1 3<&- 4>&- 5>&-; fifths=$((fifths + 4)); }; fifths=$((fifths + 1)); }
+
+# TERM, then after $1 fifths of a second KILL, again and again for 3 s more: a fork may have been on its way.
+end_all() {
+  fifths=0
+  left && hit TERM
+  while left; do
+    [ "$fifths" -ge "$1" ] && hit KILL
+    [ "$fifths" -ge $(($1 + 15)) ] && break
+    rest
+  done
+}
+
+# How many were left by a program that has ended: the marked ones; without /proc it is only known that there are any.
+count_left() {
+  count=$(others | grep -c .)
+  [ "$count" -eq 0 ] && [ "$setsid" ] && kill -0 "-$pid" 2>/dev/null && count=1
+  echo "$count"
+}
+
+# -- W: the program, and how it ended
+
+# Only awk's system() tells a signal (256 + n) from an exit code (0-255) where `$?` is 128 + n for both. Busybox's awk says 0 for a
+# killed program, so it has to pass a probe first, in the same process. After "B" nothing may be run a second time.
+# The program's own text comes by a pipe: in argv or in an environment it would be seen, and it may be too long for either.
+run_program() {
+  exec 8>&1 9>&2 2>/dev/null
+  outcome=A
+  command -v awk >/dev/null && outcome=$(
+    spill "$program" | awk 'BEGIN { if (system("kill -9 $$") != 265) { print "A"; exit }
+      print "B"; system(""); print "R" system(ARGV[1]) }' "exec $setsid /bin/sh -c '$boot'" 7>&6 6<&3 3<&- 5>&8 4>&9 8>&- 9>&-
+    times
+  )
+  case $outcome in
+  A*) outcome=$(
+    spill "$program" | $setsid /bin/sh -c "$boot" 7>&6 6<&3 3<&- 5>&8 4>&9 8>&- 9>&-
+    echo "R$?" ambiguous
+    times
+  ) ;;
+  esac
+  exec 8>&- 9>&-
+}
+
+# These signals get a handler, as an ignored one would stay ignored in the program; the reader holds the pipe that is our output.
+run() {
+  trap : TERM INT HUP QUIT USR1
+  exec 3<&0 6>&1 >/dev/null
+  case $life in
+  kill)
+    run_program >&5 2>&4
+    say end $outcome
+    echo "$nonce eof" >&5
+    ;;
+  survive)
+    # Through pipes into the files: a program that opens /dev/stderr anew would else truncate what it has written.
+    {
+      {
+        run_program 2>&7 7>&-
+        say end $outcome
+      } | cat >>"$dir/out" 3<&- 4>&- 6>&- 7>&-
+    } 7>&1 | cat >>"$dir/err" 3<&- 4>&- 6>&-
+    say eof $(wc -c <"$dir/out") $(wc -c <"$dir/err")
+    ;;
+  esac
+}
+
+# -- D: the lease
+
+# Fed by USR1 at every heartbeat. The signal is ignored before D is forked and caught only here: else a first heartbeat that
+# comes early kills D, and the lease silently never ends. `wait` and not `sleep` alone, so that a signal is served at once.
+watch_lease() {
+  trap 'idle=0' USR1
+  trap 'kill "$nap" 2>/dev/null; exit' TERM
+  trap : INT HUP QUIT
+  trap '' PIPE
+  idle=0
+  nap=
+  while [ "$idle" -lt "$lease" ] && kill -0 "$reader" 2>/dev/null; do
+    sleep "$tick" 3<&- 4>&- 5>&- &
+    nap=$!
+    wait "$nap"
+    kill "$nap" 2>/dev/null && continue
+    idle=$((idle + tick))
+  done
+  say lost "$idle"
+  end_all "$grace"
+  kill -KILL "$reader" 2>/dev/null
+  [ "$life" = survive ] && leave_nothing
+}
+
+# -- R: control lines
+
+# The pid of this very subshell; $$ would be S.
+own_pid() { read -r self rest </proc/self/stat 2>/dev/null || self=$(exec sh -c 'echo $PPID'); }
+
+feed() { kill -USR1 "$watcher" 2>/dev/null; }
+
+leave_nothing() {
+  read -r attached <"$dir/attached" && [ "/proc/$attached/cwd" -ef "$dir" ] && kill "$attached"
+  rm -rf "$dir"
+}
+
+# A record written into a connection that is gone raises SIGPIPE: it must not end R before R has ended the program.
+control() {
+  trap : TERM INT HUP QUIT
+  trap '' USR1 PIPE
+  read -r pid why
+  case $pid in
+  '' | *[!0-9]* | 0 | 1)
+    say fail "${why:-setup}"
+    exit 0
+    ;;
+  esac
+  exec </dev/null
+  own_pid
+  reader=$self
+  [ "$life" = survive ] && echo "$reader $boot_id" >"$dir/reader"
+  say start "$pid"
+  watch_lease 3<&- &
+  watcher=$!
+  done=
+  while read -r word one two <&3; do
+    case $word in
+    h) # heartbeat
+      feed
+      kill -0 "$pid" 2>/dev/null || [ "$done" ] || say dead
+      [ "$life" = kill ] && say beat "$one"
+      ;;
+    k) kill "-$one" "$pid" 2>/dev/null ;; # signal the program
+    g) hit "$one" ;;                      # signal all of it
+    z) end_all 0 ;;                       # kill all of it
+    q)                                    # the program has ended: what about the rest?
+      done=1
+      count=$(count_left)
+      [ "$one" = leave ] || [ "$count" -eq 0 ] || end_all "$one"
+      [ "$one" = leave ] && [ "$life" = survive ] && rest && say eof $(wc -c <"$dir/out") $(wc -c <"$dir/err")
+      say left "$count"
+      [ "$life" = kill ] && break
+      ;;
+    c) # the near side has it all
+      break
+      ;;
+    esac
+  done
+  kill "$watcher" 2>/dev/null
+  [ "$done" ] || end_all "$grace"
+  [ "$life" = survive ] && leave_nothing
+}
+
+# -- A: one connection to a run that survives it
+
+# R reads a FIFO that it holds open itself, so the end of a connection is no end of file to it. Another A that a silent cut left
+# behind goes first; its directory proves that the pid is not somebody else's.
+attach() {
+  trap : TERM INT HUP QUIT
+  trap '' PIPE
+  cd "$dir" || exit 0
+  read -r old <attached && [ "/proc/$old/cwd" -ef "$dir" ] && kill "$old"
+  own_pid
+  echo "$self" >attached
+  tail -c "+$((out_offset + 1))" -f out >&5 3<&- 4>&- & tails=$!
+  tail -c "+$((err_offset + 1))" -f err >&4 3<&- 5>&- & tails="$tails $!"
+  tail -n +1 -f said >&4 3<&- 5>&- & tails="$tails $!"
+  trap 'kill $tails; exit' TERM
+  while read -r word one two <&3; do
+    [ "$word" = h ] && { supervised || say dead; say beat "$one"; }
+    [ -p control ] && echo "$word $one $two" >&7
+    [ "$word" = c ] && { cleared; break; }
+  done 7<>control
+  kill $tails
+}
+
+# Whether R still lives. After a reboot its pid may be another's.
+supervised() { read -r reader booted <"$dir/reader" && [ "$booted" = "$boot_id" ] && kill -0 "$reader"; }
+
+# R clears the directory; where there is no R any more, what it should have ended and cleared is done here.
+cleared() {
+  fifths=0
+  while supervised && [ "$fifths" -lt 25 ]; do rest; done
+  cd /
+  [ -d "$dir" ] && { for one in $(marked); do kill -KILL "$one"; done; rm -rf "$dir"; }
+  say bye
+}
+
+# -- S: this shell
+
+# Standard input for the program, counted and complete before it starts, in a file that has no name any more. Passed on live it could
+# block the control lines behind it. dd with a big block may read short from a pipe, unless it knows fullblock (GNU, busybox).
+take_stdin() {
+  stdin_file=${TMPDIR:-/tmp}/chaperone.$stdin_name
+  (umask 077; set -C; : >"$stdin_file") || { say fail stdin; exit 0; }
+  exec 8>"$stdin_file" 9<"$stdin_file"
+  rm -f "$stdin_file"
+  if dd iflag=fullblock count=0 </dev/null >/dev/null; then
+    dd bs=65536 iflag=fullblock count=$((stdin_size / 65536)) <&3 >&8
+    dd bs=$((stdin_size % 65536 + (stdin_size % 65536 == 0))) iflag=fullblock count=$((stdin_size % 65536 > 0)) <&3 >&8
+  else
+    dd ibs=1 obs=65536 count="$stdin_size" <&3 >&8
+  fi
+  exec 0<&9 8>&- 9<&-
+}
+
+unset pid why self rest word one two done count attached old booted outcome table next listed fifths
+pid=0
+exec 3<&0 4>&2 5>&1 </dev/null >/dev/null 2>&1
+setsid=
+command -v setsid >/dev/null && setsid=setsid
+boot_id=
+read -r boot_id </proc/sys/kernel/random/boot_id
+echo "$nonce out" >&5
+say hello $$ "setsid=$setsid" "environ=$([ -r /proc/self/environ ] && echo proc)"
+[ "$life" = attach ] || [ "$stdin_size" -eq 0 ] || take_stdin
+case $life in
+kill) run | control ;;
+survive)
+  # mkdir decides whether this is the one start: a second one, or one that was overtaken by an `attach`, is refused.
+  (umask 077; mkdir -p "${dir%/*}"; mkdir "$dir" && mkfifo "$dir/control" && : >"$dir/out" && : >"$dir/err" && : >"$dir/said") || { say fail directory; exit 0; }
+  { run | control; } 3<>"$dir/control" 4>>"$dir/said" 5>&- | attach
+  ;;
+attach)
+  # No directory: it was never started, and the mkdir sees to it that a start still on its way is refused.
+  if mkdir "$dir"; then
+    say fail never
+    (sleep 60; rmdir "$dir") 3<&- 4>&- 5>&- &
+    exit 0
+  fi
+  attach
+  ;;
+esac
+exit 0

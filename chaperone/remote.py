@@ -1,0 +1,391 @@
+"""
+A program behind hops, held by the far side's text: what it says becomes what the holder is told.
+
+Knows: records, control lines, leases.  Must not know: how a connection is made, the spool, statuses.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from . import farside
+from . import spec as specs
+from . import status as statuses
+from .contact import SLACK_S, Contact
+from .dial import Dialer
+from .sending import Stdin
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from .supervise import Holder
+
+LEFTOVER_GRACE_S = 5.0  # as for a program here
+PATIENCE_S = 10.0  # for the far side to do what takes it no time: then the connection is closed, which kills what is there
+DEAD_S = 5.0  # from "the program is gone" to a record that says how it ended, before nobody is believed to write one
+AGAIN_S = (0.2, 30.0)  # between attempts to attach again
+
+
+class RemoteProgram:
+    """
+    The program of a run with `remote`, or one here that survives its chaperone.
+
+    Args:
+        spec (dict): Canonical.
+        holder (Holder): Told what happens.
+        inherited (dict): `umask` (int), for a program without hops.
+        cookie (str): The run's random key: its first half marks the run's processes, the second one its records.
+        resumed (dict): The last status of a run that is adopted, else None.
+    """
+
+    def __init__(self, spec: dict[str, Any], holder: Holder, inherited: dict[str, Any], cookie: str, resumed: dict[str, Any] | None = None) -> None:
+        self._spec, self._holder, self._inherited = spec, holder, inherited
+        self._remote: dict[str, Any] = spec["remote"] or {"hops": [], "supervise": True, "remote_dir": None}
+        self._survives = spec["on_disconnect"] == "survive"
+        self._resumed = resumed
+        self._cookie = cookie[:16]
+        # In what survives the records are kept over there, so the nonce is the run's; a byte no text begins with makes it quick to find.
+        self._nonce = "\x1e" + (cookie[16:] if self._survives else os.urandom(12).hex())
+        self._directory = f"{self._remote['remote_dir'] or '~/.chaperone'}/{spec['id']}.{cookie[-8:]}"
+        if not self._directory.startswith(("/", "~/")):
+            self._directory = "~/" + self._directory
+        self._dialer = Dialer(spec, holder, list(farside.CONSTANT), self._nonce, self)
+        self._contact = Contact(spec, self._dialer, holder.loop)
+        self._stdin = Stdin()
+        self._sent = self._started = self._ended = self._finishing = self._stopped = False
+        self._left: int | None = None
+        self._stdout_ended = self._cleared = self._lease_over = False
+        self._sizes: tuple[int, int] | None = None
+        self._failure: tuple[str, str] | None = None
+        self._verdict: str | None = None
+        self._waiting: list[str] = []
+        self._beats = 0
+        self._timers: dict[str, int] = {}
+        self._pause_s = 0.0
+
+    # -- starting
+
+    def start(self) -> None:
+        """
+        Set out for the far side; what becomes of it is told to the holder.
+
+        Raises:
+            StartError: If nothing was tried.
+        """
+        if self._resumed is not None:
+            self._take_up(self._resumed)
+            return
+        self._stdin.open(self._spec["program"]["stdin"])
+        self._dialer.dial(self._payload("survive" if self._survives else "kill"), self._stdin.source())
+
+    def _take_up(self, status: dict[str, Any]) -> None:
+        """Go on with a run whose chaperone died."""
+        self._started = status["pid"] is not None
+        self._ended = status["end_time"] is not None
+        self._sent = True
+        connection = status["connection"] or {}
+        self._contact.drops = int(connection.get("drops") or 0) + 1
+        for name, stream in self._holder.streams.items():
+            stream.dropped = max(stream.dropped, (status[name] or {}).get("dropped") or 0)
+        self._attach()
+
+    def _payload(self, life: str) -> bytes:
+        more: dict[str, object] = {"dir": self._directory} if self._survives else {}
+        if life == "attach":
+            offsets = {name: stream.bytes + stream.dropped for name, stream in self._holder.streams.items()}
+            more.update(out_offset=offsets["stdout"], err_offset=offsets["stderr"])
+        else:
+            marks = {"CHAPERONE_RUN_ID": self._spec["id"], "CHAPERONE_COOKIE": self._cookie}
+            far = bool(self._remote["hops"])
+            more["program"] = farside.program_text(self._spec["program"], marks, far, None if far else self._inherited["umask"])
+            more.update(stdin_size=self._stdin.size, stdin_name=os.urandom(8).hex())
+        return farside.payload(farside.settings(self._spec, self._nonce, self._cookie, life, **more), "@" + os.urandom(8).hex())
+
+    # -- what the holder asks
+
+    def children_changed(self) -> None:
+        """SIGCHLD: the connection watches its own."""
+
+    def signal(self, signum: int) -> None:
+        """Signal the program alone."""
+        self._ask(f"k {_name(signum)}")
+
+    def stop(self, signum: int) -> None:
+        """Signal the program's group and whatever left it."""
+        if not self._started and not self._sent:
+            self._stopped = True
+            self._dialer.give_up()
+        elif not self._started:
+            self._stopped = True
+            self._close()
+        else:
+            self._ask(f"g {_name(signum)}")
+
+    def kill(self) -> None:
+        """SIGKILL to everything, until nothing is left; where nobody answers, by the end of the connection."""
+        if not self._started:
+            self.stop(9)
+            return
+        self._ask("z")
+        if not self._survives and not self._ended:
+            self._at("patience", PATIENCE_S, self._close)
+
+    def finish(self, grace_s: float) -> None:
+        """The program has ended: end what it left over there, or leave it alone, then tell `finished`."""
+        grace_s = min(grace_s, LEFTOVER_GRACE_S)
+        self._finishing = True
+        self._ask("q leave" if self._spec["leftovers"] == "leave" else f"q {farside.fifths(grace_s)}")
+        if not self._survives:
+            self._at("patience", grace_s + SLACK_S + PATIENCE_S, self._close)
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self._close()
+
+    def _ask(self, line: str) -> None:
+        """Now, or as soon as somebody is there to hear it."""
+        if self._contact.up and self._dialer.connection is not None:
+            self._dialer.connection.send(line)
+        elif line not in self._waiting:
+            self._waiting.append(line)
+
+    def _close(self) -> None:
+        if self._dialer.connection is not None:
+            self._dialer.connection.close()
+
+    # -- what the far side says
+
+    def connected(self) -> None:
+        """The payload is on its way: from now on the program may start."""
+        self._sent = True
+
+    def output(self, stream: str, data: bytes) -> None:
+        """Bytes of the program, into its streams."""
+        self._holder.streams[stream].write(data)
+        if self._sizes is not None:
+            self._look_complete()
+
+    def record(self, words: list[str]) -> None:
+        """A record: its first word is the name of the method that takes it."""
+        self._contact.heard()
+        if self._survives:
+            self._holder.run.touch()
+        take = getattr(self, f"_far_{words[0]}", None)
+        if take is None:
+            self._holder.log(f"the far side said {' '.join(words)[:200]!r}, which nobody here understands")
+        else:
+            take(words[1:])
+
+    def _far_out(self, words: list[str]) -> None:
+        """What came on stdout before this was noise."""
+
+    def _far_hello(self, words: list[str]) -> None:
+        for fact, lacking in (("setsid=", "setsid: a signal to the group is one to each process found"), ("environ=", "/proc: processes that leave the program's group are not found")):
+            if fact in words:
+                self._holder.log(f"the far side has no {lacking}")
+        again = self._contact.up is False
+        self._contact.went_up()
+        if again:
+            self._holder.noted(connection=self._contact.facts())
+        self._pause_s = 0.0
+        waiting, self._waiting = self._waiting, []
+        for line in waiting:
+            self._ask(line)
+        self._beat()
+
+    def _far_start(self, words: list[str]) -> None:
+        if not self._started:
+            self._started = True
+            self._holder.started(int(words[0]), connection=self._contact.facts())
+            if self._resumed is not None:
+                self._resumed = None
+        elif self._resumed is not None:
+            self._resumed = None
+            if not self._ended:
+                self._holder.started(int(words[0]), connection=self._contact.facts())
+
+    def _far_fail(self, words: list[str]) -> None:
+        why = words[0] if words else "setup"
+        if why == "never":
+            self._verdict = "the far side knows nothing of it: its lease was over, or its directory was removed"
+            self._close()
+            return
+        self._failure = farside.failure(why, self._spec["program"])
+        self._close()
+
+    def _far_beat(self, words: list[str]) -> None:
+        """It lives; `record` has noted when."""
+
+    def _far_dead(self, words: list[str]) -> None:
+        """The program is gone, or its supervisor; if nobody says how it ended, nobody ever will."""
+        if "dead" not in self._timers:
+            self._at("dead", DEAD_S, self._nobody_tells)
+
+    def _nobody_tells(self) -> None:
+        if self._ended and self._left is not None and self._sizes is None:
+            self._holder.log("the far side's supervisor is gone: a stream may be cut short")
+        if not self._ended or self._survives:
+            self._verdict = "the part of the far side that would have told how the program ended is gone"
+            self._ask("c")
+            self._cleared = True
+            self._at("patience", PATIENCE_S, self._close)
+            if not self._survives:
+                self._close()
+
+    def _far_lost(self, words: list[str]) -> None:
+        self._lease_over = True
+        self._holder.log(f"the far side heard nothing for {words[0] if words else '?'} s, its lease: it ends the program")
+        if not self._ended and self._holder.status["stop"] is None:
+            self._holder.noted(stop={"signal": "SIGTERM", "reason": "lease", "by": None, "time": statuses.timestamp(time.time_ns())})
+
+    def _far_end(self, words: list[str]) -> None:
+        if self._ended and self._finishing:
+            return
+        self._cancel("dead")
+        facts = farside.outcome(words)
+        if not facts or not self._started:
+            self._verdict = "the far side could not tell how the program ended" if self._started else None
+            if self._started:
+                self._close()
+            return
+        self._ended = True
+        self._holder.ended(facts.pop("wait_status"), **facts)
+        self._holder.program_ended()
+
+    def _far_eof(self, words: list[str]) -> None:
+        if len(words) == 2 and self._sizes is None:
+            self._sizes = (int(words[0]), int(words[1]))
+            self._look_complete()
+        elif not words:
+            self._stdout_ended = True
+            self._look_left()
+
+    def _far_left(self, words: list[str]) -> None:
+        if self._left is None:
+            self._left = int(words[0])
+            if self._left:
+                self._holder.log(f"the program left {self._left} processes running")
+        self._look_left()
+        self._look_complete()
+
+    def _far_bye(self, words: list[str]) -> None:
+        """The far side has cleared its directory."""
+        self._close()
+
+    def _look_left(self) -> None:
+        """What was left alone holds the pipes, maybe for ever: all that the program itself wrote is here."""
+        if self._spec["leftovers"] == "leave" and not self._survives and self._left is not None and self._stdout_ended:
+            if self._left and self._dialer.connection is not None:
+                self._holder.loop.at(self._holder.loop.now() + 0.1, self._dialer.connection.terminate)
+
+    def _look_complete(self) -> None:
+        """Both streams are here to their ends: the far side may forget the run."""
+        here = tuple(stream.bytes + stream.dropped for stream in self._holder.streams.values())
+        if self._survives and self._left is not None and self._sizes is not None and not self._cleared:
+            if all(ours >= theirs for ours, theirs in zip(here, self._sizes)):
+                self._cleared = True
+                self._ask("c")
+                self._at("patience", PATIENCE_S, self._close)
+
+    # -- the end of a connection
+
+    def unreachable(self, stage: str, message: str) -> None:
+        """No connection: before the program was sent for, that is proven; after it, the far side goes on alone."""
+        if self._survives and self._sent:
+            self._again(message)
+        else:
+            self._holder.failed(stage, message, started=False)
+
+    def closed(self, code: int, ready: bool, noise: bytes) -> None:
+        """A connection that had got through is over."""
+        for name in list(self._timers):
+            self._cancel(name)
+        words = self._dialer.words()
+        self._contact.went_down()
+        if self._failure is not None:
+            self._holder.failed(*self._failure, started=False)
+        elif self._survives:
+            self._survived(code, words)
+        elif self._ended:
+            left_alone = self._spec["leftovers"] == "leave" and self._left is not None and self._stdout_ended
+            self._holder.finished(leftovers=self._left or 0, complete=left_alone or (code == 0 and self._left is not None))
+        elif self._started:
+            reason = self._verdict or f"the connection ended before the program did: {words or _ending(code)}"
+            self._holder.lost(reason, self._contact.gone_by())
+        else:
+            self._unknown_start(code, words)
+
+    def _unknown_start(self, code: int, words: str) -> None:
+        """The payload was sent and nobody said what became of it; 97 means that it came cut, and then none of it is run."""
+        reason = words or _ending(code)
+        proven = False if code == 97 else None
+        if self._stopped:
+            self._holder.failed("stopped", "stopped before the program was known to run", started=proven)
+        else:
+            self._holder.failed("far-side", f"unable to know whether the program was started: {reason}", started=proven)
+
+    def _survived(self, code: int, words: str) -> None:
+        if self._cleared and self._ended:
+            complete = self._sizes is not None and self._here()
+            self._holder.finished(leftovers=self._left or 0, complete=complete)
+        elif self._verdict is not None:
+            if not self._started and self._resumed is None:
+                self._holder.failed("far-side", f"unable to start the program: {self._verdict}", started=False)
+            elif self._ended:
+                self._holder.finished(leftovers=self._left or 0, complete=False)
+            else:
+                self._holder.lost(self._verdict, self._contact.gone_by())
+        elif code == 97:
+            self._unknown_start(code, words)
+        else:
+            self._contact.drops += 1
+            self._again(words or _ending(code))
+
+    def _here(self) -> bool:
+        streams = self._holder.streams.values()
+        return all(stream.bytes + stream.dropped >= size for stream, size in zip(streams, self._sizes or ()))
+
+    def _again(self, reason: str) -> None:
+        """The program goes on over there: attach again, for as long as it may."""
+        if self._contact.lease_is_over():
+            self._holder.lost(f"the far side was not reached before its lease was over: {reason}", self._contact.gone_by())
+            return
+        self._contact.went_down()
+        self._holder.log(f"the connection is down: {reason}")
+        self._holder.noted(connection=self._contact.facts())
+        self._pause_s = min(max(2 * self._pause_s, AGAIN_S[0]), AGAIN_S[1])
+        self._at("again", self._pause_s, self._attach)
+
+    def _attach(self) -> None:
+        if self._finishing and self._left is None:
+            grace_s = min(self._spec["stop"]["grace_period"], LEFTOVER_GRACE_S)
+            self._ask("q leave" if self._spec["leftovers"] == "leave" else f"q {farside.fifths(grace_s)}")
+        self._cleared = False
+        self._dialer.dial(self._payload("attach"))
+
+    # -- heartbeats and facts
+
+    def _beat(self) -> None:
+        self._beats += 1
+        if self._dialer.connection is not None:
+            self._dialer.connection.send(f"h {self._beats}")
+        self._at("beat", min(farside.NO_HURRY_S, self._spec["lease"] / 4), self._beat)
+
+    def _at(self, name: str, delay_s: float, callback: Any) -> None:
+        self._cancel(name)
+        self._timers[name] = self._holder.loop.at(self._holder.loop.now() + delay_s, callback)
+
+    def _cancel(self, name: str) -> None:
+        self._holder.loop.cancel(self._timers.pop(name, None))
+
+
+def _name(signum: int) -> str:
+    """As kill(1) takes it on every host: real-time signals have names in some shells only."""
+    name = specs.signal_name_of(signum)
+    return name[3:] if name in specs.SIGNALS and not name.startswith("SIGRT") else str(signum)
+
+
+def _ending(code: int) -> str:
+    return f"code {code}" if code >= 0 else f"signal {-code}"
