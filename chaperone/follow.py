@@ -63,6 +63,8 @@ class Follower:
         entries = cursors.checked(cursor)
         self.path = os.fspath(path)
         self.wanted = tuple(streams)
+        if not set(self.wanted) <= set(spool.STREAMS):
+            raise SpecError(f"unable to follow streams {self.wanted!r}: want some of stdout and stderr")
         self.polling: str | None = None
         self._named = None if runs is None else frozenset(runs)
         self._others = {run_id: entry for run_id, entry in entries.items() if self._named is not None and run_id not in self._named}
@@ -140,16 +142,11 @@ class Follower:
             run.entry, run.asked_for = {}, False  # deleted long since; the entry is of another run with this id, still to be handed out
             return
         spool.collect(self.spool_fd, run_id)
-        if spool.is_live_entry(self.spool_fd, run_id):
+        if spool.where_entered(self.spool_fd, run_id) == spool.RUNNING:
             self._collecting.add(run_id)
             return
         spool.collect(self.spool_fd, run_id)  # it may have moved between our two looks
-        self._forget(run)
-
-    def _forget(self, run: FollowedRun) -> None:
-        self._collecting.discard(run.run_id)
-        del self._runs[run.run_id]
-        run.hints = 0
+        self.forget(run)
 
     # -- handing out
 
@@ -306,7 +303,7 @@ class Follower:
         self._list()
         for run in list(self._runs.values()):
             if not run.queued and run.has_ended():
-                self._forget(run)  # it was collected, or deleted, after the cursor was committed
+                self.forget(run)  # it was collected, or deleted, after the cursor was committed
             elif not run.queued:
                 self._queue(run, LOOK)
 
@@ -349,6 +346,13 @@ class Follower:
         if self._by_watch.pop(run.watch, None) is not None:
             self._watcher.unwatch(run.watch)
         run.watch = -1
+
+    def forget(self, run: FollowedRun) -> None:
+        """Hold it no longer; it may appear again."""
+        run.hints = 0
+        self._collecting.discard(run.run_id)
+        if self._runs.get(run.run_id) is run:
+            del self._runs[run.run_id]
 
     def look_again(self, run: FollowedRun, after_s: float) -> None:
         """Give a run a turn after some seconds."""

@@ -95,7 +95,7 @@ class FollowedRun:
             int: Which hints it adds; 0 for an event that tells nothing new.
         """
         if mask & MODIFY:
-            return STREAM_HINTS.get(name, 0)
+            return STREAM_HINTS.get(name, 0) if name in self._follower.wanted else 0
         if mask & MOVED_TO:
             return LOOK if name in (spool.LIVE_STATUS, spool.FINAL_STATUS) else 0
         if mask & CLOSE_WRITE:
@@ -150,7 +150,7 @@ class FollowedRun:
                 return self._replaced()
             if self._identity is None:
                 event = self._meet(fd, identity)
-                if event is not None or self.has_ended():
+                if event is not None or not self.hints:
                     return event
             return self._look_into(fd)
         finally:
@@ -166,6 +166,10 @@ class FollowedRun:
             self.entry = {}
         if self.has_ended():
             self.hints = 0
+            return None
+        if cursors.is_waited_for(self.entry) and not self.asked_for and spool.where_entered(self._follower.spool_fd, self.run_id) is None:
+            # Its appearance, or its end, was told late: by now it is collected, and to tell it would be to tell it twice.
+            self._follower.forget(self)
             return None
         self._identity = identity
         if not cursors.is_waited_for(self.entry):
@@ -233,6 +237,8 @@ class FollowedRun:
             return self._end() if self._has_all() else self._deleted()
         if cursors.is_waited_for(self.entry) or self.has_ended():
             self.let_go()
+            if not self.asked_for and not self.has_ended():
+                self._follower.forget(self)
             return None
         return self._deleted()
 
@@ -324,6 +330,9 @@ class Sight(Protocol):
 
     def unwatch(self, run: FollowedRun) -> None:
         """Have them told no longer."""
+
+    def forget(self, run: FollowedRun) -> None:
+        """Hold it no longer: it is nobody's any more."""
 
     def look_again(self, run: FollowedRun, after_s: float) -> None:
         """Have it looked at once more."""

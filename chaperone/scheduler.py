@@ -192,7 +192,7 @@ class Run:
         status = self.status()
         if status.state in ("terminated", "error"):
             return status
-        with Follower(self.spool_path, runs=[self.run_id], streams=()) as follower:
+        with Follower(self.spool_path, self._cursor({}), runs=[self.run_id], streams=()) as follower:
             while True:
                 event = follower.next(None if deadline is None else max(0.0, deadline - time.monotonic()))
                 if event is None:
@@ -211,15 +211,17 @@ class Run:
         """
         if stream not in spool.STREAMS:
             raise SpecError(f"unable to follow stream {stream!r}: want stdout or stderr")
-        with self._opened() as run_fd:
-            entry = cursors.advanced(cursors.entry(key_in(run_fd)), stream, offset)
-        cursor = cursors.of({self.run_id: entry})
-        with Follower(self.spool_path, cursor, runs=[self.run_id], streams=[stream]) as follower:
+        with Follower(self.spool_path, self._cursor({stream: offset}), runs=[self.run_id], streams=[stream]) as follower:
             for event in follower:
                 if isinstance(event, Output):
                     yield event.data
                 elif isinstance(event, Ended) and event.status is None:
                     raise NoRunError(f"unable to follow run {self.run_id!r}: it was deleted")
+
+    def _cursor(self, offsets: dict[str, int]) -> dict[str, Any]:
+        """Of this run and no other that may come to have its id."""
+        with self._opened() as run_fd:
+            return cursors.of({self.run_id: {**cursors.entry(key_in(run_fd)), **offsets}})
 
     # -- requests
 

@@ -156,13 +156,15 @@ def build_directories(spool_fd: int) -> list[str]:
     return sorted(name for name in os.listdir(spool_fd) if name.startswith(".") and name.endswith(".new"))
 
 
-def is_live_entry(spool_fd: int, run_id: str) -> bool:
-    """Whether the id is in .running/; costs the same however many there are."""
-    try:
-        os.stat(f"{RUNNING}/{run_id}", dir_fd=spool_fd, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return True
+def where_entered(spool_fd: int, run_id: str) -> str | None:
+    """Where the id stands: RUNNING, ENDED, or None if it is in neither, for it was collected; costs the same however many there are."""
+    for where in (RUNNING, ENDED):  # the way the entries move: one that is moving is seen in either
+        try:
+            os.stat(f"{where}/{run_id}", dir_fd=spool_fd, follow_symlinks=False)
+            return where
+        except FileNotFoundError:
+            continue
+    return None
 
 
 def collect(spool_fd: int, run_id: str) -> None:

@@ -109,6 +109,19 @@ def test_follower_reads_the_streams_it_was_asked_for(spool, streams, expected):
     assert events[-1] == ("ended", "r", "terminated")
 
 
+def test_stream_that_was_not_asked_for_is_not_told_when_it_grows(spool):
+    with Writer(spool) as writer, Follower(spool, streams=["stdout"]) as follower:
+        told(follower)
+        writer.write(b"no", "stderr").write(b"yes")
+        assert told(follower) == [("output", "r", "stdout", 0, b"yes")]
+        assert follower.entry("r")["stderr"] == 0
+
+
+def test_stream_that_no_run_has_is_refused(spool):
+    with pytest.raises(SpecError, match=r"^unable to follow streams \('log',\): want some of stdout and stderr$"):
+        Follower(spool, streams=["log"])
+
+
 def test_bytes_beyond_the_final_status_are_not_told(spool):
     with Writer(spool) as writer:
         writer.running().write(b"mine").publish()
@@ -288,6 +301,19 @@ def test_run_may_be_collected_before_its_entry_has_moved(spool):
         assert (list(follower.cursor["runs"]), follower.uncollected) == (["r"], [])
         writer.end()
         assert (told(follower), follower.cursor, os.listdir(spool / ".ended")) == ([], {"runs": {}}, [])
+
+
+def test_run_that_was_collected_is_not_told_again_by_an_event_that_was_late(spool):
+    with Writer(spool) as writer:
+        with Follower(spool) as follower:
+            writer.running().publish()
+            told(follower)
+            cursor = again(follower)
+        with Follower(spool, cursor) as follower:
+            writer.end()  # the kernel tells that its entry moves, and nobody listens yet
+            follower.collect("r")
+            assert (follower.cursor, os.listdir(spool / ".ended")) == ({"runs": {}}, [])
+            assert (told(follower), follower.cursor) == ([], {"runs": {}})
 
 
 def test_lost_run_is_collected_once_it_was_reaped(spool):

@@ -1,0 +1,276 @@
+"""What a scheduler calls: starting, finding, reading, waiting for and stopping runs."""
+
+import datetime
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from chaperone.errors import NoRunError, RunExistsError, SpecError
+from chaperone.events import Counts, Ended, Output, Started, status_view
+from chaperone.scheduler import Run, Spool
+from spool_tests.conftest import ROOT, need, until
+from spool_tests.writer import Writer
+
+
+def sh(text, **program):
+    return {"id": "r", "program": {"command": text, **program}}
+
+
+# -- real runs
+
+
+def test_run_is_started_waited_for_and_read(spool):
+    run = Spool(spool).start(sh("echo out; echo err >&2; exit 3"))
+    status = run.wait(30)
+    assert (run.run_id, status.state, status.return_code, status.exit_code, status.is_final()) == ("r", "terminated", 3, 3, True)
+    assert (run.read("stdout"), run.read("stderr"), run.read("log")) == (b"out\n", b"err\n", b"")
+    assert (run.size(), run.read("stdout", 2, 1), run.read("stdout", 99)) == (4, b"t", b"")
+    assert run.status() == status
+
+
+def test_used_id_is_refused(spool):
+    scheduler = Spool(spool)
+    scheduler.start(sh("exit 0")).wait(30)
+    with pytest.raises(RunExistsError, match="^unable to create run 'r': it exists$"):
+        scheduler.start(sh("exit 1"))
+    assert scheduler["r"].status().return_code == 0
+
+
+def test_bad_spec_is_refused_before_anything_is_made(spool):
+    with pytest.raises(SpecError, match="program.argv: want a non-empty list of strings, got 'ls'$"):
+        Spool(spool).start({"program": {"argv": "ls"}})
+    assert os.listdir(spool) == []
+
+
+def test_wait_gives_up_when_the_time_is_over(spool):
+    run = Spool(spool).start(sh("exec sleep 60"))
+    assert run.wait(0.01) is None
+    status = run.stop(grace_s=5, by="me")
+    assert (status.state, status.signal, status.exit_code) == ("terminated", "SIGTERM", 143)
+    assert (status.stop["reason"], status.stop["by"]) == ("request", "me")
+
+
+def test_stop_without_waiting_returns_at_once(spool):
+    run = Spool(spool).start(sh("trap 'echo stopping; sleep 0.2; exit 4' TERM; echo ready; while :; do sleep 0.05; done"))
+    until(lambda: run.read("stdout"))
+    assert not run.stop(wait=False).is_final()
+    assert run.wait(30).return_code == 4
+
+
+def test_grace_that_is_over_is_followed_by_sigkill(spool):
+    run = Spool(spool).start(sh("trap '' TERM; echo ready; while :; do sleep 0.05; done"))
+    until(lambda: run.read("stdout"))
+    assert run.stop(grace_s=0.05).signal == "SIGKILL"
+
+
+def test_kill_and_signal_reach_the_program(spool):
+    run = Spool(spool).start(sh("trap 'echo usr1' USR1; echo ready; while :; do sleep 0.05; done"))
+    until(lambda: run.read("stdout") == b"ready\n")
+    run.signal("USR1")
+    until(lambda: run.read("stdout") == b"ready\nusr1\n")
+    assert run.kill().signal == "SIGKILL"
+
+
+def test_request_to_an_ended_run_changes_nothing(spool):
+    run = Spool(spool).start(sh("exit 0"))
+    run.wait(30)
+    assert (run.stop().return_code, run.kill().return_code) == (0, 0)
+    with pytest.raises(NoRunError, match="^unable to ask run 'r': no chaperone is there$"):
+        run.signal("USR1")
+
+
+@pytest.mark.parametrize(
+    "request_of, sentence",
+    [
+        (lambda run: run.signal("NOPE"), "unable to signal run 'r': want a signal's name such as 'SIGTERM', got 'NOPE'"),
+        (lambda run: run.stop(grace_s=-1), "unable to stop run 'r': want a grace of at least 0 seconds, got -1"),
+        (lambda run: run.stop(by="two words"), "unable to ask run 'r': want one word of at most 128 characters for `by`, got 'two words'"),
+        (lambda run: run.stop(by="x\nkill"), "unable to ask run 'r': want one word of at most 128 characters for `by`, got 'x\\nkill'"),
+        (lambda run: next(run.tail("log")), "unable to follow stream 'log': want stdout or stderr"),
+    ],
+)
+def test_request_that_can_not_be_meant_is_refused(spool, request_of, sentence):
+    with Writer(spool), pytest.raises(SpecError) as raised:
+        request_of(Spool(spool)["r"])
+    assert str(raised.value) == sentence
+
+
+def test_follower_tells_real_runs_from_start_to_end(spool):
+    scheduler = Spool(spool)
+    with scheduler.follow() as follower:
+        run_ids = {scheduler.start({"program": {"command": f"echo {number}; exit {number}"}}).run_id for number in range(3)}
+        events = []
+        while len([event for event in events if isinstance(event, Ended)]) < 3:
+            events.append(follower.next(30))
+        assert {event.run_id for event in events if isinstance(event, Started)} == run_ids
+        assert sorted(event.data for event in events if isinstance(event, Output)) == [b"0\n", b"1\n", b"2\n"]
+        assert sorted(event.status.return_code for event in events if isinstance(event, Ended)) == [0, 1, 2]
+        for run_id in run_ids:
+            follower.collect(run_id)
+        assert follower.cursor == {"runs": {}}
+    until(lambda: os.listdir(spool / ".running") == os.listdir(spool / ".ended") == [])
+
+
+def test_killed_chaperone_is_lost_with_what_the_pipe_still_held(spool):
+    run = Spool(spool).start(sh("echo ready; exec sleep 60"))
+    until(lambda: run.read("stdout"))
+    chaperone_pid = run.status().chaperone_pid
+    assert chaperone_pid > 1
+    with run_follower(spool) as follower:
+        os.kill(chaperone_pid, signal.SIGKILL)
+        status = until_lost(follower)
+    assert (status.state, status.return_code, status.signal, status.complete) == ("lost", None, None, False)
+    assert run.wait(5).state == "lost"
+
+
+def run_follower(spool):
+    return Spool(spool).follow(runs=["r"])
+
+
+def until_lost(follower):
+    *_, last = follower
+    return last.status
+
+
+# -- what is there
+
+
+def test_runs_are_found_by_where_they_stand(spool):
+    scheduler = Spool(spool)
+    with Writer(spool, "live"), Writer(spool, "over") as over, Writer(spool, "collected") as collected:
+        over.end()
+        collected.end()
+        scheduler.collect("collected")
+        found = [[run.run_id for run in runs] for runs in (scheduler.live(), scheduler.ended(), scheduler.all())]
+    assert found == [["live"], ["over"], ["collected", "live", "over"]]
+
+
+@pytest.mark.parametrize("run_id", ["r", "../spool", ".running", ""])
+def test_run_that_is_not_there_is_an_error(spool, run_id):
+    with pytest.raises(NoRunError, match="^unable to find run "):
+        Spool(spool)[run_id]
+
+
+def test_deleted_run_is_an_error(spool):
+    with Writer(spool):
+        run = Spool(spool)["r"]
+    shutil.rmtree(spool / "r")
+    for look in (run.status, run.read, run.wait, run.stop):
+        with pytest.raises(NoRunError, match="^unable to find run 'r': No such file or directory$"):
+            look()
+
+
+def test_run_that_is_deleted_while_waited_for_is_an_error(spool):
+    with Writer(spool):
+        waiting = subprocess.Popen([sys.executable, "-c", WAITS, spool], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert waiting.stdout.readline() == "waits\n"
+        os.rename(spool / "r", spool / ".r.x.gone")
+        assert waiting.communicate(timeout=30)[0].splitlines()[-1] == "unable to wait for run 'r': it was deleted"
+
+
+WAITS = """
+import sys
+from chaperone import follow, scheduler
+run = scheduler.Spool(sys.argv[1])["r"]
+take = follow.Follower.next
+follow.Follower.next = lambda *arguments: (print("waits", flush=True), take(*arguments))[1]
+try:
+    status = run.wait()
+    print(status.state)
+except scheduler.NoRunError as error:
+    print(error)
+"""
+
+
+def test_waiting_looks_at_no_clock_and_sets_no_timer(spool):
+    need("strace")
+    with Writer(spool) as writer:
+        writer.running()
+        trace = spool.parent / "trace"
+        calls = "epoll_wait,epoll_pwait,timerfd_settime,poll,select,nanosleep,clock_nanosleep"
+        command = ["strace", "-o", trace, "-e", f"trace={calls}", sys.executable, "-c", WAITS, spool]
+        waiting = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        if not waiting.stdout.readline():
+            pytest.skip("strace may not trace here")
+        for _ in range(20):
+            writer.write(b"a line that nobody waits for\n")
+            until(lambda: "epoll_wait(" in trace.read_text() or "epoll_pwait(" in trace.read_text())
+        writer.end()
+        assert waiting.communicate(timeout=30)[0].splitlines()[-1] == "terminated"
+    calls = [line for line in trace.read_text().splitlines() if "epoll" in line]
+    assert 1 <= len(calls) <= 4 and all(", -1" in call for call in calls), calls
+    assert not [line for line in trace.read_text().splitlines() if "timer" in line or "sleep" in line]
+
+
+def test_tail_gives_the_bytes_as_they_come_to_the_end(spool):
+    with Writer(spool) as writer:
+        writer.running().write(b"0123456789")
+        tail = Spool(spool)["r"].tail("stdout", 4)
+        assert next(tail) == b"456789"
+        writer.write(b"more").write(b"oops", "stderr")
+        assert next(tail) == b"more"
+        writer.write(b"last").end()
+        assert list(tail) == [b"last"]
+
+
+def test_tail_that_is_given_up_leaves_nothing_open(spool):
+    with Writer(spool) as writer:
+        writer.write(b"x")
+        tail = Spool(spool)["r"].tail()
+        next(tail)
+        tail.close()
+
+
+def test_cursor_of_now_tells_only_what_is_new(spool):
+    scheduler = Spool(spool)
+    with Writer(spool, "live") as live, Writer(spool, "over") as over:
+        live.running().write(b"old")
+        over.end()
+        cursor = scheduler.cursor()
+        assert cursor["runs"] == {
+            "live": {"key": live.run.key, "stdout": 3, "stderr": 0},
+            "over": {"key": over.run.key, "stdout": 0, "stderr": 0, "ended": True},
+        }
+        live.write(b"new")
+        with scheduler.follow(cursor) as follower:
+            events = [follower.next(0) for _ in range(3)]
+            assert [type(event).__name__ for event in events] == ["Changed", "Output", "NoneType"]
+            assert (events[1].offset, events[1].data) == (3, b"new")
+
+
+def test_spool_is_made_by_the_first_who_follows_it(tmp_path):
+    with Spool(tmp_path / "spool").follow() as follower:
+        assert follower.next(0) is None
+    assert os.stat(tmp_path / "spool").st_mode & 0o777 == 0o700
+
+
+def test_paths_do_not_depend_on_where_we_are(spool, monkeypatch):
+    monkeypatch.chdir(spool.parent)
+    scheduler = Spool("spool")
+    monkeypatch.chdir("/")
+    with Writer(spool):
+        assert (scheduler["r"].path, repr(scheduler["r"])) == (f"{spool}/r", f"Run({str(spool)!r}, 'r')")
+        assert scheduler["r"].spec()["id"] == "r"
+
+
+# -- the view of a status
+
+
+def test_view_has_times_and_counts_as_values(spool):
+    with Writer(spool) as writer:
+        writer.running().write(b"1234").end()
+    status = Spool(spool)["r"].status()
+    assert (status.stdout, status.stderr) == (Counts(bytes=4, dropped=0), Counts(bytes=0, dropped=0))
+    assert status.start_time.tzinfo is datetime.timezone.utc and status.raw["return_code"] == 0
+    assert isinstance(Run(str(spool), "r").status(), type(status))
+
+
+def test_view_of_a_newer_writers_status_is_tolerant():
+    raw = {"run_id": "r", "state": "running", "pid": "many", "core_dump": 1, "start_time": "yesterday", "stdout": [], "elapsed": True, "shiny": "new"}
+    status = status_view(raw)
+    assert (status.state, status.pid, status.core_dump, status.start_time, status.elapsed) == ("running", None, False, None, None)
+    assert (status.stdout, status.labels, status.raw["shiny"]) == (Counts(bytes=None, dropped=None), {}, "new")
