@@ -19,6 +19,7 @@ from .streams import Pump
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, NoReturn
 
     from .supervise import Holder
@@ -94,21 +95,12 @@ class LocalProgram:
         return ends[0], os.dup(ends[0]) if merge else ends[1]
 
     def _spawn(self, program: dict[str, Any], fds: tuple[int, int, int]) -> int:
-        """Fork: the only way that takes a cwd, a umask and limits and tells which of them failed."""
         env = self._environment(program)
-        report, reporting = os.pipe()
-        pid = os.fork()
-        if not pid:
-            _become(program, self._inherited["umask"], env, fds, reporting)
-        os.close(reporting)
-        with open(report, "rb") as file:
-            told = file.read()  # ends at the exec, which closes the other end
-        if told:
-            os.waitpid(pid, 0)
-            number, _, sentence = told.decode("utf-8", "surrogateescape").partition(" ")
-            failure = OSError(int(number), "")
-            raise StartError("spawn", sentence, failure.errno, type(failure).__name__)
-        return pid
+        argv = [os.fsencode(word) for word in program["argv"]]
+        umask = self._inherited["umask"] if program["umask"] is None else int(program["umask"], 8)
+        if program["rlimits"]:
+            return _forked(program, argv, env, umask, fds)
+        return _spawned(program, argv, env, umask, fds)
 
     def _environment(self, program: dict[str, Any]) -> dict[bytes, bytes]:
         inherit = program["inherit_env"]
@@ -275,7 +267,48 @@ def _open_stdin(stdin: str | dict[str, str] | None) -> int:
 # -- in the child, between fork and exec
 
 
-def _become(program: dict[str, Any], umask: int, env: dict[bytes, bytes], fds: tuple[int, int, int], reporting: int) -> NoReturn:
+def _spawned(program: dict[str, Any], argv: list[bytes], env: dict[bytes, bytes], umask: int, fds: tuple[int, int, int]) -> int:
+    """
+    The program's pid, by posix_spawn: a vfork, which takes 0.2 ms where our own fork takes 1 to 2.
+
+    It knows no cwd and no umask, so they are ours for that moment: there are no threads that could notice.
+    """
+    moves = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(fds)]
+
+    def spawn(path: bytes) -> int:
+        return os.posix_spawn(path, argv, env, file_actions=moves, setsid=True, setsigmask=(), setsigdef=range(1, _signal.SIGSYS + 1))
+
+    doing = f"change to cwd {program['cwd']!r}"
+    ours = os.umask(umask)
+    try:
+        os.chdir(program["cwd"])
+        doing = f"run {program['argv'][0]!r}"
+        return _first(argv[0], env, spawn)
+    except OSError as error:
+        raise StartError("spawn", f"unable to {doing}: {error.strerror}", error.errno, type(error).__name__) from error
+    finally:
+        os.umask(ours)
+        os.chdir("/")
+
+
+def _forked(program: dict[str, Any], argv: list[bytes], env: dict[bytes, bytes], umask: int, fds: tuple[int, int, int]) -> int:
+    """The program's pid, by fork: the only way to set limits, for a hard limit once lowered can't be raised again."""
+    report, reporting = os.pipe()
+    pid = os.fork()
+    if not pid:
+        _become(program, argv, umask, env, fds, reporting)
+    os.close(reporting)
+    with open(report, "rb") as file:
+        told = file.read()  # ends at the exec, which closes the other end
+    if told:
+        os.waitpid(pid, 0)
+        number, _, sentence = told.decode("utf-8", "surrogateescape").partition(" ")
+        failure = OSError(int(number), "")
+        raise StartError("spawn", sentence, failure.errno, type(failure).__name__)
+    return pid
+
+
+def _become(program: dict[str, Any], argv: list[bytes], umask: int, env: dict[bytes, bytes], fds: tuple[int, int, int], reporting: int) -> NoReturn:
     """Turn this forked child into the program, or tell over the pipe what failed and end."""
     doing = "start a session"
     try:
@@ -284,7 +317,7 @@ def _become(program: dict[str, Any], umask: int, env: dict[bytes, bytes], fds: t
         doing = "pass stdin, stdout and stderr on"
         for number, fd in enumerate(fds):
             os.dup2(fd, number)
-        os.umask(umask if program["umask"] is None else int(program["umask"], 8))
+        os.umask(umask)
         for name, limits in program["rlimits"].items():
             doing = f"set rlimit {name!r}"
             soft, hard = (resource.RLIM_INFINITY if limit is None else limit for limit in limits)
@@ -292,7 +325,7 @@ def _become(program: dict[str, Any], umask: int, env: dict[bytes, bytes], fds: t
         doing = f"change to cwd {program['cwd']!r}"
         os.chdir(program["cwd"])
         doing = f"run {program['argv'][0]!r}"
-        _exec([os.fsencode(word) for word in program["argv"]], env)
+        _first(argv[0], env, lambda path: os.execve(path, argv, env))
     except OSError as error:
         sentence = f"unable to {doing}: {error.strerror}"
         number = error.errno or 0
@@ -302,15 +335,17 @@ def _become(program: dict[str, Any], umask: int, env: dict[bytes, bytes], fds: t
     os._exit(127)
 
 
-def _exec(argv: list[bytes], env: dict[bytes, bytes]) -> NoReturn:
-    """Run the first file on the program's own PATH that can be; the error names the path it is about."""
-    name = argv[0]
+def _first(name: bytes, env: dict[bytes, bytes], execute: Callable[[bytes], int]) -> int:
+    """Execute the first file on the program's own PATH that can be; the error names the path it is about."""
     path = env.get(b"PATH", os.fsencode(os.defpath))
-    candidates = [name] if b"/" in name else [directory + b"/" + name for directory in path.split(b":") if directory]
+    searched = b"/" not in name
+    candidates = [directory + b"/" + name for directory in path.split(b":") if directory] if searched else [name]
     denied: OSError | None = None
     for candidate in candidates:
+        if searched and not os.path.lexists(candidate):
+            continue
         try:
-            os.execve(candidate, argv, env)
+            return execute(candidate)
         except (FileNotFoundError, NotADirectoryError) as error:
             interpreter = _interpreter(candidate)
             if interpreter is not None:
@@ -319,7 +354,7 @@ def _exec(argv: list[bytes], env: dict[bytes, bytes]) -> NoReturn:
             denied = denied or error
     if denied:
         raise denied
-    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT) if b"/" in name else "not found on the program's PATH")
+    raise FileNotFoundError(errno.ENOENT, "not found on the program's PATH" if searched else os.strerror(errno.ENOENT))
 
 
 def _interpreter(path: bytes) -> str | None:

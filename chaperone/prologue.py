@@ -42,8 +42,10 @@ def settle(keep: int = -1) -> dict[str, Any]:
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(fd, True)
     os.close(fd)
-    for number in _signal.valid_signals() - {_signal.SIGKILL, _signal.SIGSTOP}:
-        _signal.signal(number, _signal.SIG_IGN if number in KEPT_IGNORED else _signal.SIG_DFL)
+    for number in range(1, _signal.NSIG):
+        wanted = _signal.SIG_IGN if number in KEPT_IGNORED else _signal.SIG_DFL
+        if _signal.getsignal(number) not in (wanted, None):  # None: libc keeps it; to ask first saves 120 system calls
+            _signal.signal(number, wanted)
     for fd in _open_fds():
         if fd > 2 and fd != keep:
             try:

@@ -84,7 +84,8 @@ class RunDirectory:
             offset += os.pwrite(self._reserved_fd, view[offset:], offset)
         os.ftruncate(self._reserved_fd, len(text))
         for fd in (*self.streams.values(), self._reserved_fd):
-            _sync(fd)
+            if os.fstat(fd).st_size:  # an empty stream has no end that could be lost; each fsync is a write to the disk's journal
+                _sync(fd)
         os.rename(spool.RESERVED, spool.FINAL_STATUS, src_dir_fd=self.fd, dst_dir_fd=self.fd)
         if durable:
             _sync(self.fd)
