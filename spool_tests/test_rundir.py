@@ -1,0 +1,550 @@
+"""A run directory as its chaperone writes it: rules W1-W5 of docs/spool-format.rst, each broken by nothing that may happen."""
+
+import errno
+import fcntl
+import json
+import os
+import stat
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from chaperone import jsontext, recover, rundir
+from chaperone import spool as spools
+from chaperone import status as statuses
+from chaperone.errors import RunExistsError, SpoolError
+from spool_tests import disk
+from spool_tests.conftest import ROOT, absent, need, open_fds
+
+LIVE_FILES = [".status", "control", "lock", "log", "running.json", "spec.json", "stderr", "stdout"]
+ENDED_FILES = ["spec.json", "status.json", "stderr", "stdout"]
+
+
+def free(path, how=fcntl.LOCK_EX):
+    """Whether a lock on a path could be had."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+# -- W1: how a run appears
+
+
+def test_run_directory_appears_complete_locked_and_entered(spool, monkeypatch):
+    real, seen = os.rename, []
+
+    def rename(source, target, **fds):
+        if target == "r":
+            built = spool / source
+            assert not (spool / "r").exists() and os.readlink(spool / ".running" / "r") == "../r"
+            assert sorted(os.listdir(built)) == LIVE_FILES and not free(built / "lock", fcntl.LOCK_SH)
+            assert json.loads((built / "running.json").read_text())["state"] == "starting"
+            assert json.loads((built / "spec.json").read_text())["key"] and (built / "stdout").stat().st_size == 0
+            assert not free(spool / ".running"), "a starter holds the lock on .running/ until its run is there"
+            seen.append(source)
+        return real(source, target, **fds)
+
+    monkeypatch.setattr(os, "rename", rename)
+    run = disk.create(spool)
+    assert seen == [f".r.{run.key}.new"] and free(spool / ".running")
+    run.close()
+
+
+def test_starter_is_at_work_from_before_it_makes_anything(spool, monkeypatch):
+    disk.create(spool, "first").close()
+    real, seen = os.mkdir, []
+
+    def mkdir(name, *mode, **fds):
+        if str(name).endswith(".new"):
+            seen.append(free(spool / ".running"))
+        return real(name, *mode, **fds)
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    disk.create(spool).close()
+    assert seen == [False]
+
+
+def test_two_starters_may_work_at_once(spool):
+    disk.create(spool, "first").close()
+    with Directory(spool / ".running") as fd:
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        disk.create(spool).close()
+
+
+class Directory:
+    """An open directory."""
+
+    def __init__(self, path):
+        self.fd = os.open(path, os.O_RDONLY)
+
+    def __enter__(self):
+        return self.fd
+
+    def __exit__(self, *_):
+        os.close(self.fd)
+
+
+def test_second_start_is_refused_and_leaves_nothing(spool):
+    with_run = disk.create(spool)
+    before, fds = disk.tree(spool), open_fds(str(spool))
+    with pytest.raises(RunExistsError) as caught:
+        disk.create(spool)
+    assert (str(caught.value), caught.value.errno) == ("unable to create run 'r': it exists", errno.EEXIST)
+    assert (disk.tree(spool), open_fds(str(spool))) == (before, fds)
+    disk.end(with_run)
+    with pytest.raises(RunExistsError):
+        disk.create(spool)
+
+
+@pytest.mark.parametrize("make", [lambda path: path.mkdir(), lambda path: path.touch(), lambda path: path.symlink_to("nowhere")])
+def test_start_is_refused_where_anything_has_that_name(spool, make):
+    """An empty directory above all: a rename onto one succeeds."""
+    make(spool / "r")
+    with pytest.raises(RunExistsError):
+        disk.create(spool)
+    assert disk.tree(spool) == [".ended", ".running", "r"]
+
+
+def test_simultaneous_starts_of_one_id_make_one_run(spool):
+    rounds, starters = 60, 4
+
+    def start(number, go):
+        os.read(go, 1)
+        try:
+            run = disk.create(spool, f"r{number}")
+        except RunExistsError:
+            return
+        os.write(run.streams["stdout"], b"won\n")
+        disk.end(run)
+
+    for number in range(rounds):
+        go, told = os.pipe()
+        pids = [disk.forked(lambda go=go, number=number: start(number, go)) for _ in range(starters)]
+        os.write(told, b"." * starters)
+        assert [disk.waited(pid) for pid in pids] == [0] * starters
+        os.close(go), os.close(told)
+        assert (spool / f"r{number}" / "stdout").read_text() == "won\n"
+    recover.reap(str(spool))
+    assert os.listdir(spool / ".running") == [] and sorted(os.listdir(spool / ".ended")) == sorted(f"r{number}" for number in range(rounds))
+    assert sorted(os.listdir(spool)) == sorted([".running", ".ended", *(f"r{number}" for number in range(rounds))])
+
+
+@pytest.mark.parametrize("ends", [False, True])
+@pytest.mark.parametrize("moment", ["mkdir", "symlink", "rename"])
+def test_loser_of_a_race_never_takes_the_winners_entry(spool, monkeypatch, moment, ends):
+    """Another start of the same id comes through, and perhaps to its end, just before a step of ours."""
+    winner = []
+    real = getattr(os, moment)
+
+    def overtaken(*arguments, **fds):
+        ours = moment == "symlink" or str(arguments[0]).endswith(".new")
+        if ours and not winner:
+            winner.append(None)
+            winner[0] = disk.create(spool)
+            if ends:
+                disk.end(winner[0])
+        return real(*arguments, **fds)
+
+    monkeypatch.setattr(os, moment, overtaken)
+    with pytest.raises(RunExistsError):
+        disk.create(spool)
+    where = ".ended" if ends else ".running"
+    assert os.listdir(spool / where) == ["r"] and sorted(os.listdir(spool)) == [".ended", ".running", "r"]
+    assert os.listdir(spool / (".running" if ends else ".ended")) == []
+    if not ends:
+        assert disk.look(spool) == (True, disk.look(spool)[1])
+        disk.end(winner[0])
+        assert os.listdir(spool / ".ended") == ["r"]
+
+
+def test_entry_that_two_starters_share_stays_while_one_is_at_work(spool):
+    disk.create(spool, "other").close()
+    os.symlink("../r", spool / ".running" / "r")
+    with disk.opened(spool) as spool_fd, Directory(spool / ".running") as at_work, Directory(spool / ".running") as running_fd:
+        fcntl.flock(at_work, fcntl.LOCK_SH)
+        assert not rundir.sweep_entry(spool_fd, running_fd, "r")
+        fcntl.flock(at_work, fcntl.LOCK_UN)
+        assert rundir.sweep_entry(spool_fd, running_fd, "r")
+    assert os.listdir(spool / ".running") == ["other"]
+
+
+def test_starter_killed_at_any_step_harms_nobody_after_it(spool):
+    points = visible = 0
+    for number in disk.crash_points(lambda: disk.create(spool, "r")):
+        points = number
+        if (spool / "r").exists():
+            visible += 1
+            assert disk.look(spool)[1]["state"] in ("lost", "starting")
+            with pytest.raises(RunExistsError):
+                disk.create(spool)
+        else:
+            disk.end(disk.create(spool))
+        recover.reap(str(spool))
+        assert disk.tree(spool) == sorted([".ended", ".ended/r", ".running", "r", *(f"r/{name}" for name in ENDED_FILES)])
+        subprocess.run(["rm", "-r", str(spool / "r"), str(spool / ".ended" / "r")], check=True)
+    assert points > 25 and 0 < visible < points
+
+
+def test_failed_start_leaves_nothing(spool, monkeypatch):
+    for number in range(1, 20):
+        calls = 0
+        real = os.open
+
+        def failing(*arguments, number=number, real=real, **keywords):
+            nonlocal calls
+            calls += 1
+            if calls == number:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            return real(*arguments, **keywords)
+
+        before = open_fds(str(spool))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "open", failing)
+            try:
+                disk.end(disk.create(spool, f"r{number}"))
+            except SpoolError as error:
+                assert str(error).endswith("Too many open files") and error.errno in (errno.EMFILE, errno.ENOSPC)
+                assert not (spool / f"r{number}").exists() and [name for name in os.listdir(spool) if name.endswith(".new")] == []
+                assert f"r{number}" not in (os.listdir(spool / ".running") if (spool / ".running").exists() else [])
+            else:
+                assert calls > 11
+                break
+        assert open_fds(str(spool)) == before
+    else:
+        pytest.fail("a start has fewer opens than that")
+
+
+def test_start_that_is_no_oserror_leaves_nothing(spool):
+    with pytest.raises(TypeError):
+        disk.create(spool, callback={"url": b"bytes"})
+    assert disk.tree(spool) == [".ended", ".running"] and open_fds(str(spool)) == []
+
+
+def test_modes_are_ours_alone_whatever_the_umask(tmp_path):
+    def make():
+        os.umask(0)
+        run = disk.create(tmp_path / "new")
+        disk.running(run)
+        run.close()
+
+    assert disk.waited(disk.forked(make)) == 0
+    for name in ["", *disk.tree(tmp_path / "new")]:
+        found = os.lstat(tmp_path / "new" / name)
+        if not stat.S_ISLNK(found.st_mode):
+            assert stat.S_IMODE(found.st_mode) == (0o700 if stat.S_ISDIR(found.st_mode) else 0o600), name
+
+
+# -- W2: streams only grow
+
+
+def test_streams_and_log_are_appended_to(spool):
+    run = disk.create(spool)
+    fds = [*run.streams.values(), run.log_fd, run.open_stream("stdout")]
+    assert all(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND for fd in fds)
+    os.write(run.streams["stdout"], b"one"), os.write(fds[-1], b"two")
+    os.lseek(run.streams["stdout"], 0, os.SEEK_SET), os.write(run.streams["stdout"], b"three")
+    assert (spool / "r" / "stdout").read_text() == "onetwothree"
+    os.close(fds[-1])
+    run.close()
+
+
+def test_programs_own_fd_of_a_stream_blocks(spool):
+    run = disk.create(spool)
+    fd = run.open_stream("stdout")
+    assert os.get_blocking(fd) and not os.get_inheritable(fd)
+    os.close(fd)
+    run.close()
+
+
+# -- W3: JSON files are replaced whole; what is synced
+
+
+def test_reader_never_sees_half_a_status(spool):
+    run = disk.create(spool)
+    run_fd = os.dup(run.fd)
+    read, write = os.pipe()
+
+    def look():
+        os.close(write)
+        last = seen = 0
+        os.set_blocking(read, False)
+        while True:
+            try:
+                if os.read(read, 1) == b"":
+                    break
+            except BlockingIOError:
+                pass
+            status = json.loads((spool / "r" / "running.json").read_bytes())
+            assert status["pid"] == len(status["stop"]["by"]) and status["pid"] >= last
+            seen += status["pid"] > last
+            last = status["pid"]
+            alive, found = spools.look(run_fd, "r")
+            assert alive and found["pid"] >= last
+        assert seen > 50, seen
+
+    status = disk.running(run, pid=0, stop={"by": ""})
+    reader = disk.forked(look)
+    os.close(read)
+    for number in range(1, 10_001):
+        assert run.replace_running({**status, "pid": number, "stop": {"by": "x" * number}}) is None
+    os.close(write)
+    assert disk.waited(reader) == 0
+    os.close(run_fd)
+    run.close()
+
+
+def test_planted_file_is_not_written_into(spool, tmp_path):
+    run = disk.create(spool)
+    other = tmp_path / "other"
+    other.write_text("mine")
+    os.link(other, spool / "r" / ".running.json")
+    disk.running(run)
+    os.symlink(other, spool / "r" / ".running.json")
+    disk.running(run)
+    assert other.read_text() == "mine" and disk.look(spool)[1]["state"] == "running"
+    run.close()
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What is synced and made visible, by name."""
+    made = []
+    for name in ("fsync", "rename"):
+        real = getattr(os, name)
+
+        def call(first, *rest, name=name, real=real, **keywords):
+            told = os.path.basename(os.readlink(f"/proc/self/fd/{first}")) if name == "fsync" else f"{first} {rest[0]}"
+            made.append(f"{name} {told}")
+            return real(first, *rest, **keywords)
+
+        monkeypatch.setattr(os, name, call)
+    return made
+
+
+def test_outcome_is_synced_before_it_appears(spool, calls):
+    run = disk.create(spool)
+    disk.running(run)
+    assert calls == ["rename .running.json running.json", f"rename .r.{run.key}.new r", "rename .running.json running.json"]
+    calls.clear()
+    disk.end(run)
+    assert calls == ["fsync stdout", "fsync stderr", "fsync .status", "rename .status status.json", "rename r r"]
+
+
+def test_durable_run_has_its_start_and_its_directories_synced(spool, calls):
+    run = disk.create(spool, durable=True)
+    built = f".r.{run.key}.new"
+    assert calls == ["fsync spec.json", "rename .running.json running.json", f"fsync {built}", f"rename {built} r", "fsync .running", "fsync spool"]
+    calls.clear()
+    disk.end(run, durable=True)
+    assert calls == ["fsync stdout", "fsync stderr", "fsync .status", "rename .status status.json", "fsync r", "rename r r", "fsync .ended"]
+
+
+# -- W4: how a run ends
+
+
+def test_ending_goes_in_its_order(spool, monkeypatch):
+    run = disk.create(spool)
+    lock_fd = run.lock_fd
+    recorded = disk.Calls(monkeypatch)
+    disk.end(run)
+    order = [call[:2] for call in recorded.made if call[0] in ("rename", "unlink") or call == ("close", lock_fd)]
+    assert order == [
+        ("rename", ".status"),
+        ("unlink", "control"),
+        ("unlink", "running.json"),
+        ("unlink", ".running.json"),
+        ("unlink", ".status"),
+        ("unlink", "log"),
+        ("rename", "r"),
+        ("unlink", "lock"),
+        ("close", lock_fd),
+    ]
+    assert disk.tree(spool) == sorted([".ended", ".ended/r", ".running", "r", *(f"r/{name}" for name in ENDED_FILES)])
+    assert open_fds(str(spool)) == []
+
+
+def test_log_with_words_in_it_stays(spool):
+    run = disk.create(spool)
+    os.write(run.log_fd, b"word\n")
+    disk.end(run)
+    assert sorted(os.listdir(spool / "r")) == sorted([*ENDED_FILES, "log"])
+
+
+def test_run_ends_where_it_is_and_not_where_it_was(spool, tmp_path):
+    """By fds: a directory or a spool that was moved still gets its outcome, and what took its place gets none."""
+    run = disk.create(spool)
+    os.rename(spool, tmp_path / "moved")
+    spool.mkdir(0o700)
+    os.rename(tmp_path / "moved" / "r", tmp_path / "moved" / "s")
+    disk.end(run)
+    assert disk.tree(spool) == [] and (tmp_path / "moved" / "s" / "status.json").exists() and os.listdir(tmp_path / "moved" / ".ended") == ["r"]
+
+
+def test_chaperone_killed_at_any_step_of_the_end_leaves_an_outcome_to_finish(spool):
+    points, states = 0, []
+
+    def whole():
+        run = disk.create(spool)
+        disk.running(run)
+        os.write(run.streams["stdout"], b"out")
+        disk.end(run, code=3)
+
+    start = None
+    for number in disk.crash_points(whole):
+        points = number
+        if (spool / "r").exists():
+            start = start or number
+            before = disk.look(spool)
+            assert not before[0] and before[1]["state"] in ("lost", "terminated")
+            states.append(before[1]["state"])
+            recover.reap(str(spool))
+            alive, after = disk.look(spool)
+            assert not alive and after["state"] == before[1]["state"] and after["stdout"]["bytes"] == os.stat(spool / "r" / "stdout").st_size
+            if after["state"] == "terminated":
+                assert after["return_code"] == 3 and after["stdout"]["bytes"] == 3
+        recover.reap(str(spool))
+        ended = [".ended/r", "r", *(f"r/{name}" for name in ENDED_FILES)] if (spool / "r").exists() else []
+        assert disk.tree(spool) == sorted([".ended", ".running", *ended][: None if (spool / ".running").exists() else 0])
+        subprocess.run(["rm", "-rf", str(spool / "r"), str(spool / ".ended" / "r")], check=True)
+    assert {"lost", "terminated"} == set(states) and states.index("terminated") > 10 and len(states) - states.index("terminated") > 10
+    assert states == sorted(states), "once it has an outcome it keeps it"
+    assert points > 50
+
+
+def test_entry_that_cant_be_moved_leaves_the_ending_to_reap(spool, monkeypatch):
+    run = disk.create(spool)
+    real = os.rename
+
+    def refusing(source, target, **fds):
+        if target == "r":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(source, target, **fds)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", refusing)
+        disk.end(run)
+    assert disk.look(spool)[1]["state"] == "terminated" and "lock" in os.listdir(spool / "r") and os.listdir(spool / ".running") == ["r"]
+    assert [found.done for found in recover.reap(str(spool))] == ["finished"]
+    assert sorted(os.listdir(spool / "r")) == ENDED_FILES and os.listdir(spool / ".ended") == ["r"]
+
+
+# -- W5: room for the outcome
+
+
+SMALL = """
+import errno, os, sys, time
+from chaperone import jsontext, status as statuses, spool as spools
+from spool_tests import disk
+
+spool = sys.argv[1] + "/spool"
+os.mkdir(spool, 0o700)
+run = disk.create(spool, "r", labels={"team": "\\U0001f600" * 4000})
+before = disk.running(run)
+def fill():
+    with open(sys.argv[1] + "/filler", "ab", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
+    try:
+        while True:
+            os.mkdir(f"{sys.argv[1]}/{os.urandom(8).hex()}")
+    except OSError as error:
+        assert error.errno == errno.ENOSPC
+fill()
+told = run.replace_running({**before, "pid": 1})
+assert told == "unable to replace 'running.json': No space left on device", told
+assert disk.look(spool)[1]["pid"] == 4711
+fill()
+status = {**statuses.stopping(before, "SIGTERM", "request", "\\U0001f600" * 5000, time.time_ns()), "labels": {"team": "\\U0001f600" * 4000}}
+status = {**status, "connection": {"argv": ["'" * 100000], "pid": 1, "drops": 0, "state": "down", "since": None}}
+final = statuses.lost(status, "\\U0001f600" * 5000, None, time.time_ns())
+run.publish(final)
+run.end()
+alive, found = disk.look(spool)
+assert not alive and found["state"] == "lost" and found["pid"] == 4711 and found["stop"]["reason"] == "request", found
+assert found["exception"]["message"].startswith("\\U0001f600" * 600) and found["labels"]["team"] == "\\U0001f600" * 4000
+assert found["connection"]["argv"] is None and found["connection"]["pid"] == 1
+assert os.listdir(spool + "/.ended") == ["r"] and sorted(os.listdir(spool + "/r")) == ["spec.json", "status.json", "stderr", "stdout"]
+print("kept")
+"""
+
+
+def mounted(script, options, directory):
+    """Run Python on a small tmpfs of its own, which nobody else sees; what it printed."""
+    need("unshare", "mount")
+    namespace = ["unshare", "-m"] if os.geteuid() == 0 else ["unshare", "-Urm"]
+    if subprocess.run([*namespace, "true"], capture_output=True, check=False).returncode:
+        absent("needs a mount namespace: unshare -Urm is not allowed here")
+    script = f"import os\n{textwrap.dedent(script)}"
+    words = ["sh", "-c", 'mount -t tmpfs -o "$1" tmpfs "$2" && exec "$3" -c "$4" "$2"', "sh", options, str(directory), sys.executable, script]
+    done = subprocess.run([*namespace, *words], capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": ROOT}, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("options", ["size=1m,nr_inodes=200,mode=700", "size=8m,nr_inodes=40,mode=700"])
+def test_full_disk_does_not_eat_the_outcome(tmp_path, options):
+    assert mounted(SMALL, options, tmp_path) == "kept\n"
+
+
+def test_start_without_room_for_the_outcome_is_refused(tmp_path):
+    script = """
+    import sys
+    from chaperone.errors import SpoolError
+    from spool_tests import disk
+    spool = sys.argv[1] + "/spool"
+    os.mkdir(spool, 0o700)
+    try:
+        disk.create(spool, labels={"l": "x" * 200_000})
+    except SpoolError as error:
+        print(error)
+    print(disk.tree(spool))
+    """
+    sentence = "unable to create run 'r' in spool '{}/spool': No space left on device\n['.ended', '.running']\n"
+    assert mounted(script, "size=64k,mode=700", tmp_path) == sentence.format(tmp_path)
+
+
+def test_room_is_secured_before_the_run_appears(spool):
+    run = disk.create(spool)
+    found = os.stat(spool / "r" / ".status")
+    assert found.st_size >= spools.RESERVE and found.st_blocks * 512 >= found.st_size
+    run.close()
+
+
+def test_nothing_that_fails_in_bookkeeping_is_raised(spool):
+    run = disk.create(spool)
+    os.mkdir(spool / "r" / ".running.json")
+    assert run.replace_running(disk.starting(disk.spec())) == "unable to replace 'running.json': Is a directory"
+    os.rmdir(spool / "r" / ".running.json")
+    disk.end(run)
+
+
+def test_directory_that_was_removed_is_told(spool):
+    run = disk.create(spool)
+    assert run.is_there()
+    subprocess.run(["rm", "-r", str(spool / "r")], check=True)
+    assert not run.is_there()
+    with pytest.raises(FileNotFoundError):
+        run.publish(disk.terminated(run))
+    run.close()
+
+
+def test_statuses_are_read_back_as_they_were_written(spool):
+    run = disk.create(spool)
+    status = disk.running(run)
+    assert disk.look(spool) == (True, status)
+    final = disk.terminated(run, 7)
+    run.publish(final)
+    assert disk.look(spool) == (False, final)
+    run.end()
+    assert jsontext.loads((spool / "r" / "status.json").read_bytes()) == final == disk.look(spool)[1]
+    assert statuses.exit_code(final) == 7
