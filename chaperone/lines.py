@@ -1,0 +1,231 @@
+"""
+Events as JSON lines, in batches that a consumer in any language can take exactly once.
+
+Knows: how events are written as text, the cursor file.  Must not know: where the lines go, or what is done with them.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from . import cursor as cursors
+from .errors import SpecError
+from .events import Changed, Ended, Event, Lost, Output, Shrank, Started
+from .follow import Follower
+from .spool import failure
+
+BATCH_EVENTS = 256
+BATCH_BYTES = 1024 * 1024  # of output: a batch is written to the cursor file too
+TAIL = 3  # bytes at most of a UTF-8 character that is not complete
+
+
+class Outbox:
+    """
+    A spool's events in batches of lines; the next batch is made when the one before it was acknowledged.
+
+    A batch is in the cursor file, number and all, before it is handed out. Whoever is killed and comes back gets the batch that was not
+    acknowledged again, word for word; so a consumer that keeps the number of its last batch together with what it made of it takes each once.
+
+    Args:
+        spool_path (str): The spool's.
+        path (str): The cursor file; made if it is not there, belongs to one outbox at a time. None: batches are acknowledged by being handed out.
+        begin (dict): The cursor to begin with if there is no such file yet.
+
+    Attributes:
+        number (int): Of the last batch that was handed out; 0 before the first.
+    Raises:
+        SpecError: If the cursor file is none.
+        SpoolError: If it can't be read, or the spool can't be followed.
+    """
+
+    def __init__(self, spool_path: str | os.PathLike[str], path: str | None = None, begin: object = None) -> None:
+        self._path = path
+        kept = _kept(path) if path is not None else None
+        self.number: int = kept["batch"] if kept else 0
+        self._unacknowledged: list[str] = kept["lines"] if kept else []
+        self._again = bool(self._unacknowledged)
+        self._tails: dict[tuple[str, str], bytes] = {}
+        self._follower = Follower(spool_path, kept["cursor"] if kept else begin)
+
+    def __enter__(self) -> Outbox:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._follower.close()
+
+    def batch(self, timeout: float | None = None) -> list[str] | None:
+        """
+        The next batch.
+
+        Args:
+            timeout (float): Seconds to wait for something to tell; None for as long as it takes.
+        Returns:
+            list: Lines of JSON without newlines, the last one `{"event": "batch", "batch": NUMBER}`; None when the time is over.
+        Raises:
+            SpecError: If the last one was not acknowledged.
+            SpoolError: If the cursor file can't be written: then nothing was handed out.
+        """
+        if self._again:
+            self._again = False
+            return self._unacknowledged
+        if self._unacknowledged:
+            raise SpecError(f"unable to make the next batch: batch {self.number} was not acknowledged")
+        lines: list[str] = []
+        room = BATCH_BYTES
+        while not lines:
+            event = self._follower.next(timeout)
+            if event is None:
+                return None
+            while event is not None:
+                lines += self._written(event)
+                room -= len(event.data) if isinstance(event, Output) else 0
+                event = self._follower.next(0) if len(lines) < BATCH_EVENTS and room > 0 else None
+        lines.append(json.dumps({"event": "batch", "batch": self.number + 1}))
+        self._keep(self.number + 1, lines)
+        self.number += 1
+        self._unacknowledged = lines
+        if self._path is None:
+            self.acknowledge(self.number)
+        return lines
+
+    def acknowledge(self, number: int) -> None:
+        """
+        Take note that a batch was taken; the runs that ended in it are collected.
+
+        Raises:
+            SpecError: If it is not the number of the last batch.
+        """
+        if number != self.number or not self._unacknowledged:
+            raise SpecError(f"unable to acknowledge batch {number}: want {self.number if self._unacknowledged else 'none'}")
+        # In the file it stays until the next batch takes its place: to be asked about it once more does no harm.
+        if self._path is not None:
+            for line in map(json.loads, self._unacknowledged):
+                if line["event"] in ("ended", "lost") and line["run_id"] in self._follower.uncollected:
+                    self._follower.collect(line["run_id"])
+        self._unacknowledged = []
+
+    def _written(self, event: Event) -> list[str]:
+        """An event as lines; the beginning of a character at the end of output waits for the rest of it."""
+        if isinstance(event, Output):
+            tail = self._tails.pop((event.run_id, event.stream), b"")
+            data = tail + event.data
+            whole = len(data) - _incomplete(data)
+            if whole < len(data):
+                self._tails[event.run_id, event.stream] = data[whole:]
+            return [_output(event.run_id, event.stream, event.offset - len(tail), data[:whole])] if whole else []
+        left = []
+        for run_id, stream in [name for name in self._tails if name[0] == event.run_id and not isinstance(event, Changed)]:
+            tail = self._tails.pop((run_id, stream))
+            entry = self._follower.entry(run_id) or {}
+            offset = event.offset if isinstance(event, Shrank) and event.stream == stream else entry.get(stream, 0)
+            left.append(_output(run_id, stream, offset - len(tail), tail))
+        return [*left, json.dumps(_object(event))]
+
+    def _keep(self, number: int, lines: list[str]) -> None:
+        """Replace the cursor file, on the disk before any consumer can say that it has the batch."""
+        if self._path is None:
+            return
+        cursor = self._follower.cursor
+        for (run_id, stream), tail in self._tails.items():
+            cursor["runs"][run_id][stream] -= len(tail)
+        building = f"{self._path}.new"
+        try:
+            with open(building, "w", encoding="ascii", opener=_private) as file:
+                json.dump({"version": 1, "batch": number, "cursor": cursor, "lines": lines}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.rename(building, self._path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.unlink(building)
+            raise failure(f"write cursor file {self._path!r}", error) from error
+
+
+def conversation(outbox: Outbox, answers: Iterable[str] | None = None) -> Iterator[str]:
+    """
+    What `chaperone follow` says, and what it is answered.
+
+    Args:
+        answers (iterable): Lines as a consumer writes them, each the number of the batch that it has taken; None where nobody answers.
+    Yields:
+        str: A batch, each line with its newline; to be written out before the next is asked for.
+    Raises:
+        SpecError: If an answer is not the number of the last batch.
+    """
+    heard = None if answers is None else iter(answers)
+    while True:
+        lines = outbox.batch()
+        if lines is None:
+            return
+        yield "".join(f"{line}\n" for line in lines)
+        if heard is not None:
+            answer = next(heard, None)
+            if answer is None:
+                return
+            if not (answer.strip().isascii() and answer.strip().isdigit()):
+                raise SpecError(f"unable to understand the answer {answer.strip()[:80]!r}: want the number of a batch")
+            outbox.acknowledge(int(answer))
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+
+def _kept(path: str) -> dict[str, Any] | None:
+    try:
+        with open(path, "rb") as file:
+            kept = json.loads(file.read())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise failure(f"read cursor file {path!r}", error) from error
+    except (ValueError, RecursionError) as error:
+        raise SpecError(f"unable to read cursor file {path!r}: want JSON, got {error}") from error
+    right = isinstance(kept, dict) and type(kept.get("batch")) is int and isinstance(kept.get("lines"), list)
+    if not right or kept.get("version") != 1 or not all(_is_line(line) for line in kept["lines"]):
+        raise SpecError(f"unable to read cursor file {path!r}: want version 1 with batch, cursor and lines, got something else")
+    cursors.checked(kept.get("cursor"))
+    return dict(kept)
+
+
+def _is_line(text: object) -> bool:
+    try:
+        line = json.loads(text) if isinstance(text, str) and "\n" not in text else None
+    except ValueError:
+        return False
+    return isinstance(line, dict) and isinstance(line.get("event"), str) and isinstance(line.get("run_id", ""), str)
+
+
+def _incomplete(data: bytes) -> int:
+    """How many bytes at the end are the beginning of a character, of text that is UTF-8 up to there; 0 where it is no such text."""
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        left = len(data) - error.start
+        return left if left <= TAIL and error.end == len(data) and error.reason == "unexpected end of data" else 0
+    return 0
+
+
+def _output(run_id: str, stream: str, offset: int, data: bytes) -> str:
+    line: dict[str, Any] = {"event": "output", "run_id": run_id, "stream": stream, "offset": offset}
+    try:
+        line["text"] = data.decode("utf-8")
+    except UnicodeDecodeError:
+        line["base64"] = base64.b64encode(data).decode("ascii")
+    return json.dumps(line)
+
+
+def _object(event: Event) -> dict[str, Any]:
+    line: dict[str, Any] = {"event": type(event).__name__.lower(), "run_id": event.run_id}
+    if isinstance(event, Started):
+        line["key"] = event.key
+    elif isinstance(event, Shrank):
+        line |= {"stream": event.stream, "offset": event.offset, "size": event.size}
+    elif isinstance(event, (Changed, Ended, Lost)):
+        line["status"] = event.status.raw if event.status is not None else None
+    return line

@@ -1,0 +1,236 @@
+"""Events as JSON lines: text that is never cut inside a character, and batches that a consumer in any language takes exactly once."""
+
+import base64
+import json
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from chaperone.errors import SpecError, SpoolError
+from chaperone.lines import Outbox, conversation
+from spool_tests.conftest import ROOT, need
+from spool_tests.writer import Writer
+
+DUCK = "🦆".encode()
+
+
+@pytest.fixture
+def file(spool):
+    return str(spool.parent / "cursor.json")
+
+
+def objects(lines):
+    return [json.loads(line) for line in lines]
+
+
+def outputs(lines):
+    return [(line["stream"], line["offset"], line.get("text", line.get("base64"))) for line in objects(lines) if line["event"] == "output"]
+
+
+def test_life_of_a_run_is_told_in_lines(spool, file):
+    with Outbox(spool, file) as outbox:
+        with Writer(spool) as writer:
+            writer.running().write(b"hello\n").end(3)
+        lines = objects(outbox.batch(0))
+    status = json.loads((spool / "r" / "status.json").read_text())
+    assert lines[-2].pop("status").items() >= status.items()
+    assert lines == [
+        {"event": "started", "run_id": "r", "key": writer.run.key},
+        {"event": "output", "run_id": "r", "stream": "stdout", "offset": 0, "text": "hello\n"},
+        {"event": "ended", "run_id": "r"},
+        {"event": "batch", "batch": 1},
+    ]
+
+
+def test_text_is_never_cut_inside_a_character(spool, file):
+    with Outbox(spool, file) as outbox, Writer(spool) as writer:
+        for number, part in enumerate([b"a" + DUCK[:1], DUCK[1:3], DUCK[3:] + b"b"], start=1):
+            writer.write(part)
+            if number == 1:
+                assert outputs(outbox.batch(0)) == [("stdout", 0, "a")]
+                outbox.acknowledge(1)
+            elif number == 2:
+                assert outbox.batch(0) is None
+        assert outputs(outbox.batch(0)) == [("stdout", 1, "🦆b")]
+
+
+def test_beginning_of_a_character_that_waits_is_not_lost_with_its_reader(spool, file):
+    with Writer(spool) as writer:
+        writer.write(b"a" + DUCK[:2])
+        with Outbox(spool, file) as outbox:
+            outbox.batch(0)
+            outbox.acknowledge(1)
+            writer.write(b"".join([DUCK[2:], b"b", DUCK[:1]]))
+            assert outputs(outbox.batch(0)) == [("stdout", 1, "🦆b")]
+            outbox.acknowledge(2)
+        writer.write(DUCK[1:])
+        with Outbox(spool, file) as outbox:
+            assert outputs(outbox.batch(0)) == [("stdout", 1, "🦆b")], "the last batch, word for word"
+            outbox.acknowledge(2)
+            assert outputs(outbox.batch(0)) == [("stdout", 6, "🦆")]
+
+
+def test_bytes_that_are_no_text_are_base64(spool, file):
+    with Writer(spool) as writer:
+        writer.write(b"\xff\xfe" + DUCK).write(DUCK[:3], "stderr").end()
+    with Outbox(spool, file) as outbox:
+        encoded = [base64.b64encode(data).decode() for data in (b"\xff\xfe" + DUCK, DUCK[:3])]
+        assert outputs(outbox.batch(0)) == [("stdout", 0, encoded[0]), ("stderr", 0, encoded[1])]
+
+
+def test_next_batch_waits_for_the_acknowledgement(spool, file):
+    with Outbox(spool, file) as outbox, Writer(spool):
+        outbox.batch(0)
+        with pytest.raises(SpecError, match="^unable to make the next batch: batch 1 was not acknowledged$"):
+            outbox.batch(0)
+        with pytest.raises(SpecError, match="^unable to acknowledge batch 2: want 1$"):
+            outbox.acknowledge(2)
+        outbox.acknowledge(1)
+        with pytest.raises(SpecError, match="^unable to acknowledge batch 1: want none$"):
+            outbox.acknowledge(1)
+        assert outbox.batch(0) is None
+
+
+def test_acknowledged_endings_are_collected(spool, file):
+    with Writer(spool) as writer:
+        writer.end()
+    with Outbox(spool, file) as outbox:
+        outbox.batch(0)
+        assert os.listdir(spool / ".ended") == ["r"]
+        outbox.acknowledge(1)
+        assert os.listdir(spool / ".ended") == []
+    with Outbox(spool, file) as outbox:
+        assert objects(outbox.batch(0))[-1] == {"event": "batch", "batch": 1}
+        outbox.acknowledge(1)
+        assert outbox.batch(0) is None
+
+
+def test_outbox_without_a_file_tells_all_and_collects_nothing(spool):
+    for _ in range(2):
+        with Outbox(spool) as outbox:
+            if not (spool / "r").exists():
+                with Writer(spool) as writer:
+                    writer.end()
+            assert [line["event"] for line in objects(outbox.batch(0))] == ["started", "ended", "batch"]
+            assert outbox.batch(0) is None
+
+
+def test_large_output_is_spread_over_batches(spool, file):
+    with Writer(spool) as writer:
+        writer.write(b"x" * (3 << 20)).end()
+    sizes = []
+    with Outbox(spool, file) as outbox:
+        while lines := outbox.batch(0):
+            sizes.append(sum(len(text) for *_, text in outputs(lines)))
+            outbox.acknowledge(outbox.number)
+    assert sizes == [1 << 20] * 3 + [0]
+
+
+@pytest.mark.parametrize(
+    "text, sentence",
+    [
+        ("", "want JSON, got Expecting value: line 1 column 1 (char 0)"),
+        ("[]", "want version 1 with batch, cursor and lines, got something else"),
+        ('{"version": 2, "batch": 1, "cursor": {}, "lines": []}', "want version 1 with batch, cursor and lines, got something else"),
+        ('{"version": 1, "batch": 1, "cursor": {}, "lines": ["x"]}', "want version 1 with batch, cursor and lines, got something else"),
+    ],
+)
+def test_damaged_cursor_file_is_refused_with_one_sentence(spool, file, text, sentence):
+    with open(file, "w") as opened:
+        opened.write(text)
+    with pytest.raises(SpecError, match="^" + re.escape(f"unable to read cursor file {file!r}: {sentence}") + "$"):
+        Outbox(spool, file)
+
+
+def test_cursor_file_that_can_not_be_written_hands_out_nothing(spool):
+    with Writer(spool), Outbox(spool, str(spool / "no" / "cursor.json")) as outbox:
+        with pytest.raises(SpoolError, match="^unable to write cursor file '.*/no/cursor.json': No such file or directory$"):
+            outbox.batch(0)
+
+
+def test_conversation_ends_with_its_consumer_and_refuses_nonsense(spool, file):
+    with Writer(spool) as writer, Outbox(spool, file) as outbox:
+        told = conversation(outbox, ["1\n"])
+        assert next(told).count("\n") == 3
+        writer.write(b"x")
+        assert next(told).count("\n") == 2
+        assert list(told) == []
+        writer.write(b"y")
+        outbox.acknowledge(2)
+        told = conversation(outbox, ["no\n"])
+        next(told)
+        with pytest.raises(SpecError, match="^unable to understand the answer 'no': want the number of a batch$"):
+            next(told)
+
+
+# What stands in docs/following.rst for consumers in any language, with the command's other end.
+CONSUMER = """
+rm -f batch.new acks; mkfifo acks; mkdir -p batches
+$follow <acks | {
+    exec 3>acks
+    while IFS= read -r line; do
+        if [ "$(printf '%s\\n' "$line" | jq -r .event)" = batch ]; then
+            number=$(printf '%s\\n' "$line" | jq .batch)
+            [ -e "batches/$number" ] || mv batch.new "batches/$number"   # the commit: what was taken, and that it was
+            rm -f batch.new
+            echo "$number" >&3
+        else
+            printf '%s\\n' "$line" >>batch.new
+        fi
+    done
+}
+"""
+FOLLOW = """
+import sys
+from chaperone.lines import Outbox, conversation
+with Outbox(sys.argv[1], sys.argv[2]) as outbox:
+    for text in conversation(outbox, iter(sys.stdin.readline, "")):
+        sys.stdout.write(text)
+        sys.stdout.flush()
+"""
+
+
+def test_consumer_in_shell_that_is_killed_takes_each_event_once(spool, tmp_path, file):
+    need("jq")
+    follow = tmp_path / "follow.py"
+    follow.write_text(FOLLOW)
+    home = tmp_path / "consumer"
+    home.mkdir()
+    env = {**os.environ, "PYTHONPATH": ROOT, "follow": f"{sys.executable} {follow} {spool} {file}"}
+    with Writer(spool, "last") as last:
+        for number in range(6):
+            with Writer(spool, f"r{number}") as writer:
+                writer.write(f"größer {number} ".encode() * 100).end(number)
+            consumer = subprocess.Popen(["sh", "-c", CONSUMER], cwd=home, env=env, start_new_session=True)
+            pidfd = os.pidfd_open(consumer.pid)
+            select.select([pidfd], [], [], 0.15 + number * 0.05)
+            os.close(pidfd)
+            os.killpg(consumer.pid, signal.SIGKILL)
+            consumer.wait()
+        last.end(9)
+        consumer = subprocess.Popen(["sh", "-c", CONSUMER], cwd=home, env=env, start_new_session=True)
+        pidfd = os.pidfd_open(consumer.pid)
+        try:
+            for _ in range(600):
+                if '"return_code": 9' in everything(home):
+                    break
+                select.select([pidfd], [], [], 0.05)
+        finally:
+            os.close(pidfd)
+            os.killpg(consumer.pid, signal.SIGKILL)
+            consumer.wait()
+    lines = objects(everything(home).splitlines())
+    for number in range(6):
+        run = [line for line in lines if line["run_id"] == f"r{number}"]
+        assert [line["event"] for line in run if line["event"] != "output"] == ["started", "ended"]
+        assert "".join(line["text"] for line in run if line["event"] == "output") == f"größer {number} " * 100
+
+
+def everything(home):
+    batches = home / "batches"
+    return "".join((batches / name).read_text() for name in sorted(os.listdir(batches), key=int)) if batches.exists() else ""
