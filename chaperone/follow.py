@@ -288,7 +288,7 @@ class Follower:
         if run is None:
             if self._named is not None and run_id not in self._named:
                 return
-            run = self._runs[run_id] = FollowedRun(self, run_id, {}, asked_for=self._named is not None)
+            run = self._runs[run_id] = FollowedRun(self, run_id, {}, asked_for=False)  # those asked for are there until collected
         self._queue(run, hints)
 
     def _look_everywhere(self) -> None:

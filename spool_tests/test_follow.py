@@ -303,6 +303,16 @@ def test_run_may_be_collected_before_its_entry_has_moved(spool):
         assert (told(follower), follower.cursor, os.listdir(spool / ".ended")) == ([], {"runs": {}}, [])
 
 
+def test_named_run_that_was_collected_is_not_told_again_by_an_event_that_was_late(spool):
+    with Writer(spool, "other") as other, Writer(spool) as writer, Follower(spool, runs=["r", "other"]) as follower:
+        other.running()
+        writer.running().publish()
+        assert told(follower)[-1] == ("ended", "r", "terminated")
+        writer.end()
+        follower.collect("r")
+        assert told(follower) == []
+
+
 def test_run_that_was_collected_is_not_told_again_by_an_event_that_was_late(spool):
     with Writer(spool) as writer:
         with Follower(spool) as follower:
