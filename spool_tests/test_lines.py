@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+import textwrap
 
 import pytest
 
@@ -168,23 +169,16 @@ def test_conversation_ends_with_its_consumer_and_refuses_nonsense(spool, file):
             next(told)
 
 
-# What stands in docs/following.rst for consumers in any language, with the command's other end.
-CONSUMER = """
-rm -f batch.new acks; mkfifo acks; mkdir -p batches
-$follow <acks | {
-    exec 3>acks
-    while IFS= read -r line; do
-        if [ "$(printf '%s\\n' "$line" | jq -r .event)" = batch ]; then
-            number=$(printf '%s\\n' "$line" | jq .batch)
-            [ -e "batches/$number" ] || mv batch.new "batches/$number"   # the commit: what was taken, and that it was
-            rm -f batch.new
-            echo "$number" >&3
-        else
-            printf '%s\\n' "$line" >>batch.new
-        fi
-    done
-}
-"""
+def consumer():
+    """The shell loop of docs/following.rst, with the other end of the conversation put in by the test."""
+    with open(os.path.join(ROOT, "docs", "following.rst")) as file:
+        block = re.search(r"\.\. code-block:: sh\n\n((?:    .*\n|\n)+)", file.read()).group(1)
+    text = textwrap.dedent(block)
+    command = "chaperone follow --cursor cursor.json"
+    assert command in text
+    return text.replace(command, "$follow")
+
+
 FOLLOW = """
 import sys
 from chaperone.lines import Outbox, conversation
@@ -206,15 +200,15 @@ def test_consumer_in_shell_that_is_killed_takes_each_event_once(spool, tmp_path,
         for number in range(6):
             with Writer(spool, f"r{number}") as writer:
                 writer.write(f"größer {number} ".encode() * 100).end(number)
-            consumer = subprocess.Popen(["sh", "-c", CONSUMER], cwd=home, env=env, start_new_session=True)
-            pidfd = os.pidfd_open(consumer.pid)
+            consuming = subprocess.Popen(["sh", "-c", consumer()], cwd=home, env=env, start_new_session=True)
+            pidfd = os.pidfd_open(consuming.pid)
             select.select([pidfd], [], [], 0.15 + number * 0.05)
             os.close(pidfd)
-            os.killpg(consumer.pid, signal.SIGKILL)
-            consumer.wait()
+            os.killpg(consuming.pid, signal.SIGKILL)
+            consuming.wait()
         last.end(9)
-        consumer = subprocess.Popen(["sh", "-c", CONSUMER], cwd=home, env=env, start_new_session=True)
-        pidfd = os.pidfd_open(consumer.pid)
+        consuming = subprocess.Popen(["sh", "-c", consumer()], cwd=home, env=env, start_new_session=True)
+        pidfd = os.pidfd_open(consuming.pid)
         try:
             for _ in range(600):
                 if '"return_code": 9' in everything(home):
@@ -222,8 +216,8 @@ def test_consumer_in_shell_that_is_killed_takes_each_event_once(spool, tmp_path,
                 select.select([pidfd], [], [], 0.05)
         finally:
             os.close(pidfd)
-            os.killpg(consumer.pid, signal.SIGKILL)
-            consumer.wait()
+            os.killpg(consuming.pid, signal.SIGKILL)
+            consuming.wait()
     lines = objects(everything(home).splitlines())
     for number in range(6):
         run = [line for line in lines if line["run_id"] == f"r{number}"]
