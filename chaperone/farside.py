@@ -63,7 +63,7 @@ def settings(spec: dict[str, Any], nonce: str, cookie: str, life: str, **more: o
         **{"dir": "", "out_offset": 0, "err_offset": 0, "stdin_size": 0, "stdin_name": "", "program": b"", **more},
     }
     # A login environment may hold such a name, exported: unset, so that ours don't go on to the program.
-    lines = [b"unset " + " ".join(values).encode()]
+    lines = [b"unset -v " + " ".join(values).encode()]
     for name, value in values.items():
         home = name == "dir" and isinstance(value, str) and value.startswith("~/")
         text = b'"${HOME:-/}"/' + quoted(str(value)[2:]) if home else quoted(value if isinstance(value, bytes) else str(value))
@@ -106,8 +106,9 @@ c_found=
 case $1 in
 */*) c_fits "$1" && c_found=1 ;;
 *) set -f; IFS=:
-for c_dir in $PATH; do c_fits "${c_dir:-.}/$1" && c_found=1 && break; done
-unset IFS; set +f ;;
+for c_dir in ${PATH-/usr/local/bin:/usr/bin:/bin}; do c_fits "${c_dir:-.}/$1" && c_found=${c_dir:-.}/$1 && break; done
+unset IFS; set +f
+[ "$c_found" ] && [ ! "${PATH+set}" ] && { shift; set -- "$c_found" "$@"; } ;;
 esac
 [ "$c_found" ] || c_fail $c_why
 """
@@ -167,7 +168,7 @@ def _unset_but(kept: list[str]) -> bytes:
     names = b"".join(name.encode() + b"|" for name in kept if name.isidentifier()) + b"''"
     listed = b"$(env | sed -n 's/^\\([A-Za-z_][A-Za-z_0-9]*\\)=.*/\\1/p')"
     text = b"for c_name in " + listed + b"; do case $c_name in " + names + b") ;; *) command unset $c_name ;; esac; done\n"
-    return text + b'[ "${PATH+set}" ] || PATH=/usr/local/bin:/usr/bin:/bin'  # not exported: only to find the program
+    return text.rstrip()
 
 
 def _limit(name: str, soft: int | None, hard: int | None) -> bytes:
@@ -327,7 +328,7 @@ def outcome(words: list[str]) -> dict[str, Any]:
 
 def _times(words: list[str]) -> dict[str, float | None] | None:
     """Of the children: the third and fourth of `1m2.25s`-like words. What sh can't tell is None."""
-    found = [word for word in words if word.endswith("s") and "m" in word]
+    found = [word for word in words if word[0].isdigit() and word.endswith("s") and "m" in word]
     if len(found) < 4:
         return None
     try:

@@ -26,11 +26,11 @@ spill() {
 # -- whom there is to end
 
 # Whatever carries the cookie in its environment, also if it left the session or its parent died.
-marked() { grep -lF "CHAPERONE_COOKIE=$cookie" /proc/[0-9]*/environ 2>/dev/null | sed 's,^/proc/,,;s,/environ$,,'; }
+marked() { grep -lF "CHAPERONE_COOKIE=$cookie" /proc/[0-9]*/environ | sed 's,^/proc/,,;s,/environ$,,'; }
 
 # The program and its descendants, for hosts without setsid, where it has no group of its own.
 family() {
-  table=$(ps -A -o ppid= -o pid= 2>/dev/null)
+  table=$(ps -A -o ppid= -o pid=)
   next=$pid
   while [ "$next" ]; do
     echo "$next"
@@ -39,27 +39,36 @@ family() {
 }
 
 others() {
-  [ "$setsid" ] || { kill -0 "$pid" 2>/dev/null && family; }
-  marked
+  {
+    [ "$setsid" ] || { kill -0 "$pid" && family; }
+    marked
+  } | sort -u
+}
+
+# Whether a process is in the program's group, by the fifth word of its stat; the second one may hold blanks and ends with a bracket.
+in_group() {
+  read -r words <"/proc/$1/stat" || return 1
+  set -- ${words##*")"}
+  [ "$setsid" ] && [ "$3" = "$pid" ]
 }
 
 # pid is checked before every use: `kill -TERM -` followed by nothing, or by 0, would be our own group.
 left() {
   [ "$pid" -gt 1 ] || return 1
-  [ "$setsid" ] && kill -0 "-$pid" 2>/dev/null && return 0
+  [ "$setsid" ] && kill -0 "-$pid" && return 0
   [ "$(others)" ]
 }
 
-# One signal for all of them; listed first, since a parent's death may hide its children.
+# One signal for all of them, and for each only once; listed first, since a parent's death may hide its children.
 hit() {
   [ "$pid" -gt 1 ] || return 1
   listed=$(others)
-  [ "$setsid" ] && kill "-$1" "-$pid" 2>/dev/null
-  for one in $listed; do kill "-$1" "$one" 2>/dev/null; done
+  [ "$setsid" ] && kill "-$1" "-$pid"
+  for other in $listed; do in_group "$other" || kill "-$1" "$other"; done
 }
 
 # A fifth of a second, or a whole one where sleep takes no fractions. Helpers hold none of our pipes, or ssh would wait for them.
-rest() { sleep 0.2 3<&- 4>&- 5>&- 2>/dev/null || { sleep 1 3<&- 4>&- 5>&-; fifths=$((fifths + 4)); }; fifths=$((fifths + 1)); }
+nap() { sleep 0.2 3<&- 4>&- 5>&- || { sleep 1 3<&- 4>&- 5>&-; fifths=$((fifths + 4)); }; fifths=$((fifths + 1)); }
 
 # TERM, then after $1 fifths of a second KILL, again and again for 3 s more: a fork may have been on its way.
 end_all() {
@@ -68,14 +77,14 @@ end_all() {
   while left; do
     [ "$fifths" -ge "$1" ] && hit KILL
     [ "$fifths" -ge $(($1 + 15)) ] && break
-    rest
+    nap
   done
 }
 
 # How many were left by a program that has ended: the marked ones; without /proc it is only known that there are any.
 count_left() {
   count=$(others | grep -c .)
-  [ "$count" -eq 0 ] && [ "$setsid" ] && kill -0 "-$pid" 2>/dev/null && count=1
+  [ "$count" -eq 0 ] && [ "$setsid" ] && kill -0 "-$pid" && count=1
   echo "$count"
 }
 
@@ -127,34 +136,36 @@ run() {
 
 # -- D: the lease
 
-# Fed by USR1 at every heartbeat. The signal is ignored before D is forked and caught only here: else a first heartbeat that
-# comes early kills D, and the lease silently never ends. `wait` and not `sleep` alone, so that a signal is served at once.
+# Fed by USR1 at every heartbeat. A USR1 that comes before it is caught here would kill D, and the lease would silently never end; to
+# ignore it until then is no help, as ksh93 can't catch what was ignored when it forked. So D says when it is ready, and R feeds
+# only then. `wait` and not `sleep` alone, so that a signal is served at once.
 watch_lease() {
   trap 'idle=0' USR1
-  trap 'kill "$nap" 2>/dev/null; exit' TERM
+  kill -USR1 "$reader"
+  trap 'kill "$sleeper"; exit' TERM
   trap : INT HUP QUIT
   trap '' PIPE
   idle=0
-  nap=
-  while [ "$idle" -lt "$lease" ] && kill -0 "$reader" 2>/dev/null; do
+  sleeper=
+  while [ "$idle" -lt "$lease" ] && kill -0 "$reader"; do
     sleep "$tick" 3<&- 4>&- 5>&- &
-    nap=$!
-    wait "$nap"
-    kill "$nap" 2>/dev/null && continue
+    sleeper=$!
+    wait "$sleeper"
+    kill "$sleeper" && continue
     idle=$((idle + tick))
   done
   say lost "$idle"
   end_all "$grace"
-  kill -KILL "$reader" 2>/dev/null
+  kill -KILL "$reader"
   [ "$life" = survive ] && leave_nothing
 }
 
 # -- R: control lines
 
 # The pid of this very subshell; $$ would be S.
-own_pid() { read -r self rest </proc/self/stat 2>/dev/null || self=$(exec sh -c 'echo $PPID'); }
+own_pid() { read -r self ignored </proc/self/stat || self=$(exec sh -c 'echo $PPID'); }
 
-feed() { kill -USR1 "$watcher" 2>/dev/null; }
+feed() { kill -USR1 "$watcher"; }
 
 leave_nothing() {
   read -r attached <"$dir/attached" && [ "/proc/$attached/cwd" -ef "$dir" ] && kill "$attached"
@@ -164,7 +175,7 @@ leave_nothing() {
 # A record written into a connection that is gone raises SIGPIPE: it must not end R before R has ended the program.
 control() {
   trap : TERM INT HUP QUIT
-  trap '' USR1 PIPE
+  trap '' PIPE
   read -r pid why
   case $pid in
   '' | *[!0-9]* | 0 | 1)
@@ -177,24 +188,27 @@ control() {
   reader=$self
   [ "$life" = survive ] && echo "$reader $boot_id" >"$dir/reader"
   say start "$pid"
+  ready=
+  trap 'ready=1' USR1
   watch_lease 3<&- &
   watcher=$!
+  while [ ! "$ready" ] && kill -0 "$watcher"; do :; done
   done=
   while read -r word one two <&3; do
     case $word in
     h) # heartbeat
       feed
-      kill -0 "$pid" 2>/dev/null || [ "$done" ] || say dead
+      kill -0 "$pid" || [ "$done" ] || say dead
       [ "$life" = kill ] && say beat "$one"
       ;;
-    k) kill "-$one" "$pid" 2>/dev/null ;; # signal the program
+    k) kill "-$one" "$pid" ;; # signal the program
     g) hit "$one" ;;                      # signal all of it
     z) end_all 0 ;;                       # kill all of it
     q)                                    # the program has ended: what about the rest?
       done=1
       count=$(count_left)
       [ "$one" = leave ] || [ "$count" -eq 0 ] || end_all "$one"
-      [ "$one" = leave ] && [ "$life" = survive ] && rest && say eof $(wc -c <"$dir/out") $(wc -c <"$dir/err")
+      [ "$one" = leave ] && [ "$life" = survive ] && nap && say eof $(wc -c <"$dir/out") $(wc -c <"$dir/err")
       say left "$count"
       [ "$life" = kill ] && break
       ;;
@@ -203,7 +217,7 @@ control() {
       ;;
     esac
   done
-  kill "$watcher" 2>/dev/null
+  kill "$watcher"
   [ "$done" ] || end_all "$grace"
   [ "$life" = survive ] && leave_nothing
 }
@@ -237,7 +251,7 @@ supervised() { read -r reader booted <"$dir/reader" && [ "$booted" = "$boot_id" 
 # R clears the directory; where there is no R any more, what it should have ended and cleared is done here.
 cleared() {
   fifths=0
-  while supervised && [ "$fifths" -lt 25 ]; do rest; done
+  while supervised && [ "$fifths" -lt 25 ]; do nap; done
   cd /
   [ -d "$dir" ] && { for one in $(marked); do kill -KILL "$one"; done; rm -rf "$dir"; }
   say bye
@@ -261,7 +275,8 @@ take_stdin() {
   exec 0<&9 8>&- 9<&-
 }
 
-unset pid why self rest word one two done count attached old booted outcome table next listed fifths
+# -v: without it bash takes a function of that name, where there is no such variable.
+unset -v pid why self ignored word words one other two done count attached old booted outcome table next listed fifths
 pid=0
 exec 3<&0 4>&2 5>&1 </dev/null >/dev/null 2>&1
 setsid=

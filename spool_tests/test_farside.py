@@ -1,0 +1,380 @@
+"""The far side's text in every /bin/sh there may be, and the parser of what it says."""
+
+import os
+import select
+import signal
+import subprocess
+import time
+
+import pytest
+from hypothesis import HealthCheck, given, settings, strategies
+
+from chaperone import farside
+from chaperone import spec as specs
+from spool_tests import shells
+from spool_tests.conftest import processes_with, until
+
+NONCE = "\x1e0123456789abcdef"
+
+
+class Far:
+    """One life of the text in one shell, with the near side's end of its pipes."""
+
+    def __init__(self, shell, program, payload=None, env=None, **spec):
+        self.spec = specs.checked({"id": "r", "program": program, "remote": {"host": "there"}, **spec}, "/")
+        self.cookie = os.urandom(8).hex()
+        self.records, self.output = [], {"stdout": b"", "stderr": b""}
+        self._parsers = {name: farside.Records(NONCE) for name in self.output}
+        argv = [shells.as_sh(shell), *farside.CONSTANT[1:]]
+        self.process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env)
+        assert self.process.stderr.readline() == farside.READY
+        self._fds = {self.process.stdout.fileno(): "stdout", self.process.stderr.fileno(): "stderr"}
+        stdin = (self.spec["program"]["stdin"] or "").encode()
+        self.send((payload or (lambda whole: whole))(self.payload(len(stdin))) + stdin)
+
+    def payload(self, stdin_size):
+        marks = {"CHAPERONE_RUN_ID": "r", "CHAPERONE_COOKIE": self.cookie}
+        text = farside.program_text(self.spec["program"], marks, True)
+        more = {"program": text, "stdin_size": stdin_size, "stdin_name": os.urandom(8).hex()}
+        return farside.payload(farside.settings(self.spec, NONCE, self.cookie, "kill", **more), "@" + os.urandom(8).hex())
+
+    def send(self, data):
+        data = data if isinstance(data, bytes) else data.encode() + b"\n"
+        while data:
+            self.read(0)
+            _, ready, _ = select.select([], [self.process.stdin], [], 0.1)
+            if ready:
+                data = data[os.write(self.process.stdin.fileno(), data[:4096]) :]
+
+    def read(self, timeout):
+        for fd in select.select(list(self._fds), [], [], timeout)[0]:
+            stream = self._fds[fd]
+            data = os.read(fd, 65_536)
+            if not data:
+                del self._fds[fd]
+            clean, records = self._parsers[stream].feed(data) if data else (self._parsers[stream].end(), [])
+            self.output[stream] += clean
+            self.records += records
+
+    def wait(self, word, timeout=10):
+        """The rest of the first record that begins with `word`."""
+        deadline = time.monotonic() + timeout
+        while not (found := [record[1:] for record in self.records if record[0] == word]):
+            assert self._fds and time.monotonic() < deadline, f"no {word} in {self.records}, {self.output}"
+            self.read(0.1)
+        return found[0]
+
+    def outcome(self):
+        return farside.outcome(self.wait("end"))
+
+    def close(self):
+        """The end of the connection: what a cut is to the far side."""
+        self.process.stdin.close()
+
+    def ended(self, timeout=10):
+        """Wait for the end of it all: the exit code."""
+        deadline = time.monotonic() + timeout
+        while self._fds:
+            assert time.monotonic() < deadline, f"the pipes are still open: {self.records}"
+            self.read(0.1)
+        return self.process.wait(max(0.1, deadline - time.monotonic()))
+
+    def alive(self):
+        return processes_with(self.cookie.encode())
+
+
+@pytest.fixture
+def far():
+    made = []
+
+    def start(*arguments, **keywords):
+        made.append(Far(*arguments, **keywords))
+        return made[-1]
+
+    yield start
+    for one in made:
+        if not one.process.stdin.closed:
+            one.process.stdin.close()
+        if one.process.poll() is None:
+            until(lambda one=one: one.process.poll() is not None, 15)
+        for pid in one.alive():
+            os.kill(pid, signal.SIGKILL)
+        one.process.stdout.close()
+        one.process.stderr.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def removed():
+    yield
+    shells.remove()
+
+
+every_sh = pytest.mark.parametrize("shell", shells.SH)
+
+
+@every_sh
+def test_program_gets_its_environment_directory_limits_and_input(shell, far):
+    script = 'cat; echo err >&2; printf "%s|" "$A" "$CHAPERONE_RUN_ID"; pwd; ulimit -n; umask; exit 7'
+    program = {"argv": ["/bin/sh", "-c", script], "env": {"A": "x'y\n\\z!"}, "cwd": "/usr", "umask": "027", "rlimits": {"nofile": 100}, "stdin": "in\n" * 3}
+    run = far(shell, program)
+    found = run.outcome()
+    run.send("q 5")
+    assert run.ended() == 0
+    assert run.output == {"stdout": b"in\nin\nin\nx'y\n\\z!|r|/usr\n100\n0027\n", "stderr": b"err\n"}
+    assert (found["wait_status"], found["return_code"], found["ambiguous"]) == (7 << 8, 7, False)
+    assert set(found["rusage"]) == {"utime", "stime", "maxrss", "minflt", "majflt", "inblock", "oublock", "nvcsw", "nivcsw"}
+    assert run.wait("left") == ["0"]
+
+
+@every_sh
+@pytest.mark.parametrize("size", [1, 65_535, 65_536, 1_000_001])
+def test_input_of_any_size_arrives_whole_and_leaves_the_control_lines_free(shell, size, far):
+    run = far(shell, {"argv": ["sh", "-c", "sleep 0.1; wc -c; sleep 100"], "stdin": "x" * size})
+    run.wait("start")
+    run.send("h 1")
+    assert run.wait("beat") == ["1"]
+    until(lambda: run.read(0.05) or run.output["stdout"].strip() == str(size).encode())
+    run.send("k KILL")
+    assert run.outcome()["wait_status"] == 9
+
+
+@every_sh
+def test_nothing_runs_of_a_payload_that_was_cut(shell, far, tmp_path):
+    program = {"argv": ["touch", str(tmp_path / "ran")], "stdin": "abc"}
+    for cut in (1, 200, 2_000, -200, -1):
+        run = far(shell, program, payload=lambda whole, cut=cut: whole[:cut])
+        run.process.stdin.close()
+        assert run.ended() in (0, 97, 2, 1, 127)
+        assert not (tmp_path / "ran").exists()
+
+
+@every_sh
+def test_exit_codes_and_signals_are_told_apart(shell, far):
+    for code in (0, 1, 126, 127, 130, 137, 255):
+        run = far(shell, {"argv": ["sh", "-c", f"exit {code}"]})
+        assert run.outcome()["wait_status"] == code << 8
+    for number in (1, 2, 3, 9, 13, 14, 15, 10, 12):
+        run = far(shell, {"argv": ["sh", "-c", f"ulimit -c 0; kill -{number} $$; sleep 5"]})
+        assert run.outcome()["wait_status"] & 0x7F == number
+
+
+@every_sh
+@pytest.mark.parametrize(
+    "program, why",
+    [
+        ({"argv": ["true"], "cwd": "/no/such"}, "cwd"),
+        ({"argv": ["no-such-program"]}, "notfound"),
+        ({"argv": ["/no/such"]}, "notfound"),
+        ({"argv": ["/etc/passwd"]}, "permission"),
+        ({"argv": ["{tmp}/script"]}, "interpreter"),
+        ({"argv": ["true"], "rlimits": {"nofile": [2**40, 2**40]}}, "rlimits.nofile"),
+    ],
+)
+def test_what_can_not_be_started_is_said_and_not_started(shell, program, why, far, tmp_path):
+    script = tmp_path / "script"
+    script.write_text("#! /no/such/interpreter -x\n")
+    script.chmod(0o755)
+    run = far(shell, {**program, "argv": [word.replace("{tmp}", str(tmp_path)) for word in program["argv"]]})
+    assert run.wait("fail") == [why]
+    assert run.ended() == 0
+    assert not any(record[0] == "start" for record in run.records)
+
+
+@every_sh
+@pytest.mark.parametrize("inherit, expected", [(False, {b"A"}), (["KEPT"], {b"A", b"KEPT"})])
+def test_environment_is_clean_where_that_is_asked_for(shell, inherit, expected, far):
+    env = {"PATH": os.environ["PATH"], "KEPT": "k", "LOST": "a\nKEPT2=b", "HOME": "/"}
+    run = far(shell, {"argv": ["/usr/bin/env", "-0"], "inherit_env": inherit, "env": {"A": "v"}}, env=env)
+    run.outcome()
+    run.send("q 5")
+    run.ended()
+    names = {pair.partition(b"=")[0] for pair in run.output["stdout"].split(b"\0") if pair}
+    assert names - {b"_", b"PWD", b"OLDPWD", b"SHLVL", b"CHAPERONE_RUN_ID", b"CHAPERONE_COOKIE", b"_AST_FEATURES"} == expected
+
+
+@every_sh
+@pytest.mark.parametrize("merge, expected", [(True, (b"out\nerr\n", b"")), (False, (b"out\n", b"err\n"))])
+def test_stderr_goes_where_it_should(shell, merge, expected, far):
+    run = far(shell, {"argv": ["sh", "-c", "echo out; echo err >&2"], "merge_stderr": merge})
+    run.outcome()
+    run.send("q 5")
+    run.ended()
+    assert (run.output["stdout"], run.output["stderr"]) == expected
+
+
+PROGRAMS = {
+    "quiet": "echo up; exec sleep 1000",
+    "stubborn": "trap '' TERM HUP PIPE; echo up; while :; do sleep 0.1; done",
+    "setsid child": "setsid sh -c 'trap \"\" TERM; sleep 1000' & echo up; exec sleep 1000",
+    "double fork": "(setsid sh -c 'sleep 1000 & exit' &); echo up; exec sleep 1000",
+    "writing": "while :; do echo up; sleep 0.02; done",
+}
+
+
+@every_sh
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_nothing_is_left_when_the_connection_ends(shell, program, far):
+    run = far(shell, {"argv": ["sh", "-c", PROGRAMS[program]]}, stop={"grace_period": 0.4})
+    run.wait("start")
+    until(lambda: run.read(0.05) or run.output["stdout"])
+    run.close()
+    until(lambda: run.read(0.01) or not run.alive(), 0.4 + 2.5)  # 2 s more on a machine where others work too
+
+
+@every_sh
+def test_lease_ends_what_is_not_asked_for_any_more(shell, far):
+    run = far(shell, {"argv": ["sh", "-c", PROGRAMS["setsid child"]]}, stop={"grace_period": 0.2}, lease=1)
+    run.wait("start")
+    assert run.wait("lost", 5) == ["1"]
+    until(lambda: run.read(0.01) or not run.alive(), 5)
+
+
+@every_sh
+def test_heartbeats_keep_the_lease(shell, far):
+    run = far(shell, {"argv": ["sleep", "1000"]}, lease=2)
+    run.wait("start")
+    begun = time.monotonic()
+    number = 0
+    while time.monotonic() < begun + 3.5:
+        number += 1
+        run.send(f"h {number}")
+        run.read(0.25)
+    assert not any(record[0] == "lost" for record in run.records)
+    assert run.alive()
+
+
+@every_sh
+def test_signals_go_to_the_program_or_to_all_of_it(shell, far):
+    script = "(trap 'echo child; exit' USR1; while :; do sleep 0.02; done) & trap 'echo program' USR1; echo up; while :; do sleep 0.02; done"
+    run = far(shell, {"argv": ["sh", "-c", script]})
+    until(lambda: run.read(0.05) or run.output["stdout"] == b"up\n")
+    run.send("k USR1")
+    until(lambda: run.read(0.05) or run.output["stdout"] == b"up\nprogram\n")
+    run.send("g USR1")
+    until(lambda: run.read(0.05) or run.output["stdout"].count(b"child\n") == 1 and run.output["stdout"].count(b"program\n") == 2)
+    run.send("k INT")
+    assert run.outcome()["wait_status"] == signal.SIGINT
+
+
+@every_sh
+def test_leftovers_are_counted_and_ended_or_left(shell, far):
+    for line, left in (("q 5", False), ("q leave", True)):
+        run = far(shell, {"argv": ["sh", "-c", "sleep 1000 & setsid sleep 1000 & exit 3"]})
+        assert run.outcome()["wait_status"] == 3 << 8
+        run.send(line)
+        assert run.wait("left") == ["2"]
+        if left:
+            assert len(run.alive()) == 2
+        else:
+            until(lambda run=run: not run.alive())
+
+
+@every_sh
+def test_hosts_with_little_say_what_they_can_not_know(shell, far, tmp_path):
+    """No awk, no setsid, no sleep of fractions: only what POSIX sh needs."""
+    for name in ("cat", "sleep", "env", "sed", "grep", "ps", "kill", "dd", "rm", "sh", "wc", "sort", "mkdir", "mkfifo", "tail"):
+        path = subprocess.run(["/bin/sh", "-c", f"command -v {name}"], capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"}).stdout.strip()
+        if path.startswith("/") and name != "sleep":
+            (tmp_path / name).symlink_to(path)
+    (tmp_path / "sleep").write_text('#!/bin/sh\ncase $1 in *.*) exit 1;; esac\nexec /bin/sleep "$1"\n')
+    (tmp_path / "sleep").chmod(0o755)
+    env = {"PATH": str(tmp_path), "HOME": "/"}
+    run = far(shell, {"argv": ["sh", "-c", "sleep 1000 & kill -INT $$; sleep 1000"]}, env=env, stop={"grace_period": 0.2})
+    assert "setsid=" in run.wait("hello")
+    found = run.outcome()
+    # ksh93 alone tells a signal from an exit by its own `$?`.
+    assert found["ambiguous"] == (shell != "ksh93")
+    assert found["return_code"] == (None if shell == "ksh93" else 130)
+    run.send("q 1")
+    assert run.ended() == 0
+    until(lambda: not run.alive())
+
+
+def test_busybox_awk_that_lies_is_found_out(far, tmp_path):
+    (tmp_path / "awk").symlink_to(shells.path_of("busybox"))
+    run = far("dash", {"argv": ["sh", "-c", "kill -KILL $$"]}, env={"PATH": f"{tmp_path}:/usr/bin:/bin"})
+    found = run.outcome()
+    assert (found["wait_status"], found["return_code"], found["ambiguous"]) == (None, 137, True)
+
+
+@every_sh
+def test_binary_stderr_is_exact_with_records_between(shell, far):
+    text = "import os,random\nr=random.Random(7)\nfor i in range(200):\n d=r.randbytes(r.randrange(1,20000))\n os.write(2,d.replace(b'a',b'\\x1e'));os.write(1,d[:50])"
+    run = far(shell, {"argv": ["/usr/bin/python3", "-I", "-S", "-c", text]})
+    run.wait("start")
+    number = 0
+    while not any(record[0] == "end" for record in run.records):
+        if number < 300:
+            number += 1
+            run.send(f"h {number}")
+        run.read(0.1)
+    run.send("q 5")
+    run.ended()
+    import random
+
+    source = random.Random(7)
+    pieces = [source.randbytes(source.randrange(1, 20000)) for _ in range(200)]
+    assert run.output["stderr"] == b"".join(piece.replace(b"a", b"\x1e") for piece in pieces)
+    assert run.output["stdout"] == b"".join(piece[:50] for piece in pieces)
+    assert sum(record[0] == "beat" for record in run.records) == number
+
+
+# -- the parser
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(
+    strategies.lists(strategies.one_of(strategies.binary(max_size=40), strategies.sampled_from([b"\x1e", b"\x1e0123", NONCE[:-1].encode(), b"\n"])), max_size=20),
+    strategies.lists(strategies.integers(0, 20), max_size=8),
+    strategies.lists(strategies.integers(1, 50), max_size=30),
+)
+def test_records_are_taken_out_byte_exactly_however_it_is_cut(pieces, places, cuts):
+    if NONCE.encode() in b"".join(pieces):
+        return
+    stream, expected = [NONCE.encode() + b" hello\n"], [["hello"]]
+    for number, piece in enumerate(pieces):
+        stream.append(piece)
+        if number in places:
+            stream.append(f"{NONCE} beat {number}\n".encode())
+            expected.append(["beat", str(number)])
+    data, parser, clean, records = b"noise" + b"".join(stream), farside.Records(NONCE), b"", []
+    for cut in [*cuts, len(data)]:
+        found, told = parser.feed(data[:cut])
+        data, clean, records = data[cut:], clean + found, records + told
+    found, told = parser.feed(data)
+    assert (clean + found + parser.end(), records + told) == (b"".join(pieces), expected)
+    assert bytes(parser.noise) == b"noise"
+
+
+@pytest.mark.parametrize(
+    "data, kept",
+    [
+        (b"text", 0),
+        (b"text C", 1),
+        (b"text Connection to ", 14),
+        (b"Connection to db3", 17),
+        (b"x\nConnection to db3 closed by remote host.\r\n", 42),
+        (b"Connection to db3 closed by remote host.\r\nmore", 0),
+        (b"Connection to db3 opened", 0),
+        (b"Connection to a\nb", 0),
+        (b"Connection to Connection to db3 clo", 21),
+    ],
+)
+def test_what_may_be_the_clients_farewell_is_held_back(data, kept):
+    assert farside.farewell(data) == kept
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        ("B R7 0m0.1s 0m0.2s 1m0.5s 0m0.25s", (1792, 7, False, 60.5)),
+        ("B R265 0m0s 0m0s 0m1s 0m0s", (9, None, False, 1.0)),
+        ("B R523 0m0s 0m0s 0m1s 0m0s", (139, None, False, 1.0)),
+        ("R130 ambiguous 0m0s 0m0s 0m1s 0m0s", (None, 130, True, 1.0)),
+        ("R3 ambiguous 0m0s 0m0s 0m1s 0m0s", (768, 3, False, 1.0)),
+    ],
+)
+def test_outcome_says_only_what_is_known(words, expected):
+    found = farside.outcome(words.split())
+    assert (found["wait_status"], found["return_code"], found["ambiguous"], found["rusage"]["utime"]) == expected
+    assert farside.outcome(["B", "0m0s"]) == {}
