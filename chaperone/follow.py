@@ -41,7 +41,7 @@ class Follower:
     Args:
         path (str): The spool's; made if it is not there.
         cursor (dict): What `cursor` said when the scheduler last committed it; None for all that runs and all that was not collected.
-        runs (iterable): The ids to follow; None for all. With ids, the iteration ends when each of them has ended.
+        runs (iterable): The ids to follow; None for all. With ids, the iteration ends when each of them has ended, or was collected before.
         streams (iterable): Which streams to read.
         poll_s (float): Look at everything so often, in seconds, instead of using inotify; None where inotify tells everything.
 
@@ -90,7 +90,7 @@ class Follower:
             else:
                 self._watch_spool()
             for run_id in entries.keys() - self._others.keys() | (self._named or set()):
-                self._runs[run_id] = FollowedRun(self, run_id, entries.get(run_id, {}), asked_for=True)
+                self._runs[run_id] = FollowedRun(self, run_id, entries.get(run_id, {}), asked_for=True, if_collected=run_id in entries)
             self._begin()
             self._open = stack.pop_all()
 
@@ -288,7 +288,7 @@ class Follower:
         if run is None:
             if self._named is not None and run_id not in self._named:
                 return
-            run = self._runs[run_id] = FollowedRun(self, run_id, {}, asked_for=False)  # those asked for are there until collected
+            run = self._runs[run_id] = FollowedRun(self, run_id, {})  # those asked for are there until collected
         self._queue(run, hints)
 
     def _look_everywhere(self) -> None:

@@ -39,6 +39,7 @@ class FollowedRun:
     Args:
         entry (dict): Its part of the cursor; {} for a run that nothing was handed out of.
         asked_for (bool): Whether it belongs into the cursor before anything was handed out of it.
+        if_collected (bool): Whether it is to be told, if nothing was handed out of it, when it stands in neither .running/ nor .ended/.
 
     Attributes:
         entry (dict): What was handed out; replaced at each step, never changed in place.
@@ -46,13 +47,15 @@ class FollowedRun:
         watch (int): Its watch, -1 when there is none.
     """
 
-    __slots__ = ("_final", "_follower", "_identity", "_lost_since", "_probe_s", "_status", "_turn", "asked_for", "entry", "hints", "queued", "run_id", "watch")
+    __slots__ = ("_final", "_follower", "_identity", "_lost_since", "_probe_s", "_status", "_turn")
+    __slots__ += ("asked_for", "entry", "hints", "if_collected", "queued", "run_id", "watch")
 
-    def __init__(self, follower: Sight, run_id: str, entry: cursors.Entry, asked_for: bool) -> None:
+    def __init__(self, follower: Sight, run_id: str, entry: cursors.Entry, asked_for: bool = False, if_collected: bool = False) -> None:
         self._follower = follower
         self.run_id = run_id
         self.entry = entry
         self.asked_for = asked_for
+        self.if_collected = if_collected
         self.hints = 0
         self.queued = False
         self.watch = -1
@@ -167,7 +170,7 @@ class FollowedRun:
         if self.has_ended():
             self.hints = 0
             return None
-        if cursors.is_waited_for(self.entry) and not self.asked_for and spool.where_entered(self._follower.spool_fd, self.run_id) is None:
+        if cursors.is_waited_for(self.entry) and not self.if_collected and spool.where_entered(self._follower.spool_fd, self.run_id) is None:
             # Its appearance, or its end, was told late: by now it is collected, and to tell it would be to tell it twice.
             self._follower.forget(self)
             return None

@@ -375,12 +375,13 @@ def test_follower_of_named_runs_ends_with_the_last_of_them(spool):
             assert follower.cursor["runs"]["c"] == {"key": c.run.key}, "what it does not follow stays as it was"
 
 
-def test_named_run_that_was_collected_is_found_all_the_same(spool):
+@pytest.mark.parametrize("cursor, kinds", [({}, []), ({"runs": {"r": {}}}, [Started, Ended])])
+def test_named_run_that_was_collected_is_over_unless_the_cursor_waits_for_it(spool, cursor, kinds):
     with Writer(spool) as writer:
         writer.end()
     os.unlink(spool / ".ended" / "r")
-    with Follower(spool, runs=["r"]) as follower:
-        assert [type(event) for event in follower] == [Started, Ended]
+    with Follower(spool, cursor, runs=["r"]) as follower:
+        assert [type(event) for event in follower] == kinds
 
 
 def test_new_runs_are_learned_without_listing(spool, monkeypatch):

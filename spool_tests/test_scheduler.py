@@ -79,6 +79,7 @@ def test_request_to_an_ended_run_changes_nothing(spool):
     run = Spool(spool).start(sh("exit 0"))
     run.wait(30)
     assert (run.stop().return_code, run.kill().return_code) == (0, 0)
+    until(lambda: not (spool / "r" / "control").exists())  # it goes a moment after the outcome has appeared
     with pytest.raises(NoRunError, match="^unable to ask run 'r': no chaperone is there$"):
         run.signal("USR1")
 
