@@ -16,7 +16,6 @@ from .streams import F_SETPIPE_SZ, PIPE_BYTES, WIDE_PIPE_BYTES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Protocol
 
     from .loop import Loop
@@ -58,6 +57,7 @@ class Connection:
         self._loop, self._listener, self._bare = loop, listener, bare
         self._nonce = nonce
         self._out = bytearray()
+        self._later = bytearray()  # control lines, until all of the program's standard input is on its way
         self._payload, self._stdin, self._stdin_left = payload, stdin, stdin[1] if stdin else 0
         self.ready = bare
         self._booted = b""
@@ -108,9 +108,8 @@ class Connection:
     def send(self, line: str) -> None:
         """Send a control line; before the ready word it is not taken."""
         if self.ready and "stdin" in self._fds and not self._bare:
-            self._out += line.encode() + b"\n"
-            if not self._stdin_left:
-                self._write()
+            self._later += line.encode() + b"\n"
+            self._write()
 
     def go_bare(self) -> None:
         """What comes from now on is the program's alone, and input ends where it ends: there is no far side."""
@@ -124,7 +123,7 @@ class Connection:
             os.close(fd)
 
     def _send_payload(self) -> None:
-        self._out = bytearray(self._payload) + self._out
+        self._out = bytearray(self._payload)
         self._payload = b""
         self._end_input = self._bare
         self._write()
@@ -135,6 +134,8 @@ class Connection:
         while fd >= 0:
             if not self._out and self._stdin_left and not self._read_stdin():
                 return
+            if not self._out:
+                self._out, self._later = self._later, bytearray()
             if not self._out:
                 break
             try:
@@ -268,5 +269,5 @@ class Connection:
         is_farewell = self._code == 255 and self._held.endswith(farside.FAREWELL[1])
         if self._held and not is_farewell:
             self._listener.output("stderr", self._held)
-        noise = bytes(self._records["stdout"].noise + self._records["stderr"].noise) or self._booted
+        noise = bytes(self._records["stdout"].noise + self._records["stderr"].noise) if self.ready else self._booted
         self._listener.closed(self._code, self.ready, noise + self._held if is_farewell else noise)

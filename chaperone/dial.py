@@ -33,9 +33,9 @@ WORDS = 600  # characters of ssh's last words in a message
 # What a first hop says when no further attempt would help. Name look-ups do fail for a moment: that one is tried again.
 STAGES = (
     ("host-key", ("Host key verification failed", "REMOTE HOST IDENTIFICATION HAS CHANGED", "host key")),
-    ("auth", ("Permission denied", "Too many authentication failures", "No more authentication methods", "a password is required", "is not in the sudoers", "sudo:")),
+    ("auth", ("Permission denied", "Too many authentication failures", "No more authentication methods", "sudo:")),
     ("name", ("Could not resolve hostname",)),
-    ("usage", ("Bad configuration option", "unknown user", "bad configuration options")),
+    ("usage", ("Bad configuration option", "bad configuration options")),
 )
 
 

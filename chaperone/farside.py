@@ -182,6 +182,10 @@ def _limit(name: str, soft: int | None, hard: int | None) -> bytes:
     return " || ".join([*tries, f"c_fail rlimits.{name}"]).encode()
 
 
+LACKING = {
+    "setsid=": "setsid: the program has no group of its own, and is stopped process by process",
+    "environ=": "/proc: processes that leave the program's group are not found",
+}
 FAILURES = {
     "cwd": ("change to cwd {cwd!r}", "no such directory, or no permission"),
     "notfound": ("run {program!r}", "not found on the far side"),

@@ -56,6 +56,7 @@ class RemoteProgram:
         self._stdin = Stdin()
         self._sent = self._started = self._ended = self._finishing = self._stopped = False
         self._left: int | None = None
+        self._early_end: list[str] | None = None
         self._stdout_ended = self._cleared = self._lease_over = False
         self._sizes: tuple[int, int] | None = None
         self._failure: tuple[str, str] | None = None
@@ -182,7 +183,7 @@ class RemoteProgram:
         """What came on stdout before this was noise."""
 
     def _far_hello(self, words: list[str]) -> None:
-        for fact, lacking in (("setsid=", "setsid: a signal to the group is one to each process found"), ("environ=", "/proc: processes that leave the program's group are not found")):
+        for fact, lacking in farside.LACKING.items():
             if fact in words:
                 self._holder.log(f"the far side has no {lacking}")
         again = self._contact.up is False
@@ -196,15 +197,12 @@ class RemoteProgram:
         self._beat()
 
     def _far_start(self, words: list[str]) -> None:
-        if not self._started:
+        if not self._started or (self._resumed is not None and not self._ended):
             self._started = True
             self._holder.started(int(words[0]), connection=self._contact.facts())
-            if self._resumed is not None:
-                self._resumed = None
-        elif self._resumed is not None:
-            self._resumed = None
-            if not self._ended:
-                self._holder.started(int(words[0]), connection=self._contact.facts())
+        self._resumed = None
+        if self._early_end is not None:
+            self._far_end(self._early_end)
 
     def _far_fail(self, words: list[str]) -> None:
         why = words[0] if words else "setup"
@@ -244,11 +242,13 @@ class RemoteProgram:
         if self._ended and self._finishing:
             return
         self._cancel("dead")
+        if not self._started:  # of a quick program the one part of the far side may tell the end before the other tells the start
+            self._early_end = words
+            return
         facts = farside.outcome(words)
-        if not facts or not self._started:
-            self._verdict = "the far side could not tell how the program ended" if self._started else None
-            if self._started:
-                self._close()
+        if not facts:
+            self._verdict = "the far side could not tell how the program ended"
+            self._close()
             return
         self._ended = True
         self._holder.ended(facts.pop("wait_status"), **facts)
@@ -284,7 +284,7 @@ class RemoteProgram:
         """Both streams are here to their ends: the far side may forget the run."""
         here = tuple(stream.bytes + stream.dropped for stream in self._holder.streams.values())
         if self._survives and self._left is not None and self._sizes is not None and not self._cleared:
-            if all(ours >= theirs for ours, theirs in zip(here, self._sizes)):
+            if all(ours >= theirs for ours, theirs in zip(here, self._sizes, strict=True)):
                 self._cleared = True
                 self._ask("c")
                 self._at("patience", PATIENCE_S, self._close)
@@ -345,7 +345,7 @@ class RemoteProgram:
 
     def _here(self) -> bool:
         streams = self._holder.streams.values()
-        return all(stream.bytes + stream.dropped >= size for stream, size in zip(streams, self._sizes or ()))
+        return all(stream.bytes + stream.dropped >= size for stream, size in zip(streams, self._sizes or (0, 0), strict=True))
 
     def _again(self, reason: str) -> None:
         """The program goes on over there: attach again, for as long as it may."""

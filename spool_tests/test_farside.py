@@ -1,6 +1,7 @@
 """The far side's text in every /bin/sh there may be, and the parser of what it says."""
 
 import os
+import random
 import select
 import signal
 import subprocess
@@ -299,7 +300,8 @@ def test_busybox_awk_that_lies_is_found_out(far, tmp_path):
 
 @every_sh
 def test_binary_stderr_is_exact_with_records_between(shell, far):
-    text = "import os,random\nr=random.Random(7)\nfor i in range(200):\n d=r.randbytes(r.randrange(1,20000))\n os.write(2,d.replace(b'a',b'\\x1e'));os.write(1,d[:50])"
+    text = "import os,random\nr=random.Random(7)\nfor i in range(200):\n d=r.randbytes(r.randrange(1,20000))\n"
+    text += " os.write(2,d.replace(b'a',b'\\x1e'));os.write(1,d[:50])"
     run = far(shell, {"argv": ["/usr/bin/python3", "-I", "-S", "-c", text]})
     run.wait("start")
     number = 0
@@ -310,8 +312,6 @@ def test_binary_stderr_is_exact_with_records_between(shell, far):
         run.read(0.1)
     run.send("q 5")
     run.ended()
-    import random
-
     source = random.Random(7)
     pieces = [source.randbytes(source.randrange(1, 20000)) for _ in range(200)]
     assert run.output["stderr"] == b"".join(piece.replace(b"a", b"\x1e") for piece in pieces)
@@ -322,9 +322,12 @@ def test_binary_stderr_is_exact_with_records_between(shell, far):
 # -- the parser
 
 
+PIECES = strategies.one_of(strategies.binary(max_size=40), strategies.sampled_from([b"\x1e", b"\x1e0123", NONCE[:-1].encode(), b"\n"]))
+
+
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(
-    strategies.lists(strategies.one_of(strategies.binary(max_size=40), strategies.sampled_from([b"\x1e", b"\x1e0123", NONCE[:-1].encode(), b"\n"])), max_size=20),
+    strategies.lists(PIECES, max_size=20),
     strategies.lists(strategies.integers(0, 20), max_size=8),
     strategies.lists(strategies.integers(1, 50), max_size=30),
 )
