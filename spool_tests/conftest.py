@@ -99,7 +99,7 @@ def open_fds(path):
             target = os.readlink(f"/proc/self/fd/{fd}")
         except FileNotFoundError:
             continue
-        if target.startswith(path) or target.startswith("anon_inode:"):
+        if target.startswith((path, "anon_inode:")):
             found.append(f"{fd} -> {target}")
     return sorted(found)
 
