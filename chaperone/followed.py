@@ -47,8 +47,10 @@ class FollowedRun:
         watch (int): Its watch, -1 when there is none.
     """
 
-    __slots__ = ("_final", "_follower", "_identity", "_lost_since", "_probe_s", "_status", "_turn")
-    __slots__ += ("asked_for", "entry", "hints", "if_collected", "queued", "run_id", "watch")
+    __slots__ = (
+        *("_final", "_follower", "_identity", "_lost_since", "_probe_s", "_status", "_turn"),
+        *("asked_for", "entry", "hints", "if_collected", "queued", "run_id", "watch"),
+    )
 
     def __init__(self, follower: Sight, run_id: str, entry: cursors.Entry, asked_for: bool = False, if_collected: bool = False) -> None:
         self._follower = follower
