@@ -56,7 +56,7 @@ GROUND, MIDDLE, UPPER, ROOF = range(4)
 FLOORS = {
     GROUND: "errors jsontext checks spec status command cursor events",
     MIDDLE: "lease spool rundir slots opened takeover",
-    ROOF: "cli verbs show parser arguments completion __main__",
+    ROOF: "cli verbs upkeep show parser arguments completion upkeep __main__",
 }
 # What stands on no other floor holds processes, signals and sockets: the upper one.
 FLOOR = {path.stem: UPPER for path in MODULES} | {name: floor for floor, names in FLOORS.items() for name in names.split()}

@@ -1,0 +1,115 @@
+"""
+What the docs say is what happens: their transcripts are typed, their Python is run.
+
+Knows: reStructuredText as far as code blocks go.  Must not know: what the commands do.
+"""
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from spool_tests.conftest import ROOT, need
+
+pytestmark = pytest.mark.once
+PAGES = [pathlib.Path(ROOT, "README.rst"), *sorted(pathlib.Path(ROOT, "docs").glob("*.rst"))]
+HELLO = '{"id": "hello", "program": {"command": "echo Hello; echo trouble >&2; exit 3"}}\n'
+
+
+def blocks(path, language):
+    """The code blocks of a language in a page, dedented."""
+    found = re.findall(rf"^\.\. code-block:: {language}\n((?:\n|    .*\n)+)", path.read_text() + "\n", re.M)
+    return [textwrap.dedent(block).strip("\n") + "\n" for block in found]
+
+
+def typed(block):
+    """A transcript as [(command, what it printed)]; a command goes on in lines that begin with "> "."""
+    found = []
+    for line in block.splitlines():
+        if line.startswith("$ "):
+            found.append([line[2:], ""])
+        elif line.startswith("> ") and not found[-1][1]:
+            found[-1][0] += "\n" + line[2:]
+        else:
+            found[-1][1] += line + "\n"
+    return found
+
+
+def comparable(text):
+    """Without what differs from day to day: how long something took, and so how wide a column is."""
+    text = re.sub(r"\b\d+(\.\d+)?(ms|s)\b", "#s", text)
+    text = re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+Z", "#time", text)
+    return re.sub(r" +", " ", text)
+
+
+@pytest.fixture
+def place(spool, tmp_path, monkeypatch):
+    """A directory with the example's spec, `chaperone` on PATH, the spool at its default place."""
+    need("jq")
+    (tmp_path / "bin").mkdir()
+    os.symlink(f"{ROOT}/bin/chaperone", tmp_path / "bin/chaperone")
+    os.symlink(sys.executable, tmp_path / "bin/python3")
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", ROOT)
+    monkeypatch.delenv("CHAPERONE_SPOOL")
+    (tmp_path / "hello.json").write_text(HELLO)
+    return tmp_path
+
+
+@pytest.mark.parametrize("path", [path for path in PAGES if blocks(path, "console")], ids=lambda path: path.name)
+def test_transcripts_of_a_page_happen_as_printed(path, place):
+    steps = [step for block in blocks(path, "console") for step in typed(block)]
+    script = "".join(f"printf '\\001'\n{command}\n" for command, _ in steps)
+    result = subprocess.run(["bash"], input=script, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=place, timeout=60)
+    got = result.stdout.split("\001")[1:]
+    assert [(command, comparable(text)) for (command, _), text in zip(steps, got, strict=True)] == [(command, comparable(text)) for command, text in steps]
+
+
+def test_python_of_the_readme_runs(place):
+    blocks_found = blocks(pathlib.Path(ROOT, "README.rst"), "python")
+    assert len(blocks_found) == 1
+    subprocess.run([sys.executable, "-c", blocks_found[0]], cwd=place, check=True, timeout=60)
+
+
+def test_readme_says_what_setup_says(place):
+    text = pathlib.Path(ROOT, "README.rst").read_text()
+    setup = pathlib.Path(ROOT, "setup.py").read_text()
+    assert "Python 3.10 to 3.13" in text and 'range(10, 14)' in setup and 'python_requires=">=3.10"' in setup
+    assert 'name="chaperone-spool"' in setup and "``chaperone-spool``, and needs attrs, filelock and inotify-simple" in text
+    assert re.findall(r'"([a-z-]+)>=', setup.partition("install_requires")[2]) == ["attrs", "filelock", "inotify-simple"]
+    version = re.search(r'version="(.*?)"', setup)[1]
+    assert subprocess.run(["chaperone", "--version"], capture_output=True, text=True).stdout == f"chaperone {version}\n"
+    assert f"\n{version} (" in pathlib.Path(ROOT, "CHANGELOG.rst").read_text()
+
+
+def test_every_page_that_a_page_names_is_there():
+    for path in [*PAGES, pathlib.Path(ROOT, "CHANGELOG.rst")]:
+        named = set(re.findall(r"(?<![/\w])(?:docs|bin|spool_tests)/[\w./-]*\w", path.read_text()))
+        assert [name for name in named if not pathlib.Path(ROOT, name).exists()] == [], path.name
+
+
+def test_scheduler_of_sixty_lines_has_sixty_lines():
+    lines = pathlib.Path(ROOT, "docs/examples/scheduler.py").read_text().splitlines()
+    assert 55 <= len(lines) <= 65
+
+
+def test_demo_ends_well(tmp_path):
+    """The demo is the promise: with sshd where there is one, in a directory of its own, and nothing is left of it."""
+    need("ssh", "sshd")
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "VENV": sys.prefix}
+    result = subprocess.run([f"{ROOT}/bin/demo"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=90, env=environment)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.endswith("\nEach byte arrived once.\n")
+    assert "SIGUSR2" in result.stdout, "one of them over ssh"
+    assert os.listdir(tmp_path) == []
+
+
+def test_completion_is_at_home_in_its_shell(place):
+    for shell in ("bash", "zsh", "fish"):
+        if shutil.which(shell):
+            script = subprocess.run(["chaperone", "completion", shell], capture_output=True, text=True, check=True).stdout
+            subprocess.run([shell, "-n"], input=script, text=True, check=True)
