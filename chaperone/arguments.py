@@ -48,7 +48,10 @@ VERBS: dict[str, tuple[str, list[Argument]]] = {
         ],
     ),
     "exec": ("run a program with its streams as ours, exit as it does; no spool", [_SPEC]),
-    "check": ("tell what would be run, hop by hop, or the one thing that is wrong", [_SPEC]),
+    "check": (
+        "tell what would be run, hop by hop, or the one thing that is wrong",
+        [_SPEC, _argument("--far-side", action="store_true", help="print the text that the far side is sent instead")],
+    ),
     "ls": (
         "list the live runs and those not yet collected",
         [
@@ -81,6 +84,31 @@ VERBS: dict[str, tuple[str, list[Argument]]] = {
     ),
     "signal": ("send a signal to a run's program", [_LIVE, _argument("signal", metavar="SIG", help="USR1, SIGUSR1 or 10"), _BY, _SPOOL]),
     "kill": ("SIGKILL runs, with all that they started; return when they have ended", [_LIVES, _NO_WAIT, _BY, _SPOOL]),
+    "follow": (
+        "print all events as lines of JSON, for schedulers in other languages",
+        [
+            _argument("--cursor", metavar="FILE", help="go on from there; each batch is answered on stdin with its number, then its ended runs are collected"),
+            _SPOOL,
+        ],
+    ),
+    "reap": (
+        "publish the loss of runs whose chaperone died, sweep what dead starts left",
+        [_argument("runs", metavar="RUN", nargs="*", help="run ids, or prefixes that fit no other run; else all that need it"), _SPOOL],
+    ),
+    "gc": (
+        "delete ended runs",
+        [
+            _argument("--older", metavar="AGE", help="those that ended longer ago: 7d, 12h, 90s"),
+            _argument("--keep-failed", metavar="AGE", help="but those that did not exit with 0 only if they ended longer ago than this"),
+            _argument("--max-bytes", metavar="SIZE", help="then the oldest, until the rest takes no more: 10G, 500M"),
+            _argument("--dry-run", action="store_true", help="delete nothing, print the ids"),
+            _SPOOL,
+        ],
+    ),
+    "doctor": (
+        "tell what this machine, the spool and a far side lack, and how to mend it",
+        [_argument("host", metavar="HOST", nargs="?", help="a far side to look at too, as ssh knows it"), _SPOOL],
+    ),
     "launcher": (
         "start runs of one spool from a warm image, for whoever asks by --warm, until killed",
         [

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from . import arguments, spool
 
-FILES, DIRECTORIES, RUNS, LIVE = "SPEC", "DIR", "RUN", "LIVE"  # the metavars that stand for names
+SPECS, FILES, DIRECTORIES, RUNS, LIVE = "SPEC", "FILE", "DIR", "RUN", "LIVE"  # the metavars that stand for names
 WORDS = {
     "STREAM": (*spool.STREAMS, spool.LOG),
     "SHELL": arguments.SHELLS,
@@ -32,7 +32,7 @@ def _options(verb: str) -> list[tuple[tuple[str, ...], str | None, str]]:
 def _positionals(verb: str) -> list[tuple[str, str]]:
     """Of each positional its place, `*` for the last one that may come again, and its metavar."""
     found = [how for names, how in arguments.VERBS[verb][1] if not names[0].startswith("-")]
-    return [("*" if how.get("nargs") == "+" else str(place), str(how["metavar"])) for place, how in enumerate(found)]
+    return [("*" if how.get("nargs") in ("+", "*") else str(place), str(how["metavar"])) for place, how in enumerate(found)]
 
 
 def _with_value() -> list[str]:
@@ -59,7 +59,7 @@ def _in_bash(metavar: str) -> str:
     names = {RUNS: ".", LIVE: spool.RUNNING}
     if metavar in names:
         return f'_chaperone_words "$(_chaperone_names {names[metavar]})"'
-    flags = {FILES: "f", DIRECTORIES: "d"}
+    flags = {SPECS: "f", FILES: "f", DIRECTORIES: "d"}
     return f"_chaperone_paths -{flags[metavar]}" if metavar in flags else ":"
 
 
@@ -129,7 +129,7 @@ def _zsh_action(metavar: str) -> str:
     if metavar in WORDS:
         return f"({' '.join(WORDS[metavar])})"
     # A space first: else zsh puts options of compadd before our own argument.
-    names = {RUNS: " _chaperone_names .", LIVE: f" _chaperone_names {spool.RUNNING}", FILES: "_files", DIRECTORIES: "_files -/"}
+    names = {RUNS: " _chaperone_names .", LIVE: f" _chaperone_names {spool.RUNNING}", SPECS: "_files", FILES: "_files", DIRECTORIES: "_files -/"}
     return names.get(metavar, "")
 
 
@@ -188,7 +188,13 @@ def _in_fish(word: str) -> str:
 def _fish_action(metavar: str) -> str:
     if metavar in WORDS:
         return f"-a '{' '.join(WORDS[metavar])}'"
-    names = {RUNS: "__chaperone_names .", LIVE: f"__chaperone_names {spool.RUNNING}", FILES: "__fish_complete_path", DIRECTORIES: "__fish_complete_directories"}
+    names = {
+        RUNS: "__chaperone_names .",
+        LIVE: f"__chaperone_names {spool.RUNNING}",
+        SPECS: "__fish_complete_path",
+        FILES: "__fish_complete_path",
+        DIRECTORIES: "__fish_complete_directories",
+    }
     return f"-a '({names[metavar]})'" if metavar in names else ""
 
 

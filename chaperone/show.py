@@ -203,9 +203,9 @@ def gaps(status: Status, stream: str, size: int) -> list[str]:
     found = []
     recorded, dropped = status[stream].get("bytes"), status[stream].get("dropped")
     if isinstance(recorded, int) and size < recorded:
-        found.append(f"{stream} has {recorded - size} bytes less than it once had: it was truncated after it was written")
+        found.append(f"{stream} has {recorded - size} bytes less than it once had: it was cut short after it was written")
     if isinstance(dropped, int) and dropped:
-        found.append(f"{dropped} bytes of {stream} were dropped after byte {size}: the limit was reached or the disk was full")
+        found.append(f"{dropped} bytes of {stream} were dropped: the limit was reached or the disk was full; its log tells when")
     if status["state"] == "lost":
         found.append(f"the end of {stream} may be missing: {(status['exception'] or {}).get('message')}")
     elif status["state"] == "terminated" and not status["complete"]:

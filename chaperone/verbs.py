@@ -9,12 +9,13 @@ from __future__ import annotations
 import errno
 import os
 import pwd
+import sys
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from . import jsontext, show, spool
+from . import jsontext, show, spool, upkeep
 from . import spec as specs
 from . import status as statuses
 from .cli import add_site_packages, read_spec, spool_path
@@ -136,13 +137,18 @@ def _user_name() -> str:
         return str(os.geteuid())
 
 
+def run_ids(given: Given, texts: list[str]) -> list[str]:
+    """The runs that words mean, each once."""
+    with _opened_spool(given) as spool_fd:
+        return list(dict.fromkeys(_run_id(spool_fd, text) for text in texts))
+
+
 def _runs(given: Given, texts: list[str]) -> list[Run]:
+    named = run_ids(given, texts)
     add_site_packages()
     from .scheduler import Run
 
-    path = os.path.abspath(spool_path(given.spool))
-    with _opened_spool(given) as spool_fd:
-        return [Run(path, run_id) for run_id in dict.fromkeys(_run_id(spool_fd, text) for text in texts)]
+    return [Run(os.path.abspath(spool_path(given.spool)), run_id) for run_id in named]
 
 
 def _by(given: Given) -> str:
@@ -221,11 +227,35 @@ def exec_(given: Given) -> Steps:
 
 
 def check(given: Given) -> Steps:
-    from . import prologue
+    from . import farside, prologue
 
     spec = prologue.checked(given.spec, read_spec(given.spec), os.getcwd())
-    yield 1, show.plan(spec, _user_name(), ["/bin/sh"]).encode("utf-8", "backslashreplace")
+    remote = spec["remote"]
+    if given.far_side:
+        if remote is None and spec["on_disconnect"] == "kill":
+            raise UsageError("unable to show the far side's text: the program runs here, as a child of its chaperone")
+        if remote is not None and not remote["supervise"]:
+            raise UsageError("unable to show the far side's text: there is none where remote.supervise is false")
+        yield 1, _far_text(spec)
+    else:
+        far_argv = list(farside.CONSTANT) if remote is None or remote["supervise"] else spec["program"]["argv"]
+        yield 1, show.plan(spec, _user_name(), far_argv).encode("utf-8", "backslashreplace")
     return os.EX_OK
+
+
+def _far_text(spec: dict[str, Any]) -> bytes:
+    """What is sent over the connection, but for what is random or secret."""
+    from . import farside
+
+    program = {**spec["program"], "env": dict.fromkeys(spec["program"]["env"], "(a value that is not shown)")}
+    marks = {"CHAPERONE_RUN_ID": spec["id"] or "RUN_ID", "CHAPERONE_COOKIE": "COOKIE"}
+    far = bool(spec["remote"] and spec["remote"]["hops"])
+    survives = {"dir": f"{(spec['remote'] or {}).get('remote_dir') or '~/.chaperone'}/RUN_ID"} if spec["on_disconnect"] == "survive" else {}
+    more: dict[str, object] = {**survives, "program": farside.program_text(program, marks, far), "stdin_size": 0, "stdin_name": "STDIN"}
+    text = farside.payload(farside.settings(spec, "NONCE", "COOKIE", "survive" if survives else "kill", **more), "@END")
+    if not os.isatty(1):
+        return text
+    return "\n".join(show.escaped(line.expandtabs()) for line in text.decode("utf-8", "surrogateescape").split("\n")).encode()
 
 
 # -- reading
@@ -234,7 +264,7 @@ def check(given: Given) -> Steps:
 def tail(given: Given) -> Steps:
     streams = (given.stream,) if given.stream else spool.STREAMS
     if streams[0] not in (*spool.STREAMS, *([] if given.follow else [spool.LOG])):
-        raise UsageError(f"unable to understand {streams[0]!r}: want stdout or stderr{'' if given.follow else ' or log'}")
+        raise UsageError(f"unable to understand {streams[0]!r}: want {'stdout or stderr' if given.follow else 'stdout, stderr or log'}")
     if given.lines != "all" and not (given.lines.isascii() and given.lines.isdigit()):
         raise UsageError(f"unable to understand '--lines': want a number or all, got {given.lines!r}")
     lines = None if given.lines == "all" else int(given.lines)
@@ -327,10 +357,16 @@ def _followed(given: Given, run_id: str, key: str, ends: dict[str, int], streams
                 return
 
 
-def completion(given: Given) -> Steps:
-    from . import completion as scripts
+def follow(given: Given) -> Steps:
+    add_site_packages()
+    from .lines import Outbox, conversation
 
-    yield 1, scripts.script(given.shell).encode()
+    answers = sys.stdin if given.cursor else None
+    if given.cursor and sys.stdin is None:
+        raise UsageError("unable to follow: stdin is closed, and with --cursor each batch is answered there")
+    with Outbox(os.path.abspath(spool_path(given.spool)), given.cursor) as outbox:
+        for text in conversation(outbox, answers):
+            yield 1, text.encode()
     return os.EX_OK
 
 
@@ -344,5 +380,9 @@ CALLS: dict[str, Callable[[Given], Steps]] = {
     "stop": stop,
     "signal": signal,
     "kill": kill,
-    "completion": completion,
+    "follow": follow,
+    "reap": upkeep.reap,
+    "gc": upkeep.gc,
+    "doctor": upkeep.doctor,
+    "completion": upkeep.completion,
 }

@@ -1,0 +1,789 @@
+"""
+The command line as people and scripts use it: what it prints, what it says, and with which code it exits.
+
+Knows: argv, streams, exit codes, terminals.  Must not know: how anything is done.
+"""
+
+import fcntl
+import json
+import os
+import pty
+import re
+import signal
+import struct
+import subprocess
+import sys
+import termios
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chaperone import arguments, cli, farside, parser, show, status, verbs
+from spool_tests.conftest import CHAPERONE, need, until
+
+ECHO = {"id": "echo", "program": {"argv": ["/bin/sh", "-c", "echo out; echo err >&2; exit 3"]}}
+SLEEP = {"id": "sleep", "program": {"argv": ["/bin/sleep", "1000"]}}
+READY = {"id": "ready", "program": {"argv": ["/bin/sh", "-c", "echo ready; exec sleep 1000"]}}
+
+
+def shell(run_id, text, **fields):
+    return {"id": run_id, "program": {"argv": ["/bin/sh", "-c", text]}, **fields}
+
+
+def streams(result):
+    return result.returncode, result.stdout, result.stderr
+
+
+def on_terminal(*arguments, columns=80, environ=()):
+    """What a command writes to a terminal of so many columns: (exit code, bytes), line ends as written."""
+    ours, theirs = pty.openpty()
+    attributes = termios.tcgetattr(theirs)
+    attributes[1] &= ~termios.OPOST
+    termios.tcsetattr(theirs, termios.TCSANOW, attributes)
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    env = {**os.environ, "TERM": "xterm", **dict(environ)}
+    env.pop("NO_COLOR", None) if "NO_COLOR" not in dict(environ) else None
+    process = subprocess.Popen([*CHAPERONE, *map(str, arguments)], stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs, env=env)
+    os.close(theirs)
+    written = b""
+    with open(ours, "rb", buffering=0) as terminal:
+        while True:
+            try:
+                written += terminal.read(65_536)
+            except OSError:  # EIO: nobody has the other side open any more
+                return process.wait(), written
+
+
+def masked(text):
+    """A table with its times, which differ from run to run, as `T` of the same width."""
+    return re.sub(r"\b\d+\.\d+s\b", lambda found: "T" * len(found.group()), text)
+
+
+# -- words
+
+
+def test_run_prints_the_id_and_exits_0_whatever_the_outcome(chaperone):
+    assert streams(chaperone("run", "-", spec=ECHO)) == (0, "echo\n", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "spec", "code", "sentence"),
+    [
+        ([], None, os.EX_USAGE, f"unable to begin: want one of {', '.join(arguments.VERBS)}"),
+        (["frob"], None, os.EX_USAGE, f"unable to understand 'frob': want one of {', '.join(arguments.VERBS)}"),
+        (["run"], None, os.EX_USAGE, "unable to understand 'chaperone run': the following arguments are required: SPEC"),
+        (["ls", "--frob"], None, os.EX_USAGE, "unable to understand 'chaperone ls': unrecognized arguments: --frob"),
+        (["run", "-", "--id"], ECHO, os.EX_USAGE, "unable to understand 'chaperone run': argument --id: expected one argument"),
+        (["tail", "-n", "few", "x"], None, os.EX_USAGE, "unable to understand '--lines': want a number or all, got 'few'"),
+        (["tail", "x", "stdin"], None, os.EX_USAGE, "unable to understand 'stdin': want stdout, stderr or log"),
+        (["tail", "-f", "x", "log"], None, os.EX_USAGE, "unable to understand 'log': want stdout or stderr"),
+        (["launcher", "--idle=-1"], None, os.EX_USAGE, "unable to understand '--idle': want seconds of at least 0, got -1"),
+        (["run", "-"], {"program": {"argv": "ls"}}, os.EX_DATAERR, "unable to read spec '-': program.argv: want a non-empty list of strings, got 'ls'"),
+        (["check", "-"], {}, os.EX_DATAERR, "unable to read spec '-': program: want it, got nothing"),
+        (["exec", "/nowhere/s"], None, os.EX_NOINPUT, "unable to read spec '/nowhere/s': No such file or directory"),
+        (["run", "/"], None, os.EX_NOINPUT, "unable to read spec '/': Is a directory"),
+        (["status", "x"], None, os.EX_NOINPUT, "unable to find run 'x': no run of this spool begins so"),
+        (["stop", "../x"], None, os.EX_NOINPUT, "unable to find run '../x': no run of this spool begins so"),
+        (["wait", ""], None, os.EX_NOINPUT, "unable to find run '': no run of this spool begins so"),
+        (["ls", "--spool", "/nowhere/s"], None, os.EX_IOERR, "unable to open spool '/nowhere/s': No such file or directory"),
+        (["run", "--spool", "/nowhere/s", "-"], ECHO, os.EX_CANTCREAT, "unable to open spool '/nowhere/s': No such file or directory"),
+    ],
+)
+def test_what_can_not_be_done_is_said_in_a_sentence(chaperone, words, spec, code, sentence):
+    assert streams(chaperone(*words, spec=spec)) == (code, "", f"chaperone: {sentence}\n")
+
+
+def test_second_run_of_an_id_is_refused(chaperone, spool):
+    chaperone("run", "-", spec=ECHO)
+    assert streams(chaperone("run", "-", spec=ECHO)) == (os.EX_CANTCREAT, "", "chaperone: unable to create run 'echo': it exists\n")
+    assert (spool / "echo" / "stdout").read_bytes() == b"out\n"
+
+
+def test_id_of_the_command_line_beats_the_specs(chaperone):
+    assert streams(chaperone("run", "--id", "other", "-", spec=ECHO)) == (0, "other\n", "")
+
+
+def test_several_specs_are_several_runs(chaperone, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).write_text(json.dumps(shell(name, f"echo {name}")))
+    result = chaperone("run", tmp_path / "a", tmp_path / "b")
+    assert (result.returncode, sorted(result.stdout.split()), result.stderr) == (0, ["a", "b"], "")
+
+
+def test_several_specs_exit_as_the_first_that_failed(chaperone, tmp_path):
+    (tmp_path / "bad").write_text("{}")
+    (tmp_path / "good").write_text(json.dumps(ECHO))
+    result = chaperone("run", tmp_path / "good", tmp_path / "bad", tmp_path / "good")
+    assert (result.returncode, result.stdout) == (os.EX_DATAERR, "echo\n")
+
+
+def test_a_file_that_begins_with_a_dash_stands_behind_two_dashes(chaperone, tmp_path):
+    (tmp_path / "-x").write_text(json.dumps(ECHO))
+    assert streams(chaperone("run", "--", "-x", cwd=tmp_path)) == (0, "echo\n", "")
+
+
+def test_spool_is_the_option_else_the_environments_else_in_the_current_directory(chaperone, tmp_path, monkeypatch):
+    for words, path in (["--spool", tmp_path / "option"], tmp_path / "option"), ([], tmp_path / "spool"):
+        assert chaperone("run", *words, "-", spec=ECHO).returncode == 0
+        assert (path / "echo" / "status.json").exists()
+    monkeypatch.delenv("CHAPERONE_SPOOL")
+    (tmp_path / "here").mkdir()
+    assert chaperone("run", "-", spec=ECHO, cwd=tmp_path / "here").returncode == 0
+    assert (tmp_path / "here" / "spool" / "echo" / "status.json").exists()
+
+
+WORDS = ["--spool", "--id", "--detach", "--warm", "--idle", "-", "--", "a", "b.json", "", "-x", "--spool=s", "--det", "7", "0.5", "-1", "--help", "-x y"]
+
+
+@pytest.mark.once
+@settings(max_examples=2_000, deadline=None)
+@given(verb=st.sampled_from(sorted(cli.LEAN)), words=st.lists(st.sampled_from(WORDS), max_size=6))
+def test_what_is_read_by_hand_is_what_argparse_reads(verb, words):
+    plain = cli.plain(verb, words)
+    if plain is None:
+        return
+    specs, options = plain
+    read = vars(parser.parsed(verb, words))
+    assert read.pop("specs", []) == specs
+    if options.get("idle") is not None:
+        options["idle"] = float(options["idle"])
+    assert {name: value for name, value in read.items() if value not in (None, False)} == {name: value for name, value in options.items() if value != ""} | (
+        {name: "" for name, value in options.items() if value == ""}
+    )
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("words", "plain"),
+    [
+        (["a", "-", "--detach"], (["a", "-"], {"detach": True})),
+        (["--spool", "s", "a", "--id", "x", "--warm"], (["a"], {"spool": "s", "id": "x", "warm": True})),
+        (["a", "--spool=s"], None),
+        (["a", "--id", "-"], None),
+        (["a", "--det"], None),
+        ([], None),
+    ],
+)
+def test_plain_forms_of_run_are_read_by_hand(words, plain):
+    assert cli.plain("run", words) == plain
+
+
+# -- help
+
+
+@pytest.mark.once
+def test_help_lists_every_verb_and_no_other(chaperone):
+    result = chaperone("--help")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert re.findall(r"^  (\w+) ", result.stdout, re.M) == list(arguments.VERBS)
+    assert {*verbs.CALLS, *cli.LEAN} == {*arguments.VERBS}
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("verb", arguments.VERBS)
+def test_help_of_a_verb_names_all_its_words(chaperone, verb):
+    result = chaperone(verb, "--help")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith(f"usage: chaperone {verb} [-h]")
+    for names, how in arguments.VERBS[verb][1]:
+        for word in (*(name for name in names if name.startswith("-")), *how["help"].split(), *([how["metavar"]] if "metavar" in how else [])):
+            assert word in result.stdout
+
+
+@pytest.mark.once
+def test_version_is_told_and_quick(chaperone):
+    from chaperone import __version__
+
+    assert streams(chaperone("--version")) == (0, f"chaperone {__version__}\n", "")
+
+
+HEAVY = ("argparse", "json", "re", "signal", "subprocess", "attr", "attrs", "filelock", "inotify_simple", "asyncio", "enum", "typing", "collections")
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("words", [["--version"], ["--help"], ["run", "/dev/null"]], ids=" ".join)
+def test_lean_words_import_nothing_heavy(words):
+    # What follows `launch.run` is held to the same by its own test.
+    script = """import sys
+sys.path.append(sys.argv[1])
+from chaperone import cli, launch
+launch.run = lambda *given, **options: 0
+cli.main(sys.argv[2:])
+print(*sys.modules, file=sys.stderr)"""
+    root = os.path.dirname(os.path.dirname(CHAPERONE[-1]))
+    result = subprocess.run([sys.executable, "-I", "-S", "-c", script, root, *words], capture_output=True, text=True, check=True)
+    assert set(result.stderr.split()) & set(HEAVY) == set()
+
+
+# -- which run
+
+
+def test_exact_id_beats_prefix_and_prefix_must_fit_one(chaperone):
+    for run_id in ("load", "load-1", "load-2", "report"):
+        chaperone("run", "--id", run_id, "-", spec=ECHO)
+    assert json.loads(chaperone("status", "load").stdout)["run_id"] == "load"
+    assert json.loads(chaperone("status", "rep").stdout)["run_id"] == "report"
+    assert streams(chaperone("status", "load-")) == (os.EX_NOINPUT, "", "chaperone: unable to find run 'load-': 2 runs begin so: load-1, load-2\n")
+    assert streams(chaperone("wait", "lo")) == (os.EX_NOINPUT, "", "chaperone: unable to find run 'lo': 3 runs begin so: load, load-1, load-2\n")
+
+
+# -- looking
+
+
+def test_ls_is_a_table_of_live_and_uncollected_runs(chaperone, held):
+    chaperone("run", "-", spec=ECHO)
+    held(SLEEP)
+    result = chaperone("ls")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert masked(result.stdout) == (
+        "ID     STATE       AGE   ELAPSED  OUTCOME  BYTES  PROGRAM\n"
+        "echo   terminated  TTTT  TTTT     3        8      /bin/sh -c 'echo out; echo err >&2; exit 3'\n"
+        "sleep  running     TTTT  TTTT     -        0      /bin/sleep 1000\n"
+    )
+
+
+def test_ls_shows_collected_runs_only_if_asked(chaperone, spool):
+    chaperone("run", "-", spec=ECHO)
+    (spool / ".ended" / "echo").unlink()
+    assert streams(chaperone("ls", "--json")) == (0, "", "")
+    (line,) = chaperone("ls", "--all", "--json").stdout.splitlines()
+    assert json.loads(line) == json.loads((spool / "echo" / "status.json").read_text())
+
+
+def test_ls_of_an_empty_spool_is_a_heading(chaperone, spool):
+    assert streams(chaperone("ls")) == (0, "ID  STATE  AGE  ELAPSED  OUTCOME  BYTES  PROGRAM\n", "")
+
+
+def test_ls_tells_outcomes(chaperone, held, spool):
+    chaperone("run", "-", spec=shell("a-signal", "kill -SEGV $$"))
+    chaperone("run", "-", spec={"id": "b-error", "program": {"argv": ["/nowhere"]}})
+    chaperone("run", "-", spec=shell("c-timeout", "sleep 100", timeouts={"run": 0.1}))
+    dead = held({**SLEEP, "id": "d-lost"})
+    os.kill(json.loads((dead / "running.json").read_text())["chaperone_pid"], signal.SIGKILL)
+    until(lambda: '"lost"' in chaperone("status", "d-lost").stdout)
+    rows = [line.split("  ") for line in chaperone("ls").stdout.splitlines()[1:]]
+    found = {row[0]: [cell.strip() for cell in row if cell.strip()] for row in rows}
+    assert [(cells[1], cells[4]) for cells in found.values()] == [
+        ("terminated", found["a-signal"][4]),
+        ("error", "spawn"),
+        ("terminated", "SIGTERM (timeout)"),
+        ("lost", "chaperone"),
+    ]
+    assert found["a-signal"][4] in ("SIGSEGV", "SIGSEGV (core)")
+
+
+def test_ls_on_a_terminal_is_cut_and_coloured(chaperone):
+    chaperone("run", "-", spec=shell("long", "echo " + "x" * 100))
+    code, written = on_terminal("ls", columns=70)
+    heading, line = written.decode().splitlines()
+    plain = re.sub(r"\x1b\[\d*m", "", line)
+    assert code == 0 and len(plain) == 70 and plain.endswith("xx…")
+    assert line.startswith("long  \x1b[32mterminated\x1b[0m  ")
+    assert heading == re.sub(r"\x1b\[\d*m", "", heading)
+    assert b"\x1b" not in on_terminal("ls", environ={"NO_COLOR": "1"})[1]
+    assert b"\x1b" not in on_terminal("ls", environ={"TERM": "dumb"})[1]
+
+
+def test_nothing_of_a_program_moves_a_terminal(chaperone):
+    evil = "\x1b]0;owned\x07\x9b31m\x7f\u202e\r\n"
+    spec = {"id": "evil", "labels": {evil: evil}, "program": {"argv": ["/nowhere" + evil, evil, "\udcff"], "env": {"E": evil}}}
+    chaperone("run", "-", spec=spec)
+    for words in ("ls",), ("ls", "--all"), ("ls", "--json"), ("status", "evil"), ("wait", "evil"), ("status", "evil" + evil), ("tail", "evil" + evil):
+        written = re.sub(r"\x1b\[\d+m([a-z]+)\x1b\[0m", r"\1", on_terminal(*words, columns=1_000)[1].decode())
+        assert [char for char in written if not char.isprintable() and char != "\n"] == [], words
+    assert "'/nowhere\\x1b]0;owned\\x07\\x9b31m\\x7f\\u202e\\x0d\\x0a'" in chaperone("ls").stdout
+
+
+def test_status_is_json_on_one_line_and_indented_on_a_terminal(chaperone, spool):
+    chaperone("run", "-", spec={**ECHO, "labels": {"team": "größe\x7f"}})
+    result = chaperone("status", "echo")
+    final = json.loads((spool / "echo" / "status.json").read_text())
+    assert (result.returncode, result.stdout.count("\n"), result.stderr) == (0, 1, "")
+    assert json.loads(result.stdout) == final
+    code, written = on_terminal("status", "echo")
+    assert code == 0 and json.loads(written) == final
+    assert '  "labels": {\n    "team": "größe\\u007f"\n  },\n' in written.decode()
+
+
+def test_status_of_a_live_run_tells_the_bytes_of_now(chaperone, held, spool):
+    directory = held(READY)
+    until(lambda: (directory / "stdout").read_bytes())
+    found = json.loads(chaperone("status", "ready").stdout)
+    assert (found["state"], found["stdout"]) == ("running", {"bytes": 6, "dropped": 0})
+
+
+# -- tail
+
+
+def test_tail_prints_each_stream_to_its_own(chaperone):
+    chaperone("run", "-", spec=ECHO)
+    assert streams(chaperone("tail", "echo")) == (0, "out\n", "err\n")
+    assert streams(chaperone("tail", "echo", "stdout")) == (0, "out\n", "")
+    assert streams(chaperone("tail", "echo", "stderr")) == (0, "err\n", "")
+    assert streams(chaperone("tail", "echo", "log")) == (0, "", "")
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+@pytest.mark.parametrize("lines", [0, 1, 2, 10, 4_999, 5_000, 6_000, "all"])
+def test_tail_prints_the_last_lines(chaperone, lines, end):
+    text = "\n".join(f"{number} {'x' * (number % 50)}" for number in range(5_000)) + end
+    chaperone("run", "-", spec={"id": "cat", "program": {"argv": ["cat"], "stdin": text}})
+    want = text if lines == "all" else "".join(text.splitlines(keepends=True)[-lines:] if lines else [])
+    assert streams(chaperone("tail", "-n", lines, "cat", "stdout")) == (0, want, "")
+
+
+def test_tail_gives_bytes_as_they_are(chaperone):
+    chaperone("run", "-", spec=shell("raw", r"printf '\033[31m\377\000'"))
+    assert subprocess.run([*CHAPERONE, "tail", "raw"], capture_output=True).stdout == b"\x1b[31m\xff\0"
+
+
+def test_tail_says_once_what_was_dropped(chaperone):
+    chaperone("run", "-", spec=shell("full", "echo one; echo two", output={"max_bytes": 4}))
+    sentence = "chaperone: 4 bytes of stdout were dropped: the limit was reached or the disk was full; its log tells when\n"
+    assert streams(chaperone("tail", "full")) == (0, "one\n", sentence)
+    assert streams(chaperone("tail", "-f", "full")) == (0, "one\n", sentence)
+    assert streams(chaperone("tail", "full", "stderr")) == (0, "", "")
+
+
+def test_tail_says_once_that_a_stream_shrank(chaperone, spool):
+    chaperone("run", "-", spec=shell("cut", "echo one; echo two"))
+    os.truncate(spool / "cut" / "stdout", 4)
+    sentence = "chaperone: stdout has 4 bytes less than it once had: it was cut short after it was written\n"
+    assert streams(chaperone("tail", "cut")) == (0, "one\n", sentence)
+
+
+def test_tail_says_once_that_the_end_may_be_missing(chaperone, held):
+    directory = held(READY)
+    until(lambda: (directory / "stdout").read_bytes())
+    os.kill(json.loads((directory / "running.json").read_text())["chaperone_pid"], signal.SIGKILL)
+    until(lambda: '"lost"' in chaperone("status", "ready").stdout)
+    sentence = "chaperone: the end of stdout may be missing: the chaperone died before the program's end was recorded\n"
+    assert streams(chaperone("tail", "ready", "stdout")) == (0, "ready\n", sentence)
+    assert streams(chaperone("tail", "-f", "ready", "stdout")) == (0, "ready\n", sentence)
+
+
+def test_tail_follows_to_the_end(chaperone, held, spool, tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    held(shell("follow", f"printf 'be'; cat {tmp_path}/fifo; echo err >&2"))
+    with subprocess.Popen([*CHAPERONE, "tail", "-f", "follow"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as follower:
+        assert follower.stdout.read(2) == b"be"
+        with open(tmp_path / "fifo", "wb", buffering=0) as fifo:
+            for data in (b"gin\n", b"m\xffiddle", b"\nend\n"):
+                fifo.write(data)
+                assert follower.stdout.read(len(data)) == data
+        assert follower.communicate() == (b"", b"err\n")
+    assert follower.returncode == 0
+
+
+def test_tail_of_many_bytes_is_what_was_written(chaperone, spool):
+    chaperone("run", "-", spec=shell("many", "seq 1000000"))
+    for words in (), ("-f",):
+        assert chaperone("tail", *words, "-n", "all", "many").stdout == (spool / "many" / "stdout").read_text()
+
+
+# -- waiting
+
+
+@pytest.mark.parametrize(("text", "code"), [("exit 0", 0), ("exit 3", 3), ("exit 255", 255), ("kill -TERM $$", 143), ("kill -KILL $$", 137)])
+def test_wait_and_exec_exit_as_the_program(chaperone, text, code):
+    chaperone("run", "-", spec=shell("w", text))
+    assert streams(chaperone("wait", "w")) == (code, "", "")
+    assert streams(chaperone("exec", "-", spec=shell("w", text))) == (code, "", "")
+
+
+def test_wait_and_exec_exit_125_where_it_could_not_be_run(chaperone):
+    spec = {"id": "none", "program": {"argv": ["/nowhere/x"]}}
+    chaperone("run", "-", spec=spec)
+    message = json.loads(chaperone("status", "none").stdout)["exception"]["message"]
+    assert streams(chaperone("wait", "none")) == (125, "", f"chaperone: run 'none' is in error: {message}\n")
+    assert streams(chaperone("exec", "-", spec=spec)) == (125, "", f"chaperone: {message}\n")
+
+
+def test_wait_for_several_exits_as_the_worst(chaperone):
+    for code in (0, 7, 2):
+        chaperone("run", "-", spec=shell(f"w{code}", f"exit {code}"))
+    assert streams(chaperone("wait", "w0", "w7", "w2")) == (7, "", "")
+
+
+def test_wait_tells_a_lost_run(chaperone, held):
+    directory = held(SLEEP)
+    os.kill(json.loads((directory / "running.json").read_text())["chaperone_pid"], signal.SIGKILL)
+    assert streams(chaperone("wait", "sleep")) == (125, "", "chaperone: run 'sleep' is lost: the chaperone died before the program's end was recorded\n")
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("words", [("wait", "quiet"), ("tail", "-f", "quiet")], ids=" ".join)
+def test_a_wait_is_one_sleep_that_the_kernel_ends(held, tmp_path, words):
+    need("strace")
+    trace = tmp_path / "trace"
+    held(shell("quiet", "sleep 2"))
+    watched = [
+        "strace",
+        "-f",
+        "-T",
+        "-o",
+        str(trace),
+        "-e",
+        "trace=epoll_wait,epoll_pwait,poll,ppoll,select,pselect6,nanosleep,clock_nanosleep,timerfd_settime",
+    ]
+    subprocess.run([*watched, *CHAPERONE, *words], stdin=subprocess.DEVNULL, timeout=60, check=True)
+    took = sorted((float(line.rpartition("<")[2][:-1]) for line in trace.read_text().splitlines() if line.endswith(">")), reverse=True)
+    assert took[0] > 1.0, "it slept for as long as the run was quiet"
+    assert sum(took[1:]) < 0.5, "and hardly at all else"
+
+
+# -- asking
+
+
+def test_stop_returns_when_the_run_has_ended(chaperone, held):
+    directory = held(SLEEP)
+    assert streams(chaperone("stop", "--by", "ops", "sle")) == (0, "", "")
+    final = json.loads((directory / "status.json").read_text())
+    assert (final["signal"], final["stop"]["reason"], final["stop"]["by"]) == ("SIGTERM", "request", "ops")
+    assert streams(chaperone("stop", "sleep")) == (0, "", ""), "what has ended is stopped"
+
+
+def test_stop_with_no_grace_kills_what_will_not_stop(chaperone, held):
+    directory = held(shell("deaf", "trap '' TERM; echo ready; while :; do sleep 1; done"))
+    until(lambda: (directory / "stdout").read_bytes())
+    assert streams(chaperone("stop", "--grace", "0.1", "deaf")) == (0, "", "")
+    assert json.loads((directory / "status.json").read_text())["signal"] == "SIGKILL"
+
+
+def test_stop_need_not_wait(chaperone, held):
+    directory = held(shell("slow", "trap '' TERM; echo ready; exec sleep 1000"))
+    until(lambda: (directory / "stdout").read_bytes())
+    assert streams(chaperone("stop", "--no-wait", "slow")) == (0, "", "")
+    until(lambda: json.loads((directory / "running.json").read_text())["state"] == "stopping")
+    assert streams(chaperone("kill", "slow")) == (0, "", "")
+    assert json.loads((directory / "status.json").read_text())["signal"] == "SIGKILL"
+
+
+def test_stop_asks_all_before_it_waits_for_one(chaperone, held):
+    held({**SLEEP, "id": "a"})
+    held({**SLEEP, "id": "b"})
+    assert streams(chaperone("stop", "a", "b", "a")) == (0, "", "")
+    assert streams(chaperone("wait", "a", "b")) == (143, "", "")
+
+
+def test_signal_reaches_the_program(chaperone, held):
+    directory = held(shell("trap", "trap 'echo got; exit 4' USR1; echo ready; while :; do sleep 0.01; done"))
+    until(lambda: (directory / "stdout").read_bytes())
+    assert streams(chaperone("signal", "trap", "usr1")) == (0, "", "")
+    assert streams(chaperone("wait", "trap")) == (4, "", "")
+
+
+def test_signal_that_is_none_or_comes_too_late_is_refused(chaperone):
+    chaperone("run", "-", spec=ECHO)
+    sentence = "unable to signal run 'echo': want a signal's name such as 'SIGTERM', got 'FROB'"
+    assert streams(chaperone("signal", "echo", "FROB")) == (os.EX_DATAERR, "", f"chaperone: {sentence}\n")
+    assert streams(chaperone("signal", "echo", "TERM")) == (os.EX_NOINPUT, "", "chaperone: unable to ask run 'echo': no chaperone is there\n")
+
+
+# -- exec
+
+
+def test_exec_joins_its_streams_to_ours(chaperone, spool):
+    assert streams(chaperone("exec", "-", spec=ECHO)) == (3, "out\n", "err\n")
+    assert list(spool.iterdir()) == []
+
+
+def test_exec_stops_its_program_by_our_signal(spool, tmp_path):
+    (tmp_path / "s").write_text(json.dumps(shell("x", "trap 'echo bye; exit 6' TERM; echo ready; while :; do sleep 0.01; done")))
+    with subprocess.Popen([*CHAPERONE, "exec", tmp_path / "s"], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate()[0] == b"bye\n"
+    assert process.returncode == 6
+
+
+# -- check
+
+
+def test_check_tells_what_would_be_run_and_no_secret(chaperone, tmp_path):
+    spec = {
+        "program": {"argv": ["/opt/load", "a b"], "env": {"TOKEN": "s3cret"}, "stdin": "s3cret", "inherit_env": ["PATH"], "umask": "022"},
+        "callback": {"token": "s3cret"},
+        "labels": {"team": "etl"},
+        "timeouts": {"run": 90},
+    }
+    result = chaperone("check", "-", spec=spec, cwd=tmp_path)
+    user = verbs._user_name()
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == (
+        "run:      an id that is made at the start\n"
+        f"program:  here, as {user}: /opt/load 'a b'\n"
+        f"cwd:      {tmp_path}\n"
+        "env:      PATH of ours; set: TOKEN\n"
+        "stdin:    a text of 6 bytes\n"
+        "process:  umask 022\n"
+        "output:   through a pipe, no limit, what the disk refuses is dropped and counted\n"
+        "timeouts: connect 30 s, run 90 s, idle -\n"
+        "stop:     SIGTERM, SIGKILL 60 s later; leftovers: stop\n"
+        "life:     ends with its chaperone\n"
+        "callback: checked; nothing is posted yet\n"
+        "labels:   team=etl\n"
+    )
+
+
+def test_check_tells_every_hop(chaperone):
+    remote = {"host": "db3", "user": "etl", "mode": "ssh-then-sudo"}
+    lines = chaperone("check", "-", spec={"program": {"argv": ["ls"]}, "remote": remote}).stdout.splitlines()
+    assert lines[1].startswith(f"hop 1:    here, as {verbs._user_name()}: ssh -T ")
+    assert lines[2].startswith("hop 2:    on db3, as whom ssh makes us: sudo -n -H -u etl -- ")
+    assert lines[3] == "program:  on db3, as etl: ls"
+
+
+def test_check_prints_the_text_for_the_far_side_and_no_secret(chaperone):
+    spec = {"program": {"argv": ["/opt/load"], "env": {"TOKEN": "s3cret"}, "stdin": "s3cret"}, "remote": {"host": "db3"}}
+    result = chaperone("check", "--far-side", "-", spec=spec)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "/opt/load" in result.stdout and "export TOKEN=" in result.stdout and "s3cret" not in result.stdout
+    assert farside.SUPERVISOR in result.stdout
+    sentence = "unable to show the far side's text: the program runs here, as a child of its chaperone"
+    assert streams(chaperone("check", "--far-side", "-", spec=ECHO)) == (os.EX_USAGE, "", f"chaperone: {sentence}\n")
+
+
+# -- looking after a spool
+
+
+def test_reap_publishes_what_was_lost(chaperone, held):
+    held({**SLEEP, "id": "live"})
+    directory = held(SLEEP)
+    os.kill(json.loads((directory / "running.json").read_text())["chaperone_pid"], signal.SIGKILL)
+    assert streams(chaperone("wait", "sleep"))[0] == 125
+    assert streams(chaperone("reap")) == (0, "sleep: lost: the chaperone died before the program's end was recorded\n", "")
+    assert json.loads((directory / "status.json").read_text())["state"] == "lost"
+    assert streams(chaperone("reap")) == (0, "", "")
+    assert streams(chaperone("reap", "sle", "live")) == (0, "sleep: ended: it has ended\nlive: alive: its chaperone lives\n", "")
+
+
+def test_gc_deletes_what_has_ended(chaperone, held, spool):
+    chaperone("run", "-", spec=ECHO)
+    held(SLEEP)
+    assert streams(chaperone("gc", "--older", "1d")) == (0, "removed 0 runs (0 bytes); left: 1 ended, 1 live\n", "")
+    assert streams(chaperone("gc", "--older", "0s", "--keep-failed", "1w")) == (0, "removed 0 runs (0 bytes); left: 1 ended, 1 live\n", "")
+    assert streams(chaperone("gc", "--older", "0", "--dry-run")) == (0, "echo\nwould remove 1 runs; left: 0 ended, 1 live\n", "")
+    assert (spool / "echo").exists()
+    result = chaperone("gc", "--max-bytes", "0")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert re.fullmatch(r"removed 1 runs \([\d.]+K bytes\); left: 0 ended, 1 live\n", result.stdout)
+    assert not (spool / "echo").exists() and (spool / "sleep").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "unable to understand 'chaperone gc': want --older or --max-bytes, or nothing would be deleted"),
+        (["--older", "soon"], "unable to understand '--older': want an age such as 7d, 12h or 90s, got 'soon'"),
+        (["--older", "7dd"], "unable to understand '--older': want an age such as 7d, 12h or 90s, got '7dd'"),
+        (["--older=-1d"], "unable to understand '--older': want an age such as 7d, 12h or 90s, got '-1d'"),
+        (["--max-bytes", "10X"], "unable to understand '--max-bytes': want a size such as 10G or 500M, got '10X'"),
+        (["--max-bytes", "nan"], "unable to understand '--max-bytes': want a size such as 10G or 500M, got 'nan'"),
+    ],
+)
+def test_gc_refuses_what_it_does_not_understand(chaperone, words, sentence):
+    assert streams(chaperone("gc", *words)) == (os.EX_USAGE, "", f"chaperone: {sentence}\n")
+
+
+def test_doctor_tells_of_a_spool_that_can_not_be_used(chaperone, spool):
+    result = chaperone("doctor")
+    assert (result.returncode, result.stderr) in ((0, ""), (os.EX_CONFIG, ""))
+    assert "ok  spool: it is ours, and nobody else can write to it\n" in result.stdout
+    spool.chmod(0o777)
+    result = chaperone("doctor")
+    assert (result.returncode, result.stderr) == (os.EX_CONFIG, "")
+    assert result.stdout.startswith("BAD spool: ")
+
+
+def test_follow_gives_a_batch_again_until_it_is_answered(chaperone, spool, tmp_path):
+    chaperone("run", "-", spec=ECHO)
+    command = [*CHAPERONE, "follow", "--cursor", tmp_path / "cursor"]
+
+    def batch(answer):
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            lines = []
+            while not lines or lines[-1]["event"] != "batch":
+                lines.append(json.loads(process.stdout.readline()))
+            process.communicate(answer(lines[-1]["batch"]))
+        assert process.returncode == 0
+        return lines
+
+    first = batch(lambda number: b"")
+    assert [line.get("text") for line in first if line["event"] == "output"] == ["out\n", "err\n"]
+    assert batch(lambda number: b"") == first
+    chaperone("run", "--id", "next", "-", spec=ECHO)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        for _ in first:
+            process.stdout.readline()
+        process.stdin.write(f"{first[-1]['batch']}\n".encode())
+        process.stdin.flush()
+        assert json.loads(process.stdout.readline())["run_id"] == "next"
+        process.stdin.close()
+        process.stdout.read()
+    assert not (spool / ".ended" / "echo").is_symlink()
+
+
+def test_launcher_starts_runs_that_ask_for_it(chaperone, spool, tmp_path):
+    assert streams(chaperone("launcher", "--detach", "--idle=1")) == (0, "", "")
+    assert streams(chaperone("run", "--warm", "-", spec=ECHO)) == (0, "echo\n", "")
+    assert streams(chaperone("wait", "echo")) == (3, "", "")
+    until(lambda: not (spool / ".launcher").exists())
+
+
+# -- a terminal that goes, a disk that is full
+
+
+def test_nobody_reads_any_more_is_no_traceback(chaperone, spool):
+    chaperone("run", "-", spec=shell("many", "seq 1000000"))
+    with subprocess.Popen([*CHAPERONE, "tail", "-n", "all", "many"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.read(1)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == -signal.SIGPIPE
+
+
+def test_full_stdout_is_told(chaperone):
+    with open("/dev/full", "wb") as full:
+        result = chaperone("ls", stdout=full, stderr=subprocess.PIPE)
+    assert (result.returncode, result.stderr) == (os.EX_IOERR, "chaperone: unable to write to stdout: No space left on device\n")
+
+
+def test_closed_stdout_is_told(spool):
+    result = subprocess.run(["/bin/sh", "-c", '"$@" >&-', "sh", *CHAPERONE, "ls"], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (os.EX_IOERR, "chaperone: unable to write to stdout: Bad file descriptor\n")
+
+
+def test_interrupt_is_no_traceback(held):
+    held(READY)
+    with subprocess.Popen([*CHAPERONE, "tail", "-f", "ready"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate() == (b"", b"")
+    assert process.returncode == -signal.SIGINT
+
+
+def test_non_blocking_stdout_gets_it_all(chaperone, spool):
+    chaperone("run", "-", spec=shell("many", "seq 100000"))
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with subprocess.Popen([*CHAPERONE, "tail", "-n", "all", "many"], stdout=writing) as process, open(reading, "rb") as pipe:
+        os.close(writing)
+        assert pipe.read() == (spool / "many" / "stdout").read_bytes()
+    assert process.returncode == 0
+
+
+# -- values as text
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0"),
+        (999, "999"),
+        (1_000, "1.0K"),
+        (1_023, "1.0K"),
+        (10_239, "10K"),
+        (1 << 20, "1.0M"),
+        (153 << 20, "153M"),
+        (1 << 60, "1024P"),
+        (None, "-"),
+        ("x", "-"),
+    ],
+)
+def test_amounts_are_short(count, text):
+    assert show.amount(count) == text
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "-"), (-1, "0.0s"), (0.04, "0.0s"), (9.94, "9.9s"), (9.96, "10s"), (59.6, "1m00s"), (123, "2m03s"), (3_900, "1h05m"), (273_600, "3d04h")],
+)
+def test_durations_are_short(seconds, text):
+    assert show.duration(seconds) == text
+
+
+VALUES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
+JSON = st.recursive(VALUES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=10)
+FIELDS = st.sampled_from(sorted(status.last_known(None, "x")))
+
+
+@pytest.mark.once
+@settings(max_examples=500, deadline=None)
+@given(st.dictionaries(FIELDS, JSON), st.sampled_from(status.STATES), st.none() | st.integers(0, 200), st.booleans())
+def test_any_status_is_shown(fields, state, width, colour):
+    found = status.last_known({**fields, "state": state}, "x")
+    text = show.table([found], 0.0, width, colour)
+    plain = re.sub(r"\x1b\[\d+m", "", text)
+    assert all(char.isprintable() or char == "\n" for char in plain) and text.count("\n") == 2
+    assert width is None or all(show.columns_of(line) <= max(1, width) for line in plain.splitlines())
+    assert json.loads(show.status_json(found)) == found
+    assert all(isinstance(sentence, str) for stream in ("stdout", "stderr") for sentence in show.gaps(found, stream, 0))
+
+
+# -- completion
+
+
+def completed_in_bash(*words):
+    script = '. <("${@:1:5}" completion bash); COMP_WORDS=("${@:6}"); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _chaperone; printf "%s\\n" "${COMPREPLY[@]}"'
+    start = ["env", *CHAPERONE]
+    result = subprocess.run(["bash", "-c", script, "bash", *start, "chaperone", *words], capture_output=True, text=True, check=True)
+    assert result.stderr == ""
+    return result.stdout.split()
+
+
+def completed_in_fish(*words):
+    line = " ".join(["chaperone", *words])
+    script = subprocess.run([*CHAPERONE, "completion", "fish"], capture_output=True, text=True, check=True).stdout
+    result = subprocess.run(["fish", "-N", "-c", f"{script}\ncomplete -C '{line}'"], capture_output=True, text=True, check=True)
+    assert result.stderr == ""
+    return [row.split("\t")[0] for row in result.stdout.splitlines()]
+
+
+def completed_in_zsh(*words):
+    """By a Tab key, on a terminal: zsh completes nowhere else. A listing stands on lines of its own, a single match in the line."""
+    line = " ".join(["chaperone", *words])
+    script = subprocess.run([*CHAPERONE, "completion", "zsh"], capture_output=True, text=True, check=True).stdout
+    tidy = "autoload -U compinit; compinit -D -u; unsetopt auto_menu; setopt list_rows_first; zstyle ':completion:*' verbose no; LISTMAX=1000; COLUMNS=200"
+    pid, terminal = pty.fork()
+    if not pid:
+        os.execvpe("zsh", ["zsh", "-f", "-i"], {**os.environ, "TERM": "dumb", "PS1": "", "PS2": "", "script": script})
+    with open(terminal, "r+b", buffering=0) as keys:
+
+        def until_seen(mark):
+            seen = b""
+            while mark not in seen:
+                seen += keys.read(65_536)
+            return seen.decode(errors="replace").replace("\r", "")
+
+        keys.write(f"{tidy}; eval $script; stty -echo; print rea''dy\r".encode())
+        until_seen(b"ready")
+        # Tab lists what fits, ^K marks where the list has ended.
+        keys.write(b"_show() { print -r -- \"<$BUFFER>\"; BUFFER=; }; zle -N _show; bindkey '^K' _show; bindkey '^I' list-choices; print bou''nd\r")
+        until_seen(b"bound")
+        keys.write(f"{line}\t\x0b".encode())
+        seen = until_seen(b">")
+        keys.write(b"\x15exit\r")
+    os.waitpid(pid, 0)
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", seen.partition("<")[0])
+    return [word for word in plain.replace(line, "").split() if word[0] not in "#^"]
+
+
+COMPLETED = {"bash": completed_in_bash, "fish": completed_in_fish, "zsh": completed_in_zsh}
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("name", COMPLETED)
+def test_shells_complete_verbs_options_and_ids(chaperone, held, name):
+    need(name)
+    chaperone("run", "--id", "ended", "-", spec=ECHO)
+    held({**SLEEP, "id": "live"})
+    completed = COMPLETED[name]
+    assert completed("st") == ["status", "stop"]
+    assert sorted(completed("status", "")) == ["ended", "live"]
+    assert sorted(completed("tail", "live", "")) == ["log", "stderr", "stdout"]
+    assert sorted(completed("stop", "")) == ["live"]
+    assert sorted(word for word in completed("ls", "--") if word.startswith("--")) == ["--all", "--help", "--json", "--spool"]
