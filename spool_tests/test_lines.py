@@ -5,16 +5,16 @@ import json
 import os
 import re
 import select
+import shlex
 import signal
 import subprocess
-import sys
 import textwrap
 
 import pytest
 
 from chaperone.errors import SpecError, SpoolError
 from chaperone.lines import Outbox, conversation
-from spool_tests.conftest import ROOT, need
+from spool_tests.conftest import CHAPERONE, ROOT, need
 from spool_tests.writer import Writer
 
 DUCK = "🦆".encode()
@@ -170,32 +170,21 @@ def test_conversation_ends_with_its_consumer_and_refuses_nonsense(spool, file):
 
 
 def consumer():
-    """The shell loop of docs/following.rst, with the other end of the conversation put in by the test."""
+    """The shell loop of docs/following.rst, as it stands there."""
     with open(os.path.join(ROOT, "docs", "following.rst")) as file:
         block = re.search(r"\.\. code-block:: sh\n\n((?:    .*\n|\n)+)", file.read()).group(1)
-    text = textwrap.dedent(block)
-    command = "chaperone follow --cursor cursor.json"
-    assert command in text
-    return text.replace(command, "$follow")
+    assert "chaperone follow --cursor cursor.json" in block
+    return textwrap.dedent(block)
 
 
-FOLLOW = """
-import sys
-from chaperone.lines import Outbox, conversation
-with Outbox(sys.argv[1], sys.argv[2]) as outbox:
-    for text in conversation(outbox, iter(sys.stdin.readline, "")):
-        sys.stdout.write(text)
-        sys.stdout.flush()
-"""
-
-
-def test_consumer_in_shell_that_is_killed_takes_each_event_once(spool, tmp_path, file):
+def test_consumer_in_shell_that_is_killed_takes_each_event_once(spool, tmp_path):
     need("jq")
-    follow = tmp_path / "follow.py"
-    follow.write_text(FOLLOW)
     home = tmp_path / "consumer"
-    home.mkdir()
-    env = {**os.environ, "PYTHONPATH": ROOT, "follow": f"{sys.executable} {follow} {spool} {file}"}
+    (home / "bin").mkdir(parents=True)
+    command = home / "bin" / "chaperone"
+    command.write_text(f'#!/bin/sh\nexec {shlex.join(CHAPERONE)} "$@"\n')
+    command.chmod(0o755)
+    env = {**os.environ, "PATH": f"{command.parent}:{os.environ['PATH']}"}
     with Writer(spool, "last") as last:
         for number in range(6):
             with Writer(spool, f"r{number}") as writer:
