@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chaperone import arguments, cli, farside, parser, show, status, verbs
-from spool_tests.conftest import CHAPERONE, need, until
+from spool_tests.conftest import CHAPERONE, ROOT, need, until
 
 ECHO = {"id": "echo", "program": {"argv": ["/bin/sh", "-c", "echo out; echo err >&2; exit 3"]}}
 SLEEP = {"id": "sleep", "program": {"argv": ["/bin/sleep", "1000"]}}
@@ -787,3 +787,33 @@ def test_shells_complete_verbs_options_and_ids(chaperone, held, name):
     assert sorted(completed("tail", "live", "")) == ["log", "stderr", "stdout"]
     assert sorted(completed("stop", "")) == ["live"]
     assert sorted(word for word in completed("ls", "--") if word.startswith("--")) == ["--all", "--help", "--json", "--spool"]
+
+
+# -- the page
+
+
+@pytest.mark.once
+def test_page_tells_of_every_verb_and_every_option():
+    with open(os.path.join(ROOT, "docs", "command-line.rst")) as file:
+        text = file.read()
+    usages = dict(re.findall(r"^``chaperone (\w+)(.*)``$", text, re.M))
+    assert sorted(usages) == sorted(arguments.VERBS)
+    for verb, words in usages.items():
+        options = {name for names, _ in arguments.VERBS[verb][1] for name in names if name.startswith("-")}
+        told = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", words))
+        assert told <= options, verb
+        assert {name for name in options if name.startswith("--")} - told <= {"--spool", "--follow", "--lines"}, verb
+
+
+@pytest.mark.once
+def test_page_tells_of_every_exit_code():
+    with open(os.path.join(ROOT, "docs", "command-line.rst")) as file:
+        table = re.findall(r"^(\d+) +([A-Z]+) ", file.read(), re.M)
+    assert {int(code): name for code, name in table} == {getattr(os, f"EX_{name}"): name for _, name in table}
+    source = "".join(open_source(name) for name in ("cli", "verbs", "upkeep", "launch", "launcher", "supervise"))
+    assert {name for _, name in table} == set(re.findall(r"os\.EX_([A-Z]+)", source))
+
+
+def open_source(name):
+    with open(os.path.join(ROOT, "chaperone", f"{name}.py")) as file:
+        return file.read()
