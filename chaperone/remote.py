@@ -84,7 +84,6 @@ class RemoteProgram:
     def _take_up(self, status: dict[str, Any]) -> None:
         """Go on with a run whose chaperone died."""
         self._started = status["pid"] is not None
-        self._ended = status["end_time"] is not None
         self._sent = True
         connection = status["connection"] or {}
         self._contact.drops = int(connection.get("drops") or 0) + 1
@@ -197,10 +196,11 @@ class RemoteProgram:
         self._beat()
 
     def _far_start(self, words: list[str]) -> None:
-        if not self._started or (self._resumed is not None and not self._ended):
-            self._started = True
+        if self._resumed is not None:
+            self._holder.resumed(int(words[0]), connection=self._contact.facts())
+        elif not self._started:
             self._holder.started(int(words[0]), connection=self._contact.facts())
-        self._resumed = None
+        self._started, self._resumed = True, None
         if self._early_end is not None:
             self._far_end(self._early_end)
 
@@ -211,7 +211,11 @@ class RemoteProgram:
             self._close()
             return
         self._failure = farside.failure(why, self._spec["program"])
-        self._close()
+        if self._survives and why not in ("stdin", "directory"):  # there is a directory to be cleared; its end is a `bye`
+            self._ask("c")
+            self._at("patience", PATIENCE_S, self._close)
+        else:
+            self._close()
 
     def _far_beat(self, words: list[str]) -> None:
         """It lives; `record` has noted when."""

@@ -51,6 +51,24 @@ def timestamp(now_ns: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{rest // 1000:06d}Z"
 
 
+def age_s(time_text: str, now_ns: int) -> float:
+    """
+    How long ago a moment was.
+
+    Args:
+        time_text (str): As from `timestamp`.
+        now_ns (int): Nanoseconds since the epoch.
+    Returns:
+        float: Seconds, never below 0: the wall clock may have been set back.
+    """
+    year, month, day, hour, minute = (int(time_text[start:end]) for start, end in ((0, 4), (5, 7), (8, 10), (11, 13), (14, 16)))
+    leap_years = (year - 1) // 4 - (year - 1) // 100 + (year - 1) // 400
+    is_leap = year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)
+    months = (0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334)
+    days = 365 * (year - 1) + leap_years + months[month - 1] + (month > 2 and is_leap) + day - 1 - 719_162  # to 1970-01-01
+    return max(0.0, now_ns / 1e9 - (((days * 24 + hour) * 60 + minute) * 60 + float(time_text[17:-1])))
+
+
 def starting(spec: dict[str, Any], chaperone_pid: int, chaperone_host: str, boot_id: str | None, now_ns: int) -> Status:
     """
     The first status of a run: its directory is there, its program is not yet.

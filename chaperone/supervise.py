@@ -34,7 +34,7 @@ REQUEST_BYTES = 4_096  # PIPE_BUF: a longer line would not be written in one pie
 PUBLISH_AGAIN_S = (1, 2, 5, 10, 30, 60, 120, 120, 120, 180, 180, 180)
 
 
-def hold(run: RunDirectory | DirectRun, spec: dict[str, Any], status: dict[str, Any], inherited: dict[str, Any]) -> int:
+def hold(run: RunDirectory | DirectRun, spec: dict[str, Any], status: dict[str, Any], inherited: dict[str, Any], adopted: bool = False) -> int:
     """
     Stay with one program to its end.
 
@@ -43,10 +43,11 @@ def hold(run: RunDirectory | DirectRun, spec: dict[str, Any], status: dict[str, 
         spec (dict): Canonical, with its secrets.
         status (dict): `starting`, as in running.json.
         inherited (dict): `env` (dict of bytes) and `umask` (int) as the chaperone was started with.
+        adopted (bool): Its program was started by a chaperone that died; `status` is the last one it left.
     Returns:
         int: os.EX_OK when the outcome is recorded, whatever it was; os.EX_IOERR when it could not be.
     """
-    with Holder(run, spec, status, inherited) as holder:
+    with Holder(run, spec, status, inherited, adopted) as holder:
         return holder.hold()
 
 
@@ -59,11 +60,13 @@ class Holder:
         streams (dict): `stdout` and `stderr`, for the program's bytes.
     """
 
-    def __init__(self, run: RunDirectory | DirectRun, spec: dict[str, Any], status: dict[str, Any], inherited: dict[str, Any]) -> None:
+    def __init__(
+        self, run: RunDirectory | DirectRun, spec: dict[str, Any], status: dict[str, Any], inherited: dict[str, Any], adopted: bool = False
+    ) -> None:
         self.run, self.spec, self.status = run, spec, status
         self.loop = Loop()
         self.streams = {name: Stream(fd, spec["output"]["max_bytes"], self._teller(name), self._full) for name, fd in run.streams.items()}
-        self.program = _program(spec, self, inherited, run.key)
+        self.program = _program(spec, self, inherited, run.key, status if adopted else None)
         self._wakeup: tuple[int, int] = (-1, -1)
         self._requests, self._overlong = b"", False
         self._started_at: float | None = None
@@ -136,11 +139,26 @@ class Holder:
         self.status = statuses.running(self.status, pid, time.time_ns(), **facts)
         self._replace()
         self._started_at = self.loop.now()
+        self._watch_limits()
+
+    def _watch_limits(self) -> None:
         timeouts = self.spec["timeouts"]
+        assert self._started_at is not None
         if timeouts["run"] is not None:
             self._run_timer = self.loop.at(self._started_at + timeouts["run"], self._timed_out)
         if timeouts["idle"] is not None:
             self.loop.at(self._started_at + timeouts["idle"], self._look_idle)
+
+    def resumed(self, pid: int, **facts: object) -> None:
+        """The program of an adopted run was found again: its time goes on from when it was started."""
+        if self.status["start_time"] is None:
+            self.started(pid, **facts)
+            return
+        self.noted(pid=pid, **facts)
+        self._started_at = self.loop.now() - statuses.age_s(self.status["start_time"], time.time_ns())
+        self._watch_limits()
+        if self.status["stop"] is not None:  # its grace is not known any more: a new one
+            self.stop(self.status["stop"]["reason"])
 
     def noted(self, **facts: object) -> None:
         """Facts changed that are no change of state."""
@@ -321,7 +339,7 @@ def print_to_stderr(text: str) -> None:
         pass
 
 
-def _program(spec: dict[str, Any], holder: Holder, inherited: dict[str, Any], cookie: str) -> Any:
+def _program(spec: dict[str, Any], holder: Holder, inherited: dict[str, Any], cookie: str, left: dict[str, Any] | None) -> Any:
     if spec["remote"] is None and spec["on_disconnect"] == "kill":
         return LocalProgram(spec, holder, inherited, cookie)
     if spec["remote"] is not None and not spec["remote"]["supervise"]:
@@ -330,7 +348,7 @@ def _program(spec: dict[str, Any], holder: Holder, inherited: dict[str, Any], co
         return BareProgram(spec, holder)
     from .remote import RemoteProgram
 
-    return RemoteProgram(spec, holder, inherited, cookie)
+    return RemoteProgram(spec, holder, inherited, cookie, left)
 
 
 def _noted(number: int, frame: object) -> None:

@@ -1,0 +1,173 @@
+"""Runs that survive their connection and their chaperone."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from spool_tests import sshd as server
+from spool_tests.conftest import ROOT, processes_with, until
+from spool_tests.test_remote import log, session_of
+from spool_tests.test_supervise import final, live, sh, start, stdout
+
+sshd = server.sshd
+
+
+@pytest.fixture(params=["here", "ssh"])
+def remote(request, tmp_path, monkeypatch):
+    """A spec's `remote`, or none; nothing may stay in the directory that the far side keeps."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    directory = tmp_path / ".chaperone"
+    yield None if request.param == "here" else request.getfixturevalue("sshd").remote(remote_dir=str(directory))
+    until(lambda: list(directory.glob("*")) == [])
+
+
+def test_program_that_may_survive_ends_as_any_other(spool, remote):
+    process = start(spool, sh("echo out; cat; echo err >&2; exit 7", stdin="in\n"), remote=remote, on_disconnect="survive")
+    assert process.wait(30) == 0
+    status = final(spool)
+    assert (status["state"], status["return_code"], status["complete"], status["leftovers"]) == ("terminated", 7, True, 0), log(spool)
+    assert stdout(spool) == b"out\nin\n"
+    assert (spool / "r" / "stderr").read_bytes() == b"err\n"
+
+
+ADOPT = """
+import sys
+sys.path.append(sys.argv[1])
+from chaperone import adopt, prologue
+inherited = prologue.settle()
+sys.exit(adopt.held(sys.argv[2], sys.argv[3], inherited, prologue.announce))
+"""
+
+
+def adopt(spool, run_id="r"):
+    """A chaperone that takes the run over; returns when it holds the lock."""
+    chaperone = subprocess.Popen([sys.executable, "-I", "-S", "-c", ADOPT, ROOT, str(spool), run_id], stdout=subprocess.PIPE, text=True)
+    assert chaperone.stdout.readline() == f"{run_id}\n"
+    chaperone.stdout.close()
+    return chaperone
+
+
+def connected(spool, run_id="r"):
+    return until(lambda: (status := live(spool, run_id))["state"] == "running" and status["connection"]["state"] == "up" and status, 20)
+
+
+def cut(sshd, client_pid, way):
+    """Kill one end of a connection."""
+    try:
+        for pid in session_of(sshd, client_pid) if way == "session" else [client_pid]:
+            os.kill(pid, signal.SIGKILL)
+    except (ProcessLookupError, StopIteration, IndexError):  # it was gone already
+        pass
+
+
+WRITER = """
+import os, random, hashlib, time, sys
+r = random.Random(int(sys.argv[1])); left = [int(sys.argv[2]), int(sys.argv[3])]; sums = [hashlib.sha256(), hashlib.sha256()]
+slow = float(sys.argv[4]) / (left[0] + left[1])
+while sum(left):
+    which = int(r.random() * sum(left) >= left[0])
+    data = r.randbytes(min(left[which], r.randrange(1, 70000)))
+    left[which] -= len(data); sums[which].update(data)
+    time.sleep(len(data) * slow)
+    while data: data = data[os.write(which + 1, data):]
+open(sys.argv[5], 'w').write(' '.join(s.hexdigest() for s in sums))
+sys.exit(44)
+"""
+
+
+def test_no_byte_is_lost_or_doubled_by_cuts_and_deaths(spool, remote, request, tmp_path):
+    """The connection is cut, and the chaperone killed and its run adopted, at random moments of a program that writes all the time."""
+    long = request.config.option.long
+    sizes, cuts, deaths, duration = ((100_000_000, 2_000_000), 40, 5, 40) if long else ((10_000_000, 1_000_000), 6, 2, 6)
+    chance = random.Random(3)
+    argv = ["/usr/bin/python3", "-I", "-S", "-c", WRITER, "7", *map(str, sizes), str(duration), str(tmp_path / "sums")]
+    chaperone = start(spool, {"argv": argv}, remote=remote, on_disconnect="survive", lease=60)
+    events = ["death"] * deaths + (["client", "session"] * (cuts // 2) if remote else [])  # nobody cuts a pipe here
+    chance.shuffle(events)
+    sshd = request.getfixturevalue("sshd") if remote else None
+    for event in events:
+        status = connected(spool)
+        size = (spool / "r" / "stdout").stat().st_size
+        until(lambda size=size: (spool / "r" / "stdout").stat().st_size > size + chance.randrange(400_000) or (tmp_path / "sums").exists(), 30)
+        if event == "death":
+            chaperone.kill()
+            chaperone.wait()
+            chaperone = adopt(spool)
+        else:
+            cut(sshd, status["connection"]["pid"], event)
+        drops = status["connection"]["drops"]
+        until(lambda drops=drops: (spool / "r" / "status.json").exists() or live(spool)["connection"]["drops"] > drops, 30)
+    assert chaperone.wait(60 + duration) == 0
+    status = final(spool)
+    assert (status["state"], status["return_code"], status["complete"]) == ("terminated", 44, True), log(spool)
+    assert (status["stdout"]["bytes"], status["stderr"]["bytes"]) == sizes
+    sums = [hashlib.sha256((spool / "r" / name).read_bytes()).hexdigest() for name in ("stdout", "stderr")]
+    assert sums == (tmp_path / "sums").read_text().split()
+    assert status["connection"]["drops"] == len(events)
+
+
+def test_run_whose_chaperone_died_is_unattended_and_goes_on(spool, remote, chaperone):
+    process = start(spool, sh("echo one; while [ ! -e go ]; do sleep 0.05; done; echo two; exit 5", cwd=str(spool)), remote=remote, on_disconnect="survive")
+    until(lambda: stdout(spool) == b"one\n")
+    pid = connected(spool)["pid"]
+    process.kill()
+    process.wait()
+    until(lambda: json.loads(chaperone("status", "r").stdout)["state"] == "unattended")
+    os.kill(pid, 0)
+    (spool / "go").touch()
+    until(lambda: not processes_with(b"CHAPERONE_RUN_ID=r\0"))
+    (spool / "go").unlink()
+    assert adopt(spool).wait(30) == 0
+    status = final(spool)
+    assert (status["state"], status["return_code"], status["complete"]) == ("terminated", 5, True), log(spool)
+    assert stdout(spool) == b"one\ntwo\n"
+
+
+def test_stop_reaches_an_adopted_program(spool, remote, chaperone):
+    process = start(spool, sh("trap '' TERM; echo up; while :; do sleep 0.05; done"), remote=remote, on_disconnect="survive", stop={"grace_period": 0.4})
+    until(lambda: stdout(spool) == b"up\n")
+    process.kill()
+    process.wait()
+    process = adopt(spool)
+    connected(spool)
+    assert chaperone("stop", "r").returncode == 0
+    assert process.wait(20) == 0
+    assert (final(spool)["signal"], final(spool)["stop"]["reason"]) == ("SIGKILL", "request")
+
+
+def test_lease_ends_what_nobody_asks_for(spool, remote):
+    process = start(spool, sh("trap '' TERM; echo up; while :; do sleep 0.05; done"), remote=remote, on_disconnect="survive", lease=2, stop={"grace_period": 0.2})
+    until(lambda: stdout(spool) == b"up\n")
+    process.kill()
+    process.wait()
+    until(lambda: not processes_with(b"CHAPERONE_RUN_ID=r\0"), 10)
+
+
+def test_leftovers_are_ended_or_left_where_it_survives(spool, remote):
+    for number, leftovers in enumerate(("stop", "leave")):
+        spec = {"remote": remote, "on_disconnect": "survive", "leftovers": leftovers}
+        assert start(spool, sh("sleep 1000 & setsid sleep 1000 & echo out; exit 3"), f"r{number}", **spec).wait(30) == 0
+        left = processes_with(f"CHAPERONE_RUN_ID=r{number}\0".encode())
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+        status = final(spool, f"r{number}")
+        assert (status["return_code"], status["leftovers"], status["complete"], len(left)) == (3, 2, True, 2 * number), log(spool, f"r{number}")
+        assert stdout(spool, f"r{number}") == b"out\n"
+
+
+def test_program_that_opens_its_output_anew_loses_nothing(spool, remote):
+    process = start(spool, sh("echo one; echo two > /dev/stdout; echo three"), remote=remote, on_disconnect="survive")
+    assert process.wait(30) == 0
+    assert stdout(spool) == b"one\ntwo\nthree\n"
+
+
+def test_failure_to_start_is_told_where_it_survives_too(spool, remote):
+    assert start(spool, {"argv": ["no-such"]}, remote=remote, on_disconnect="survive").wait(30) == 0
+    status = final(spool)
+    assert (status["state"], status["exception"]["message"], status["started"]) == ("error", "unable to run 'no-such': not found on the far side", False)
