@@ -206,6 +206,16 @@ def add_site_packages() -> None:
         import site
 
         site.main()
+    import warnings
+
+    warnings.showwarning = _warned
+
+
+def _warned(message: Warning | str, category: type[Warning], filename: str, lineno: int, file: object = None, line: str | None = None) -> None:
+    """A warning is for people: the sentence, without the place in the code that says it."""
+    from . import show
+
+    write(2, f"chaperone: {show.escaped(str(message))}\n".encode())
 
 
 # -- what comes out

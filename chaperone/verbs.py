@@ -66,8 +66,11 @@ def _opened_run(spool_fd: int, run_id: str) -> Iterator[int]:
 def _run_id(spool_fd: int, text: str) -> str:
     """The run that a word means: an exact id beats a prefix, a prefix must fit one run alone."""
     if specs.is_run_id(text):
-        known = spool.all_ids(spool_fd)
-        found = [text] if text in known else [run_id for run_id in known if run_id.startswith(text)]
+        try:
+            os.close(spool.open_run(spool_fd, text))
+            return text
+        except NoRunError:
+            found = [run_id for run_id in spool.all_ids(spool_fd) if run_id.startswith(text)]
         if len(found) == 1:
             return found[0]
         if found:

@@ -433,6 +433,18 @@ def test_a_wait_is_one_sleep_that_the_kernel_ends(held, tmp_path, words):
     assert sum(took[1:]) < 0.5, "and hardly at all else"
 
 
+def test_a_spool_that_must_be_polled_is_told_in_a_sentence(chaperone, spool):
+    chaperone("run", "-", spec=ECHO)
+    script = """import sys
+from chaperone import cli, follow
+follow.silent_filesystem = lambda fd: "nfs"
+sys.exit(cli.main(sys.argv[1:]))"""
+    result = subprocess.run([sys.executable, "-c", script, "tail", "-f", "echo"], capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0
+    assert result.stdout == "out\n"
+    assert re.fullmatch(r"err\nchaperone: [^\n]*inotify may be silent on nfs[^\n]*\n", result.stderr)
+
+
 # -- asking
 
 
