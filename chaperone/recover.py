@@ -84,16 +84,22 @@ def _reaped(spool_fd: int, path: str, run_id: str) -> Reaped:
         if pulse:
             return told("alive", "its chaperone lives")
         ended = spool.read_final(run_fd, run_id) is not None
+        if pulse is None and not ended and not spool.is_path_of(spool_fd, run_id, run_fd):
+            raise NoRunError(f"unable to reap run {run_id!r}: it is being deleted")
         if pulse is None:
             return told("ended", "it has ended") if ended else told("failed", "unable to tell whether its chaperone lives: its lock is gone")
         if not ended and (left_s := _adoptable_s(run_fd, run_id)) > 0:
             return told("unattended", f"it may live on without its chaperone, for {left_s:.0f} s more: adopt it")
+    except NoRunError:
+        raise
     except SpoolError as error:
         return told("failed", str(error))
     finally:
         os.close(run_fd)
     try:
         run = takeover.take_over(spool_fd, path, run_id)
+    except NoRunError:
+        raise
     except SpoolError as error:
         return told("failed", str(error))
     if run is None:
@@ -192,7 +198,7 @@ def _swept(spool_fd: int) -> list[Reaped]:
         except BlockingIOError:
             return []
         found = []
-        for name in spool.build_directories(spool_fd):
+        for name in spool.hidden_directories(spool_fd, spool.NEW):
             rundir.remove_tree(spool_fd, name)
             found.append(Reaped(run_id=name, done="swept", says="removed: its start died before the run appeared"))
         for run_id in spool.live_ids(spool_fd):

@@ -139,7 +139,7 @@ class RunDirectory:
 
     def has_entry(self) -> bool:
         """Whether the run has its entry, in .running/ or already in .ended/."""
-        return any(_exists(self.spool_fd, f"{name}/{self.run_id}") for name in (spool.RUNNING, spool.ENDED))
+        return spool.where_entered(self.spool_fd, self.run_id) is not None
 
     def enter(self) -> None:
         """Make the entry in .running/ again, if it is not there; `end` moves it on."""
@@ -212,7 +212,7 @@ def create(path: str, spec: dict[str, Any], secrets: dict[str, Any], status: dic
         SpoolError: If it can't be created; nothing is left behind.
     """
     run_id = spec["id"]
-    building = f".{run_id}.{key}.new"
+    building = f".{run_id}.{key}{spool.NEW}"
     run = None
     spool_fd = spool.open_spool(path, create=True)
     try:
@@ -245,7 +245,7 @@ def create(path: str, spec: dict[str, Any], secrets: dict[str, Any], status: dic
 
 
 def _refuse_existing(spool_fd: int, run_id: str) -> None:
-    if _exists(spool_fd, run_id):
+    if spool.found(spool_fd, run_id):
         raise RunExistsError(f"unable to create run {run_id!r}: it exists", errno.EEXIST)
 
 
@@ -301,20 +301,14 @@ def sweep_entry(spool_fd: int, running_fd: int, run_id: str) -> bool:
     """
     try:
         fcntl.flock(running_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not _exists(spool_fd, run_id) or (not _exists(spool_fd, f"{run_id}/{spool.LOCK}") and _exists(spool_fd, f"{run_id}/{spool.FINAL_STATUS}")):
+        if not spool.found(spool_fd, run_id) or (
+            not spool.found(spool_fd, f"{run_id}/{spool.LOCK}") and spool.found(spool_fd, f"{run_id}/{spool.FINAL_STATUS}")
+        ):
             os.unlink(run_id, dir_fd=running_fd)
             return True
     except OSError:
         pass
     return False
-
-
-def _exists(spool_fd: int, name: str) -> bool:
-    try:
-        os.stat(name, dir_fd=spool_fd, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return True
 
 
 def remove_tree(spool_fd: int, name: str) -> None:

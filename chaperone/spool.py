@@ -40,6 +40,7 @@ RESERVE = 16 * 1024  # bytes for the final status beyond what it repeats of the 
 LINE = 4_096  # bytes of a request: PIPE_BUF, up to which writers of one FIFO don't mix
 JSON_LIMIT = 64 * 1024 * 1024  # bytes; a larger JSON file is not ours, and reading it could eat the reader's memory
 RUNNING, ENDED, CONNECT, LAUNCHER, LAUNCHER_LOCK = ".running", ".ended", ".connect", ".launcher", ".launcher.lock"
+NEW, GONE = ".new", ".gone"
 SPEC, LOCK, CONTROL, LOG = "spec.json", "lock", "control", "log"
 LIVE_STATUS, FINAL_STATUS, RESERVED, BUILDING = "running.json", "status.json", ".status", ".running.json"
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -49,6 +50,14 @@ FILE = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 def failure(verb: str, error: OSError) -> SpoolError:
     """The one sentence for what the system refused: `unable to VERB: reason`."""
     return SpoolError(f"unable to {verb}: {error.strerror}", error.errno)
+
+
+def found(directory_fd: int, name: str) -> os.stat_result | None:
+    """What is there under a name, itself if it is a symlink; None if nothing is."""
+    try:
+        return os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 # -- the spool
@@ -73,11 +82,11 @@ def open_spool(path: str, create: bool = False) -> int:
     except OSError as error:
         raise failure(f"open spool {path!r}", error) from error
     try:
-        found = os.fstat(fd)
-        if found.st_uid != os.geteuid():
-            raise SpoolError(f"unable to use spool {path!r}: want it owned by uid {os.geteuid()}, got uid {found.st_uid}", errno.EPERM)
-        if found.st_mode & 0o022:
-            raise SpoolError(f"unable to use spool {path!r}: want nobody else to write to it, got mode {found.st_mode & 0o7777:04o}", errno.EPERM)
+        ours = os.fstat(fd)
+        if ours.st_uid != os.geteuid():
+            raise SpoolError(f"unable to use spool {path!r}: want it owned by uid {os.geteuid()}, got uid {ours.st_uid}", errno.EPERM)
+        if ours.st_mode & 0o022:
+            raise SpoolError(f"unable to use spool {path!r}: want nobody else to write to it, got mode {ours.st_mode & 0o7777:04o}", errno.EPERM)
         for name in (RUNNING, ENDED) if create else ():
             make_directory(name, fd)
     except OSError as error:
@@ -144,27 +153,18 @@ def all_ids(spool_fd: int) -> list[str]:
 
 def has_lock(spool_fd: int, run_id: str) -> bool:
     """Whether a run's lock is there, held or not: it goes with the last step of an ending."""
-    try:
-        os.stat(f"{run_id}/{LOCK}", dir_fd=spool_fd, follow_symlinks=False)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return True
+    return found(spool_fd, f"{run_id}/{LOCK}") is not None
 
 
-def build_directories(spool_fd: int) -> list[str]:
-    """The names of run directories that are being built, or whose starter died."""
-    return sorted(name for name in os.listdir(spool_fd) if name.startswith(".") and name.endswith(".new"))
+def hidden_directories(spool_fd: int, kind: str) -> list[str]:
+    """The names of run directories that are being built (NEW) or deleted (GONE), or whose maker died at it."""
+    return sorted(name for name in os.listdir(spool_fd) if name.startswith(".") and name.endswith(kind))
 
 
 def where_entered(spool_fd: int, run_id: str) -> str | None:
     """Where the id stands: RUNNING, ENDED, or None if it is in neither, for it was collected; costs the same however many there are."""
-    for where in (RUNNING, ENDED):  # the way the entries move: one that is moving is seen in either
-        try:
-            os.stat(f"{where}/{run_id}", dir_fd=spool_fd, follow_symlinks=False)
-            return where
-        except FileNotFoundError:
-            continue
-    return None
+    # In the order in which the entries move: one that is moving is seen in either.
+    return next((where for where in (RUNNING, ENDED) if found(spool_fd, f"{where}/{run_id}")), None)
 
 
 def collect(spool_fd: int, run_id: str) -> None:
@@ -174,7 +174,7 @@ def collect(spool_fd: int, run_id: str) -> None:
     If its chaperone was killed before it could move the entry, it is taken out of .running/: else the run would come back
     for the next follower, who would deliver its end a second time.
     """
-    if not is_run_id(run_id) or _removed(spool_fd, ENDED, run_id):
+    if not is_run_id(run_id) or remove_entry(spool_fd, ENDED, run_id):
         return
     try:
         run_fd = open_run(spool_fd, run_id)
@@ -184,11 +184,12 @@ def collect(spool_fd: int, run_id: str) -> None:
         ended = pulse(run_fd) is not True and read_final(run_fd, run_id) is not None
     finally:
         os.close(run_fd)
-    if ended and not _removed(spool_fd, ENDED, run_id):  # once more: between our two looks it may have been moved there
-        _removed(spool_fd, RUNNING, run_id)
+    if ended and not remove_entry(spool_fd, ENDED, run_id):  # once more: between our two looks it may have been moved there
+        remove_entry(spool_fd, RUNNING, run_id)
 
 
-def _removed(spool_fd: int, name: str, run_id: str) -> bool:
+def remove_entry(spool_fd: int, name: str, run_id: str) -> bool:
+    """Take an entry out of RUNNING or ENDED; False if it is not there."""
     try:
         fd = open_entries(spool_fd, name)
     except FileNotFoundError:
@@ -223,8 +224,8 @@ def open_plain(directory_fd: int, name: str, flags: int = os.O_RDONLY) -> int:
         raise
     except OSError as error:
         raise failure(f"open {name!r}", error) from error
-    found, kind = os.fstat(fd), stat.S_IFIFO if name == CONTROL else stat.S_IFREG
-    if stat.S_IFMT(found.st_mode) != kind or found.st_uid != os.geteuid() or found.st_nlink > 1:
+    ours, kind = os.fstat(fd), stat.S_IFIFO if name == CONTROL else stat.S_IFREG
+    if stat.S_IFMT(ours.st_mode) != kind or ours.st_uid != os.geteuid() or ours.st_nlink > 1:
         os.close(fd)
         raise SpoolError(f"unable to open {name!r}: want a {'FIFO' if kind == stat.S_IFIFO else 'file'} of ours without other links", errno.EPERM)
     return fd
@@ -276,10 +277,8 @@ def open_run(spool_fd: int, run_id: str) -> int:
 
 def is_path_of(spool_fd: int, run_id: str, run_fd: int) -> bool:
     """Whether the run directory at that name still is the one that was opened."""
-    try:
-        return os.path.samestat(os.stat(run_id, dir_fd=spool_fd, follow_symlinks=False), os.fstat(run_fd))
-    except FileNotFoundError:
-        return False
+    now = found(spool_fd, run_id)
+    return now is not None and os.path.samestat(now, os.fstat(run_fd))
 
 
 def pulse(run_fd: int) -> bool | None:
@@ -311,6 +310,12 @@ def read_spec(run_fd: int) -> dict[str, Any]:
 def read_final(run_fd: int, run_id: str) -> dict[str, Any] | None:
     """The published final status; None where there is none."""
     return statuses.final_known(_read_json(run_fd, FINAL_STATUS), run_id)
+
+
+def ended_at(run_fd: int) -> float | None:
+    """When a final status was published, seconds since the epoch; None if none was."""
+    final = found(run_fd, FINAL_STATUS)
+    return None if final is None else final.st_mtime
 
 
 def read_live(run_fd: int, run_id: str) -> dict[str, Any]:
@@ -351,10 +356,8 @@ def look(run_fd: int, run_id: str) -> tuple[bool, dict[str, Any]]:
 
 def leased_s(run_fd: int, spec: dict[str, Any], boot: str | None) -> float:
     """As `lease.left_s`, by the times of the lock, which the chaperone touches whenever it hears from the far side."""
-    try:
-        return lease.left_s(os.stat(LOCK, dir_fd=run_fd, follow_symlinks=False), spec, boot)
-    except FileNotFoundError:
-        return 0.0
+    lock = found(run_fd, LOCK)
+    return 0.0 if lock is None else lease.left_s(lock, spec, boot)
 
 
 def open_stream(run_fd: int, stream: str) -> int:

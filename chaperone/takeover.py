@@ -77,11 +77,8 @@ def _locked(fd: int, patience_s: float) -> bool:
 
 def _is_still(spool_fd: int, run_id: str, run_fd: int, lock_fd: int) -> bool:
     """Whether what we have locked is still the lock of the run of that name."""
-    try:
-        lock = os.stat(spool.LOCK, dir_fd=run_fd, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return os.path.samestat(lock, os.fstat(lock_fd)) and spool.is_path_of(spool_fd, run_id, run_fd)
+    lock = spool.found(run_fd, spool.LOCK)
+    return lock is not None and os.path.samestat(lock, os.fstat(lock_fd)) and spool.is_path_of(spool_fd, run_id, run_fd)
 
 
 def wait_for_guard(run: RunDirectory, patience_s: float = GUARD_S) -> bool:

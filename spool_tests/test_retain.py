@@ -1,0 +1,316 @@
+"""gc: which runs go, that no other run is touched, and that it may be killed or raced at any step."""
+
+import fcntl
+import os
+import shutil
+import signal
+import time
+
+import attrs
+import pytest
+
+from chaperone import recover, retain
+from chaperone import spool as spools
+from chaperone.errors import NoRunError, RunExistsError, SpoolError
+from spool_tests import disk
+from spool_tests.conftest import open_fds
+
+DAY_S = 86_400
+NOTHING = retain.Summary(removed=[], freed=0, kept=0, kept_bytes=0, live=0, swept=0, failed=[])
+
+
+def ended(spool, run_id, days=0.0, code=0, size=0):
+    """A run that ended some days ago."""
+    run = disk.create(spool, run_id)
+    os.write(run.streams["stdout"], bytes(size))
+    disk.end(run, code)
+    then = time.time() - days * DAY_S
+    os.utime(spool / run_id / "status.json", (then, then))
+
+
+def ids(spool):
+    return sorted(name for name in os.listdir(spool) if not name.startswith("."))
+
+
+def gc(spool, **wanted):
+    return retain.gc(str(spool), **wanted)
+
+
+def test_nothing_is_asked_and_nothing_goes(spool):
+    ended(spool, "old", days=1000)
+    assert gc(spool) == attrs.evolve(NOTHING, kept=1) and ids(spool) == ["old"]
+
+
+def test_old_runs_go_oldest_first_with_their_entries(spool):
+    for run_id, days in (("new", 0), ("old", 8), ("older", 9), ("edge", 6.9)):
+        ended(spool, run_id, days)
+    summary = gc(spool, older_s=7 * DAY_S)
+    assert (summary.removed, summary.kept, summary.live, summary.failed) == (["older", "old"], 2, 0, []) and summary.freed > 0
+    assert ids(spool) == sorted(os.listdir(spool / ".ended")) == ["edge", "new"]
+
+
+def test_failed_runs_are_kept_longer(spool):
+    ended(spool, "good", 8), ended(spool, "bad", 8, code=1), ended(spool, "worse", 31, code=1)
+    run = disk.create(spool, "lost")
+    run.close()
+    recover.reap(str(spool))
+    summary = gc(spool, older_s=7 * DAY_S, keep_failed_s=30 * DAY_S)
+    assert summary.removed == ["worse", "good"] and ids(spool) == ["bad", "lost"]
+    # A run that failed is protected from the room that is wanted, too.
+    assert gc(spool, max_bytes=0, keep_failed_s=30 * DAY_S).removed == [] and ids(spool) == ["bad", "lost"]
+    assert gc(spool, max_bytes=0).removed == ["bad", "lost"]
+
+
+def test_oldest_go_until_the_rest_fits(spool):
+    for number in range(4):
+        ended(spool, f"r{number}", days=9 - number, size=100_000)
+    sizes = gc(spool, max_bytes=2**60).kept_bytes
+    assert 400_000 < sizes < 600_000
+    summary = gc(spool, max_bytes=sizes // 2)
+    assert summary.removed == ["r0", "r1"] and summary.kept_bytes <= sizes // 2 and summary.freed == sizes - summary.kept_bytes
+    assert gc(spool, older_s=6.5 * DAY_S, max_bytes=sizes // 4).removed == ["r2"] and ids(spool) == ["r3"]
+
+
+def test_dry_run_says_the_same_and_deletes_nothing(spool):
+    ended(spool, "old", 8), ended(spool, "new")
+    before = disk.tree(spool)
+    would = gc(spool, older_s=DAY_S, max_bytes=2**60, dry_run=True)
+    assert disk.tree(spool) == before
+    assert gc(spool, older_s=DAY_S, max_bytes=2**60) == would
+
+
+def test_what_has_not_ended_is_never_touched(spool):
+    live = disk.create(spool, "live")
+    disk.create(spool, "dead").close()
+    disk.create(spool, "adoptable", on_disconnect="survive", lease=1000).close()
+    ending = disk.create(spool, "ending")
+    ending.publish(disk.terminated(ending))
+    before = disk.tree(spool)
+    summary = gc(spool, older_s=-1, max_bytes=0)
+    assert (summary.removed, summary.live, summary.failed) == ([], 4, []) and disk.tree(spool) == before
+    live.close(), ending.close()
+
+
+def test_ending_half_done_may_go_and_leaves_no_entry(spool):
+    run = disk.create(spool)
+    run.publish(disk.terminated(run))
+    run.close()
+    assert gc(spool, older_s=-1).removed == ["r"] and disk.tree(spool) == [".ended", ".running"]
+
+
+def test_ending_that_somebody_finishes_is_left_alone(spool, monkeypatch):
+    run = disk.create(spool)
+    run.publish(disk.terminated(run))
+    run.close()
+    real = retain._chosen
+
+    def taken(*arguments):
+        with open(spool / "r" / "lock") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            held.append(os.dup(lock.fileno()))
+        return real(*arguments)
+
+    held = []
+    monkeypatch.setattr(retain, "_chosen", taken)
+    summary = gc(spool, older_s=-1)
+    assert (summary.removed, summary.failed) == ([], ["unable to delete run 'r': somebody holds its lock"]) and ids(spool) == ["r"]
+    os.close(held[0])
+
+
+def test_run_that_was_replaced_meanwhile_is_not_deleted(spool, monkeypatch):
+    ended(spool, "r")
+    real, new = retain._chosen, []
+
+    def replaced(*arguments):
+        os.rename(spool / "r", spool / "elsewhere")
+        os.unlink(spool / ".ended" / "r")
+        new.append(disk.create(spool))
+        return real(*arguments)
+
+    monkeypatch.setattr(retain, "_chosen", replaced)
+    summary = gc(spool, older_s=-1)
+    assert (summary.removed, summary.failed) == ([], ["unable to delete run 'r': somebody holds its lock"])
+    assert disk.look(spool)[0] and os.listdir(spool / ".running") == ["r"]
+    new[0].close()
+
+
+def test_two_at_once_are_one_too_many(spool):
+    ended(spool, "r")
+    with Directory(spool / ".ended") as fd:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        with pytest.raises(SpoolError) as caught:
+            gc(spool, older_s=-1)
+    assert str(caught.value) == f"unable to collect garbage in spool {str(spool)!r}: another gc is at work"
+    assert gc(spool, older_s=-1).removed == ["r"]
+
+
+class Directory:
+    def __init__(self, path):
+        self.fd = os.open(path, os.O_RDONLY)
+
+    def __enter__(self):
+        return self.fd
+
+    def __exit__(self, *_):
+        os.close(self.fd)
+
+
+def test_id_is_free_again_and_told_apart(spool):
+    ended(spool, "r")
+    with disk.opened(spool) as spool_fd:
+        old_fd = spools.open_run(spool_fd, "r")
+        old = spools.read_spec(old_fd)["key"]
+        with pytest.raises(RunExistsError):
+            disk.create(spool)
+        gc(spool, older_s=-1)
+        run = disk.create(spool)
+        new_fd = spools.open_run(spool_fd, "r")
+        assert spools.read_spec(new_fd)["key"] == run.key != old and not spools.is_path_of(spool_fd, "r", old_fd)
+        with pytest.raises(NoRunError, match="it is being deleted"):
+            spools.look(old_fd, "r")
+        os.close(old_fd), os.close(new_fd)
+    run.close()
+
+
+def test_reader_with_an_fd_never_takes_a_deleted_run_for_a_lost_one(spool, monkeypatch):
+    ended(spool, "r")
+    with disk.opened(spool) as spool_fd:
+        run_fd = spools.open_run(spool_fd, "r")
+        seen = []
+        for name in ("unlink", "rename", "rmdir"):
+            real = getattr(os, name)
+
+            def looked(*arguments, real=real, **fds):
+                try:
+                    seen.append(spools.look(run_fd, "r")[1]["state"])
+                except NoRunError:
+                    seen.append("deleted")
+                return real(*arguments, **fds)
+
+            monkeypatch.setattr(os, name, looked)
+        gc(spool, older_s=-1)
+        assert spools.found(spool_fd, "r") is None
+        os.close(run_fd)
+    assert set(seen) == {"terminated", "deleted"} and seen == sorted(seen, reverse=True)
+
+
+def test_killed_at_any_step_it_is_finished_by_the_next(spool):
+    points = 0
+
+    def prepare():
+        ended(spool, "a", 9, size=10), ended(spool, "b", 8), ended(spool, "new")
+        half = disk.create(spool, "half")
+        half.publish(disk.terminated(half))
+        half.close()
+        os.utime(spool / "half" / "status.json", (1, 1))
+
+    prepare()
+    for number in disk.crash_points(lambda: gc(spool, older_s=DAY_S)):
+        points = number
+        for run_id in ids(spool):
+            assert disk.look(spool, run_id)[1]["state"] == "terminated"
+        gc(spool, older_s=DAY_S)
+        recover.reap(str(spool))
+        assert ids(spool) == ["new"] and sorted(os.listdir(spool)) == [".ended", ".running", "new"]
+        assert os.listdir(spool / ".ended") == ["new"] and os.listdir(spool / ".running") == []
+        for name in os.listdir(spool):
+            shutil.rmtree(spool / name)
+        prepare()
+    assert points > 30
+
+
+def test_whatever_somebody_put_there_goes_and_nothing_outside_does(spool, tmp_path):
+    ended(spool, "r")
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "file").write_text("mine")
+    (spool / "r" / "notes" / "deep").mkdir(parents=True)
+    (spool / "r" / "notes" / "deep" / "file").write_text("x")
+    (spool / "r" / "link").symlink_to(outside)
+    (spool / "r" / "notes" / "link").symlink_to(outside / "file")
+    os.link(outside / "file", spool / "r" / "hard")
+    os.mkfifo(spool / "r" / "fifo")
+    assert gc(spool, older_s=-1).removed == ["r"] and ids(spool) == []
+    assert (outside / "file").read_text() == "mine" and open_fds(str(tmp_path)) == []
+
+
+def test_what_is_no_run_is_told_and_left_alone(spool, tmp_path):
+    ended(spool, "good")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "status.json").touch()
+    (spool / "planted").symlink_to(tmp_path / "elsewhere")
+    (spool / "file").touch()
+    summary = gc(spool, older_s=-1)
+    assert summary.removed == ["good"]
+    assert summary.failed == ["unable to open run 'file': Not a directory", "unable to open run 'planted': Not a directory"]
+    assert (tmp_path / "elsewhere" / "status.json").exists()
+
+
+def test_starts_reaps_and_looks_go_on_beside_it(spool):
+    """New runs end all the time, under ids that gc makes free again, while gcs and reaps are at work."""
+    rounds = 60
+
+    def start(worker):
+        for number in range(rounds):
+            run_id = f"{worker}-{number % 5}"
+            try:
+                run = disk.create(spool, run_id)
+            except RunExistsError:
+                continue
+            assert disk.look(spool, run_id)[0]
+            disk.end(run)
+
+    def clean():
+        while True:
+            try:
+                assert gc(spool, older_s=-1).failed == []
+            except SpoolError as error:
+                assert "another gc" in str(error)
+            assert {found.done for found in recover.reap(str(spool))} <= {"alive", "ended", "swept"}
+
+    disk.end(disk.create(spool, "first"))
+    cleaners = [disk.forked(clean) for _ in range(2)]
+    starters = [disk.forked(lambda worker=worker: start(worker)) for worker in range(2)]
+    try:
+        assert [disk.waited(pid) for pid in starters] == [0, 0]
+    finally:
+        assert [disk.killed(pid) for pid in cleaners] == [-signal.SIGKILL] * 2
+    gc(spool, older_s=-1), recover.reap(str(spool))
+    assert disk.tree(spool) == [".ended", ".running"]
+
+
+def test_progress_is_told(spool):
+    for number in range(3):
+        ended(spool, f"r{number}")
+    told = []
+    gc(spool, older_s=-1, progress=lambda done, of: told.append((done, of)))
+    assert told == [(1, 3), (2, 3), (3, 3)] * 2
+
+
+def test_ten_thousand_runs_go_in_seconds(spool):
+    ended(spool, "template", days=9)
+    live = disk.create(spool, "live")
+    names = sorted(os.listdir(spool / "template"))
+    for number in range(9_000):
+        directory = spool / f"r{number}"
+        directory.mkdir(0o700)
+        for name in names:
+            os.close(os.open(directory / name, os.O_CREAT | os.O_WRONLY, 0o600))
+        (spool / ".ended" / f"r{number}").symlink_to(f"../r{number}")
+        os.utime(directory / "status.json", (1, 1))
+    locks = []
+    for number in range(999):
+        directory = spool / f"live{number}"
+        directory.mkdir(0o700)
+        locks.append(os.open(directory / "lock", os.O_CREAT | os.O_WRONLY, 0o600))
+        fcntl.flock(locks[-1], fcntl.LOCK_EX)
+        (directory / "running.json").touch()
+    begun, cpu = time.monotonic(), time.process_time()
+    summary = gc(spool, older_s=7 * DAY_S)
+    took, cpu = time.monotonic() - begun, time.process_time() - cpu
+    assert (len(summary.removed), summary.live, summary.failed) == (9_001, 1_000, [])
+    print(f"9,001 of 10,001 deleted in {took:.2f} s, {cpu:.2f} s of a processor")
+    assert cpu < 5  # other tests run beside this one: what it costs, not how long it waited
+    for fd in locks:
+        os.close(fd)
+    live.close()
