@@ -114,7 +114,7 @@ def test_several_specs_are_several_runs(chaperone, tmp_path):
 def test_several_specs_exit_as_the_first_that_failed(chaperone, tmp_path):
     (tmp_path / "bad").write_text("{}")
     (tmp_path / "good").write_text(json.dumps(ECHO))
-    result = chaperone("run", tmp_path / "good", tmp_path / "bad", tmp_path / "good")
+    result = chaperone("run", tmp_path / "bad", tmp_path / "good", tmp_path / "good")
     assert (result.returncode, result.stdout) == (os.EX_DATAERR, "echo\n")
 
 
