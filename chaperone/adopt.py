@@ -62,6 +62,9 @@ def held(spool_path: str, run_id: str, inherited: dict[str, Any], visible: prolo
         run = takeover.take_over(spool_fd, spool_path, run_id)
         if run is None:
             raise SpoolError(f"unable to adopt run {run_id!r}: somebody else holds its lock by now")
+        if run.is_ended():  # between our look and our lock another adopter held it, to an end that was left half done
+            run.close()
+            raise SpoolError(f"unable to adopt run {run_id!r}: want it unattended, got it ended")
     finally:
         os.close(spool_fd)
     spec, status = spool.read_spec(run.fd), spool.read_live(run.fd, run_id)
