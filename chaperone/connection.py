@@ -193,7 +193,7 @@ class Connection:
         """Look for the ready word in what startup files and hops say."""
         self._booted = (self._booted + data)[-farside.Records.NOISE_BYTES :]
         before, word, after = self._booted.partition(farside.READY)
-        if not word:
+        if not word or "stdin" not in self._fds:  # too late: what had eaten our silence until its end lets the command run now
             return
         self._records["stderr"].noise += before
         self.ready = True
@@ -269,5 +269,5 @@ class Connection:
         is_farewell = self._code == 255 and self._held.endswith(farside.FAREWELL[1])
         if self._held and not is_farewell:
             self._listener.output("stderr", self._held)
-        noise = bytes(self._records["stdout"].noise + self._records["stderr"].noise) if self.ready else self._booted
+        noise = bytes(self._records["stdout"].noise + self._records["stderr"].noise) if self.ready else self._booted.replace(farside.READY, b"")
         self._listener.closed(self._code, self.ready, noise + self._held if is_farewell else noise)

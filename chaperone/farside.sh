@@ -52,11 +52,16 @@ in_group() {
   [ "$setsid" ] && [ "$3" = "$pid" ]
 }
 
+# A process that has ended counts as a member until its parent takes it up; an init that takes its time with that is not waited for.
+group_lives() {
+  [ "$setsid" ] && kill -0 "-$pid" || return 1
+  [ ! -r /proc/self/stat ] || grep -qs "^[0-9]* (.*) [^ZX] [0-9]* $pid " /proc/[0-9]*/stat
+}
+
 # pid is checked before every use: `kill -TERM -` followed by nothing, or by 0, would be our own group.
 left() {
   [ "$pid" -gt 1 ] || return 1
-  [ "$setsid" ] && kill -0 "-$pid" && return 0
-  [ "$(others)" ]
+  group_lives || [ "$(others)" ]
 }
 
 # One signal for all of them, and for each only once; listed first, since a parent's death may hide its children.
@@ -84,7 +89,7 @@ end_all() {
 # How many were left by a program that has ended: the marked ones; without /proc it is only known that there are any.
 count_left() {
   count=$(others | grep -c .)
-  [ "$count" -eq 0 ] && [ "$setsid" ] && kill -0 "-$pid" && count=1
+  [ "$count" -eq 0 ] && group_lives && count=1
   echo "$count"
 }
 
@@ -157,7 +162,9 @@ watch_lease() {
   say lost "$idle"
   end_all "$grace"
   kill -KILL "$reader"
-  [ "$life" = survive ] && leave_nothing
+  [ "$life" = survive ] || return
+  read -r attached <"$dir/attached" && [ "/proc/$attached/cwd" -ef "$dir" ] && kill "$attached"
+  rm -rf "$dir"
 }
 
 # -- R: control lines
@@ -166,11 +173,6 @@ watch_lease() {
 own_pid() { read -r self ignored </proc/self/stat || self=$(exec sh -c 'echo $PPID'); }
 
 feed() { kill -USR1 "$watcher"; }
-
-leave_nothing() {
-  read -r attached <"$dir/attached" && [ "/proc/$attached/cwd" -ef "$dir" ] && kill "$attached"
-  rm -rf "$dir"
-}
 
 # A record written into a connection that is gone raises SIGPIPE: it must not end R before R has ended the program.
 control() {
@@ -219,7 +221,7 @@ control() {
   done
   kill "$watcher"
   [ "$done" ] || end_all "$grace"
-  [ "$life" = survive ] && leave_nothing
+  [ "$life" = survive ] && rm -rf "$dir"
 }
 
 # -- A: one connection to a run that survives it
@@ -291,7 +293,11 @@ kill) run | control ;;
 survive)
   # mkdir decides whether this is the one start: a second one, or one that was overtaken by an `attach`, is refused.
   (umask 077; mkdir -p "${dir%/*}"; mkdir "$dir" && mkfifo "$dir/control" && : >"$dir/out" && : >"$dir/err" && : >"$dir/said") || { say fail directory; exit 0; }
-  { run | control; } 3<>"$dir/control" 4>>"$dir/said" 5>&- | attach
+  # By exec, for a shell that redirects a whole group keeps the old descriptors meanwhile, and ssh would wait for them.
+  {
+    exec 3<>"$dir/control" 4>>"$dir/said" 5>&-
+    run | control
+  } | attach
   ;;
 attach)
   # No directory: it was never started, and the mkdir sees to it that a start still on its way is refused.

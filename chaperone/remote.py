@@ -275,8 +275,11 @@ class RemoteProgram:
         self._look_complete()
 
     def _far_bye(self, words: list[str]) -> None:
-        """The far side has cleared its directory."""
-        self._close()
+        """The far side has cleared its directory; what was left alone may hold its last shell."""
+        if self._spec["leftovers"] == "leave" and self._dialer.connection is not None:
+            self._dialer.connection.terminate()
+        else:
+            self._close()
 
     def _look_left(self) -> None:
         """What was left alone holds the pipes, maybe for ever: all that the program itself wrote is here."""

@@ -1,6 +1,7 @@
 """A program behind ssh or sudo, held by real chaperones over a real sshd."""
 
 import hashlib
+import json
 import os
 import pathlib
 import signal
@@ -28,6 +29,12 @@ def held(spool, sshd, program, run_id="r", remote=None, timeout=60, **spec):
 def log(spool, run_id="r"):
     path = spool / run_id / "log"
     return path.read_text() if path.exists() else ""
+
+
+def far_processes(spool, run_id="r"):
+    """What belongs to a run on the far side, told from the same run of another test that runs now: {pid: command}."""
+    key = json.loads((spool / run_id / "spec.json").read_text())["key"]
+    return processes_with(f"CHAPERONE_COOKIE={key[:16]}\0".encode())
 
 
 def sudo_works():
@@ -171,7 +178,7 @@ def test_stop_and_signals_reach_the_program(spool, sshd, chaperone):
     assert process.wait(20) == 0
     status = final(spool)
     assert (status["state"], status["signal"], status["stop"]["reason"], status["complete"]) == ("terminated", "SIGKILL", "request", True)
-    assert not processes_with(b"CHAPERONE_RUN_ID=r\0")
+    assert not far_processes(spool)
 
 
 def test_stop_before_the_connection_is_there_starts_nothing(spool, sshd):
@@ -185,7 +192,7 @@ def test_stop_before_the_connection_is_there_starts_nothing(spool, sshd):
 @pytest.mark.parametrize("leave", [False, True])
 def test_leftovers_are_ended_or_left(spool, sshd, leave):
     status = held(spool, sshd, sh("sleep 1000 & setsid sleep 1000 & echo out; exit 3"), leftovers="leave" if leave else "stop")
-    left = processes_with(b"CHAPERONE_RUN_ID=r\0")
+    left = far_processes(spool)
     for pid in left:
         os.kill(pid, signal.SIGKILL)
     assert (status["state"], status["return_code"], status["leftovers"], status["complete"]) == ("terminated", 3, 2, True)
@@ -202,7 +209,7 @@ def test_nothing_is_left_when_something_of_the_connection_is_killed(spool, sshd,
     sessions = session_of(sshd, status["connection"]["pid"]) if victim == "session" else []
     for pid in {"chaperone": [process.pid], "ssh": [status["connection"]["pid"]], "session": sessions}[victim]:
         os.kill(pid, signal.SIGKILL)
-    until(lambda: not processes_with(b"CHAPERONE_RUN_ID=r\0"), 0.4 + 4.5)
+    until(lambda: not far_processes(spool), 0.4 + 4.5)
     assert process.wait(20) == (-9 if victim == "chaperone" else 0)
     if victim != "chaperone":
         status = final(spool)

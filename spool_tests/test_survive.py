@@ -11,8 +11,8 @@ import sys
 import pytest
 
 from spool_tests import sshd as server
-from spool_tests.conftest import ROOT, processes_with, until
-from spool_tests.test_remote import log, session_of
+from spool_tests.conftest import ROOT, until
+from spool_tests.test_remote import far_processes, log, session_of
 from spool_tests.test_supervise import final, live, sh, start, stdout
 
 sshd = server.sshd
@@ -84,7 +84,7 @@ sys.exit(44)
 def test_no_byte_is_lost_or_doubled_by_cuts_and_deaths(spool, remote, request, tmp_path):
     """The connection is cut, and the chaperone killed and its run adopted, at random moments of a program that writes all the time."""
     long = request.config.option.long
-    sizes, cuts, deaths, duration = ((100_000_000, 2_000_000), 40, 5, 40) if long else ((10_000_000, 1_000_000), 6, 2, 6)
+    sizes, cuts, deaths, duration = ((100_000_000, 2_000_000), 40, 5, 40) if long else ((10_000_000, 1_000_000), 6, 2, 8)
     chance = random.Random(3)
     argv = ["/usr/bin/python3", "-I", "-S", "-c", WRITER, "7", *map(str, sizes), str(duration), str(tmp_path / "sums")]
     chaperone = start(spool, {"argv": argv}, remote=remote, on_disconnect="survive", lease=60)
@@ -109,7 +109,7 @@ def test_no_byte_is_lost_or_doubled_by_cuts_and_deaths(spool, remote, request, t
     assert (status["stdout"]["bytes"], status["stderr"]["bytes"]) == sizes
     sums = [hashlib.sha256((spool / "r" / name).read_bytes()).hexdigest() for name in ("stdout", "stderr")]
     assert sums == (tmp_path / "sums").read_text().split()
-    assert status["connection"]["drops"] == len(events)
+    assert len(events) - 2 <= status["connection"]["drops"] <= len(events)  # the last ones may have come after the end
 
 
 def test_run_whose_chaperone_died_is_unattended_and_goes_on(spool, remote, chaperone):
@@ -121,7 +121,7 @@ def test_run_whose_chaperone_died_is_unattended_and_goes_on(spool, remote, chape
     until(lambda: json.loads(chaperone("status", "r").stdout)["state"] == "unattended")
     os.kill(pid, 0)
     (spool / "go").touch()
-    until(lambda: not processes_with(b"CHAPERONE_RUN_ID=r\0"))
+    until(lambda: not far_processes(spool))
     (spool / "go").unlink()
     assert adopt(spool).wait(30) == 0
     status = final(spool)
@@ -146,14 +146,14 @@ def test_lease_ends_what_nobody_asks_for(spool, remote):
     until(lambda: stdout(spool) == b"up\n")
     process.kill()
     process.wait()
-    until(lambda: not processes_with(b"CHAPERONE_RUN_ID=r\0"), 10)
+    until(lambda: not far_processes(spool), 10)
 
 
 def test_leftovers_are_ended_or_left_where_it_survives(spool, remote):
     for number, leftovers in enumerate(("stop", "leave")):
         spec = {"remote": remote, "on_disconnect": "survive", "leftovers": leftovers}
         assert start(spool, sh("sleep 1000 & setsid sleep 1000 & echo out; exit 3"), f"r{number}", **spec).wait(30) == 0
-        left = processes_with(f"CHAPERONE_RUN_ID=r{number}\0".encode())
+        left = far_processes(spool, f"r{number}")
         for pid in left:
             os.kill(pid, signal.SIGKILL)
         status = final(spool, f"r{number}")
