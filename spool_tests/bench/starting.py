@@ -1,0 +1,182 @@
+"""Rows about starting: cold, warm, memory."""
+import os
+import time
+
+from chaperone import launch
+
+from . import lab as labs
+from .table import Row, interleaved
+
+IDLE = ["/bin/sleep", "1000"]
+
+
+def cold(lab, rounds):
+    """From a scheduler's posix_spawn of `chaperone run` to the exec of the program, against an interpreter that does nothing."""
+    row = Row("cold", "cold start to the program's exec")
+    programs = lab.programs()
+    spool = lab.new("spool")
+    spec = lab.spec([programs.paths[0]])
+
+    def executed(argv, pause=0.0):
+        def measure():
+            programs.forget()
+            begun = time.perf_counter()
+            pid = lab.spawn(argv)
+            seconds = programs.executed(begun)
+            os.waitpid(pid, 0)
+            time.sleep(pause)  # a peer's server still has something to do
+            return seconds
+
+        return measure
+
+    variants = {"bare interpreter, ended": lambda: lab.ended([*labs.BARE, "-c", "pass"]), "chaperone": executed([*labs.RUN, "--spool", spool, spec])}
+    if labs.has("nq"):
+        lab.env["NQDIR"] = lab.directory("nq")
+        variants["nq"] = executed(["nq", "-q", programs.paths[0]], 0.01)
+    if labs.has("conmon"):
+        conmon = labs.Conmon(lab)
+        variants[conmon.label] = conmon_executed(conmon, programs)
+    found = interleaved(rounds or 100, variants)
+    middle = row.figures_of(found, "ms", 1e3)
+    ratio = middle["chaperone"] / middle["bare interpreter, ended"]
+    row.claim("cold start / bare interpreter", ratio, "<=", 2.5)
+    row.note(f"the beautiful goal of 1.5 is {'reached' if ratio <= 1.5 else 'not reached'}")
+    return row
+
+
+def conmon_executed(conmon, programs):
+    def measure():
+        programs.forget()
+        begun = time.perf_counter()
+        pid, exit_file = conmon.start([programs.paths[0]])
+        seconds = programs.executed(begun)
+        os.waitpid(pid, 0)
+        labs.until(lambda: os.path.exists(exit_file))
+        return seconds
+
+    return measure
+
+
+def warm(lab, rounds):
+    """From the scheduler's call to the exec of the program, by a launcher that is there; one after the other, and in a burst."""
+    row = Row("warm", "warm start to the program's exec, and starts a second in a burst")
+    if not labs.has("conmon"):
+        row.note("conmon is not installed: nothing to compare with")
+        return row
+    programs, conmon = lab.programs(), labs.Conmon(lab)
+    spool = lab.new("spool")
+    started = spool_starter(lab, spool)
+    spec = {"program": {"argv": [programs.paths[0]]}}
+
+    def executed():
+        programs.forget()
+        begun = time.perf_counter()
+        run_id = started(spec)
+        seconds = programs.executed(begun)
+        labs.until(lambda: os.path.exists(os.path.join(spool, run_id, "status.json")))
+        return seconds
+
+    middle = row.figures_of(interleaved(rounds or 100, {conmon.label: conmon_executed(conmon, programs), "chaperone, warm": executed}), "ms", 1e3)
+    row.claim("warm start / conmon", middle["chaperone, warm"] / middle[conmon.label], "<=", 0.75)
+    burst(lab, row, conmon, spool)
+    return row
+
+
+def spool_starter(lab, spool):
+    """A function that starts a spec by a launcher that is there already; returns the run id."""
+    os.mkdir(spool, 0o700)
+    lab.launcher(spool)
+    return lambda spec: launch.start(spool, spec, warm=True, env=lab.env)
+
+
+def burst(lab, row, conmon, spool, count=300, rounds=5):
+    """So many starts as fast as they can be asked for; the rate at which their programs were executed."""
+    programs = lab.programs(count)
+
+    def rate(start):
+        def measure():
+            programs.forget()
+            begun = time.perf_counter()
+            ends = [start(path) for path in programs.paths]
+            moments = programs.all_executed(begun, count)
+            for end in ends:
+                end()
+            return count / moments[-1]
+
+        return measure
+
+    def chaperone(path):
+        run_id = launch.start(spool, {"program": {"argv": [path]}}, warm=True, env=lab.env)
+        return lambda: labs.until(lambda: os.path.exists(os.path.join(spool, run_id, "status.json")))
+
+    def peer(path):
+        pid, exit_file = conmon.start([path])
+        return lambda: (os.waitpid(pid, 0), labs.until(lambda: os.path.exists(exit_file)))
+
+    variants = {f"{conmon.label}, burst": rate(peer), "chaperone, warm, burst": rate(chaperone)}
+    if labs.has("nq"):
+        lab.env["NQDIR"] = lab.directory("nq")
+        variants["nq, burst"] = rate(lambda path: (lambda pid: lambda: os.waitpid(pid, 0))(lab.spawn(["nq", "-q", path])))
+    middle = row.figures_of(interleaved(rounds, variants), "/s")
+    row.claim("warm starts a second / conmon", middle["chaperone, warm, burst"] / middle[f"{conmon.label}, burst"], ">=", 1.2)
+
+
+def memory(lab, rounds):
+    """What an idle run holds for itself (USS): the chaperone and its guard, without the program; against an idle ssh client."""
+    row = Row("memory", "idle memory of a run (USS)")
+    ssh = ssh_client(lab)
+    if ssh:
+        row.figure("idle ssh client", ssh, "KiB")
+    cold, warm = lab.new("spool"), lab.new("spool")
+    started = spool_starter(lab, warm)
+    for _ in range(min(rounds or 20, 20)):
+        launch.start(cold, {"program": {"argv": IDLE}}, env=lab.env)
+    for _ in range(5 * min(rounds or 20, 20)):
+        started({"program": {"argv": IDLE}})
+    pids = []
+    middle = {}
+    for label, spool in (("chaperone, warm", warm), ("chaperone, cold", cold)):
+        labs.until(lambda spool=spool: all(status.get("pid") for status in labs.live(spool)))
+        runs = [holding(status) for status in labs.live(spool)]
+        pids += [status["chaperone_pid"] for status in labs.live(spool)]
+        middle[label] = row.figure(label, [chaperone + guard for chaperone, guard in runs], "KiB")
+        row.figure(f"{label}: its guard", [guard for _, guard in runs], "KiB")
+    if labs.has("conmon"):
+        conmon = labs.Conmon(lab)
+        watching = [conmon.start(IDLE)[0] for _ in range(10)]
+        time.sleep(0.5)
+        grown = [child for pid in watching for child in (labs.children(pid) or [pid])]
+        row.figure(conmon.label, [labs.memory(pid) for pid in watching], "KiB")
+        labs.kill([*grown, *watching])
+    for spool in (cold, warm):
+        for status in labs.live(spool):
+            labs.ask(spool, status["run_id"], "kill")
+    labs.until(lambda: not labs.live(cold) and not labs.live(warm))
+    if ssh:
+        row.claim("warm / idle ssh client", middle["chaperone, warm"] / row.figures[0][3], "<=", 0.6)
+        row.claim("cold / idle ssh client", middle["chaperone, cold"] / row.figures[0][3], "<=", 3)
+    else:
+        row.note("no sshd could be started: nothing to compare with")
+    return row
+
+
+def holding(status):
+    """KiB of a run's chaperone and of its guard."""
+    chaperone = status["chaperone_pid"]
+    guards = [child for child in labs.children(chaperone) if child != status["pid"]]
+    guard = sum(labs.memory(child) for child in guards)
+    return labs.memory(chaperone) + guard, guard
+
+
+def ssh_client(lab, count=5):
+    """KiB of ssh clients whose program is idle; nothing where there is no sshd."""
+    sshd = lab.sshd()
+    if sshd is None:
+        return []
+    pids = [lab.spawn([*sshd.ssh, "echo ready; exec sleep 1000"], stdout=out) for out in [sshd.ready_file() for _ in range(count)]]
+    labs.until(sshd.all_ready)
+    found = [labs.memory(pid) for pid in pids]
+    labs.kill(pids)
+    for pid in pids:
+        os.waitpid(pid, 0)
+    return found
