@@ -36,6 +36,7 @@ if TYPE_CHECKING:
             """It is over: as os.waitstatus_to_exitcode tells it, whether the ready word ever came, what came before the records."""
 
 
+BUSY_BYTES = 32_768  # what ssh writes at once
 LINGER_S = 2.0  # for a chain whose pipes are closed to end by itself, and for pipes that outlive their chain
 
 
@@ -64,6 +65,7 @@ class Connection:
         self._records = {"stdout": farside.Records(nonce), "stderr": farside.Records(nonce)}
         self._held = b""  # a stderr's end that may be ssh's farewell
         self._is_ssh = argv[0] == "ssh"
+        self._capacity = {"stdout": PIPE_BYTES, "stderr": PIPE_BYTES}
         self._code: int | None = None
         self._over = False
         self._timer: int | None = None
@@ -171,23 +173,27 @@ class Connection:
     def _readable(self, fd: int, events: int) -> None:
         stream = self._names[fd]
         try:
-            data = os.read(fd, WIDE_PIPE_BYTES)
+            data = os.read(fd, self._capacity[stream])
         except BlockingIOError:
             return
         if not data:
             self._end_stream(stream)
             return
-        if len(data) == PIPE_BYTES:
-            try:
-                fcntl.fcntl(fd, F_SETPIPE_SZ, WIDE_PIPE_BYTES)
-            except OSError:  # the user's pipes hold enough already
-                pass
+        if len(data) >= BUSY_BYTES and self._capacity[stream] == PIPE_BYTES:
+            self._widen(stream, fd)
         if self._bare:
             self._pass_on(stream, data, [])
         elif not self.ready and stream == "stderr":
             self._boot(data)
         else:
             self._pass_on(stream, *self._records[stream].feed(data))
+
+    def _widen(self, stream: str, fd: int) -> None:
+        """As for a program here: not before there is something to hold."""
+        try:
+            self._capacity[stream] = fcntl.fcntl(fd, F_SETPIPE_SZ, WIDE_PIPE_BYTES)
+        except OSError:  # the user's pipes hold enough already
+            self._capacity[stream] = PIPE_BYTES + 1
 
     def _boot(self, data: bytes) -> None:
         """Look for the ready word in what startup files and hops say."""
