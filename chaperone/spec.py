@@ -22,7 +22,6 @@ _ID_FIRST = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz01234
 _ID_REST = _ID_FIRST | frozenset("._-")
 _NAME = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_")
 RLIMITS = ("as", "core", "cpu", "data", "fsize", "memlock", "nofile", "nproc", "rss", "stack")
-SURVIVE = True  # until a run can outlive its chaperone
 LEASE_S = {"kill": 60, "survive": 2400}  # 2,400 s: HTCondor's JobLeaseDuration, twenty years in use
 
 SIGNALS = {
@@ -241,8 +240,6 @@ def _joined(cwd: str, path: str) -> str:
 
 
 def _refuse_contradictions(spec: dict[str, Any]) -> None:
-    if spec["on_disconnect"] == "survive" and not SURVIVE:
-        raise SpecError("on_disconnect: want 'kill', got 'survive', which this version of chaperone can't do yet")
     through_shell = spec["remote"] is not None or spec["on_disconnect"] == "survive"
     if through_shell:
         for name in spec["program"]["env"]:

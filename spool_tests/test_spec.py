@@ -160,11 +160,8 @@ def test_seeds_program_json_is_a_spec() -> None:
     assert (spec["callback"], spec["config"], spec["program"]["argv"]) == (seed["callback"], seed["config"], ["/bin/echo", "hello"])
 
 
-def test_surviving_is_refused_until_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_surviving_has_a_longer_lease_and_wants_a_supervisor() -> None:
     asked = {"program": ARGV, "on_disconnect": "survive"}
-    monkeypatch.setattr(specs, "SURVIVE", False)
-    assert complaint(asked) == "on_disconnect: want 'kill', got 'survive', which this version of chaperone can't do yet"
-    monkeypatch.setattr(specs, "SURVIVE", True)
     assert specs.checked(asked, CWD)["lease"] == 2400
     assert complaint({**asked, "remote": {"host": "h", "supervise": False}}) == "on_disconnect: want 'kill' where remote.supervise is false, got 'survive'"
 
