@@ -78,7 +78,7 @@ def _asked(name: str, text: bytes, cwd: str, path: str, run_id: str | None, inhe
 
     spec = checked(name, text, cwd)
     spec["id"] = run_id if run_id is not None else spec["id"] or new_id()
-    given = {"env": dict(os.environ), "umask": inherited["umask"], "cwd": cwd}
+    given = {"env": dict(os.environ), "umask": inherited["umask"]}
     codes: list[int] = []
     request = jsontext.dumps(spec).encode()
     if launcher.started(path, spec["id"], request, given, lambda: codes.append(held(spec, path, None, inherited, visible)), on_demand=False):
@@ -164,35 +164,24 @@ def start(spool_path: str, spec: dict[str, Any], warm: bool = False, env: dict[s
     """
     cwd = os.getcwd() if cwd is None else os.path.abspath(cwd)
     try:
-        given = placed(spec, cwd)
-        text = jsontext.dumps(given).encode()
+        canonical = specs.checked(spec, cwd)  # and so it means the same wherever it is read
+        run_id = str(canonical["id"] or new_id())
+        text = jsontext.dumps({**canonical, "id": run_id}).encode()
     except (ValueError, TypeError) as error:
         raise SpecError(f"unable to start a run: {error}") from error
     path = os.path.join(cwd, spool_path)
     environ = dict(os.environ) if env is None else env
 
     def cold() -> None:
-        _start_cold(path, given["id"], text, environ)
+        _start_cold(path, run_id, text, environ)
 
     if warm:
         from . import launcher
 
-        launcher.started(path, given["id"], text, {"env": environ, "umask": _umask(), "cwd": cwd}, cold, on_demand=True)
+        launcher.started(path, run_id, text, {"env": environ, "umask": _umask()}, cold, on_demand=True)
     else:
         cold()
-    return str(given["id"])
-
-
-def placed(spec: dict[str, Any], cwd: str) -> dict[str, Any]:
-    """
-    A spec with its id filled in and its relative paths made absolute, so that it means the same wherever it is read.
-
-    Raises:
-        SpecError: As `spec.checked`.
-    """
-    canonical = specs.checked(spec, cwd)
-    program = {**spec["program"], "cwd": canonical["program"]["cwd"], "stdin": canonical["program"]["stdin"]}
-    return {**spec, "id": canonical["id"] or new_id(), "program": program}
+    return run_id
 
 
 def _umask() -> int:

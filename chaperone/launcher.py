@@ -15,7 +15,6 @@ import select
 import time
 
 from . import jsontext, launch, prologue, spool
-from . import spec as specs
 from .errors import ChaperoneError, RunExistsError, SpoolError
 
 TYPE_CHECKING = False
@@ -25,11 +24,21 @@ if TYPE_CHECKING:
 
     Request = dict[str, Any]
 
-VERSION = 1  # of what is said over the socket
+CHANGED_SIGNALS = (_signal.SIGHUP, _signal.SIGCHLD)
 ON_DEMAND_IDLE_S = 60.0  # a launcher that nobody asked for by hand ends when it was not needed for so long
 ANSWER_S = 5.0  # a run directory takes 2 ms; a launcher that is stopped or swapped out must not hold a start up for ever
 BACKLOG = 4_096  # what net.core.somaxconn allows by default: a burst waits here, it is not refused
 _PEER = 12  # bytes of struct ucred: pid, uid, gid
+
+
+def _image() -> str:
+    """Which code this process runs, later code being the greater: a spec is only taken from the same, for there it was checked."""
+    with os.scandir(os.path.dirname(os.path.abspath(__file__))) as entries:
+        newest = max(entry.stat().st_mtime_ns for entry in entries if entry.name.endswith((".py", ".sh")))
+    return f"{newest:020d}"
+
+
+IMAGE = _image()
 
 
 # -- the launcher
@@ -48,6 +57,8 @@ def serve(spool_path: str, idle_s: float | None, detach: bool) -> int:
     Raises:
         SpoolError: If the spool can't be used, or has a launcher already.
     """
+    from . import remote  # noqa: F401  else each chaperone would import it: later, and from a package that may be another by then
+
     prologue.settle()
     reading, telling = os.pipe()
     if detach:
@@ -63,13 +74,13 @@ def serve(spool_path: str, idle_s: float | None, detach: bool) -> int:
     os.write(telling, b"\n") if detach else None
     os.close(telling)
     prologue.leave_place()
-    _signal.signal(_signal.SIGHUP, _signal.SIG_IGN)
-    _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)  # the kernel reaps; a chaperone sets it back
+    for number in CHANGED_SIGNALS:  # a terminal may go, and the kernel reaps
+        _signal.signal(number, _signal.SIG_IGN)
     _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
-    _fork_for_each(listening, spool_path, idle_s)
+    ours = (spool_fd, lock_fd, listening.fileno())
+    _fork_for_each(listening, ours, spool_path, idle_s)
     os.unlink(spool.LAUNCHER, dir_fd=spool_fd)
-    listening.settimeout(0)  # who connected before the name went is served; who did not starts cold
-    _fork_for_each(listening, spool_path, 0)
+    _fork_for_each(listening, ours, spool_path, 0)  # who connected before the name went is served; who did not starts cold
     os.close(lock_fd)
     return os.EX_OK
 
@@ -97,26 +108,35 @@ def _pid(lock_fd: int) -> str:
     return os.pread(lock_fd, 20, 0).decode("ascii", "replace").strip()
 
 
-def _path(spool_fd: int) -> str:
+def _path(spool_fd: int, name: str = spool.LAUNCHER) -> str:
     """A name that fits into the 108 bytes of a socket's address, however long the spool's is."""
-    return f"/proc/self/fd/{spool_fd}/{spool.LAUNCHER}"
+    return f"/proc/self/fd/{spool_fd}/{name}"
 
 
 def _listen(spool_fd: int) -> _socket.socket:
+    """By rename over what a killed one left, so that whoever finds the socket can connect."""
+    new = f"{spool.LAUNCHER}.new"
     try:
-        os.unlink(spool.LAUNCHER, dir_fd=spool_fd)  # of one that was killed: we have its lock
+        os.unlink(new, dir_fd=spool_fd)
     except FileNotFoundError:
         pass
     listening = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
     os.umask(0o177)
-    listening.bind(_path(spool_fd))
+    listening.bind(_path(spool_fd, new))
     os.umask(0o077)
     listening.listen(BACKLOG)
+    os.rename(new, spool.LAUNCHER, src_dir_fd=spool_fd, dst_dir_fd=spool_fd)
     return listening
 
 
-def _fork_for_each(listening: _socket.socket, spool_path: str, idle_s: float | None) -> None:
-    """The whole loop: who is slow to say what it wants keeps a fork of us waiting, not us."""
+def _fork_for_each(listening: _socket.socket, ours: tuple[int, ...], spool_path: str, idle_s: float | None) -> None:
+    """
+    The whole loop: who is slow to say what it wants keeps a fork of us waiting, not us.
+
+    Args:
+        ours (tuple): fds that no fork may keep.
+        idle_s (float): Return when nobody came for so many seconds; None for never.
+    """
     poll = select.poll()
     poll.register(listening.fileno(), select.POLLIN)
     while poll.poll(None if idle_s is None else idle_s * 1000):
@@ -125,28 +145,32 @@ def _fork_for_each(listening: _socket.socket, spool_path: str, idle_s: float | N
         except OSError:  # it has gone, or the system is out of files: others end, nobody is lost
             time.sleep(0.05)
             continue
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, prologue.ALL_SIGNALS)  # as `settle` leaves them in a chaperone
         try:
             if not os.fork():
-                _become_chaperone(fd, spool_path)
+                _become_chaperone(fd, ours, spool_path)
         except OSError:  # no more processes: the asker sees its connection close, and tells what it can
             pass
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
         os.close(fd)
 
 
-# -- the fork
+# -- the fork: what it does not touch stays one page for all runs, and 0.1 MB of touched pages are 0.05 ms
 
 
-def _become_chaperone(fd: int, spool_path: str) -> NoReturn:
+def _become_chaperone(fd: int, ours: tuple[int, ...], spool_path: str) -> NoReturn:
     """Take the request, hold its run, exit."""
     code = os.EX_SOFTWARE
     try:
-        inherited = prologue.settle(keep=fd)
+        for number in ours:
+            os.close(number)
+        for number in CHANGED_SIGNALS:
+            _signal.signal(number, _signal.SIG_DFL)
         connection = _socket.socket(fileno=fd)
         connection.settimeout(ANSWER_S)
         try:
-            request = _request(connection)
-            code = _hold(connection, request, spool_path, inherited)
-        except (ChaperoneError, OSError) as error:
+            code = _hold(connection, _request(connection), spool_path)
+        except (ChaperoneError, OSError, ValueError) as error:
             _say(connection, {"error": type(error).__name__, "message": str(error), "errno": error.errno if isinstance(error, OSError) else None})
     finally:
         os._exit(code)
@@ -157,16 +181,19 @@ def _request(connection: _socket.socket) -> Request:
     if uid != os.geteuid():
         raise ChaperoneError(f"unable to launch for uid {uid}: want uid {os.geteuid()}")
     value = jsontext.loads(_line(connection))
-    if not isinstance(value, dict) or value.get("version") != VERSION:
-        raise ChaperoneError(f"unable to launch: want a request of version {VERSION}")
+    image = value.get("image") if isinstance(value, dict) else None
+    if not isinstance(value, dict) or image != IMAGE:
+        if isinstance(image, str) and image > IMAGE:
+            os.kill(os.getppid(), _signal.SIGTERM)  # it was upgraded: the next one that is asked for is new
+        raise ChaperoneError(f"unable to launch: want a request of image {IMAGE!r}")
     return value
 
 
-def _hold(connection: _socket.socket, request: Request, spool_path: str, inherited: dict[str, Any]) -> int:
+def _hold(connection: _socket.socket, request: Request, spool_path: str) -> int:
     env = {os.fsencode(name): os.fsencode(value) for name, value in request["env"].items()}
-    os.environb.clear()  # what we start beside the program, ssh for one, belongs to the asker too
-    os.environb.update(env)
-    spec = specs.checked(request["spec"], request["cwd"])
+    if request["spec"]["remote"] is not None:  # ssh is the asker's as well
+        os.environb.clear()
+        os.environb.update(env)
     if _hung_up(connection):
         return os.EX_TEMPFAIL  # it starts cold by now, or is gone
 
@@ -174,7 +201,8 @@ def _hold(connection: _socket.socket, request: Request, spool_path: str, inherit
         _say(connection, {"visible": run_id})
         connection.close()
 
-    return prologue.held(spec, spool_path, None, {**inherited, "env": env, "umask": request["umask"]}, visible, request["key"])
+    inherited = {"env": env, "umask": request["umask"]}
+    return prologue.held(request["spec"], spool_path, None, inherited, visible, request["key"])
 
 
 def _hung_up(connection: _socket.socket) -> bool:
@@ -215,8 +243,8 @@ def started(path: str, run_id: str, text: bytes, given: dict[str, Any], cold: Ca
 
     Args:
         path (str): The spool's, absolute.
-        text (bytes): The spec, JSON, with this id.
-        given (dict): `env` (dict), `umask` (int), `cwd` (str): what the program inherits.
+        text (bytes): The spec, canonical, with this id.
+        given (dict): `env` (dict) and `umask` (int): what the program inherits.
         cold: Does it without a launcher; called when nobody can have, or has, done it.
         on_demand (bool): Start a launcher where there is none.
     Returns:
@@ -225,7 +253,7 @@ def started(path: str, run_id: str, text: bytes, given: dict[str, Any], cold: Ca
         RunExistsError, SpoolError: As `launch.start`; and whatever `cold` does.
     """
     key = os.urandom(16).hex()
-    request = jsontext.dumps({"version": VERSION, "key": key, **given}).removesuffix("}").encode() + b', "spec": ' + text + b"}\n"
+    request = jsontext.dumps({"image": IMAGE, "key": key, **given}).removesuffix("}").encode() + b', "spec": ' + text + b"}\n"
     answer = _answer(path, request)
     if answer is None and on_demand and start_on_demand(path):
         answer = _answer(path, request)

@@ -10,6 +10,7 @@ import _signal
 import os
 import select
 import time
+from posix import environ  # as the kernel gave it: os.environb is 0.1 ms of Python
 
 from . import jsontext, rundir, supervise
 from . import spec as specs
@@ -23,36 +24,35 @@ if TYPE_CHECKING:
 
     Visible = Callable[[str], None]
 
+ALL_SIGNALS = sorted(_signal.valid_signals())
 KEPT_IGNORED = (_signal.SIGPIPE, _signal.SIGXFSZ)  # a write that fails is told by errno, it must not kill a chaperone
 PATIENCE_MS = 1_000  # for a full pipe on stdout to take the run id: then the program starts all the same
 
 
-def settle(keep: int = -1) -> dict[str, Any]:
+def settle() -> dict[str, Any]:
     """
     Shake off what a process inherits that could harm a run. Signals stay blocked until `supervise.hold` can answer them.
 
-    Args:
-        keep (int): A fd that stays open beside 0, 1 and 2.
     Returns:
         dict: What belongs to the program: `env` (dict of bytes) and `umask` (int).
     Source: design of dumb-init and s6; signal(7), "an ignored SIGCHLD makes wait4(2) say ECHILD".
     """
-    _signal.pthread_sigmask(_signal.SIG_SETMASK, _signal.valid_signals())
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, ALL_SIGNALS)
     # Closed fds first: else the lock becomes fd 0, and the program inherits our pulse.
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(fd, True)
     os.close(fd)
-    for number in range(1, _signal.NSIG):
+    for number in ALL_SIGNALS:
         wanted = _signal.SIG_IGN if number in KEPT_IGNORED else _signal.SIG_DFL
         if _signal.getsignal(number) not in (wanted, None):  # None: libc keeps it; to ask first saves 120 system calls
             _signal.signal(number, wanted)
     for fd in _open_fds():
-        if fd > 2 and fd != keep:
+        if fd > 2:
             try:
                 os.close(fd)
             except OSError:  # it was the listing's own
                 pass
-    return {"env": dict(os.environb), "umask": os.umask(0o077)}
+    return {"env": dict(environ), "umask": os.umask(0o077)}
 
 
 def _open_fds() -> list[int]:
