@@ -419,8 +419,9 @@ def test_a_wait_is_one_sleep_that_the_kernel_ends(held, tmp_path, words):
     need("strace")
     trace = tmp_path / "trace"
     directory = held({**SLEEP, "id": "quiet"})
-    with subprocess.Popen(["strace", "-f", "-o", trace, *CHAPERONE, *words], stdin=subprocess.DEVNULL) as process:
-        until(lambda: trace.exists() and trace.read_text().rpartition("\n")[2].partition(" ")[2].startswith("epoll_wait("), timeout=60)
+    process = subprocess.Popen(["strace", "-f", "-o", trace, *CHAPERONE, *words], stdin=subprocess.DEVNULL)
+    try:
+        until(lambda: trace.exists() and re.search(r"^\d+ +epoll_wait\([^\n]*\Z", trace.read_text(), re.M), timeout=60)
         pidfd = os.pidfd_open(process.pid)
         for _ in range(5):  # its last preparations may wake it once; what wakes it each second never lets a second pass
             before = trace.read_text()
@@ -428,8 +429,10 @@ def test_a_wait_is_one_sleep_that_the_kernel_ends(held, tmp_path, words):
             if quiet := trace.read_text() == before:
                 break
         os.close(pidfd)
+    finally:
         with open(directory / "control", "w") as control:
             control.write("kill\n")
+        process.wait(60)
     assert quiet, "nothing was called while nothing happened"
     assert process.returncode == (137 if words[0] == "wait" else 0)
 
@@ -743,7 +746,7 @@ def test_any_status_is_shown(fields, state, width, colour):
 def completed_in_bash(*words):
     script = '. <("${@:1:5}" completion bash); COMP_WORDS=("${@:6}"); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _chaperone; printf "%s\\n" "${COMPREPLY[@]}"'
     start = ["env", *CHAPERONE]
-    result = subprocess.run(["bash", "-c", script, "bash", *start, "chaperone", *words], capture_output=True, text=True, check=True)
+    result = subprocess.run(["bash", "-c", script, "bash", *start, "chaperone", *words], capture_output=True, text=True, check=True, timeout=60)
     assert result.stderr == ""
     return result.stdout.split()
 
@@ -751,7 +754,7 @@ def completed_in_bash(*words):
 def completed_in_fish(*words):
     line = " ".join(["chaperone", *words])
     script = subprocess.run([*CHAPERONE, "completion", "fish"], capture_output=True, text=True, check=True).stdout
-    result = subprocess.run(["fish", "-N", "-c", f"{script}\ncomplete -C '{line}'"], capture_output=True, text=True, check=True)
+    result = subprocess.run(["fish", "-N", "-c", f"{script}\ncomplete -C '{line}'"], capture_output=True, text=True, check=True, timeout=60)
     assert result.stderr == ""
     return [row.split("\t")[0] for row in result.stdout.splitlines()]
 
