@@ -35,7 +35,7 @@ _USUAL = (
     ("PermitLocalCommand", "no"),
     ("ControlMaster", "no"),
     ("ControlPath", "none"),
-    ("LogLevel", "ERROR"),
+    ("LogLevel", "INFO"),  # ERROR would not tell that a server stopped answering
 )
 
 

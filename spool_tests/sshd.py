@@ -20,7 +20,7 @@ from spool_tests.conftest import need, until
 from spool_tests.shells import path_of
 
 CONFIG = """\
-ListenAddress 127.0.0.1:{port}
+ListenAddress {address}:{port}
 HostKey {directory}/host
 PidFile none
 AuthorizedKeysFile {directory}/authorized
@@ -47,8 +47,8 @@ class Sshd:
         pid (int): The listener's.
     """
 
-    def __init__(self, directory, more=""):
-        self.directory = directory
+    def __init__(self, directory, more="", address="127.0.0.1", prefix=()):
+        self.directory, self.address, self._prefix = directory, address, prefix
         self._users = []
         os.chmod(directory, 0o755)
         for name in ("host", "client"):
@@ -64,10 +64,10 @@ class Sshd:
                 probe.bind(("127.0.0.1", 0))
                 self.port = probe.getsockname()[1]
             with open(f"{self.directory}/config", "w") as file:
-                file.write(CONFIG.format(port=self.port, directory=self.directory, more=self._more))
+                file.write(CONFIG.format(address=self.address, port=self.port, directory=self.directory, more=self._more))
             if os.geteuid() == 0:
                 os.makedirs("/run/sshd", exist_ok=True)
-            argv = [shutil.which("sshd", path="/usr/sbin:/usr/bin"), "-D", "-e", "-f", f"{self.directory}/config"]
+            argv = [*self._prefix, shutil.which("sshd", path="/usr/sbin:/usr/bin"), "-D", "-e", "-f", f"{self.directory}/config"]
             with open(f"{self.directory}/log", "ab") as log:
                 env = {name: value for name, value in os.environ.items() if name not in ("TEST_TOKEN", "CHAPERONE_SPOOL")}
                 self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=env)
@@ -75,7 +75,7 @@ class Sshd:
             if until(lambda: self._answers() or self._process.poll() is not None) is True and self._process.poll() is None:
                 break
         with open(f"{self.directory}/host.pub") as key, open(f"{self.directory}/known", "w") as known:
-            known.write(f"[127.0.0.1]:{self.port} {key.read()}")
+            known.write(f"[{self.address}]:{self.port} {key.read()}")
         self.options = {
             "IdentityFile": f"{self.directory}/client",
             "IdentitiesOnly": True,
@@ -86,20 +86,20 @@ class Sshd:
         }
 
     def _answers(self):
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1) as connection:
+        with contextlib.suppress(OSError), socket.create_connection((self.address, self.port), 1) as connection:
             return connection.recv(4) == b"SSH-"
 
     def remote(self, user=None, **fields):
         """A spec's `remote` for this server."""
         options = {**self.options, **fields.pop("options", {})}
-        return {"host": "127.0.0.1", "port": self.port, "user": user or me(), "options": options, **fields}
+        return {"host": self.address, "port": self.port, "user": user or me(), "options": options, **fields}
 
     def argv(self, user=None):
         """ssh itself, for comparisons."""
         words = ["ssh", "-F", "none", "-T", "-p", str(self.port), "-l", user or me()]
         for name, value in self.options.items():
             words += ["-o", f"{name}={ {True: 'yes', False: 'no'}.get(value, value)}"]
-        return [*words, "127.0.0.1"]
+        return [*words, self.address]
 
     def user(self, shell):
         """A user with this login shell; as root alone. Made when first asked for, removed at the end."""
@@ -170,3 +170,49 @@ def sshd():
         shutil.rmtree(directory, ignore_errors=True)
 
 
+
+
+class Network:
+    """Another host, as far as the network goes: a namespace with an sshd in it, whose cable can be pulled."""
+
+    def __init__(self, directory):
+        number = os.getpid() % 16_384  # four addresses each, of 10.213.0.0/16
+        self._name = f"chap{number}"
+        near, far = (f"10.213.{number // 64}.{number % 64 * 4 + last}" for last in (1, 2))
+        for line in (
+            f"netns add {self._name}",
+            f"link add {self._name}n type veth peer name {self._name}f netns {self._name}",
+            f"addr add {near}/30 dev {self._name}n",
+            f"link set {self._name}n up",
+            f"-n {self._name} addr add {far}/30 dev {self._name}f",
+            f"-n {self._name} link set {self._name}f up",
+            f"-n {self._name} link set lo up",
+        ):
+            subprocess.run(["ip", *line.split()], check=True)
+        self.sshd = Sshd(directory, address=far, prefix=("ip", "netns", "exec", self._name))
+
+    def cut(self):
+        """No packet comes through any more, and nobody is told."""
+        chains = (f"add chain ip chaperone {hook} {{ type filter hook {hook} priority 0; policy drop; }}" for hook in ("input", "output"))
+        subprocess.run(["ip", "netns", "exec", self._name, "nft", "; ".join(["add table ip chaperone", *chains])], check=True)
+
+    def heal(self):
+        subprocess.run(["ip", "netns", "exec", self._name, "nft", "delete table ip chaperone"], check=True)
+
+    def close(self):
+        self.sshd.close()
+        subprocess.run(["ip", "netns", "del", self._name], check=True)
+
+
+@pytest.fixture(scope="session")
+def network():
+    need("sshd", "ssh", "ssh-keygen", "pgrep", "ip", "nft")
+    directory = tempfile.mkdtemp(prefix="chaperone-network-")
+    try:
+        there = Network(directory)
+        try:
+            yield there
+        finally:
+            there.close()
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)

@@ -1,5 +1,6 @@
 """A program behind ssh or sudo, held by real chaperones over a real sshd."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -12,11 +13,13 @@ import pytest
 
 from spool_tests import shells
 from spool_tests import sshd as server
-from spool_tests.conftest import absent, processes_with, until
+from spool_tests.conftest import need, processes_with, until
 from spool_tests.test_farside import PROGRAMS
 from spool_tests.test_supervise import DEADLY, final, py, running, sh, start, stdout
 
 sshd = server.sshd
+network = server.network
+sudo = pytest.mark.root  # a plain user may not
 
 
 def held(spool, sshd, program, run_id="r", remote=None, timeout=60, **spec):
@@ -37,13 +40,8 @@ def far_processes(spool, run_id="r"):
     return processes_with(f"CHAPERONE_COOKIE={key[:16]}\0".encode())
 
 
-def sudo_works():
-    return subprocess.run(["sudo", "-n", "-u", server.me(), "true"], capture_output=True).returncode == 0
-
-
 def remotes(sshd, mode):
-    if mode != "ssh-as" and not sudo_works():
-        absent("sudo for this user without a password")
+    need(*(["sudo"] if "sudo" in mode else []))
     return {
         "ssh-as": sshd.remote(),
         "ssh-then-sudo": sshd.remote(mode="ssh-then-sudo"),
@@ -53,7 +51,7 @@ def remotes(sshd, mode):
     }[mode]
 
 
-@pytest.mark.parametrize("mode", ["ssh-as", "ssh-then-sudo", "sudo-then-ssh", "sudo", "two ssh"])
+@pytest.mark.parametrize("mode", ["ssh-as", "two ssh", *(pytest.param(mode, marks=sudo) for mode in ("ssh-then-sudo", "sudo-then-ssh", "sudo"))])
 def test_program_behind_hops_is_recorded(spool, sshd, mode):
     script = 'echo out; cat; echo err >&2; echo "$A"; pwd; exit 7'
     status = held(spool, sshd, sh(script, env={"A": "x'y\n\\z!"}, cwd="/usr", stdin="in\n"), remote=remotes(sshd, mode))
@@ -111,7 +109,7 @@ def test_noise_of_startup_files_goes_to_the_log(spool, sshd, shell, name):
         path.unlink()
 
 
-@pytest.mark.parametrize("mode", ["ssh-as", "ssh-then-sudo"])
+@pytest.mark.parametrize("mode", ["ssh-as", pytest.param("ssh-then-sudo", marks=sudo)])
 def test_every_exit_code_and_signal_is_told_exactly(spool, sshd, mode):
     """Many runs at once, as it is the connections that take the time."""
     remote = remotes(sshd, mode)
@@ -208,7 +206,8 @@ def test_nothing_is_left_when_something_of_the_connection_is_killed(spool, sshd,
     until(lambda: stdout(spool))
     sessions = session_of(sshd, status["connection"]["pid"]) if victim == "session" else []
     for pid in {"chaperone": [process.pid], "ssh": [status["connection"]["pid"]], "session": sessions}[victim]:
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # the one half of a session ends with the other
+            os.kill(pid, signal.SIGKILL)
     until(lambda: not far_processes(spool), 0.4 + 4.5)
     assert process.wait(20) == (-9 if victim == "chaperone" else 0)
     if victim != "chaperone":
@@ -216,6 +215,40 @@ def test_nothing_is_left_when_something_of_the_connection_is_killed(spool, sshd,
         assert (status["state"], status["exception"]["stage"], status["started"], status["complete"]) == ("lost", "connection", True, False)
         assert status["gone_by"] > status["end_time"] and status["return_code"] is None
         assert b"Connection to" not in (spool / "r" / "stderr").read_bytes()
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_silent_cut_ends_the_program_by_its_lease(spool, network, program):
+    remote = network.sshd.remote(options={"ServerAliveInterval": 1, "ServerAliveCountMax": 3})
+    process = start(spool, sh(PROGRAMS[program]), remote=remote, lease=3, stop={"grace_period": 0.4})
+    running(spool)
+    until(lambda: stdout(spool))
+    network.cut()
+    begun = time.monotonic()
+    try:
+        until(lambda: not far_processes(spool), 3 + 0.4 + 1 + 4)
+        assert time.monotonic() - begun > 1.5, "it did not wait for its lease"
+        assert process.wait(20) == 0
+    finally:
+        network.heal()
+    status = final(spool)
+    assert (status["state"], status["exception"]["stage"], status["started"]) == ("lost", "connection", True)
+    assert "not responding" in status["exception"]["message"], status["exception"]
+    assert status["gone_by"] is not None
+
+
+@pytest.mark.root
+def test_short_cut_is_as_if_nothing_had_been(spool, network):
+    process = start(spool, sh("i=0; while [ $i -lt 40 ]; do echo $i; i=$((i+1)); sleep 0.1; done"), remote=network.sshd.remote(), lease=20)
+    until(lambda: stdout(spool))
+    network.cut()
+    begun = time.monotonic()
+    until(lambda: time.monotonic() > begun + 1)
+    network.heal()
+    assert process.wait(30) == 0
+    assert (final(spool)["state"], final(spool)["complete"]) == ("terminated", True)
+    assert stdout(spool) == b"".join(b"%d\n" % number for number in range(40))
 
 
 def session_of(sshd, client_pid):
