@@ -95,6 +95,14 @@ VERBS: dict[str, tuple[str, list[Argument]]] = {
         "publish the loss of runs whose chaperone died, sweep what dead starts left",
         [_argument("runs", metavar="RUN", nargs="*", help="run ids, or prefixes that fit no other run; else all that need it"), _SPOOL],
     ),
+    "adopt": (
+        "take over runs that outlived their chaperone, and hold them to their end",
+        [
+            _argument("runs", metavar="RUN", nargs="*", help="run ids, or prefixes that fit no other run; else all that are unattended"),
+            _argument("--detach", action="store_true", help="return when they are taken over"),
+            _SPOOL,
+        ],
+    ),
     "gc": (
         "delete ended runs",
         [

@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
     Plain = tuple[list[str], dict[str, Any]]
 
-LEAN = {"run": (("--spool", "--id"), ("--detach", "--warm")), "launcher": (("--spool", "--idle"), ("--detach",))}  # options with a value, flags
+# Of each verb that holds runs, or forks what does: options with a value, flags, and what other words there are.
+LEAN = {
+    "run": (("--spool", "--id"), ("--detach", "--warm"), "specs"),
+    "adopt": (("--spool",), ("--detach",), "runs"),
+    "launcher": (("--spool", "--idle"), ("--detach",), None),
+}
 
 
 class NoSpecError(ChaperoneError):
@@ -64,7 +69,7 @@ def _fill_standard_fds() -> None:
             os.set_inheritable(os.open(os.devnull, flags), True)  # the lowest free number: this one
 
 
-# -- run and launcher: the lean path
+# -- the lean path: verbs that hold runs
 
 
 def plain(verb: str, words: list[str]) -> Plain | None:
@@ -72,17 +77,17 @@ def plain(verb: str, words: list[str]) -> Plain | None:
     What the words behind a lean verb mean, in their plain forms.
 
     Returns:
-        tuple: The SPECs; of each option its value, True for a flag. None for whatever `parser.parsed` must read: help, errors,
+        tuple: The SPECs or RUNs; of each option its value, True for a flag. None for whatever `parser.parsed` must read: help, errors,
             abbreviations, `--spool=X`, `--`.
     """
-    with_value, flags = LEAN[verb]
-    specs: list[str] = []
+    with_value, flags, others = LEAN[verb]
+    named: list[str] = []
     options: dict[str, str | bool] = {}
     rest = iter(words)
     for word in rest:
         if word in with_value:
             value = next(rest, "-")
-            if value.startswith("-") or (word == "--idle" and not _is_number(value)):
+            if value.startswith("-") or (word == "--idle" and not _is_time(value)):
                 return None
             options[word[2:]] = value
         elif word in flags:
@@ -90,13 +95,13 @@ def plain(verb: str, words: list[str]) -> Plain | None:
         elif word.startswith("-") and word != "-":
             return None
         else:
-            specs.append(word)
-    return (specs, options) if bool(specs) == (verb == "run") else None
+            named.append(word)
+    return (named, options) if (named or others != "specs") and (others or not named) else None
 
 
-def _is_number(text: str) -> bool:
+def _is_time(text: str) -> bool:
     try:
-        return float(text) >= 0
+        return 0 <= float(text) <= 1e10
     except ValueError:
         return False
 
@@ -107,13 +112,27 @@ def _lean(verb: str, words: list[str]) -> int:
         from . import parser
 
         try:
-            found = vars(parser.parsed(verb, words))
+            read = vars(parser.parsed(verb, words))
         except parser.HelpAsked:
             write(1, parser.verb_help(verb).encode())
             return os.EX_OK
-        given = found.get("specs", []), found
-    specs, options = given
-    return _run(specs, options) if verb == "run" else _launcher(options)
+        _begin_again(verb, read)
+        if read.get("idle") is not None and not _is_time(str(read["idle"])):
+            raise parser.UsageError(f"unable to understand '--idle': want seconds from 0 to 1e10, got {str(read['idle'])!r}")
+        raise parser.UsageError(f"unable to understand 'chaperone {verb}': want no word that begins with '-', got {' '.join(words)!r}")
+    named, options = given
+    return {"run": _run, "adopt": _adopt, "launcher": _launcher}[verb](named, options)
+
+
+def _begin_again(verb: str, read: dict[str, Any]) -> None:
+    """Begin again with what was meant, in plain words: what was imported to understand them would stay in memory as long as the run does."""
+    with_value, flags, others = LEAN[verb]
+    words = [word for name in with_value if read[name[2:]] is not None for word in (name, str(read[name[2:]]))]
+    words += [name for name in flags if read[name[2:]]]
+    words += read[others] if others else []
+    if plain(verb, words) is not None:
+        main = os.path.join(os.path.dirname(os.path.abspath(__file__)), "__main__.py")
+        os.execv(sys.executable, [sys.executable, "-I", "-S", main, verb, *words])
 
 
 def _run(specs: list[str], options: dict[str, Any]) -> int:
@@ -124,17 +143,20 @@ def _run(specs: list[str], options: dict[str, Any]) -> int:
     return launch.run(texts, spool_path(options.get("spool")), run_id, detach, os.getcwd(), warm=warm)
 
 
-def _launcher(options: dict[str, Any]) -> int:
-    """Lean too: what is imported here is in the memory of every chaperone that is forked from it."""
-    if "argparse" in sys.modules:  # begin again, in plain words
-        from . import parser
+def _adopt(runs: list[str], options: dict[str, Any]) -> int:
+    from . import adopt, launch, spool
 
-        words = ["--spool", os.path.abspath(spool_path(options["spool"])), *(["--detach"] if options["detach"] else [])]
-        if options["idle"] is not None:
-            if not 0 <= options["idle"] < float("inf"):
-                raise parser.UsageError(f"unable to understand '--idle': want seconds of at least 0, got {options['idle']:g}")
-            words += ["--idle", str(options["idle"])]
-        os.execv(sys.executable, [sys.executable, "-I", "-S", f"{os.path.dirname(os.path.abspath(__file__))}/__main__.py", "launcher", *words])
+    path = os.path.abspath(spool_path(options.get("spool")))
+    spool_fd = spool.open_spool(path)
+    try:
+        run_ids = [found_id(spool_fd, text) for text in runs] if runs else adopt.unattended(path)
+    finally:
+        os.close(spool_fd)
+    return launch.adopt(path, list(dict.fromkeys(run_ids)), bool(options.get("detach")))
+
+
+def _launcher(_: list[str], options: dict[str, Any]) -> int:
+    """Lean too: what is imported here is in the memory of every chaperone that is forked from it."""
     from . import launcher
 
     idle = options.get("idle")
@@ -167,6 +189,28 @@ def read_spec(name: str) -> bytes:
     except OSError as error:
         raise NoSpecError(f"unable to read spec {name!r}: {error.strerror}") from error
     return b"".join(pieces)
+
+
+def found_id(spool_fd: int, text: str) -> str:
+    """The run that a word means: an exact id beats a prefix, a prefix must fit one run alone."""
+    import errno
+
+    from . import spec as specs
+    from . import spool
+    from .errors import NoRunError
+
+    if specs.is_run_id(text):
+        try:
+            os.close(spool.open_run(spool_fd, text))
+            return text
+        except NoRunError:
+            found = [run_id for run_id in spool.all_ids(spool_fd) if run_id.startswith(text)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            some = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
+            raise NoRunError(f"unable to find run {text!r}: {len(found)} runs begin so: {some}", errno.ENOTUNIQ)
+    raise NoRunError(f"unable to find run {text!r}: no run of this spool begins so", errno.ENOENT)
 
 
 # -- every other verb
@@ -284,7 +328,7 @@ def _exit_code(verb: str, error: Exception) -> int:
         (errors.SpecError, os.EX_DATAERR),
         ((NoSpecError, errors.NoRunError), os.EX_NOINPUT),
         (errors.RunExistsError, os.EX_CANTCREAT),
-        (errors.SpoolError, os.EX_CANTCREAT if verb == "run" else os.EX_IOERR),
+        (errors.SpoolError, os.EX_CANTCREAT if verb in ("run", "adopt") else os.EX_IOERR),
         (OutputError, os.EX_IOERR),
         ((errors.StartError, OSError), os.EX_OSERR),
     )

@@ -18,9 +18,12 @@ from .prologue import announce, checked, held, new_id, settle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from .prologue import Visible
+
+    Call = Callable[[Visible], int]
 
 FORWARDED = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGUSR1, _signal.SIGUSR2)
 
@@ -52,20 +55,49 @@ def run(texts: list[tuple[str, bytes]], spool_path: str, run_id: str | None, det
         raise SpecError(f"unable to start {len(texts)} runs as {run_id!r}: an id names one run")
     inherited = settle()
     path = os.path.join(cwd, spool_path)
-    detach = detach or warm
-    if not detach and len(texts) == 1 and not _leads_a_group():
-        return held(checked(*texts[0], cwd), path, run_id, inherited, visible)
+
+    def held_of(name: str, text: bytes) -> Call:
+        if warm:
+            return lambda tell: _asked(name, text, cwd, path, run_id, inherited, tell)
+        return lambda tell: held(checked(name, text, cwd), path, run_id, inherited, tell)
+
+    return _each([held_of(name, text) for name, text in texts], detach or warm, visible)
+
+
+def adopt(spool_path: str, run_ids: list[str], detach: bool, visible: Visible = announce) -> int:
+    """
+    Make this process the chaperone of a run that outlived its own, as `run` does for a new one; of several, children.
+
+    Args:
+        spool_path (str): Absolute.
+        run_ids (list): Of runs that are unattended.
+        detach (bool): Return when their locks are taken.
+        visible: Called with the run id when its lock is taken.
+    Raises:
+        SpoolError: If a run can't be taken over.
+    """
+    from . import adopt as adopting
+
+    inherited = settle()
+
+    def held_of(run_id: str) -> Call:
+        return lambda tell: adopting.held(spool_path, run_id, inherited, tell)
+
+    return _each([held_of(run_id) for run_id in run_ids], detach, visible)
+
+
+def _each(calls: list[Call], detach: bool, visible: Visible) -> int:
+    """Hold a run in this process; of several, or where it can't be held here, each in a child."""
+    if not detach and len(calls) == 1 and not _leads_a_group():
+        return calls[0](visible)
     children: list[tuple[int, int]] = []
-    for name, text in texts:
+    for call in calls:
         reading, telling = os.pipe()
         pid = os.fork()
         if not pid:
             for _, fd in (*children, (0, reading)):
                 os.close(fd)
-            tell = _both(visible, telling)
-            if warm:
-                return _asked(name, text, cwd, path, run_id, inherited, tell)
-            return held(checked(name, text, cwd), path, run_id, inherited, tell)
+            return call(_both(visible, telling))
         os.close(telling)
         children.append((pid, reading))
     codes = visible_or_ended(children) if detach else _ended(children)

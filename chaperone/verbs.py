@@ -6,7 +6,6 @@ Knows: what the verbs' words ask for.  Must not know: who writes what it yields,
 
 from __future__ import annotations
 
-import errno
 import os
 import pwd
 import sys
@@ -16,9 +15,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from . import jsontext, show, spool, upkeep
-from . import spec as specs
 from . import status as statuses
-from .cli import add_site_packages, read_spec, spool_path
+from .cli import add_site_packages, found_id, read_spec, spool_path
 from .errors import NoRunError, SpoolError, TransitionError
 from .parser import UsageError
 
@@ -61,22 +59,6 @@ def _opened_run(spool_fd: int, run_id: str) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
-
-
-def _run_id(spool_fd: int, text: str) -> str:
-    """The run that a word means: an exact id beats a prefix, a prefix must fit one run alone."""
-    if specs.is_run_id(text):
-        try:
-            os.close(spool.open_run(spool_fd, text))
-            return text
-        except NoRunError:
-            found = [run_id for run_id in spool.all_ids(spool_fd) if run_id.startswith(text)]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            some = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
-            raise NoRunError(f"unable to find run {text!r}: {len(found)} runs begin so: {some}", errno.ENOTUNIQ)
-    raise NoRunError(f"unable to find run {text!r}: no run of this spool begins so", errno.ENOENT)
 
 
 def _look(spool_fd: int, run_id: str) -> Status:
@@ -125,7 +107,7 @@ def ls(given: Given) -> Steps:
 
 def status(given: Given) -> Steps:
     with _opened_spool(given) as spool_fd:
-        found = _look(spool_fd, _run_id(spool_fd, given.run))
+        found = _look(spool_fd, found_id(spool_fd, given.run))
     yield _line(show.status_json(found) if os.isatty(1) else jsontext.dumps(found))
     return os.EX_OK
 
@@ -143,7 +125,7 @@ def _user_name() -> str:
 def run_ids(given: Given, texts: list[str]) -> list[str]:
     """The runs that words mean, each once."""
     with _opened_spool(given) as spool_fd:
-        return list(dict.fromkeys(_run_id(spool_fd, text) for text in texts))
+        return list(dict.fromkeys(found_id(spool_fd, text) for text in texts))
 
 
 def _runs(given: Given, texts: list[str]) -> list[Run]:
@@ -272,7 +254,7 @@ def tail(given: Given) -> Steps:
         raise UsageError(f"unable to understand '--lines': want a number or all, got {given.lines!r}")
     lines = None if given.lines == "all" else int(given.lines)
     with _opened_spool(given) as spool_fd:
-        run_id = _run_id(spool_fd, given.run)
+        run_id = found_id(spool_fd, given.run)
         with _opened_run(spool_fd, run_id) as run_fd:
             _, status = spool.look(run_fd, run_id)
             ends = {stream: _end(run_fd, status, stream) for stream in (*spool.STREAMS, *streams)}

@@ -15,6 +15,7 @@ import struct
 import subprocess
 import sys
 import termios
+import unittest.mock
 
 import pytest
 from hypothesis import given, settings
@@ -79,7 +80,8 @@ def test_run_prints_the_id_and_exits_0_whatever_the_outcome(chaperone):
         (["tail", "-n", "few", "x"], None, os.EX_USAGE, "unable to understand '--lines': want a number or all, got 'few'"),
         (["tail", "x", "stdin"], None, os.EX_USAGE, "unable to understand 'stdin': want stdout, stderr or log"),
         (["tail", "-f", "x", "log"], None, os.EX_USAGE, "unable to understand 'log': want stdout or stderr"),
-        (["launcher", "--idle=-1"], None, os.EX_USAGE, "unable to understand '--idle': want seconds of at least 0, got -1"),
+        (["launcher", "--idle=-1"], None, os.EX_USAGE, "unable to understand '--idle': want seconds from 0 to 1e10, got '-1.0'"),
+        (["run", "-1"], None, os.EX_USAGE, "unable to understand 'chaperone run': want no word that begins with '-', got '-1'"),
         (["run", "-"], {"program": {"argv": "ls"}}, os.EX_DATAERR, "unable to read spec '-': program.argv: want a non-empty list of strings, got 'ls'"),
         (["check", "-"], {}, os.EX_DATAERR, "unable to read spec '-': program: want it, got nothing"),
         (["exec", "/nowhere/s"], None, os.EX_NOINPUT, "unable to read spec '/nowhere/s': No such file or directory"),
@@ -144,14 +146,28 @@ def test_what_is_read_by_hand_is_what_argparse_reads(verb, words):
     plain = cli.plain(verb, words)
     if plain is None:
         return
-    specs, options = plain
+    named, options = plain
     read = vars(parser.parsed(verb, words))
-    assert read.pop("specs", []) == specs
+    assert read.pop(str(cli.LEAN[verb][2]), []) == named
     if options.get("idle") is not None:
         options["idle"] = float(options["idle"])
-    assert {name: value for name, value in read.items() if value not in (None, False)} == {name: value for name, value in options.items() if value != ""} | (
-        {name: "" for name, value in options.items() if value == ""}
-    )
+    assert {name: value for name, value in read.items() if value is not None and value is not False} == options
+
+
+@pytest.mark.once
+@settings(max_examples=500, deadline=None)
+@given(verb=st.sampled_from(sorted(cli.LEAN)), words=st.lists(st.sampled_from(WORDS), max_size=6))
+def test_what_argparse_reads_begins_again_in_plain_words_that_mean_the_same(verb, words):
+    try:
+        read = vars(parser.parsed(verb, words))
+    except (parser.UsageError, parser.HelpAsked):
+        return
+    begun = []
+    with unittest.mock.patch("os.execv", lambda path, argv: begun.append(argv[5:])):
+        cli._begin_again(verb, dict(read))
+    assert all(vars(parser.parsed(verb, again)) == read for again in begun)
+    values = [word for value in read.values() for word in (value if isinstance(value, list) else [value])]
+    assert begun or any(str(value).startswith("-") for value in values)
 
 
 @pytest.mark.once
@@ -234,7 +250,8 @@ def test_exact_id_beats_prefix_and_prefix_must_fit_one(chaperone):
 
 def test_ls_is_a_table_of_live_and_uncollected_runs(chaperone, held):
     chaperone("run", "-", spec=ECHO)
-    held(SLEEP)
+    directory = held(SLEEP)
+    until(lambda: json.loads((directory / "running.json").read_text())["state"] == "running")
     result = chaperone("ls")
     assert (result.returncode, result.stderr) == (0, "")
     assert masked(result.stdout) == (
@@ -573,6 +590,25 @@ def test_reap_publishes_what_was_lost(chaperone, held):
     assert json.loads((directory / "status.json").read_text())["state"] == "lost"
     assert streams(chaperone("reap")) == (0, "", "")
     assert streams(chaperone("reap", "sle", "live")) == (0, "sleep: ended: it has ended\nlive: alive: its chaperone lives\n", "")
+
+
+def test_adopt_holds_what_outlived_its_chaperone(chaperone, held, tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    directory = held(shell("survivor", f"echo begin; read x <{tmp_path}/fifo; echo $x; exit 5", on_disconnect="survive"))
+    until(lambda: (directory / "stdout").read_bytes())
+    assert streams(chaperone("adopt", "surv")) == (os.EX_CANTCREAT, "", "chaperone: unable to adopt run 'survivor': want it unattended, got running\n")
+    os.kill(json.loads((directory / "running.json").read_text())["chaperone_pid"], signal.SIGKILL)
+    until(lambda: '"unattended"' in chaperone("status", "survivor").stdout)
+    assert streams(chaperone("stop", "survivor")) == (
+        os.EX_NOINPUT,
+        "",
+        "chaperone: unable to ask run 'survivor': no chaperone is there\n",
+    )
+    assert streams(chaperone("adopt", "--detach")) == (0, "survivor\n", "")
+    (tmp_path / "fifo").write_text("end\n")
+    assert streams(chaperone("wait", "survivor")) == (5, "", "")
+    assert (directory / "stdout").read_bytes() == b"begin\nend\n"
+    assert streams(chaperone("adopt")) == (0, "", "")
 
 
 def test_gc_deletes_what_has_ended(chaperone, held, spool):
