@@ -60,7 +60,13 @@ def settings(spec: dict[str, Any], nonce: str, cookie: str, life: str, **more: o
         "tick": tick_s(lease),
         "grace": fifths(spec["stop"]["grace_period"]),
         "boot": BOOT,
-        **{"dir": "", "out_offset": 0, "err_offset": 0, "stdin_size": 0, "stdin_name": "", "program": b"", **more},
+        "dir": "",
+        "out_offset": 0,
+        "err_offset": 0,
+        "stdin_size": 0,
+        "stdin_name": "",
+        "program": b"",
+        **more,
     }
     # A login environment may hold such a name, exported: unset, so that ours don't go on to the program.
     lines = [b"unset -v " + " ".join(values).encode()]
@@ -87,6 +93,26 @@ def payload(assigned: bytes, end: str) -> bytes:
         '[ "$g" ]||exit 97;eval "$s"\n'
     )
     return reader.encode() + assigned + SUPERVISOR.encode() + end.encode() + b"\n"
+
+
+def shown(spec: dict[str, Any]) -> str:
+    """
+    What a run of a spec would send, for who wants to read it first.
+
+    Args:
+        spec (dict): Canonical.
+    Returns:
+        str: The constant command as a comment, then the payload; random words and values of the environment are left out.
+    """
+    program = {**spec["program"], "env": dict.fromkeys(spec["program"]["env"], "(a value of the spec)")}
+    marks = {"CHAPERONE_RUN_ID": spec["id"] or "(the run's id)", "CHAPERONE_COOKIE": "(random)"}
+    text = program_text(program, marks, spec["remote"] is not None)
+    survives = spec["on_disconnect"] == "survive"
+    more = {"dir": "(the run's directory)"} if survives else {}
+    assigned = settings(spec, "(random)", "(random)", "survive" if survives else "kill", program=text, **more)
+    command = " ".join(CONSTANT[:2]) + f" '{CONSTANT[2]}'"
+    sent = payload(assigned, "@END").decode("utf-8", "backslashreplace")
+    return f"# the command: exec {command}\n# its input, once it said {READY.decode().strip()!r}:\n{sent}"
 
 
 # -- the program's own text: what its shell does before it becomes the program

@@ -37,7 +37,8 @@ def log(spool, run_id="r"):
 def far_processes(spool, run_id="r"):
     """What belongs to a run on the far side, told from the same run of another test that runs now: {pid: command}."""
     key = json.loads((spool / run_id / "spec.json").read_text())["key"]
-    return processes_with(f"CHAPERONE_COOKIE={key[:16]}\0".encode())
+    found = processes_with(f"CHAPERONE_COOKIE={key[:16]}\0".encode())
+    return {pid: command for pid, command in found.items() if not command.startswith("grep ")}  # the far side's own search
 
 
 def remotes(sshd, mode):
