@@ -62,7 +62,7 @@ def test_a_wrong_remote_is_refused_in_one_sentence(remote, sentence):
 
 def test_ssh_hop_keeps_what_must_be_before_and_what_may_differ_behind_the_users_options():
     words = command.ssh_argv(ssh(user="etl", port=22, options={"ConnectTimeout": 3, "BatchMode": False, "SendEnv": ["A", "B"]})["ssh"], ["true"], "/log")
-    options = [word for before, word in zip(words, words[1:]) if before == "-o"]
+    options = [word for before, word in zip(words, words[1:], strict=False) if before == "-o"]
     assert words[:4] == ["ssh", "-T", "-E", "/log"]
     assert options.index("BatchMode=yes") < options.index("BatchMode=no")
     assert options.index("ConnectTimeout=3") < options.index("ConnectTimeout=15")

@@ -142,7 +142,8 @@ def test_stop_reaches_an_adopted_program(spool, remote, chaperone):
 
 
 def test_lease_ends_what_nobody_asks_for(spool, remote):
-    process = start(spool, sh("trap '' TERM; echo up; while :; do sleep 0.05; done"), remote=remote, on_disconnect="survive", lease=2, stop={"grace_period": 0.2})
+    program = sh("trap '' TERM; echo up; while :; do sleep 0.05; done")
+    process = start(spool, program, remote=remote, on_disconnect="survive", lease=2, stop={"grace_period": 0.2})
     until(lambda: stdout(spool) == b"up\n")
     process.kill()
     process.wait()
