@@ -267,6 +267,12 @@ def memory(pid):
         return sum(int(line.split()[1]) for line in file if line.startswith(("Private_Clean", "Private_Dirty")))
 
 
+def cpu_seconds(pid):
+    """What a process, without its children, has used."""
+    with open(f"/proc/{pid}/schedstat") as file:
+        return int(file.read().split()[0]) / 1e9
+
+
 def children(pid):
     with open(f"/proc/{pid}/task/{pid}/children") as file:
         return [int(word) for word in file.read().split()]
