@@ -134,6 +134,21 @@ def test_run_that_was_replaced_meanwhile_is_not_deleted(spool, monkeypatch):
     new[0].close()
 
 
+def test_run_that_took_its_place_while_it_was_opened_is_not_deleted(spool, monkeypatch):
+    ended(spool, "r"), ended(spool, "other")
+    real = retain._locked
+
+    def replaced(run_fd, run_id):
+        if run_id == "r":
+            os.rename(spool / "r", spool / ".elsewhere")
+            os.rename(spool / "other", spool / "r")
+        return real(run_fd, run_id)
+
+    monkeypatch.setattr(retain, "_locked", replaced)
+    summary = gc(spool, older_s=-1)
+    assert "unable to delete run 'r': it is not the one that had ended" in summary.failed and (spool / "r" / "status.json").exists()
+
+
 def test_two_at_once_are_one_too_many(spool):
     ended(spool, "r")
     with Directory(spool / ".ended") as fd:
@@ -176,11 +191,12 @@ def test_reader_with_an_fd_never_takes_a_deleted_run_for_a_lost_one(spool, monke
     ended(spool, "r")
     with disk.opened(spool) as spool_fd:
         run_fd = spools.open_run(spool_fd, "r")
-        seen = []
-        for name in ("unlink", "rename", "rmdir"):
+        seen, gone = [], []
+        for name in ("rename", "rmdir", "unlink"):
             real = getattr(os, name)
 
-            def looked(*arguments, real=real, **fds):
+            def looked(*arguments, name=name, real=real, **fds):
+                gone.extend(arguments[:1] if name == "unlink" else [])
                 try:
                     seen.append(spools.look(run_fd, "r")[1]["state"])
                 except NoRunError:
@@ -191,7 +207,7 @@ def test_reader_with_an_fd_never_takes_a_deleted_run_for_a_lost_one(spool, monke
         gc(spool, older_s=-1)
         assert spools.found(spool_fd, "r") is None
         os.close(run_fd)
-    assert set(seen) == {"terminated", "deleted"} and seen == sorted(seen, reverse=True)
+    assert set(seen) == {"terminated", "deleted"} and seen == sorted(seen, reverse=True) and gone[-1] == "status.json"
 
 
 def test_killed_at_any_step_it_is_finished_by_the_next(spool):

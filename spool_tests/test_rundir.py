@@ -175,6 +175,17 @@ def test_entry_that_two_starters_share_stays_while_one_is_at_work(spool):
     assert os.listdir(spool / ".running") == ["other"]
 
 
+def test_entry_of_a_run_that_has_not_ended_to_its_last_step_is_not_swept(spool):
+    run = disk.create(spool)
+    with disk.opened(spool) as spool_fd, Directory(spool / ".running") as running_fd:
+        assert not rundir.sweep_entry(spool_fd, running_fd, "r")
+        run.publish(disk.terminated(run))
+        assert not rundir.sweep_entry(spool_fd, running_fd, "r"), "the chaperone is about to move it"
+        run.close()
+        assert not rundir.sweep_entry(spool_fd, running_fd, "r"), "reap is going to move it"
+    assert os.listdir(spool / ".running") == ["r"]
+
+
 def test_starter_killed_at_any_step_harms_nobody_after_it(spool):
     points = visible = 0
     for number in disk.crash_points(lambda: disk.create(spool, "r")):
