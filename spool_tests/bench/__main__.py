@@ -1,14 +1,30 @@
 """The bench's command line: which rows, how often, where, and how it is told."""
+
 import argparse
 import json
 import os
 import platform
 import sys
 
-from . import capturing, starting
+from . import capturing, following, remoting, starting
 from .lab import Lab
 
-ROWS = {"cold": starting.cold, "warm": starting.warm, "memory": starting.memory, "capture": capturing.capture}
+ROWS = {
+    "cold": starting.cold,
+    "warm": starting.warm,
+    "heap": following.heap,
+    "memory": starting.memory,
+    "capture": capturing.capture,
+    "ssh-capture": remoting.capture,
+    "ssh-cost": remoting.cost,
+    "ssh-starts": remoting.starts,
+    "append": following.append,
+    "scale": following.scale,
+    "death": following.death,
+    "end": following.end,
+    "reconnect": following.reconnect,
+    "fsync": following.fsync,
+}
 
 
 def machine():

@@ -1,4 +1,5 @@
 """Rows about output on its way into the spool."""
+
 import json
 import os
 import time

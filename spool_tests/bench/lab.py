@@ -3,19 +3,20 @@ Where it is measured: a place on disk, programs whose exec is seen, chaperones a
 
 Knows: processes, the peers' command lines.  Must not know: what is measured.
 """
+
 import contextlib
 import json
 import os
-import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 
 from inotify_simple import INotify, flags
+
+from spool_tests.sshd import Sshd
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -24,6 +25,15 @@ BARE = [PYTHON, "-I", "-S"]
 MAIN = os.path.join(ROOT, "chaperone", "__main__.py")
 RUN = [*BARE, MAIN, "run"]
 TIMEOUT_S = 20
+
+
+def with_fsync(before="pass"):
+    """The command `chaperone` as a text for the interpreter, so that something can be done before."""
+    return [*BARE, "-c", f"import os, sys; sys.path.append({ROOT!r}); {before}; from chaperone import cli; os._exit(cli.main())"]
+
+
+def without_fsync():
+    return with_fsync("os.fsync = lambda fd: None")
 
 
 class Lab:
@@ -85,9 +95,11 @@ class Lab:
 
     def sshd(self):
         """An sshd of our own on loopback, until the lab closes; None where there can't be one."""
-        if not (has("ssh", "ssh-keygen") and os.path.exists(Sshd.PROGRAM)):
+        if not has("ssh", "ssh-keygen", "sshd"):
             return None
-        return self._closing.enter_context(Sshd(self))
+        server = Sshd(self.directory("sshd"))
+        self._closing.callback(server.close)
+        return server
 
     def programs(self, count=1):
         return self._closing.enter_context(Programs(self, count))
@@ -165,61 +177,6 @@ class Programs:
                     if event.name:
                         seen.setdefault(event.name, now)
         return sorted(seen.values())
-
-
-class Sshd:
-    """
-    An sshd for one key and this user, with its defaults otherwise.
-
-    Attributes:
-        ssh (list): The client's argv, up to the command.
-        options (dict): The same as a spec's `remote.options`.
-    """
-
-    PROGRAM = "/usr/sbin/sshd"
-
-    def __init__(self, lab):
-        self._lab, self._out = lab, []
-        self.directory = lab.directory("sshd")
-        self.user = pwd.getpwuid(os.getuid()).pw_name
-        for name in ("host", "user"):
-            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", f"{self.directory}/{name}"], check=True)
-        shutil.copy(f"{self.directory}/user.pub", f"{self.directory}/keys")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        config = lab.file(
-            "sshd_config",
-            f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {self.directory}/host\nAuthorizedKeysFile {self.directory}/keys\n"
-            "StrictModes no\nUsePAM no\nPidFile none\nPasswordAuthentication no\nPrintMotd no\n",
-        )
-        if os.getuid() == 0:
-            os.makedirs("/run/sshd", mode=0o755, exist_ok=True)
-        self._process = subprocess.Popen([self.PROGRAM, "-D", "-f", config, "-E", f"{self.directory}/log"], env=lab.env)
-        self.options = {
-            "IdentityFile": f"{self.directory}/user",
-            "UserKnownHostsFile": f"{self.directory}/known",
-            "StrictHostKeyChecking": "no",
-            "GlobalKnownHostsFile": "/dev/null",
-        }
-        flat = [word for name, value in {**self.options, "BatchMode": "yes", "LogLevel": "ERROR"}.items() for word in ("-o", f"{name}={value}")]
-        self.ssh = ["ssh", "-F", "none", "-p", str(self.port), *flat, f"{self.user}@127.0.0.1"]
-        until(lambda: subprocess.run([*self.ssh, "true"], env=lab.env, stderr=subprocess.DEVNULL).returncode == 0, pause=0.05)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._process.kill()
-        self._process.wait()
-
-    def ready_file(self):
-        fd = os.open(self._lab.new("ready"), os.O_RDWR | os.O_CREAT, 0o600)
-        self._out.append(fd)
-        return fd
-
-    def all_ready(self):
-        return all(os.fstat(fd).st_size for fd in self._out)
 
 
 def until(condition, timeout=TIMEOUT_S, pause=0.001):

@@ -1,4 +1,5 @@
 """Rows about starting: cold, warm, memory."""
+
 import os
 import time
 
@@ -7,6 +8,7 @@ from chaperone import launch
 from . import lab as labs
 from .table import Row, interleaved
 
+STATUS_WAIT_S = 120
 IDLE = ["/bin/sleep", "1000"]
 
 
@@ -133,12 +135,10 @@ def memory(lab, rounds):
         launch.start(cold, {"program": {"argv": IDLE}}, env=lab.env)
     for _ in range(5 * min(rounds or 20, 20)):
         started({"program": {"argv": IDLE}})
-    pids = []
     middle = {}
     for label, spool in (("chaperone, warm", warm), ("chaperone, cold", cold)):
         labs.until(lambda spool=spool: all(status.get("pid") for status in labs.live(spool)))
         runs = [holding(status) for status in labs.live(spool)]
-        pids += [status["chaperone_pid"] for status in labs.live(spool)]
         middle[label] = row.figure(label, [chaperone + guard for chaperone, guard in runs], "KiB")
         row.figure(f"{label}: its guard", [guard for _, guard in runs], "KiB")
     if labs.has("conmon"):
@@ -173,8 +173,9 @@ def ssh_client(lab, count=5):
     sshd = lab.sshd()
     if sshd is None:
         return []
-    pids = [lab.spawn([*sshd.ssh, "echo ready; exec sleep 1000"], stdout=out) for out in [sshd.ready_file() for _ in range(count)]]
-    labs.until(sshd.all_ready)
+    outs = [os.open(lab.new("ready"), os.O_RDWR | os.O_CREAT, 0o600) for _ in range(count)]
+    pids = [lab.spawn([*sshd.argv(), "echo ready; exec sleep 1000"], stdout=out) for out in outs]
+    labs.until(lambda: all(os.fstat(out).st_size for out in outs))
     found = [labs.memory(pid) for pid in pids]
     labs.kill(pids)
     for pid in pids:

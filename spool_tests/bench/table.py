@@ -3,6 +3,7 @@ What was measured, and how it is told: figures, what they must reach, the table.
 
 Knows: numbers.  Must not know: what was measured, or how.
 """
+
 import math
 import random
 import statistics

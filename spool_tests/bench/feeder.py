@@ -1,0 +1,32 @@
+"""
+A process that holds runs and writes lines into them: `feeder SPOOL RUNS LINES_A_SECOND SECONDS`.
+
+It says "ready" when the runs are there, begins at the first line on its stdin, and holds the runs until it is killed.
+"""
+
+import os
+import resource
+import sys
+import time
+
+from spool_tests.writer import Writer
+
+
+def main(spool, runs, lines_s, seconds):
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    writers = [Writer(spool, f"run-{number}").running() for number in range(int(runs))]
+    fds = [writer.run.streams["stdout"] for writer in writers]
+    print("ready", flush=True)
+    sys.stdin.readline()
+    begun = time.monotonic()
+    for count in range(int(lines_s) * int(seconds)):
+        due = begun + count / int(lines_s)
+        while (wait := due - time.monotonic()) > 0:
+            time.sleep(wait)
+        os.write(fds[count * 7 % len(fds)], b"%.9f\n" % time.monotonic())
+    sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

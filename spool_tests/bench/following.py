@@ -1,0 +1,272 @@
+"""Rows about hearing of runs: output, endings, deaths, a scheduler that comes back."""
+
+import asyncio
+import contextlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import time
+
+from inotify_simple import INotify, flags
+
+import chaperone
+from chaperone.events import Ended, Lost, Output
+
+from . import lab as labs
+from .starting import spool_starter
+from .table import Row, interleaved
+
+LINES_S = 100  # lines a second into one file: a program that talks
+SCALE_RUNS, SCALE_LINES_S = 1_000, 5_000
+
+
+@contextlib.contextmanager
+def feeder(lab, spool, runs, lines_s, seconds):
+    """A process that holds so many runs and writes lines with the time on the monotonic clock, spread over them evenly; ready when it says so."""
+    argv = [labs.PYTHON, "-m", "spool_tests.bench.feeder", spool, str(runs), str(lines_s), str(seconds)]
+    process = subprocess.Popen(argv, cwd=labs.ROOT, env=lab.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"ready\n"
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        process.stdin.close()
+        process.stdout.close()
+
+
+def delays(data, now):
+    """Seconds from the writing of each line to `now`."""
+    return [now - float(line) for line in data.split()]
+
+
+def append(lab, rounds):
+    """From the write of a line to the moment when a subscriber holds it, at 100 lines a second: asyncio, against `tail -F` in a pipe."""
+    row = Row("append", "append to subscriber, 100 lines/s")
+    seconds = 2
+    found = {"tail -F, piped": [], "chaperone, asyncio": []}
+    for _ in range(min(rounds or 3, 10)):
+        for label, listen in (("tail -F, piped", by_tail), ("chaperone, asyncio", by_asyncio)):
+            spool = lab.directory("spool")
+            with feeder(lab, spool, 1, LINES_S, seconds) as process:
+                found[label] += listen(lab, spool, process, LINES_S * seconds)
+    row.figures_of(found, "µs", 1e6)
+    (_, _, _, tail_middle, tail_worst), (_, _, _, middle, worst) = row.figures
+    row.claim("p50 / tail -F", middle / tail_middle, "<=", 1.5)
+    row.claim("p99 / tail -F", worst / tail_worst, "<=", 1)
+    return row
+
+
+def by_tail(lab, spool, process, count):
+    heard = []
+    path = os.path.join(spool, "run-0", "stdout")
+    with subprocess.Popen(["tail", "-F", "-n", "+1", path], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as tail:
+        time.sleep(0.3)  # until it watches: nothing tells
+        process.stdin.write(b"go\n")
+        process.stdin.flush()
+        with labs.first_in_line():
+            while len(heard) < count:
+                data = os.read(tail.stdout.fileno(), 1 << 16)
+                heard += delays(data, time.monotonic())
+        tail.kill()
+    return heard
+
+
+def by_asyncio(lab, spool, process, count, begins=lambda: None):
+    """Seconds from each line's writing; `begins` is called when the reader has seen all runs and the lines begin."""
+    heard = []
+
+    async def listen():
+        with chaperone.Spool(spool).follow() as follower:
+            while follower.next(0.1) is not None:
+                pass
+            begins()
+            process.stdin.write(b"go\n")
+            process.stdin.flush()
+            async for event in follower:
+                if isinstance(event, Output):
+                    heard.extend(delays(event.data, time.monotonic()))
+                if len(heard) >= count:
+                    return
+
+    with labs.first_in_line():
+        asyncio.run(listen())
+    return heard
+
+
+def scale(lab, rounds):
+    """1,000 live runs that write 5,000 lines a second in all, one reader on one loop: how late, and for how much of a core."""
+    row = Row("scale", f"{SCALE_RUNS:,} runs, {SCALE_LINES_S:,} lines/s, one loop")
+    seconds = min(rounds or 5, 30)
+    spool = lab.directory("spool")
+    with feeder(lab, spool, SCALE_RUNS, SCALE_LINES_S, seconds) as process:
+        used = []
+        heard = by_asyncio(lab, spool, process, SCALE_LINES_S * seconds, lambda: used.append(cpu_and_wall()))
+        used.append(cpu_and_wall())
+    row.figure("line written to line held", heard, "ms", 1e3)
+    (cpu, wall), (cpu_after, wall_after) = used
+    share = (cpu_after - cpu) / (wall_after - wall)
+    row.claim("p99, ms", row.figures[0][4], "<=", 3)
+    row.claim("of a core, %", 100 * share, "<=", 30)
+    row.claim("lines lost", SCALE_LINES_S * seconds - len(heard), "<=", 0)
+    return row
+
+
+def cpu_and_wall():
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime, time.perf_counter()
+
+
+def death(lab, rounds):
+    """From the SIGKILL of a chaperone to the event that tells of the loss."""
+    row = Row("death", "SIGKILL of a chaperone to Lost")
+    spool = lab.new("spool")
+    started = spool_starter(lab, spool)
+    heard = []
+    for _ in range(min(rounds or 100, 1_000)):
+        run_id = started({"program": {"argv": ["/bin/sleep", "1000"]}})
+        running = labs.until(lambda run_id=run_id: (found := labs.status(spool, run_id)).get("pid") and found)
+        with chaperone.Spool(spool).follow(runs=[run_id]) as follower:
+            while follower.next(0) is not None:
+                pass
+            begun = time.perf_counter()
+            os.kill(running["chaperone_pid"], signal.SIGKILL)
+            with labs.first_in_line():
+                while not isinstance(follower.next(5), Lost):
+                    pass
+                heard.append(time.perf_counter() - begun)
+        os.rename(os.path.join(spool, run_id), lab.new("lost"))
+        os.unlink(os.path.join(spool, ".running", run_id))
+    row.figure("SIGKILL to Lost", heard, "ms", 1e3)
+    row.claim("p99, ms", row.figures[0][4], "<=", 3)
+    return row
+
+
+def end(lab, rounds):
+    """From the moment when a program is told to end to the moment when a scheduler knows how it did: against conmon's exit file."""
+    row = Row("end", "program's end to Ended")
+    if not labs.has("conmon"):
+        row.note("conmon is not installed: nothing to compare with")
+        return row
+    conmon = labs.Conmon(lab)
+    spool = lab.new("spool")
+    started = spool_starter(lab, spool)
+
+    def gated(start):
+        gate = lab.new("gate")
+        os.mkfifo(gate)
+        handle = start(["/bin/sh", "-c", f"read go <{gate}"])
+        return handle, os.open(gate, os.O_WRONLY)
+
+    def by_chaperone():
+        run_id, gate = gated(lambda argv: started({"program": {"argv": argv}}))
+        with chaperone.Spool(spool).follow(runs=[run_id]) as follower:
+            while follower.next(0.02) is not None:
+                pass
+            begun = time.perf_counter()
+            os.write(gate, b"\n")
+            with labs.first_in_line():
+                while not isinstance(follower.next(5), Ended):
+                    pass
+                seconds = time.perf_counter() - begun
+        os.close(gate)
+        return seconds
+
+    def by_conmon():
+        (pid, exit_file), gate = gated(conmon.start)
+        with contextlib.closing(INotify()) as inotify:
+            inotify.add_watch(conmon.exits, flags.MOVED_TO | flags.CLOSE_WRITE)
+            begun = time.perf_counter()
+            os.write(gate, b"\n")
+            with labs.first_in_line():
+                while not os.path.exists(exit_file):
+                    inotify.read(timeout=5_000)
+                with open(exit_file) as file:
+                    file.read()
+                seconds = time.perf_counter() - begun
+        os.waitpid(pid, 0)
+        os.close(gate)
+        return seconds
+
+    middle = row.figures_of(interleaved(rounds or 60, {"conmon's exit file": by_conmon, "chaperone": by_chaperone}), "ms", 1e3)
+    row.claim("chaperone / conmon", middle["chaperone"] / middle["conmon's exit file"], "<=", 2.5)
+    row.note("the chaperone fsyncs the status before it appears; conmon's exit file is not synced")
+    return row
+
+
+def reconnect(lab, rounds):
+    """A scheduler comes back to 1,000 live runs: to its first event, beside 10,000 ended and collected runs, and beside 100,000."""
+    row = Row("reconnect", f"reconnect to {SCALE_RUNS:,} live runs, to the first event")
+    spool = lab.directory("spool")
+    with feeder(lab, spool, SCALE_RUNS, 0, 0):
+        cursor = {"runs": {f"run-{number}": {} for number in range(SCALE_RUNS)}}
+        made = 0
+        middle = {}
+        for history in (10_000, 100_000):
+            make_history(lab, spool, made, history)
+            made = history
+            label = f"beside {history:,} ended"
+            middle[label] = row.figure(label, [first_event(spool, cursor) for _ in range(min(rounds or 10, 50) + 1)][1:], "ms", 1e3)
+    few, many = middle.values()
+    row.claim("beside 10,000 ended, ms", few * 1e3, "<=", 60)
+    row.claim("beside 100,000 / beside 10,000", many / few, "<=", 1.2)
+    return row
+
+
+def first_event(spool, cursor):
+    begun = time.perf_counter()
+    with chaperone.Spool(spool).follow(json.loads(json.dumps(cursor))) as follower:
+        assert follower.next(5) is not None
+        return time.perf_counter() - begun
+
+
+def make_history(lab, spool, made, wanted):
+    """Ended and collected runs: a directory and its status each."""
+    status = lab.file("status.json", json.dumps({"version": 1, "state": "terminated", "return_code": 0}))
+    for number in range(made, wanted):
+        directory = os.path.join(spool, f"ended-{number}")
+        os.mkdir(directory, 0o700)
+        if number % 10_000 == 0:  # a file has at most 65,000 names
+            status = lab.file("status.json", json.dumps({"version": 1, "state": "terminated", "return_code": 0}))
+        os.link(status, os.path.join(directory, "status.json"))
+
+
+def fsync(lab, rounds):
+    """What it costs that a status is on the disk before it is visible: whole runs of a program that writes a line, started cold."""
+    row = Row("fsync", "fsync of the final status; durable runs")
+    spool = lab.new("spool")
+
+    def whole(entry, **fields):
+        spec = lab.spec(["/bin/echo", "a line"], **fields)
+        return lambda: lab.ended([*entry, "run", "--spool", spool, spec])
+
+    variants = {"no fsync": whole(labs.without_fsync()), "as it is": whole(labs.with_fsync()), "durable": whole(labs.with_fsync(), durable=True)}
+    middle = row.figures_of(interleaved(rounds or 60, variants), "ms", 1e3)
+    row.claim("as it is / no fsync", middle["as it is"] / middle["no fsync"], "<=", 1.15)
+    row.claim("durable / no fsync", middle["durable"] / middle["no fsync"], "<=", 1.5)
+    return row
+
+
+def heap(lab, rounds):
+    """A start from a scheduler with a heap of 1 GiB, against one without: what a fork of it would cost is told beside them."""
+    row = Row("heap", "a start from a scheduler with a big heap")
+    code = (
+        "import os, sys, time; sys.path.insert(0, sys.argv[1]); from chaperone import launch; heap = b'x' * int(sys.argv[3])\n"
+        "spec = {'program': {'argv': ['true']}}; launch.start(sys.argv[2], spec, env={})\n"
+        "begun = time.perf_counter()\n"
+        "if sys.argv[4] == 'fork':\n    pid = os.fork()\n    pid or os._exit(0)\n"
+        "else:\n    launch.start(sys.argv[2], spec, env={})\n"
+        "print(time.perf_counter() - begun)\n"
+    )
+    spool = lab.new("spool")
+
+    def measure(size, how):
+        argv = [labs.PYTHON, "-c", code, labs.ROOT, spool, str(size), how]
+        return lambda: float(subprocess.run(argv, capture_output=True, check=True, env=lab.env).stdout)
+
+    variants = {"no heap": measure(0, "start"), "heap of 1 GiB": measure(1 << 30, "start"), "a fork of that heap": measure(1 << 30, "fork")}
+    middle = row.figures_of(interleaved(rounds or 10, variants), "ms", 1e3)
+    row.claim("heap of 1 GiB / no heap", middle["heap of 1 GiB"] / middle["no heap"], "<=", 1.1)
+    return row
