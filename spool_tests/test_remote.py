@@ -264,7 +264,7 @@ def session_of(sshd, client_pid):
 def test_secrets_are_in_no_argv(spool, sshd):
     secret = "s3cr3t" + os.urandom(8).hex()
     seen = set()
-    process = start(spool, sh("sleep 0.4; cat >/dev/null; test -n \"$S\"", env={"S": secret}, stdin=secret), remote=sshd.remote())
+    process = start(spool, sh('sleep 0.4; cat >/dev/null; test -n "$S"', env={"S": secret}, stdin=secret), remote=sshd.remote())
     while process.poll() is None:
         for pid in filter(str.isdigit, os.listdir("/proc")):
             try:
