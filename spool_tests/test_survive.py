@@ -1,5 +1,6 @@
 """Runs that survive their connection and their chaperone."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ from spool_tests.test_remote import far_processes, log, session_of
 from spool_tests.test_supervise import final, live, sh, start, stdout
 
 sshd = server.sshd
+network = server.network
 
 
 @pytest.fixture(params=["here", "ssh"])
@@ -68,66 +70,91 @@ def connected(spool, run_id="r"):
     return until(look, 20)
 
 
-def cut(sshd, client_pid, way):
+def cut(there, client_pid, way):
     """Kill one end of a connection."""
-    if client_pid is None:  # it has ended
-        return
+    with contextlib.suppress(ProcessLookupError, StopIteration, IndexError):  # it was gone already
+        if way == "client":
+            os.kill(client_pid, signal.SIGKILL)
+        elif there.address == "127.0.0.1":
+            for pid in session_of(there, client_pid):
+                os.kill(pid, signal.SIGKILL)
+        else:  # in its namespace there is no session but ours
+            there.kill_sessions()
+
+
+def pull(network, spool):
+    """No packet comes through until the chaperone's client has noticed."""
+    network.cut()
     try:
-        for pid in session_of(sshd, client_pid) if way == "session" else [client_pid]:
-            os.kill(pid, signal.SIGKILL)
-    except (ProcessLookupError, StopIteration, IndexError):  # it was gone already
-        pass
+        until(lambda: live(spool)["connection"]["state"] == "down", 30)
+    finally:
+        network.heal()
 
 
 WRITER = """
 import os, random, hashlib, time, sys
 r = random.Random(int(sys.argv[1])); left = [int(sys.argv[2]), int(sys.argv[3])]; sums = [hashlib.sha256(), hashlib.sha256()]
-slow = float(sys.argv[4]) / (left[0] + left[1])
-while sum(left):
-    which = int(r.random() * sum(left) >= left[0])
-    data = r.randbytes(min(left[which], r.randrange(1, 70000)))
+total = sum(left); slow = float(sys.argv[4]) / total
+while max(left) > 0 or not os.path.exists(sys.argv[6]):
+    which = int(r.random() * total >= total - int(sys.argv[3]))
+    data = r.randbytes(r.randrange(1, 70000))
     left[which] -= len(data); sums[which].update(data)
     time.sleep(len(data) * slow)
     while data: data = data[os.write(which + 1, data):]
-open(sys.argv[5], 'w').write(' '.join(s.hexdigest() for s in sums))
+sizes = [int(size) - rest for size, rest in zip(sys.argv[2:4], left)]
+open(sys.argv[5], 'w').write(' '.join([*(s.hexdigest() for s in sums), *map(str, sizes)]))
 sys.exit(44)
 """
 
 
-def test_no_byte_is_lost_or_doubled_by_cuts_and_deaths(spool, remote, request, tmp_path):
-    """The connection is cut, and the chaperone killed and its run adopted, at random moments of a program that writes all the time."""
+@pytest.mark.parametrize("place", ["here", "ssh", pytest.param("network", marks=pytest.mark.root)])
+def test_no_byte_is_lost_or_doubled_by_cuts_and_deaths(place, spool, request, tmp_path, monkeypatch):
+    """
+    Cuts of every kind, and deaths of the chaperone, each at a random moment of a program that writes until all of them were made.
+
+    A cut is the client's death, that of sshd's session, or (network) packets dropped in silence until the client gives up.
+    """
     long = request.config.option.long
-    sizes, cuts, deaths, duration = ((100_000_000, 2_000_000), 40, 5, 60) if long else ((10_000_000, 1_000_000), 6, 2, 8)
+    sizes, cuts, deaths, duration = ((100_000_000, 2_000_000), 40, 5, 60) if long else ((5_000_000, 500_000), 6, 2, 4)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    directory, sums, enough = tmp_path / ".chaperone", tmp_path / "sums", tmp_path / "enough"
+    there, ways, remote = None, [], None  # nobody cuts a pipe here
+    if place != "here":
+        there = request.getfixturevalue("sshd") if place == "ssh" else request.getfixturevalue("network").sshd
+        ways = ["client", "session", "packets"] if place == "network" else ["client", "session"]
+        remote = there.remote(remote_dir=str(directory), options={"ServerAliveInterval": 1, "ServerAliveCountMax": 2})
     chance = random.Random(3)
-    argv = ["/usr/bin/python3", "-I", "-S", "-c", WRITER, "7", *map(str, sizes), str(duration), str(tmp_path / "sums")]
-    chaperone = start(spool, {"argv": argv}, remote=remote, on_disconnect="survive", lease=60)
-    events = ["death"] * deaths + (["client", "session"] * (cuts // 2) if remote else [])  # nobody cuts a pipe here
+    events = ["death"] * deaths + [ways[number % len(ways)] for number in range(cuts if ways else 0)]
     chance.shuffle(events)
-    sshd = request.getfixturevalue("sshd") if remote else None
-    done = 0
+    argv = ["/usr/bin/python3", "-I", "-S", "-c", WRITER, "7", *map(str, (*sizes, duration, sums, enough))]
+    chaperone = start(spool, {"argv": argv}, remote=remote, on_disconnect="survive", lease=300)
     for event in events:
-        if (tmp_path / "sums").exists():  # on a slow machine the program may be done before all cuts are
-            break
-        done += 1
         status = connected(spool)
-        size = (spool / "r" / "stdout").stat().st_size
-        until(lambda size=size: (spool / "r" / "stdout").stat().st_size > size + chance.randrange(400_000) or (tmp_path / "sums").exists(), 30)
+        goal = (spool / "r" / "stdout").stat().st_size + chance.randrange(200_000)
+        until(lambda goal=goal: (spool / "r" / "stdout").stat().st_size > goal, 60)
         if event == "death":
             chaperone.kill()
             chaperone.wait()
             chaperone = adopt(spool)
+        elif event == "packets":
+            pull(request.getfixturevalue("network"), spool)
         else:
-            cut(sshd, status["connection"]["pid"], event)
+            cut(there, status["connection"]["pid"], event)
         drops = status["connection"]["drops"]
-        until(lambda drops=drops: ended(spool) or connected(spool)["connection"]["drops"] > drops, 30)
+        until(lambda drops=drops: connected(spool)["connection"]["drops"] > drops, 60)
+    enough.touch()
     assert chaperone.wait(60 + duration) == 0
     status = final(spool)
     assert (status["state"], status["return_code"], status["complete"]) == ("terminated", 44, True), log(spool)
-    assert (status["stdout"]["bytes"], status["stderr"]["bytes"]) == sizes
-    sums = [hashlib.sha256((spool / "r" / name).read_bytes()).hexdigest() for name in ("stdout", "stderr")]
-    assert sums == (tmp_path / "sums").read_text().split()
-    print(f"seed 3, {done} cuts and deaths, {status['connection']['drops']} drops")
-    assert done >= len(events) / 2
+    *written, stdout_size, stderr_size = sums.read_text().split()
+    assert [hashlib.sha256((spool / "r" / name).read_bytes()).hexdigest() for name in ("stdout", "stderr")] == written
+    assert (status["stdout"]["bytes"], status["stderr"]["bytes"]) == (int(stdout_size), int(stderr_size))
+    assert int(stdout_size) >= sizes[0] and int(stderr_size) >= sizes[1]
+    assert status["connection"]["drops"] >= len(events)
+    assert list(directory.glob("*")) == []
+    assert not far_processes(spool)
+    counts = ", ".join(f"{events.count(event)} x {event}" for event in sorted(set(events)))
+    print(f"{stdout_size} and {stderr_size} bytes, {counts}, {status['connection']['drops']} drops")
 
 
 def test_run_whose_chaperone_died_is_unattended_and_goes_on(spool, remote, chaperone):
