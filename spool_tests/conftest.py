@@ -19,6 +19,8 @@ ROOT = os.path.dirname(HERE)
 MAIN = os.path.join(ROOT, "chaperone", "__main__.py")
 # What a scheduler starts: the interpreter without site, on the package's own entry.
 CHAPERONE = [sys.executable, "-I", "-S", MAIN]
+# Children that outlive a test on purpose: the pids of servers which serve many.
+SERVERS = set()
 
 
 def until(condition, timeout=10.0, what=None):
@@ -138,6 +140,34 @@ def spool(tmp_path, monkeypatch):
     assert not left, f"left running: {left}"
     reap_children()
     assert open_fds(str(tmp_path)) == before, "left open"
+
+
+def children():
+    """This process's children, ended ones that nobody has waited for among them: {pid: command}."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:  # the ordinary case, and 1,000 times cheaper than a look at all processes
+        return {}
+    found = {}
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{name}/stat", "rb") as stat, open(f"/proc/{name}/cmdline", "rb") as cmdline:
+                before, _, after = stat.read().rpartition(b") ")
+                command = cmdline.read().replace(b"\0", b" ")
+        except OSError:  # gone
+            continue
+        if int(after.split()[1]) == os.getpid():
+            found[int(name)] = (command or before.partition(b"(")[2]).decode(errors="replace")
+    return found
+
+
+@pytest.fixture(autouse=True)
+def leaves_no_child():
+    """What a test has started it has waited for: an ended child left behind would answer the next test's `waitpid(-1)`."""
+    before = children()
+    yield
+    left = {pid: command for pid, command in children().items() if pid not in before and pid not in SERVERS}
+    assert not left, f"left unreaped: {left}"
 
 
 def reap_children():

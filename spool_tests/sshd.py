@@ -16,7 +16,7 @@ import tempfile
 
 import pytest
 
-from spool_tests.conftest import need, until
+from spool_tests.conftest import SERVERS, need, until
 from spool_tests.shells import path_of
 
 CONFIG = """\
@@ -72,6 +72,7 @@ class Sshd:
                 env = {name: value for name, value in os.environ.items() if name not in ("TEST_TOKEN", "CHAPERONE_SPOOL")}
                 self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=env)
             self.pid = self._process.pid
+            SERVERS.add(self.pid)
             if until(lambda: self._answers() or self._process.poll() is not None) is True and self._process.poll() is None:
                 break
         with open(f"{self.directory}/host.pub") as key, open(f"{self.directory}/known", "w") as known:

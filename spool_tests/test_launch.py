@@ -13,7 +13,7 @@ import sys
 import pytest
 
 from chaperone import errors, launch, prologue
-from spool_tests.conftest import CHAPERONE, ROOT, until
+from spool_tests.conftest import CHAPERONE, ROOT, children, until
 
 TRUE = {"program": {"argv": ["true"]}}
 LISTING = {"program": {"command": "readlink /proc/self/fd/0; ls /proc/self/fd | tr '\\n' ' '; umask; grep -E '^Sig(Blk|Ign)' /proc/self/status; exit 3"}}
@@ -187,12 +187,11 @@ def test_new_ids_sort_by_time_and_differ():
 
 
 def test_start_returns_the_id_of_a_visible_run_and_leaves_nothing_in_the_scheduler(spool, tmp_path):
-    before = os.listdir("/proc/self/fd")
+    before, born = os.listdir("/proc/self/fd"), children()
     run_id = launch.start(str(spool), {"program": {"command": 'echo "$COLOUR $PWD"'}}, env={"COLOUR": "blue"}, cwd=str(tmp_path))
     assert (spool / run_id).is_dir()
     assert os.listdir("/proc/self/fd") == before
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    assert children() == born
     assert final(spool, run_id)["return_code"] == 0
     assert (spool / run_id / "stdout").read_text() == f"blue {tmp_path}\n"
 
