@@ -3,8 +3,12 @@ The launcher: warm starts that are as good as cold ones, whatever happens to it.
 
 Knows: its socket, its pid.  Must not know: how it forks.
 """
+import concurrent.futures
+import fcntl
 import json
 import os
+import random
+import select
 import signal
 import socket
 import subprocess
@@ -192,32 +196,135 @@ def test_run_that_appears_while_we_start_cold_is_the_one_that_was_asked_for(spoo
     assert (spool.parent / "ran").read_text() == "once\n"
 
 
-def test_launcher_killed_during_a_burst_starts_each_run_once(spool, warm):
-    count, workers = 60, 4
+@pytest.mark.parametrize("seed", [*range(3), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(10, 20))])
+def test_launcher_killed_again_and_again_during_a_burst_starts_each_run_once(spool, warm, seed):
+    """At moments that nobody chose; those that were killed are followed by others, started on demand. A refusal would have to be a clear one."""
+    dice = random.Random(seed)
+    count, kills, askers = (300, 8, 8) if seed >= 10 else (60, 3, 4)
     ids = [f"burst-{number}" for number in range(count)]
-    failed = []
+    refused = {}
 
-    def ask(mine):
-        for run_id in mine:
-            try:
-                launch.start(str(spool), {"id": run_id, "program": {"command": f"echo {run_id} >> ran"}}, warm=True, cwd=str(spool.parent))
-            except errors.ChaperoneError as error:
-                failed.append((run_id, error))
+    def ask(run_id):
+        begun = time.monotonic()
+        try:
+            spec = {"id": run_id, "program": {"command": f"echo {run_id} >> ran; exit {len(run_id)}"}}
+            assert launch.start(str(spool), spec, warm=True, cwd=str(spool.parent)) == run_id
+        except errors.ChaperoneError as error:
+            refused[run_id] = str(error)
+        took.append(time.monotonic() - begun)
 
-    threads = [threading.Thread(target=ask, args=(ids[worker::workers],)) for worker in range(workers)]
-    for thread in threads:
-        thread.start()
-    until(lambda: len(ends(spool)) > 10, timeout=30)
-    os.kill(warm, signal.SIGKILL)
-    for thread in threads:
-        thread.join()
-    on_demand = launcher_pid(spool)
-    until(lambda: len(ends(spool)) == count, timeout=30)
-    assert failed == []
-    assert sorted((spool.parent / "ran").read_text().split()) == sorted(ids)
+    took = []
+    killed = []
+    with concurrent.futures.ThreadPoolExecutor(askers) as pool:
+        asked = [pool.submit(ask, run_id) for run_id in ids]
+        for kill in range(kills):
+            due = int(count * (kill + dice.random()) / kills / 1.2)
+            until(lambda: sum(future.done() for future in asked) >= due, timeout=60)  # noqa: B023
+            select.select([], [], [], dice.random() * 0.01)
+            if pid := kill_launcher(spool):
+                killed.append(pid)
+    for future in asked:
+        future.result()
+    kill_launcher(spool)
+    print(f"seed {seed}: {len(killed)} launchers killed, {len(refused)} starts refused, {max(took):.2f} s for the slowest")
+    assert killed, f"seed {seed}"
+    assert all(sentence.startswith("unable to ") for sentence in refused.values()), f"seed {seed}: {refused}"
+    once = sorted(set(ids) - refused.keys())
+    until(lambda: ends(spool) == once, timeout=60, what=f"seed {seed}: each that was started has ended, and no other")
+    assert sorted((spool.parent / "ran").read_text().split()) == once, f"seed {seed}"
+    assert {json.loads((spool / run_id / "status.json").read_text())["return_code"] - len(run_id) for run_id in once} == {0}, f"seed {seed}"
+    assert refused == {}, f"seed {seed}: nothing was in the way of a cold start"
+    assert os.listdir(spool / ".running") == []
+
+
+def kill_launcher(spool):
+    """SIGKILL the launcher that is there, and return its pid once it is dead; None if there is none."""
+    with open(spool / ".launcher.lock", "r+b") as lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return None  # what it says is nobody's pid any more
+        except BlockingIOError:
+            pid = int(lock.read() or 0)
+    if not is_launcher(pid, spool):  # a new one holds the lock, and has not said yet who it is
+        return None
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: not is_launcher(pid, spool), what=f"launcher {pid} is dead")
+    return pid
+
+
+def is_launcher(pid, spool):
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return os.fsencode(spool) in file.read()  # empty for a zombie
+    except OSError:
+        return False
+
+
+# -- many at once
+
+
+def children_of(pid):
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        return [int(child) for child in file.read().split()]
+
+
+def switches(pids):
+    """How often each process has gone to sleep so far: one that is not woken doesn't fall asleep again."""
+    found = {}
+    for pid in pids:
+        with open(f"/proc/{pid}/status") as file:
+            found[pid] = next(int(line.split()[1]) for line in file if line.startswith("voluntary_ctxt_switches"))
+    return found
+
+
+def uss(pid):
+    """KiB that are its own."""
+    with open(f"/proc/{pid}/smaps_rollup") as file:
+        return sum(int(line.split()[1]) for line in file if line.startswith("Private_"))
+
+
+@pytest.mark.parametrize("count", [100, pytest.param(1_000, marks=pytest.mark.long)])
+def test_runs_that_are_started_all_at_once_idle_without_a_wake_up_and_each_ends_as_its_program_did(spool, warm, monkeypatch, count):
+    monkeypatch.setattr(launcher, "ANSWER_S", 60)  # on a busy machine some would start cold else
+    os.mkfifo(spool.parent / "go")
+    go = os.open(spool.parent / "go", os.O_RDWR)
+    together = threading.Barrier(count)
+
+    def start(number):
+        together.wait()
+        return launch.start(str(spool), {"program": {"command": f"read _ < go; exit {number % 256}"}}, warm=True, cwd=str(spool.parent))
+
+    try:
+        with concurrent.futures.ThreadPoolExecutor(count) as askers:
+            ids = list(askers.map(start, range(count)))
+        assert len(set(ids)) == count
+        chaperones = [json.loads((spool / run_id / "running.json").read_text())["chaperone_pid"] for run_id in ids]
+        assert len(set(chaperones)) == count
+        assert {parent_of(pid) for pid in chaperones} == {warm}, "all of them warm"
+        until(lambda: all(json.loads((spool / run_id / "running.json").read_text())["state"] == "running" for run_id in ids), timeout=60)
+        holding = [warm, *chaperones]
+        quiet = select.poll()  # nothing is registered: it sleeps
+        for _ in range(20):  # until the last preparations of the last one are done
+            before = switches(holding)
+            quiet.poll(500)
+            if switches(holding) == before:
+                break
+        before = switches(holding)
+        quiet.poll(2_000)
+        after = switches(holding)
+        assert {pid: after[pid] - before[pid] for pid in holding if after[pid] != before[pid]} == {}, "woken in two seconds in which nothing happened"
+        sizes = sorted(uss(pid) for pid in chaperones)
+        helpers = sorted(sum(uss(child) for child in children_of(pid)) for pid in chaperones)
+        print(f"{count} runs: {sum(sizes) / count:.0f} KiB USS a chaperone on average, {sizes[count // 2]} at the median, {sizes[-1]} at most;", end=" ")
+        print(f"its children {helpers[count // 2]} KiB at the median")
+        os.write(go, b"\n" * count)
+        until(lambda: len(ends(spool)) == count, timeout=120, what="all have ended")
+    finally:
+        os.close(go)
+    codes = {run_id: json.loads((spool / run_id / "status.json").read_text())["return_code"] for run_id in ids}
+    assert codes == {run_id: number % 256 for number, run_id in enumerate(ids)}
     assert ends(spool) == sorted(ids)
-    if on_demand != warm:
-        os.kill(on_demand, signal.SIGTERM)
+    assert os.listdir(spool / ".running") == []
 
 
 def test_launcher_imports_nothing_that_a_chaperone_must_not_hold(spool):
