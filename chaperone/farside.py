@@ -95,24 +95,55 @@ def payload(assigned: bytes, end: str) -> bytes:
     return reader.encode() + assigned + SUPERVISOR.encode() + end.encode() + b"\n"
 
 
-def shown(spec: dict[str, Any]) -> str:
+def directory(spec: dict[str, Any], cookie: str) -> str:
+    """Where a run that survives is kept over there; below its user's home directory if it has no slash before."""
+    path = f"{(spec['remote'] or {}).get('remote_dir') or '~/.chaperone'}/{spec['id']}.{cookie[-8:]}"
+    return path if path.startswith(("/", "~/")) else f"~/{path}"
+
+
+def sent(
+    spec: dict[str, Any], life: str, nonce: str, cookie: str, end: str, umask: int | None, stdin: tuple[int, str], offsets: tuple[int, int] = (0, 0)
+) -> bytes:
     """
-    What a run of a spec would send, for who wants to read it first.
+    The payload for one connection of a run.
 
     Args:
         spec (dict): Canonical.
-    Returns:
-        str: The constant command as a comment, then the payload; random words and values of the environment are left out.
+        life, nonce (str): As for `settings`.
+        cookie (str): All of it; its first half marks the run's processes, and its end is the end of the run's directory.
+        end (str): As for `payload`.
+        umask (int): For a program without hops; None for the login's.
+        stdin (tuple): Size in bytes of the program's standard input, and a random name for it.
+        offsets (tuple): Of stdout and stderr, from where to go on; for `attach` alone.
     """
-    program = {**spec["program"], "env": dict.fromkeys(spec["program"]["env"], "(a value of the spec)")}
-    marks = {"CHAPERONE_RUN_ID": spec["id"] or "(the run's id)", "CHAPERONE_COOKIE": "(random)"}
-    text = program_text(program, marks, spec["remote"] is not None)
-    survives = spec["on_disconnect"] == "survive"
-    more = {"dir": "(the run's directory)"} if survives else {}
-    assigned = settings(spec, "(random)", "(random)", "survive" if survives else "kill", program=text, **more)
-    command = " ".join(CONSTANT[:2]) + f" '{CONSTANT[2]}'"
-    sent = payload(assigned, "@END").decode("utf-8", "backslashreplace")
-    return f"# the command: exec {command}\n# its input, once it said {READY.decode().strip()!r}:\n{sent}"
+    more: dict[str, object] = {"dir": directory(spec, cookie) if spec["on_disconnect"] == "survive" else ""}
+    cookie = cookie[:16]
+    if life == "attach":
+        more.update(out_offset=offsets[0], err_offset=offsets[1])
+    else:
+        marks = {"CHAPERONE_RUN_ID": spec["id"], "CHAPERONE_COOKIE": cookie}
+        far = bool(spec["remote"] and spec["remote"]["hops"])
+        more["program"] = program_text(spec["program"], marks, far, None if far else umask)
+        more.update(stdin_size=stdin[0], stdin_name=stdin[1])
+    return payload(settings(spec, nonce, cookie, life, **more), end)
+
+
+def shown(spec: dict[str, Any], umask: int) -> bytes:
+    """
+    What the first connection of a run of a spec is sent, for who wants to read it first.
+
+    Args:
+        spec (dict): Canonical.
+        umask (int): As for `sent`.
+    Returns:
+        bytes: NONCE, COOKIE, RUN_ID, NAME and END stand for what is random, and no value of the environment is in it.
+    """
+    program = {**spec["program"], "env": dict.fromkeys(spec["program"]["env"], "(a value that is not shown)")}
+    stdin = program["stdin"]
+    size: Any = len(os.fsencode(stdin)) if isinstance(stdin, str) else "SIZE" if stdin else 0
+    spec = {**spec, "program": program, "id": spec["id"] or "RUN_ID"}
+    life = "survive" if spec["on_disconnect"] == "survive" else "kill"
+    return sent(spec, life, "NONCE", "COOKIE", "@END", umask, (size, "NAME"))
 
 
 # -- the program's own text: what its shell does before it becomes the program

@@ -42,15 +42,11 @@ class RemoteProgram:
 
     def __init__(self, spec: dict[str, Any], holder: Holder, inherited: dict[str, Any], cookie: str, resumed: dict[str, Any] | None = None) -> None:
         self._spec, self._holder, self._inherited = spec, holder, inherited
-        self._remote: dict[str, Any] = spec["remote"] or {"hops": [], "supervise": True, "remote_dir": None}
         self._survives = spec["on_disconnect"] == "survive"
         self._resumed = resumed
-        self._cookie = cookie[:16]
+        self._cookie = cookie
         # In what survives the records are kept over there, so the nonce is the run's; a byte no text begins with makes it quick to find.
         self._nonce = "\x1e" + (cookie[16:] if self._survives else os.urandom(12).hex())
-        self._directory = f"{self._remote['remote_dir'] or '~/.chaperone'}/{spec['id']}.{cookie[-8:]}"
-        if not self._directory.startswith(("/", "~/")):
-            self._directory = "~/" + self._directory
         self._dialer = Dialer(spec, holder, list(farside.CONSTANT), self._nonce, self)
         self._contact = Contact(spec, self._dialer, holder.loop)
         self._stdin = Stdin()
@@ -92,16 +88,9 @@ class RemoteProgram:
         self._attach()
 
     def _payload(self, life: str) -> bytes:
-        more: dict[str, object] = {"dir": self._directory} if self._survives else {}
-        if life == "attach":
-            offsets = {name: stream.bytes + stream.dropped for name, stream in self._holder.streams.items()}
-            more.update(out_offset=offsets["stdout"], err_offset=offsets["stderr"])
-        else:
-            marks = {"CHAPERONE_RUN_ID": self._spec["id"], "CHAPERONE_COOKIE": self._cookie}
-            far = bool(self._remote["hops"])
-            more["program"] = farside.program_text(self._spec["program"], marks, far, None if far else self._inherited["umask"])
-            more.update(stdin_size=self._stdin.size, stdin_name=os.urandom(8).hex())
-        return farside.payload(farside.settings(self._spec, self._nonce, self._cookie, life, **more), "@" + os.urandom(8).hex())
+        out, err = (stream.bytes + stream.dropped for stream in self._holder.streams.values())
+        end, stdin = "@" + os.urandom(8).hex(), (self._stdin.size, os.urandom(8).hex())
+        return farside.sent(self._spec, life, self._nonce, self._cookie, end, self._inherited["umask"], stdin, (out, err))
 
     # -- what the holder asks
 

@@ -229,15 +229,12 @@ def check(given: Given) -> Steps:
 
 
 def _far_text(spec: dict[str, Any]) -> bytes:
-    """What is sent over the connection, but for what is random or secret."""
+    """What is sent over the connection, but for what is random or secret; on a terminal nothing that could move its cursor."""
     from . import farside
 
-    program = {**spec["program"], "env": dict.fromkeys(spec["program"]["env"], "(a value that is not shown)")}
-    marks = {"CHAPERONE_RUN_ID": spec["id"] or "RUN_ID", "CHAPERONE_COOKIE": "COOKIE"}
-    far = bool(spec["remote"] and spec["remote"]["hops"])
-    survives = {"dir": f"{(spec['remote'] or {}).get('remote_dir') or '~/.chaperone'}/RUN_ID"} if spec["on_disconnect"] == "survive" else {}
-    more: dict[str, object] = {**survives, "program": farside.program_text(program, marks, far), "stdin_size": 0, "stdin_name": "STDIN"}
-    text = farside.payload(farside.settings(spec, "NONCE", "COOKIE", "survive" if survives else "kill", **more), "@END")
+    umask = os.umask(0)
+    os.umask(umask)
+    text = farside.shown(spec, umask)
     if not os.isatty(1):
         return text
     return "\n".join(show.escaped(line.expandtabs()) for line in text.decode("utf-8", "surrogateescape").split("\n")).encode()

@@ -320,13 +320,6 @@ def test_binary_stderr_is_exact_with_records_between(shell, far):
     assert sum(record[0] == "beat" for record in run.records) == number
 
 
-def test_what_is_shown_is_what_is_sent_without_its_secrets():
-    spec = specs.checked({"program": {"argv": ["true"], "env": {"K": "s3cr3t"}, "stdin": "s3cr3t"}, "remote": {"host": "there"}}, "/")
-    text = farside.shown(spec)
-    assert text.startswith("# the command: exec /bin/sh -c 'echo chaperone-ready-1 >&2; IFS= read -r l && eval \"$l\"'\n")
-    assert farside.SUPERVISOR in text and "export K=" in text and "s3cr3t" not in text
-
-
 # -- the parser
 
 
