@@ -164,8 +164,7 @@ def holding(status):
     """KiB of a run's chaperone and of its guard."""
     chaperone = status["chaperone_pid"]
     guards = [child for child in labs.children(chaperone) if child != status["pid"]]
-    guard = sum(labs.memory(child) for child in guards)
-    return labs.memory(chaperone) + guard, guard
+    return labs.memory(chaperone), sum(labs.memory(child) for child in guards)
 
 
 def ssh_client(lab, count=5):
