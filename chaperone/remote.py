@@ -201,8 +201,9 @@ class RemoteProgram:
             return
         self._failure = farside.failure(why, self._spec["program"])
         if self._survives and why not in ("stdin", "directory"):  # there is a directory to be cleared; its end is a `bye`
-            self._ask("c")
-            self._at("patience", PATIENCE_S, self._close)
+            self._holder.failed(*self._failure, started=False, stay=True)
+            if self._holder.is_published():
+                self._clear()
         else:
             self._close()
 
@@ -219,9 +220,11 @@ class RemoteProgram:
             self._holder.log("the far side's supervisor is gone: a stream may be cut short")
         if not self._ended or self._survives:
             self._verdict = "the part of the far side that would have told how the program ended is gone"
-            self._ask("c")
-            self._cleared = True
-            self._at("patience", PATIENCE_S, self._close)
+            if self._ended:
+                self._holder.finished(leftovers=self._left or 0, complete=self._sizes is not None and self._here(), stay=True)
+                if not self._holder.is_published():
+                    return
+            self._clear()
             if not self._survives:
                 self._close()
 
@@ -281,9 +284,15 @@ class RemoteProgram:
         here = tuple(stream.bytes + stream.dropped for stream in self._holder.streams.values())
         if self._survives and self._left is not None and self._sizes is not None and not self._cleared:
             if all(ours >= theirs for ours, theirs in zip(here, self._sizes, strict=True)):
-                self._cleared = True
-                self._ask("c")
-                self._at("patience", PATIENCE_S, self._close)
+                self._holder.finished(leftovers=self._left, complete=True, stay=True)
+                if self._holder.is_published():
+                    self._clear()
+
+    def _clear(self) -> None:
+        """The far side may forget the run; what it alone knew is published by now, for we may be killed before it has answered."""
+        self._cleared = True
+        self._ask("c")
+        self._at("patience", PATIENCE_S, self._close)
 
     # -- the end of a connection
 
@@ -300,7 +309,9 @@ class RemoteProgram:
             self._cancel(name)
         words = self._dialer.words()
         self._contact.went_down()
-        if self._failure is not None:
+        if self._holder.is_published():
+            self._holder.leave()
+        elif self._failure is not None:
             self._holder.failed(*self._failure, started=False)
         elif self._survives:
             self._survived(code, words)
@@ -323,10 +334,7 @@ class RemoteProgram:
             self._holder.failed("far-side", f"unable to know whether the program was started: {reason}", started=proven)
 
     def _survived(self, code: int, words: str) -> None:
-        if self._cleared and self._ended:
-            complete = self._sizes is not None and self._here()
-            self._holder.finished(leftovers=self._left or 0, complete=complete)
-        elif self._verdict is not None:
+        if self._verdict is not None:
             if not self._started and self._resumed is None:
                 self._holder.failed("far-side", f"unable to start the program: {self._verdict}", started=False)
             elif self._ended:

@@ -184,13 +184,15 @@ class Holder:
         self.status = statuses.ended(self.status, **{**outcome, **facts})
         self._record_end()
 
-    def finished(self, leftovers: int = 0, complete: bool = True) -> None:
-        """Everything is over, the last bytes are in."""
-        self._publish(statuses.terminated(statuses.ended(self.status, leftovers=leftovers), complete))
+    def finished(self, leftovers: int = 0, complete: bool = True, stay: bool = False) -> None:
+        """Everything is over, the last bytes are in. With `stay` it is published, and the chaperone stays until `leave`."""
+        self._publish(statuses.terminated(statuses.ended(self.status, leftovers=leftovers), complete), stay)
 
-    def failed(self, stage: str, message: str, errno: int | None = None, type: str | None = None, started: bool | None = False) -> None:
-        """The program could not be run; `started` is False only where that is proven, else None."""
-        self._publish(statuses.failed(self.status, stage, message, time.time_ns(), errno=errno, type=type, started=started))
+    def failed(
+        self, stage: str, message: str, errno: int | None = None, type: str | None = None, started: bool | None = False, stay: bool = False
+    ) -> None:
+        """The program could not be run; `started` is False only where that is proven, else None. `stay` as for `finished`."""
+        self._publish(statuses.failed(self.status, stage, message, time.time_ns(), errno=errno, type=type, started=started), stay)
 
     def lost(self, message: str, gone_by: str | None = None, complete: bool = False) -> None:
         """The connection went for good: nobody can know how the program ended."""
@@ -312,14 +314,12 @@ class Holder:
             sizes[name] = {"bytes": size, "dropped": dropped}
         return {**status, **sizes}
 
-    def _publish(self, final: dict[str, Any]) -> None:
+    def _publish(self, final: dict[str, Any], stay: bool = False) -> None:
         """Publish and end (rule W4). A disk that refuses is asked again: the outcome exists nowhere but here."""
-        durable = self.spec["durable"]
         final = self._with_sizes(final)
         for pause_s in (*PUBLISH_AGAIN_S, None):
             try:
-                self.run.publish(final, durable)
-                self.run.end(durable)
+                self.run.publish(final, self.spec["durable"])
                 self._exit = os.EX_OK
                 break
             except OSError as error:
@@ -328,6 +328,18 @@ class Holder:
                     self._exit = os.EX_IOERR
                     break
                 time.sleep(pause_s)
+        if self._exit != os.EX_OK:
+            self.loop.end()
+        elif not stay:
+            self.leave()
+
+    def is_published(self) -> bool:
+        """Whether the final status is."""
+        return self._exit == os.EX_OK
+
+    def leave(self) -> None:
+        """The final status is published: clear what only a live run has, and hold the run no longer."""
+        self.run.end(self.spec["durable"])
         self.loop.end()
 
 

@@ -157,6 +157,15 @@ def test_no_byte_is_lost_or_doubled_by_cuts_and_deaths(place, spool, request, tm
     print(f"{stdout_size} and {stderr_size} bytes, {counts}, {status['connection']['drops']} drops")
 
 
+@pytest.mark.parametrize("program", [sh("exit 3"), {"argv": ["no-such"]}])
+def test_far_side_forgets_a_run_only_when_its_end_is_published(spool, remote, tmp_path, program):
+    process = start(spool, program, remote=remote, on_disconnect="survive")
+    until(lambda: list((tmp_path / ".chaperone").glob("*")) or ended(spool))
+    until(lambda: not list((tmp_path / ".chaperone").glob("*")))
+    assert ended(spool)
+    assert process.wait(30) == 0
+
+
 def test_run_whose_chaperone_died_is_unattended_and_goes_on(spool, remote, chaperone):
     process = start(spool, sh("echo one; while [ ! -e go ]; do sleep 0.05; done; echo two; exit 5", cwd=str(spool)), remote=remote, on_disconnect="survive")
     until(lambda: stdout(spool) == b"one\n")
