@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
+import fcntl
 import json
 import os
+import select
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from . import cursor as cursors
-from .errors import SpecError
+from .errors import SpecError, SpoolError
 from .events import Changed, Ended, Event, Lost, Output, Shrank, Started
 from .follow import Follower
 from .spool import failure
 
 BATCH_EVENTS = 256
 BATCH_BYTES = 1024 * 1024  # of output: a batch is written to the cursor file too
+PATIENCE_S = 1.0  # a process that was killed together with its consumer takes a moment to be gone
 TAIL = 3  # bytes at most of a UTF-8 character that is not complete
 
 
@@ -33,18 +38,28 @@ class Outbox:
 
     Args:
         spool_path (str): The spool's.
-        path (str): The cursor file; made if it is not there, belongs to one outbox at a time. None: batches are acknowledged by being handed out.
+        path (str): The cursor file; made if it is not there, belongs to one outbox at a time (by a lock on `PATH.lock`).
+            None: batches are acknowledged by being handed out.
         begin (dict): The cursor to begin with if there is no such file yet.
 
     Attributes:
         number (int): Of the last batch that was handed out; 0 before the first.
     Raises:
         SpecError: If the cursor file is none.
-        SpoolError: If it can't be read, or the spool can't be followed.
+        SpoolError: If another outbox has it, it can't be read, or the spool can't be followed.
     """
 
     def __init__(self, spool_path: str | os.PathLike[str], path: str | None = None, begin: object = None) -> None:
         self._path = path
+        with contextlib.ExitStack() as stack:
+            if path is not None:
+                stack.callback(os.close, _locked(path))
+            self._begin(spool_path, begin)
+            stack.callback(self._follower.close)
+            self._open = stack.pop_all()
+
+    def _begin(self, spool_path: str | os.PathLike[str], begin: object) -> None:
+        path = self._path
         kept = _kept(path) if path is not None else None
         self.number: int = kept["batch"] if kept else 0
         self._unacknowledged: list[str] = kept["lines"] if kept else []
@@ -56,7 +71,11 @@ class Outbox:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._follower.close()
+        self._open.close()
+
+    def fileno(self) -> int:
+        """An fd that is readable whenever there may be something to tell."""
+        return self._follower.fileno()
 
     def batch(self, timeout: float | None = None) -> list[str] | None:
         """
@@ -146,22 +165,27 @@ class Outbox:
             raise failure(f"write cursor file {self._path!r}", error) from error
 
 
-def conversation(outbox: Outbox, answers: Iterable[str] | None = None) -> Iterator[str]:
+def conversation(outbox: Outbox, answers: Iterable[str] | None = None, consumer: Iterable[int] = ()) -> Iterator[str]:
     """
     What `chaperone follow` says, and what it is answered.
 
     Args:
         answers (iterable): Lines as a consumer writes them, each the number of the batch that it has taken; None where nobody answers.
+        consumer (iterable): fds of the pipes to and from the consumer; where one hangs up while there is nothing to tell, that is the end.
     Yields:
         str: A batch, each line with its newline; to be written out before the next is asked for.
     Raises:
         SpecError: If an answer is not the number of the last batch.
     """
     heard = None if answers is None else iter(answers)
+    poll = select.poll()
+    poll.register(outbox, select.POLLIN)
+    for fd in consumer:
+        poll.register(fd, 0)  # a hangup is always told: by a pipe, never by a file
     while True:
-        lines = outbox.batch()
-        if lines is None:
-            return
+        while (lines := outbox.batch(0)) is None:
+            if outbox.fileno() not in dict(poll.poll()):
+                return
         yield "".join(f"{line}\n" for line in lines)
         if heard is not None:
             answer = next(heard, None)
@@ -170,6 +194,32 @@ def conversation(outbox: Outbox, answers: Iterable[str] | None = None) -> Iterat
             if not (answer.strip().isascii() and answer.strip().isdigit()):
                 raise SpecError(f"unable to understand the answer {answer.strip()[:80]!r}: want the number of a batch")
             outbox.acknowledge(int(answer))
+
+
+def _locked(path: str) -> int:
+    """
+    Be the only one who uses a cursor file: of two, one would replace the batch that the other's consumer is to acknowledge.
+
+    A file of its own, because a lock on the cursor file would go with each rename over it; it is never deleted, else two could hold it.
+    """
+    try:
+        fd = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise failure(f"lock cursor file {path!r}", error) from error
+    patient_until = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() < patient_until:
+                time.sleep(0.01)
+                continue
+            pid = os.pread(fd, 20, 0).decode("ascii", "replace").strip()
+            os.close(fd)
+            raise SpoolError(f"unable to use cursor file {path!r}: it belongs to pid {pid or 'unknown'}", errno.EAGAIN) from None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+        return fd
 
 
 def _private(path: str, flags: int) -> int:

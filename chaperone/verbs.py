@@ -347,7 +347,7 @@ def follow(given: Given) -> Steps:
     if given.cursor and sys.stdin is None:
         raise UsageError("unable to follow: stdin is closed, and with --cursor each batch is answered there")
     with Outbox(os.path.abspath(spool_path(given.spool)), given.cursor) as outbox:
-        for text in conversation(outbox, answers):
+        for text in conversation(outbox, answers, (0, 1) if given.cursor else (1,)):
             yield 1, text.encode()
     return os.EX_OK
 

@@ -1,6 +1,7 @@
 """Events as JSON lines: text that is never cut inside a character, and batches that a consumer in any language takes exactly once."""
 
 import base64
+import fcntl
 import json
 import os
 import re
@@ -8,13 +9,16 @@ import select
 import shlex
 import signal
 import subprocess
+import sys
+import termios
 import textwrap
 
 import pytest
 
+from chaperone import lines as chaperone_lines
 from chaperone.errors import SpecError, SpoolError
 from chaperone.lines import Outbox, conversation
-from spool_tests.conftest import CHAPERONE, ROOT, need
+from spool_tests.conftest import CHAPERONE, ROOT, need, until
 from spool_tests.writer import Writer
 
 DUCK = "🦆".encode()
@@ -148,10 +152,16 @@ def test_damaged_cursor_file_is_refused_with_one_sentence(spool, file, text, sen
         Outbox(spool, file)
 
 
-def test_cursor_file_that_can_not_be_written_hands_out_nothing(spool):
-    with Writer(spool), Outbox(spool, str(spool / "no" / "cursor.json")) as outbox:
-        with pytest.raises(SpoolError, match="^unable to write cursor file '.*/no/cursor.json': No such file or directory$"):
+def test_cursor_file_that_can_not_be_written_hands_out_nothing(spool, file):
+    os.mkdir(f"{file}.new")
+    with Writer(spool), Outbox(spool, file) as outbox:
+        with pytest.raises(SpoolError, match="^" + re.escape(f"unable to write cursor file {file!r}: Is a directory") + "$"):
             outbox.batch(0)
+
+
+def test_cursor_file_in_no_directory_is_refused(spool):
+    with pytest.raises(SpoolError, match="^unable to lock cursor file '.*/no/cursor.json': No such file or directory$"):
+        Outbox(spool, str(spool / "no" / "cursor.json"))
 
 
 def test_conversation_ends_with_its_consumer_and_refuses_nonsense(spool, file):
@@ -167,6 +177,78 @@ def test_conversation_ends_with_its_consumer_and_refuses_nonsense(spool, file):
         next(told)
         with pytest.raises(SpecError, match="^unable to understand the answer 'no': want the number of a batch$"):
             next(told)
+
+
+def test_cursor_file_that_another_outbox_uses_is_refused(spool, file, monkeypatch):
+    monkeypatch.setattr(chaperone_lines, "PATIENCE_S", 0.01)
+    with Outbox(spool, file) as outbox, Writer(spool):
+        assert outbox.batch(0)
+        with pytest.raises(SpoolError, match="^" + re.escape(f"unable to use cursor file {file!r}: it belongs to pid {os.getpid()}") + "$"):
+            Outbox(spool, file)
+        outbox.acknowledge(1)
+    with Outbox(spool, file) as outbox:
+        assert objects(outbox.batch(0))[-1] == {"event": "batch", "batch": 1}
+
+
+# -- the verb
+
+
+def following(file, **keywords):
+    command = [*CHAPERONE, "follow", "--cursor", file]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **keywords)
+
+
+def test_second_follow_with_the_same_cursor_file_is_refused_with_one_sentence(spool, file):
+    with Writer(spool), following(file) as first:
+        assert json.loads(first.stdout.readline())["event"] == "started"
+        with following(file) as second:
+            assert second.communicate(timeout=30) == ("", f"chaperone: unable to use cursor file {file!r}: it belongs to pid {first.pid}\n")
+        assert second.returncode == os.EX_IOERR
+        first.stdin.close()
+        assert json.loads(first.stdout.readlines()[-1]) == {"event": "batch", "batch": 1}
+    assert first.returncode == 0
+
+
+def test_cursor_file_is_free_once_its_follow_was_killed(spool, file):
+    with Writer(spool):
+        for _ in range(2):
+            with following(file) as follow:
+                assert json.loads(follow.stdout.readline())["event"] == "started"
+                follow.kill()
+
+
+@pytest.mark.parametrize("end", ["stdin", "stdout"])
+def test_follow_ends_when_its_consumer_goes_while_there_is_nothing_to_tell(spool, file, end):
+    """Else it would stay for ever, and keep the cursor file from the consumer that comes next."""
+    with Writer(spool), following(file) as follow:
+        while json.loads(follow.stdout.readline())["event"] != "batch":
+            pass
+        follow.stdin.write("1\n")
+        follow.stdin.flush()
+        until(lambda: not unread(follow.stdin) and sleeps(follow.pid))
+        getattr(follow, end).close()
+        assert (follow.wait(30), follow.stderr.read()) == (0, "")
+
+
+def unread(pipe):
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+def sleeps(pid):
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0] == "S"
+
+
+def test_follow_that_takes_answers_from_a_file_waits_for_events_all_the_same(spool, file, tmp_path):
+    (tmp_path / "answers").write_text("1\n2\n")
+    with open(tmp_path / "answers") as answers, Writer(spool) as writer:
+        with subprocess.Popen([*CHAPERONE, "follow", "--cursor", file], stdin=answers, stdout=subprocess.PIPE) as follow:
+            read = [json.loads(follow.stdout.readline())["event"] for _ in range(3)]
+            writer.running()
+            read += [json.loads(follow.stdout.readline())["event"] for _ in range(2)]
+            writer.write(b"x")
+            read += [json.loads(line)["event"] for line in follow.stdout]
+    assert (follow.returncode, read) == (0, ["started", "changed", "batch", "changed", "batch", "output", "batch"])
 
 
 def consumer():
