@@ -71,11 +71,17 @@ def silent_filesystem(fd: int) -> str | None:
 
 
 def _limit(name: str) -> str:
+    """What a sysctl says."""
     try:
-        with open(f"/proc/sys/fs/inotify/{name}", encoding="ascii") as file:
+        with open(f"/proc/sys/{name.replace('.', '/')}", encoding="ascii") as file:
             return file.read().strip()
     except OSError:
         return "unknown"
+
+
+def _watch_limit() -> str:
+    """The sysctl that grants us the fewest watches: in a container the one of its user namespace may be lower than the host's."""
+    return min(("fs.inotify.max_user_watches", "user.max_inotify_watches"), key=lambda name: int(_limit(name)) if _limit(name).isdigit() else 2**63)
 
 
 class Watcher:
@@ -135,7 +141,8 @@ class Watcher:
             return int(self._inotify.add_watch(f"/proc/self/fd/{directory_fd}", mask | ONLYDIR))
         except OSError as error:
             if error.errno == errno.ENOSPC:
-                sentence = f"the limit of {_limit('max_user_watches')} watches for this user is reached (sysctl fs.inotify.max_user_watches)"
+                name = _watch_limit()
+                sentence = f"the limit of {_limit(name)} watches for this user is reached (sysctl {name})"
                 raise OutOfWatchesError(f"unable to watch another directory: {sentence}", error.errno) from error
             raise SpoolError(f"unable to watch a directory: {error.strerror}", error.errno) from error
 
@@ -213,6 +220,7 @@ def _inotify() -> inotify_simple.INotify:
         return inotify_simple.INotify(nonblocking=True)
     except OSError as error:
         if error.errno == errno.EMFILE:
-            sentence = f"want at most {_limit('max_user_instances')} inotify instances for this user (sysctl fs.inotify.max_user_instances) and a free fd"
+            name = "fs.inotify.max_user_instances"
+            sentence = f"want at most {_limit(name)} inotify instances for this user (sysctl {name}) and a free fd"
             raise SpoolError(f"unable to follow: {sentence}", error.errno) from error
         raise SpoolError(f"unable to follow: {error.strerror}", error.errno) from error

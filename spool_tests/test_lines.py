@@ -18,7 +18,7 @@ import pytest
 from chaperone import lines as chaperone_lines
 from chaperone.errors import SpecError, SpoolError
 from chaperone.lines import Outbox, conversation
-from spool_tests.conftest import CHAPERONE, ROOT, need, until
+from spool_tests.conftest import CHAPERONE, ROOT, absent, need, until
 from spool_tests.writer import Writer
 
 DUCK = "🦆".encode()
@@ -249,6 +249,48 @@ def test_follow_that_takes_answers_from_a_file_waits_for_events_all_the_same(spo
             writer.write(b"x")
             read += [json.loads(line)["event"] for line in follow.stdout]
     assert (follow.returncode, read) == (0, ["started", "changed", "batch", "changed", "batch", "output", "batch"])
+
+
+def granted(watches):
+    """What to put before a command so that the kernel grants it so few watches: in a user namespace of its own, for the limit is the namespace's."""
+    need("unshare")
+    prefix = ["unshare", "--user", "--map-root-user", "sh", "-c", f'echo {watches} >/proc/sys/user/max_inotify_watches && exec "$@"', "sh"]
+    if subprocess.run([*prefix, "true"], capture_output=True).returncode:
+        absent("may not make a user namespace and set its limits")
+    return prefix
+
+
+@pytest.mark.parametrize("watches", [0, 1, 2, 3])
+@pytest.mark.parametrize("words", [("follow",), ("tail", "-f", "r")], ids=" ".join)
+def test_more_runs_than_watches_are_polled_and_said_so_on_stderr(spool, words, watches):
+    """A follower takes one for the spool, one for .ended/ and one for each live run."""
+    enough = words[0] == "tail" and watches == 3
+    with Writer(spool) as writer, Writer(spool, "other"):
+        writer.running()
+        command = [*granted(watches), *CHAPERONE, *words]
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as reader:
+            told = "" if enough else reader.stderr.readline()
+            writer.write(b"found all the same\n").end()
+            line = ""
+            while "found all the same" not in line:
+                line = reader.stdout.readline()
+                assert line, reader.stderr.read()
+            reader.kill() if words[0] == "follow" else reader.wait(30)
+            told += reader.stderr.read()
+    why = f"unable to watch another directory: the limit of {watches} watches for this user is reached (sysctl user.max_inotify_watches)"
+    sentence = f"chaperone: looking at spool {str(spool)!r} every 1 s: {why}\n"
+    assert told == ("" if enough else sentence)
+
+
+def test_silent_filesystem_is_polled_and_said_so_on_stderr(spool):
+    script = "import sys; from chaperone import cli, follow; follow.silent_filesystem = lambda fd: 'nfs'; sys.exit(cli.main(['follow']))"
+    with Writer(spool) as writer:
+        with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as reader:
+            assert reader.stderr.readline() == f"chaperone: looking at spool {str(spool)!r} every 1 s: inotify may be silent on nfs\n"
+            assert [json.loads(reader.stdout.readline())["event"] for _ in range(3)] == ["started", "changed", "batch"]
+            writer.write(b"found all the same").end()
+            assert [json.loads(reader.stdout.readline())["event"] for _ in range(2)] == ["output", "ended"]
+            reader.kill()
 
 
 def consumer():
