@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 LEFTOVER_GRACE_S = 5.0  # as for a program here
 PATIENCE_S = 10.0  # for the far side to do what takes it no time: then the connection is closed, which kills what is there
+BEGIN_S = 60.0  # for the far side to set out: until it has started the program, its supervisor seems to be gone
 DEAD_S = 5.0  # from "the program is gone" to a record that says how it ended, before nobody is believed to write one
 AGAIN_S = (0.2, 30.0)  # between attempts to attach again
 
@@ -185,6 +186,7 @@ class RemoteProgram:
         self._beat()
 
     def _far_start(self, words: list[str]) -> None:
+        self._cancel("dead")
         if self._resumed is not None:
             self._holder.resumed(int(words[0]), connection=self._contact.facts())
         elif not self._started:
@@ -213,7 +215,7 @@ class RemoteProgram:
     def _far_dead(self, words: list[str]) -> None:
         """The program is gone, or its supervisor; if nobody says how it ended, nobody ever will."""
         if "dead" not in self._timers:
-            self._at("dead", DEAD_S, self._nobody_tells)
+            self._at("dead", DEAD_S if self._started else BEGIN_S, self._nobody_tells)
 
     def _nobody_tells(self) -> None:
         if self._ended and self._left is not None and self._sizes is None:
@@ -259,6 +261,7 @@ class RemoteProgram:
             self._look_left()
 
     def _far_left(self, words: list[str]) -> None:
+        self._cancel("dead")  # its supervisor has answered
         if self._left is None:
             self._left = int(words[0])
             if self._left:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -155,6 +156,30 @@ def test_no_byte_is_lost_or_doubled_by_cuts_and_deaths(place, spool, request, tm
     assert not far_processes(spool)
     counts = ", ".join(f"{events.count(event)} x {event}" for event in sorted(set(events)))
     print(f"{stdout_size} and {stderr_size} bytes, {counts}, {status['connection']['drops']} drops")
+
+
+IMPATIENT = """
+import os, sys
+sys.path.append(sys.argv.pop(1))
+from chaperone import remote
+remote.DEAD_S = 0.1
+import chaperone.__main__
+"""
+
+
+def test_far_side_that_is_slow_to_begin_is_not_taken_for_dead(spool, tmp_path, monkeypatch):
+    """Its supervisor says that it is there only when the program is, and until then seems to be gone."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    slow = tmp_path / "bin" / "awk"
+    slow.parent.mkdir()
+    slow.write_text(f"#!/bin/sh\nsleep 1\nexec {shutil.which('awk')} \"$@\"\n")
+    slow.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{slow.parent}:{os.environ['PATH']}")
+    spec = {"id": "r", "program": sh("sleep 0.5; exit 3"), "on_disconnect": "survive"}
+    chaperone = [sys.executable, "-I", "-S", "-c", IMPATIENT, ROOT, "run", "--spool", str(spool), "-"]
+    subprocess.run(chaperone, input=json.dumps(spec), text=True, stdout=subprocess.DEVNULL, timeout=30, check=True)
+    status = final(spool)
+    assert (status["state"], status["return_code"], status["complete"]) == ("terminated", 3, True), status
 
 
 @pytest.mark.parametrize("program", [sh("exit 3"), {"argv": ["no-such"]}])
