@@ -101,6 +101,10 @@ class Lab:
         self._closing.callback(server.close)
         return server
 
+    def at_end(self, act):
+        """Call a function when the lab closes, the last one first."""
+        self._closing.callback(act)
+
     def programs(self, count=1):
         return self._closing.enter_context(Programs(self, count))
 
