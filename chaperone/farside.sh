@@ -15,6 +15,9 @@
 # A record is one write, shorter than PIPE_BUF: no byte of the program gets into it.
 say() { echo "$nonce $*" >&4; }
 
+# A record before an end: whoever should read it may be gone with the pipe full, and the program has to be ended all the same.
+tell() { say "$@" 3<&- 5>&- & }
+
 # Text to standard output, unchanged. `echo` would undo backslashes; where printf is no builtin (mksh) it would show secrets in ps.
 spill() {
   case $(command -v printf) in
@@ -159,7 +162,9 @@ watch_lease() {
     kill "$sleeper" && continue
     idle=$((idle + tick))
   done
-  say lost "$idle"
+  [ "$idle" -ge "$lease" ] || idle=reader
+  tell lost "$idle"
+  nap
   end_all "$grace"
   kill -KILL "$reader"
   [ "$life" = survive ] || return
@@ -220,6 +225,7 @@ control() {
     esac
   done
   kill "$watcher"
+  [ ! "$word" ] && left && tell lost eof
   [ "$done" ] || end_all "$grace"
   [ "$life" = survive ] && rm -rf "$dir"
 }

@@ -54,7 +54,7 @@ class RemoteProgram:
         self._sent = self._started = self._ended = self._finishing = self._stopped = False
         self._left: int | None = None
         self._early_end: list[str] | None = None
-        self._stdout_ended = self._cleared = self._lease_over = False
+        self._stdout_ended = self._cleared = False
         self._sizes: tuple[int, int] | None = None
         self._failure: tuple[str, str] | None = None
         self._verdict: str | None = None
@@ -231,10 +231,12 @@ class RemoteProgram:
                 self._close()
 
     def _far_lost(self, words: list[str]) -> None:
-        self._lease_over = True
-        self._holder.log(f"the far side heard nothing for {words[0] if words else '?'} s, its lease: it ends the program")
+        why = words[0] if words else "eof"
+        causes = {"eof": "can't hear us any more", "reader": "can't hear us any more, as a part of it is gone"}
+        self._holder.log(f"the far side {causes.get(why) or f'heard nothing for {why} s, its lease'}: it ends the program")
         if not self._ended and self._holder.status["stop"] is None:
-            self._holder.noted(stop={"signal": "SIGTERM", "reason": "lease", "by": None, "time": statuses.timestamp(time.time_ns())})
+            reason = "disconnect" if why in causes else "lease"
+            self._holder.noted(stop={"signal": "SIGTERM", "reason": reason, "by": None, "time": statuses.timestamp(time.time_ns())})
 
     def _far_end(self, words: list[str]) -> None:
         if self._ended and self._finishing:

@@ -382,3 +382,14 @@ def test_outcome_says_only_what_is_known(words, expected):
     found = farside.outcome(words.split())
     assert (found["wait_status"], found["return_code"], found["ambiguous"], found["rusage"]["utime"]) == expected
     assert farside.outcome(["B", "0m0s"]) == {}
+
+
+@every_sh
+def test_lease_ends_what_fills_a_pipe_that_nobody_reads(shell, far):
+    run = far(shell, {"argv": ["sh", "-c", "trap '' TERM; exec yes >&2"]}, stop={"grace_period": 0.2}, lease=1)
+    run.wait("start")
+    until(run.alive)
+    until(lambda: not run.alive(), 10)
+    run.close()
+    run.ended()
+    assert ["lost", "1"] in run.records
