@@ -4,16 +4,19 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import itertools
 import json
 import os
+import random
 import select
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 
-from chaperone import follow, followed, opened, watching
+from chaperone import follow, followed, opened, retain, watching
 from chaperone import spool as spools
 from chaperone.errors import NoRunError, SpecError, SpoolError
 from chaperone.events import Changed, Ended, Lost, Output, Shrank, Started
@@ -505,6 +508,56 @@ def test_run_that_is_deleted_while_followed_has_ended_without_a_status(spool, de
         assert follower.uncollected == []
 
 
+def test_gc_while_a_run_is_read_tells_its_end_once_and_disturbs_no_other(spool):
+    with Writer(spool, "other") as other, Follower(spool) as follower:
+        with Writer(spool) as writer:
+            writer.write(b"x" * (3 << 20)).end()
+        while brief(follower.next(0))[:3] != ("output", "r", "stdout"):
+            pass
+        assert retain.gc(str(spool), older_s=-1).removed == ["r"]
+        other.write(b"y").end()
+        events = told(follower)
+        assert [event for event in events if event[1] == "r" and event[0] != "output"] in ([("ended", "r", None)], [("ended", "r", "terminated")])
+        assert [event[:2] for event in events if event[1] == "other"][-2:] == [("output", "other"), ("ended", "other")]
+        for run_id in ("r", "other"):
+            follower.collect(run_id)
+        assert follower.cursor == {"runs": {}}
+
+
+@pytest.mark.parametrize("seed, runs", [(1, 50), *(pytest.param(seed, 300, marks=pytest.mark.long) for seed in range(2, 6))])
+def test_gc_that_never_rests_takes_no_run_s_end_from_its_follower(spool, seed, runs):
+    """Runs begin, write and end; gc deletes each as soon as it may; the follower dawdles. What was told to start ends, once."""
+    dice = random.Random(seed)
+    live, events = {}, []
+    with Follower(spool) as follower:
+        for number in range(runs):
+            live[f"r{number}"] = Writer(spool, f"r{number}").running()
+            for writer in dice.sample(list(live.values()), k=min(3, len(live))):
+                writer.write(dice.randbytes(dice.choice([1, 100, 3_000])), dice.choice(["stdout", "stderr"]))
+            while len(live) > 5:
+                live.pop(dice.choice(list(live))).end()
+            if dice.random() < 0.3:
+                retain.gc(str(spool), older_s=-1)
+            for _ in range(dice.choice([0, 1, 2, 20])):
+                if (event := follower.next(0)) is not None:
+                    events.append(brief(event))
+        for writer in live.values():
+            writer.end()
+        events += told(follower)
+        for run_id in follower.uncollected:
+            follower.collect(run_id)
+        assert (told(follower), follower.cursor) == ([], {"runs": {}})
+    started = [event[1] for event in events if event[0] == "started"]
+    ended = {event[1]: event[2] for event in events if event[0] == "ended"}
+    assert len(started) == len(set(started)) == len([event for event in events if event[0] == "ended"]), f"seed {seed}"
+    assert set(started) == set(ended), f"seed {seed}"
+    assert set(ended.values()) == {"terminated", None}, f"seed {seed}: the dice gave both cases"
+    positions = {}
+    for _, run_id, stream, offset, data in (event for event in events if event[0] == "output"):
+        assert offset == positions.get((run_id, stream), 0), f"seed {seed}: {run_id} {stream}"
+        positions[run_id, stream] = offset + len(data)
+
+
 def test_run_that_was_deleted_while_nobody_looked_has_ended_without_a_status(spool):
     with Writer(spool) as writer:
         with Follower(spool) as follower:
@@ -702,25 +755,42 @@ def test_async_for_tells_the_same_without_threads(spool):
     assert asyncio.run(scheduler()) == [("started", "r"), ("changed", "r", "starting"), ("ended", "r", "terminated")]
 
 
-def test_cancelled_task_leaves_nothing_open(spool):
+@pytest.mark.parametrize("where", ["waiting", "in the backlog", "in the body", "by an error"])
+def test_task_that_ends_leaves_nothing_open(spool, where):
     async def scheduler():
         follower = Follower(spool)
-        waiting = asyncio.create_task(endless(follower))
+        taking = asyncio.create_task(take(follower))
+        await asyncio.wait_for(begun.wait(), 10)
+        taking.cancel()
+        with pytest.raises(KeyError if where == "by an error" else asyncio.CancelledError):
+            await taking
+        await asyncio.sleep(0)  # what was cancelled in its body is closed by the loop, one turn later
         await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        waiting.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await waiting
+        assert sorted(asyncio.get_running_loop()._selector.get_map()) == readers, "the loop listens to nothing of it"
+        assert len(open_fds(str(spool))) == len(before) + 1, "the loop's own epoll"
         return follower
 
-    async def endless(follower):
-        async for _ in follower:
-            pass
+    async def take(follower):
+        readers.extend(asyncio.get_running_loop()._selector.get_map())
+        if where == "waiting":
+            asyncio.get_running_loop().call_later(0.01, begun.set)
+        async for event in follower:
+            if where != "waiting" and isinstance(event, Output):
+                begun.set()
+                if where == "in the body":
+                    await asyncio.sleep(60)
+                if where == "by an error":
+                    raise KeyError
 
-    before = open_fds(str(spool))
-    follower = asyncio.run(scheduler())
-    assert open_fds(str(spool)) == before
-    assert follower.cursor == {"runs": {}}
+    readers, begun = [], asyncio.Event()
+    with Writer(spool) as writer:
+        if where != "waiting":
+            os.truncate(spool / "r" / "stdout", 1 << 40)  # more than it can read before it is cancelled
+            writer.write(b"\n")
+        before = open_fds(str(spool))
+        follower = asyncio.run(scheduler())
+        assert open_fds(str(spool)) == before
+    assert follower.cursor["runs"]["r"]["key"] == writer.run.key
 
 
 def test_follower_that_a_with_holds_stays_open_after_async_for(spool):
@@ -782,6 +852,29 @@ def test_follower_takes_one_inotify_instance_for_all_runs(spool):
         told(follower)
         assert len([fd for fd in open_fds(str(spool)) if fd.endswith("anon_inode:inotify")]) == 1
     assert len(open_fds(str(spool))) == before
+
+
+def test_clock_that_jumps_changes_nothing(spool, monkeypatch):
+    """Years forward and back at each look at it, and in what the statuses say."""
+    years = itertools.cycle([0, 40, -30, 3])
+    real = time.time_ns()
+    monkeypatch.setattr(time, "time_ns", lambda: real + next(years) * 31_557_600 * 10**9)
+    monkeypatch.setattr(time, "time", lambda: time.time_ns() / 1e9)
+    with Writer(spool) as writer, Writer(spool, "dead") as dead, Follower(spool) as follower:
+        assert {event[:2] for event in told(follower)} == {("started", "r"), ("changed", "r"), ("started", "dead"), ("changed", "dead")}
+        writer.running().write(b"1")
+        assert told(follower) == [("changed", "r", "running"), ("output", "r", "stdout", 0, b"1")]
+        begun = time.monotonic()
+        assert follower.next(0.02) is None
+        assert 0.02 <= time.monotonic() - begun < 10
+        for stream in ("stdout", "stderr", "lock", "running.json"):
+            with contextlib.suppress(FileNotFoundError):
+                os.utime(spool / "r" / stream, ns=(0, time.time_ns()))
+        writer.write(b"2").end()
+        dead.die()
+        events = [brief(follower.next(10)) for _ in range(3)]
+        assert [event for event in events if event[1] == "r"] == [("output", "r", "stdout", 1, b"2"), ("ended", "r", "terminated")]
+        assert ("lost", "dead", "lost") in events
 
 
 def test_no_wall_clock_is_looked_at():
