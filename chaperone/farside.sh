@@ -244,13 +244,14 @@ attach() {
   tail -c "+$((out_offset + 1))" -f out >&5 3<&- 4>&- & tails=$!
   tail -c "+$((err_offset + 1))" -f err >&4 3<&- 5>&- & tails="$tails $!"
   tail -n +1 -f said >&4 3<&- 5>&- & tails="$tails $!"
-  trap 'kill $tails; exit' TERM
+  # Not by TERM: a tail that is not yet one, between fork and exec, would take it for this shell's and forget it.
+  trap 'kill -KILL $tails; exit' TERM
   while read -r word one two <&3; do
     [ "$word" = h ] && { supervised || say dead; say beat "$one"; }
     [ -p control ] && echo "$word $one $two" >&7
     [ "$word" = c ] && { cleared; break; }
   done 7<>control
-  kill $tails
+  kill -KILL $tails
 }
 
 # Whether R still lives. After a reboot its pid may be another's.
@@ -307,7 +308,7 @@ survive)
   ;;
 attach)
   # No directory: it was never started, and the mkdir sees to it that a start still on its way is refused.
-  if mkdir "$dir"; then
+  if (umask 077; mkdir -p "${dir%/*}"; mkdir "$dir"); then
     say fail never
     (sleep 60; rmdir "$dir") 3<&- 4>&- 5>&- &
     exit 0
