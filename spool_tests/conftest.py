@@ -71,6 +71,20 @@ def pytest_collection_modifyitems(config, items):
     items[:] = [item for item in items if item not in out]
 
 
+@pytest.fixture
+def told(record_property):
+    """Say a line (str) in the summary of the whole run, of what passed too."""
+    return lambda line: record_property("told", line)
+
+
+def pytest_terminal_summary(terminalreporter):
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            for name, line in getattr(report, "user_properties", ()) if getattr(report, "when", None) == "call" else ():
+                if name == "told":
+                    terminalreporter.write_line(line)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def compiled():
     """Modules are compiled once, before the first start that would do without its .pyc."""

@@ -1,59 +1,105 @@
 """
-Killing a chaperone before each system call that changes the disk or a process: the calls are found by strace, never listed by hand.
+Killing a process before and after each system call that changes the disk or a process: the calls are found by strace, never listed by hand.
 
 Knows: strace.  Must not know: what a chaperone does between two calls.
 """
 
 import collections
-import os
 import re
+import signal
 import subprocess
+
+from spool_tests.conftest import until
 
 # What only looks, or changes nothing but this process's own memory. A call that is not here is a crash point.
 HARMLESS = set(
-    """access arch_prctl brk clock_gettime clock_nanosleep close_range epoll_wait exit_group faccessat2 fadvise64 fcntl fstat futex getcwd getdents64
-    getegid geteuid getgid getpgid getpgrp getpid getppid getrandom getresgid getresuid getrlimit getsid gettid getuid ioctl lseek madvise mmap
-    mprotect mremap munmap newfstatat open_by_handle_at poll pread64 prlimit64 readlink readlinkat restart_syscall rseq rt_sigaction rt_sigprocmask
-    rt_sigreturn sched_getaffinity set_robust_list set_tid_address sigaltstack statfs statx sysinfo uname""".split()
+    """access arch_prctl brk clock_gettime clock_nanosleep close_range epoll_wait exit_group faccessat2 fadvise64 fstat futex getcwd getdents64
+    getegid geteuid getgid getpeername getpgid getpgrp getpid getppid getrandom getresgid getresuid getrlimit getsid getsockname getsockopt gettid getuid
+    ioctl lseek madvise mmap mprotect mremap munmap newfstatat open_by_handle_at poll pread64 prlimit64 readlink readlinkat restart_syscall rseq
+    rt_sigaction rt_sigprocmask rt_sigreturn sched_getaffinity set_robust_list set_tid_address sigaltstack statfs statx sysinfo uname""".split()
 )
-CALL = re.compile(r"^(?:\d+ +)?([a-z_0-9]+)\((.*)")
-# The chaperone's first lasting act: everything before is the interpreter's own start, and leaves nothing.
-FIRST = ("mkdir", "mkdirat")
+CALL = re.compile(r"^([a-z_0-9]+)\((.*)")
+KILLED = f"+++ killed by {signal.SIGKILL.name} +++"
 
 
-def points(command, cwd, **keywords):
+class Tracer:
     """
-    The crash points of a command that runs to its end.
+    strace of one process, not of its children: it records the calls, or kills as one of them is entered.
 
-    Returns:
-        list: (system call, its number among the calls of that name, from 1), in the order in which they came.
+    Args:
+        directory (pathlib.Path): For strace's own file.
+        point (tuple): (system call, its number among the calls of that name, from 1); None to record.
     """
-    trace = os.path.join(cwd, "trace")
-    subprocess.run(["strace", "-qq", "-o", trace, *command], cwd=cwd, check=True, timeout=60, stdout=subprocess.DEVNULL, **keywords)
-    counts, found, begun = collections.Counter(), [], False
-    with open(trace) as file:
-        for line in file:
+
+    def __init__(self, directory, point=None):
+        self._file = directory / "trace"
+        self._options = ["-q", "-y", "-o", str(self._file)]
+        if point is not None:
+            self._options += ["-e", f"trace={point[0]},poll,restart_syscall", "-e", f"inject={point[0]}:signal=SIGKILL:when={point[1]}"]
+
+    def run(self, argv, **keywords):
+        """Run a command to its end."""
+        keywords = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "timeout": 120, **keywords}
+        return subprocess.run(["strace", *self._options, *argv], check=False, **keywords).returncode
+
+    def begin(self, argv, **keywords):
+        """Start a command, and return strace's process (subprocess.Popen)."""
+        return subprocess.Popen(["strace", *self._options, *argv], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **keywords)
+
+    def attach(self, pid):
+        """Trace a process that runs, from now on; it must be waiting for something that comes later."""
+        process = self.begin(["-p", str(pid)])
+        # Its first line is the call it sits in: from then on nothing goes unseen.
+        until(lambda: process.poll() is not None or (tracer_of(pid) and self._file.exists() and self._file.stat().st_size))
+        return process
+
+    def has_killed(self):
+        """Whether it came to the point."""
+        return self._file.exists() and KILLED in self._file.read_text(errors="replace")
+
+    def points(self, path):
+        """
+        The crash points of what was recorded: before and after each call that changes something.
+
+        After a call is before whatever comes next: in between a process does nothing that anybody else could see.
+
+        Args:
+            path (str): What comes before this path is named, or a process is made, is the interpreter's own start, and leaves nothing.
+        Returns:
+            dict: (system call, number) to whether such a call is before or after which call, in the order in which they came.
+        """
+        counts, found, begun, last = collections.Counter(), {}, False, None
+        for line in self._file.read_text(errors="replace").splitlines():
             if not (call := CALL.match(line)):
                 continue
             name, arguments = call.groups()
             counts[name] += 1
-            begun = begun or name in FIRST
-            if begun and name not in HARMLESS and not reads_only(name, arguments):
-                found.append((name, counts[name]))
-    os.unlink(trace)
-    return found
+            point = (name, counts[name])
+            begun = begun or (path in arguments and name != "execve") or "clone" in name or "fork" in name
+            if last is not None:
+                found[point] = f"after {last[0]} {last[1]}"
+                last = None
+            if begun and name not in HARMLESS and not only_looks(name, arguments):
+                found[point] = f"before {name} {counts[name]}"
+                last = point
+        return found
 
 
-def reads_only(name, arguments):
-    """Whether this call leaves no trace: opening to read, reading a regular file (but not emptying a pipe)."""
+def only_looks(name, arguments):
+    """Whether this call leaves no trace: opening to read, reading what stays there (not a pipe), a look into /proc."""
     if name in ("open", "openat"):
         return "O_CREAT" not in arguments
-    return name == "read" or (name == "flock" and "LOCK_UN" in arguments)
+    if name == "close":
+        return "</proc/" in arguments
+    if name == "fcntl":
+        return "F_SETLK" not in arguments and "F_SETPIPE" not in arguments
+    return name == "read" and "<pipe:" not in arguments and "<socket:" not in arguments
 
 
-def killed_at(point, command, cwd, **keywords):
-    """Run a command and SIGKILL it as it enters a system call; whether it came to that."""
-    name, number = point
-    inject = ["strace", "-qq", "-o", os.devnull, "-e", f"trace={name}", "-e", f"inject={name}:signal=SIGKILL:when={number}"]
-    code = subprocess.run([*inject, *command], cwd=cwd, check=False, timeout=60, stdout=subprocess.DEVNULL, **keywords).returncode
-    return code in (-9, 137)
+def tracer_of(pid):
+    """The pid of who traces a process; 0 if nobody does, or it is gone."""
+    try:
+        with open(f"/proc/{pid}/status") as file:
+            return int(next(line for line in file if line.startswith("TracerPid:")).split()[1])
+    except (OSError, StopIteration):
+        return 0
