@@ -586,6 +586,32 @@ def test_run_of_a_reused_id_is_another_run(spool):
         assert follower.entry("r")["key"] == "second"
 
 
+def test_id_that_is_reused_before_its_follower_looks_is_another_run(spool):
+    with Follower(spool) as follower:
+        with Writer(spool, key="first") as writer:
+            writer.running().write(b"first")
+            told(follower)
+            deleted_by_gc(spool, writer)
+            with Writer(spool, key="second") as second:
+                second.running().write(b"the second").end()
+                events = told(follower)
+    assert events == [("ended", "r", None), ("started", "r"), ("output", "r", "stdout", 0, b"the second"), ("ended", "r", "terminated")]
+
+
+def test_run_that_is_deleted_before_all_its_bytes_were_read_has_ended_without_a_status(spool, monkeypatch):
+    """Its status was seen; but an ending with a status says that every byte was handed out."""
+    monkeypatch.setattr(follow, "OpenStreams", lambda: opened.OpenStreams(most=1))
+    with Writer(spool, "other") as other, Follower(spool) as follower:
+        with Writer(spool) as writer:
+            writer.write(b"x" * (3 << 20)).end()
+        other.write(b"y")
+        events = [next_of(follower, Output) for _ in range(2)]  # the other's stream takes the place of its own
+        assert {event.run_id for event in events} == {"r", "other"}
+        follower.streams.drop("r")
+        deleted_by_gc(spool, writer)
+        assert told(follower) == [("ended", "r", None)]
+
+
 def test_id_that_is_reused_while_followed_is_another_run(spool):
     with Follower(spool) as follower:
         for key in ("first", "second"):
