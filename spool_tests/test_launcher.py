@@ -137,6 +137,34 @@ def test_socket_is_the_owners_alone(spool, warm):
     assert (spool / ".launcher").stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.root
+def test_another_user_who_can_reach_the_socket_is_refused(spool, warm):
+    """The modes of the spool and the socket keep others out; should somebody open them, the kernel still tells who asks."""
+    reached = socket.socket(socket.AF_UNIX)
+    directory = os.open(spool, os.O_RDONLY)
+    os.chmod(spool / ".launcher", 0o666)
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            os.chdir(directory)  # by then the parents of the spool need not let it through
+            os.chmod(directory, 0o711)
+            os.setgroups([])
+            os.setresgid(65534, 65534, 65534)
+            os.setresuid(65534, 65534, 65534)
+            reached.connect(".launcher")
+            reached.sendall(b'{"image": "' + launcher.IMAGE.encode() + b'"}\n')
+            os.write(writing, reached.recv(1_000))
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with reached, open(reading, "rb") as answers:
+        answer = json.loads(answers.read())
+    os.waitpid(pid, 0)
+    os.close(directory)
+    assert answer == {"error": "ChaperoneError", "message": "unable to launch for uid 65534: want uid 0", "errno": None}
+
+
 @pytest.mark.parametrize("text", [b"", b"{}\n", b'{"image": "9"}\n', b"no json\n", b'{"image":'], ids=["nothing", "empty", "other", "no-json", "half"])
 def test_garbage_on_the_socket_starts_nothing_and_keeps_nobody_waiting(spool, warm, text):
     # By the directory's fd: a socket's own path may have 107 bytes at most, a test's directory has more.
