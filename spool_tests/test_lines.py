@@ -227,7 +227,10 @@ def test_follow_ends_when_its_consumer_goes_while_there_is_nothing_to_tell(spool
         follow.stdin.flush()
         until(lambda: not unread(follow.stdin) and sleeps(follow.pid))
         getattr(follow, end).close()
-        assert (follow.wait(30), follow.stderr.read()) == (0, "")
+        try:
+            assert (follow.wait(30), follow.stderr.read()) == (0, "")
+        finally:
+            follow.kill()
 
 
 def unread(pipe):
