@@ -209,15 +209,21 @@ def program_text(program: dict[str, Any], marks: dict[str, str], far: bool, umas
         lines.append(b'CDPATH= cd "${HOME:-/}" || cd /')
     if program["inherit_env"] is not True:
         lines.append(_unset_but(program["inherit_env"] or []))
-    for name, value in {**program["env"], **marks}.items():
-        lines.append(b"export " + name.encode() + b"=" + quoted(value))
+    env = {**program["env"], **marks}
+    later = [name for name in env if name == "IFS" or name.startswith("c_")]  # the search has such names of its own
+    lines += [_export(name, value) for name, value in env.items() if name not in later]
     lines.append(b"set -- " + b" ".join(quoted(word) for word in program["argv"]))
     lines.append(_FIND)
+    lines += [_export(name, env[name]) for name in later]
     lines += [_limit(name, *ends) for name, ends in program["rlimits"].items()]
     stderr = b"2>&5" if program["merge_stderr"] else b"2>&4"
-    lines.append(b"echo $$ >&7")
+    lines.append(b'echo "$$" >&7')  # quoted: an IFS of the spec may hold digits
     lines.append(b'exec "$@" <&6 >&5 ' + stderr + b" 4>&- 5>&- 6<&- 7>&-")
     return b"\n".join(lines) + b"\n"
+
+
+def _export(name: str, value: str) -> bytes:
+    return b"export " + name.encode() + b"=" + quoted(value)
 
 
 def _unset_but(kept: list[str]) -> bytes:

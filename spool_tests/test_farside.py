@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import select
 import signal
 import subprocess
@@ -192,6 +193,21 @@ def test_environment_is_clean_where_that_is_asked_for(shell, inherit, expected, 
     run.ended()
     names = {pair.partition(b"=")[0] for pair in run.output["stdout"].split(b"\0") if pair}
     assert names - {b"_", b"PWD", b"OLDPWD", b"SHLVL", b"CHAPERONE_RUN_ID", b"CHAPERONE_COOKIE", b"_AST_FEATURES"} == expected
+
+
+@every_sh
+def test_names_that_the_text_itself_uses_are_the_program_s_too(shell, far):
+    names = set(re.findall(r"\b(\w+)=", farside._FIND.decode())) | {"IFS", "nonce", "cookie", "pid", "program", "grace", "dir", "l", "s", "g", "nl"}
+    assert {"c_why", "c_found"} <= names
+    env = dict.fromkeys(names, "0123456789 x")
+    text = "import os,sys;os.write(1,b'%d ' % os.getpid() + b''.join(n.encode() + b'=' + os.environb.get(n.encode(), b'-') + b'|' for n in sys.argv[1:]))"
+    for argv in (["/usr/bin/python3"], ["python3"]):  # the one is looked for in PATH
+        run = far(shell, {"argv": [*argv, "-I", "-S", "-c", text, *sorted(env)], "env": {**env, "PATH": "/usr/bin:/bin"}})
+        pid = run.wait("start")[0]
+        run.outcome()
+        run.send("q 5")
+        run.ended()
+        assert run.output["stdout"].decode() == f"{pid} " + "".join(f"{name}={env[name]}|" for name in sorted(env))
 
 
 @every_sh
