@@ -17,7 +17,7 @@ import tempfile
 import pytest
 
 from spool_tests.conftest import SERVERS, need, until
-from spool_tests.shells import path_of
+from spool_tests.shells import in_place_of_sh, path_of
 
 CONFIG = """\
 ListenAddress {address}:{port}
@@ -41,16 +41,23 @@ class Sshd:
     """
     A server, up from the start.
 
+    Args:
+        directory (str): Its own, empty.
+        more (str): Lines of its configuration.
+        prefix (tuple): Words before its argv.
+        shell (str): What its /bin/sh is, None for the machine's.
+
     Attributes:
         port (int): On 127.0.0.1.
         options (dict): For a spec's `remote.options`: no file of the user's ssh is read or written, and the key is known.
         pid (int): The listener's.
     """
 
-    def __init__(self, directory, more="", address="127.0.0.1", prefix=()):
-        self.directory, self.address, self._prefix = directory, address, prefix
+    def __init__(self, directory, more="", address="127.0.0.1", prefix=(), shell=None):
+        self.directory, self.address = directory, address
         self._users = []
         os.chmod(directory, 0o755)
+        self._prefix = (*prefix, *(in_place_of_sh(shell, directory) if shell else ()))
         for name in ("host", "client"):
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", f"{directory}/{name}"], check=True)
         shutil.copy(f"{directory}/client.pub", f"{directory}/authorized")
@@ -119,6 +126,18 @@ class Sshd:
             os.chown(home, pwd.getpwnam(name).pw_uid, -1)
         return name
 
+    def others(self):
+        """What shares a /bin/sh of its own with this server and is none of its processes: {pid: command}."""
+        found = {}
+        here = os.stat(f"/proc/{self.pid}/ns/mnt").st_ino
+        assert here != os.stat("/proc/self/ns/mnt").st_ino, "this server lives where we do"
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            with contextlib.suppress(OSError):
+                if os.stat(f"/proc/{pid}/ns/mnt").st_ino == here:
+                    with open(f"/proc/{pid}/cmdline", "rb") as file:
+                        found[int(pid)] = file.read().replace(b"\0", b" ").decode(errors="replace")
+        return {pid: command for pid, command in found.items() if command and "sshd" not in command}
+
     def sessions(self):
         """The pids of the processes that serve one connection each."""
         return [int(pid) for pid in subprocess.run(["pgrep", "-P", str(self.pid)], capture_output=True, text=True).stdout.split()]
@@ -171,6 +190,37 @@ def sshd():
         shutil.rmtree(directory, ignore_errors=True)
 
 
+@pytest.fixture(scope="session")
+def sshd_with():
+    """Servers where /bin/sh is another shell, each made when first asked for: as root alone."""
+    need("sshd", "ssh", "ssh-keygen", "pgrep", "unshare")
+    servers = Servers()
+    try:
+        yield servers.get
+    finally:
+        servers.close()
+
+
+class Servers:
+    """One for each /bin/sh that was asked for."""
+
+    def __init__(self, **keywords):
+        self._keywords, self._made = keywords, {}
+
+    def get(self, shell):
+        if shell not in self._made:
+            directory = tempfile.mkdtemp(prefix="chaperone-sshd-")
+            try:
+                self._made[shell] = Sshd(directory, shell=shell, **self._keywords)
+            except BaseException:
+                shutil.rmtree(directory)
+                raise
+        return self._made[shell]
+
+    def close(self):
+        for one in self._made.values():
+            one.close()
+            shutil.rmtree(one.directory, ignore_errors=True)
 
 
 class Network:
@@ -190,7 +240,10 @@ class Network:
             f"-n {self._name} link set lo up",
         ):
             subprocess.run(["ip", *line.split()], check=True)
-        self.sshd = Sshd(directory, address=far, prefix=("ip", "netns", "exec", self._name))
+        there = {"address": far, "prefix": ("ip", "netns", "exec", self._name)}
+        self.sshd = Sshd(directory, **there)
+        self._servers = Servers(**there)
+        self.sshd_with = self._servers.get
 
     def cut(self):
         """No packet comes through any more, and nobody is told."""
@@ -201,6 +254,7 @@ class Network:
         subprocess.run(["ip", "netns", "exec", self._name, "nft", "delete table ip chaperone"], check=True)
 
     def close(self):
+        self._servers.close()
         self.sshd.close()
         subprocess.run(["ip", "netns", "del", self._name], check=True)
 

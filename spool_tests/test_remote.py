@@ -5,20 +5,23 @@ import hashlib
 import json
 import os
 import pathlib
+import random
 import signal
 import subprocess
 import time
 
 import pytest
 
+from chaperone import farside
 from spool_tests import shells
 from spool_tests import sshd as server
 from spool_tests.conftest import need, processes_with, until
 from spool_tests.test_farside import PROGRAMS
-from spool_tests.test_supervise import DEADLY, final, py, running, sh, start, stdout
+from spool_tests.test_supervise import DEADLY, final, live, py, running, sh, start, stdout
 
 sshd = server.sshd
 network = server.network
+sshd_with = server.sshd_with
 sudo = pytest.mark.root  # a plain user may not
 
 
@@ -65,24 +68,60 @@ def test_program_behind_hops_is_recorded(spool, sshd, mode):
     assert status["pid"] and log(spool) == ""
 
 
+ODD = ["a\\b", "x'", "\\'", "!", "a!b", "$(id)", "`id`", '"', "~", "*", "-n", "--", "", "a\nb", "\n", "é", "\udcff\udc80", "^x^y", " # ", "\t", "${A}", "%s", "&", ";", "@END"]
+NAMES = ["IFS", "ENV", "BASH_ENV", "CDPATH", "PS4", "LANGUAGE", "nonce", "cookie", "pid", "program", "c_why", "c_found", "l", "s", "g", "nl"]  # of the far side's text, or with a meaning to it
+
+
+def odd_bytes(chance, most, without=b""):
+    """Any of the 255 that a word may hold, or pieces that some shell takes for more than they are."""
+    if chance.random() < 0.5:
+        data = bytes(chance.randrange(1, 256) for _ in range(chance.randrange(most)))
+    else:
+        data = b"".join(os.fsencode(chance.choice(ODD)) for _ in range(chance.randrange(6)))[:most]
+    return data.translate(None, without)
+
+
+def through_login(spool, server, user, home, seed):
+    """Send words of all kinds to a user's login, and have them back as they were."""
+    chance = random.Random(seed)
+    every = bytes(range(1, 256))
+    words = [*map(os.fsencode, ODD), every, *(odd_bytes(chance, chance.choice((5, 40, 400))) for _ in range(150)), bytes(chance.randrange(1, 256) for _ in range(5_000))]
+    env = {name: odd_bytes(chance, 30) for name in NAMES}
+    env |= {"V" + "".join(chance.choice("aZ_09") for _ in range(12)): odd_bytes(chance, 200) for _ in range(60)}
+    env["V"] = every
+    place = chance.choice((b"-", b"", b"!")) + odd_bytes(chance, 60, b"/") + b"x"
+    directory = os.path.join(os.fsencode(home), place)
+    os.makedirs(directory, exist_ok=True)
+    os.chmod(directory, 0o755)
+    os.symlink("/usr/bin/python3", program := os.path.join(directory, odd_bytes(chance, 60, b"/") + b"y"))
+    text = "import os,sys\nfor w in (os.getcwdb(), *map(os.fsencode, sys.argv[1:]), *(n + b'=' + v for n, v in sorted(os.environb.items()))): os.write(1, w + b'\\0')"
+    argv = [os.fsdecode(program), "-I", "-S", "-c", text, *map(os.fsdecode, words)]
+    cwd = os.fsdecode(chance.choice((directory, place)))  # the one that is no path from the root is one from home
+    sent = {"argv": argv, "env": {name: os.fsdecode(value) for name, value in env.items()}, "cwd": cwd}
+    run_id = f"seed-{seed}"
+    status = held(spool, server, sent, run_id, remote=server.remote(user))
+    assert (status["state"], status["return_code"], status["exception"]) == ("terminated", 0, None), log(spool, run_id)
+    back = stdout(spool, run_id).split(b"\0")
+    assert back[0] == directory
+    assert back[1 : 1 + len(words)] == words
+    there = dict(pair.partition(b"=")[::2] for pair in back[1 + len(words) : -1])
+    assert {name: there.get(name.encode()) for name in env} == env
+
+
 @pytest.mark.root
 @pytest.mark.once
-@pytest.mark.parametrize("shell", shells.LOGIN)
-def test_every_login_shell_lets_odd_words_through(spool, sshd, shell):
-    words = ["a\\b", "x'", "\\'", "!", "a!b", "$(id)", "`id`", '"', "~", "*", "-n", "", "a\nb", "\n", "é", "\udcff\udc80", "^x^y", " # "]
-    words += ["".join(chr(0xDC00 + byte) if byte > 127 else chr(byte) for byte in range(1, 256))]
-    env = {f"V{number}": word for number, word in enumerate(words)}
+@pytest.mark.parametrize("number, shell", list(enumerate(shells.LOGIN)), ids=shells.LOGIN)
+def test_every_login_shell_lets_odd_words_through(spool, sshd, sshd_with, request, shell, number):
+    """A failing case names its seed and its /bin/sh: in the short form each login shell has another one, in the long form all."""
     user = sshd.user(shell)
-    home = pathlib.Path(sshd.directory, f"home-{shell}")
-    directory = home / "odd '!\\ dir"
-    directory.mkdir(exist_ok=True)
-    text = "import os,sys\no=os.write\nfor w in sys.argv[1:]: o(1,os.fsencode(w)+b'\\0')\n"
-    text += f"for n in range({len(words)}): o(1,os.environb[b'V%d'%n]+b'\\0')\no(1,os.fsencode(os.getcwd()))"
-    program = {"argv": ["/usr/bin/python3", "-I", "-S", "-c", text, *words], "env": env, "cwd": str(directory)}
-    status = held(spool, sshd, program, remote=sshd.remote(user))
-    assert (status["state"], status["return_code"]) == ("terminated", 0), log(spool)
-    raw = [word.encode("utf-8", "surrogateescape") for word in words]
-    assert stdout(spool).split(b"\0") == [*raw, *raw, os.fsencode(directory)]
+    several = request.config.option.long
+    for turn, one in enumerate(shells.SH if several else [shells.SH[number % len(shells.SH)]]):
+        for seed in range(5 if several else 1):
+            seed += 100 * number + 10 * turn
+            try:
+                through_login(spool, sshd_with(one), user, os.path.join(sshd.directory, f"home-{shell}"), seed)
+            except AssertionError as error:
+                raise AssertionError(f"seed {seed}, login shell {shell}, /bin/sh {one}") from error
 
 
 @pytest.mark.root
@@ -199,44 +238,123 @@ def test_leftovers_are_ended_or_left(spool, sshd, leave):
     assert stdout(spool) == b"out\n"
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
-@pytest.mark.parametrize("victim", ["chaperone", "ssh", "session"])
-def test_nothing_is_left_when_something_of_the_connection_is_killed(spool, sshd, victim, program):
-    process = start(spool, sh(PROGRAMS[program]), remote=sshd.remote(), stop={"grace_period": 0.4})
-    status = running(spool)
-    until(lambda: stdout(spool))
-    sessions = session_of(sshd, status["connection"]["pid"]) if victim == "session" else []
-    for pid in {"chaperone": [process.pid], "ssh": [status["connection"]["pid"]], "session": sessions}[victim]:
+VICTIMS = ("chaperone", "ssh", "session")
+CELLS = [(victim, program) for program in PROGRAMS for victim in VICTIMS]
+SLACK_S = 4.5  # more than it takes alone: the machine is shared with the other tests
+
+
+class Orphans:
+    """Runs that are about to lose their connection, and how long something of them lives on."""
+
+    def __init__(self, spool):
+        self._spool, self._keys, self._since, self.took = spool, {}, {}, {}
+
+    def start(self, run_id, program, **spec):
+        chaperone = start(self._spool, sh(PROGRAMS[program]), run_id, **spec)
+        self._keys[run_id] = json.loads((self._spool / run_id / "spec.json").read_text())["key"][:16].encode()
+        return chaperone
+
+    def cut(self, *run_ids):
+        self._since |= dict.fromkeys(run_ids, time.monotonic())
+
+    def are_gone(self):
+        """One look: whether nothing is left of all that were cut."""
+        alive = {}
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            with contextlib.suppress(OSError):
+                environ = pathlib.Path(f"/proc/{pid}/environ").read_bytes()
+                command = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
+                for run_id, key in self._keys.items():
+                    if b"CHAPERONE_COOKIE=" + key in environ and command and not command.startswith(b"grep"):  # that is the far side's own search
+                        alive.setdefault(run_id, []).append(command)
+        for run_id, since in self._since.items():
+            if run_id not in alive and run_id not in self.took:
+                self.took[run_id] = time.monotonic() - since
+        return self._since.keys() <= self.took.keys()
+
+    def within(self, seconds):
+        """The longest time that it took, after it took no longer than this."""
+        with contextlib.suppress(AssertionError):  # for one that tells more
+            until(self.are_gone, seconds)
+        assert self._since.keys() <= self.took.keys(), f"something lives on of {self._since.keys() - self.took.keys()}, others were gone after {self.took}"
+        return max(self.took.values())
+
+
+def assert_no_supervisor(sshd):
+    with contextlib.suppress(AssertionError):
+        until(lambda: not sshd.others())
+    assert not sshd.others()
+
+
+def kill_one(sshd, victim, chaperone, client):
+    for pid in {"chaperone": [chaperone.pid], "ssh": [client], "session": session_of(sshd, client) if victim == "session" else []}[victim]:
         with contextlib.suppress(ProcessLookupError):  # the one half of a session ends with the other
             os.kill(pid, signal.SIGKILL)
-    until(lambda: not far_processes(spool), 0.4 + 4.5)
-    assert process.wait(20) == (-9 if victim == "chaperone" else 0)
-    if victim != "chaperone":
-        status = final(spool)
-        assert (status["state"], status["exception"]["stage"], status["started"], status["complete"]) == ("lost", "connection", True, False)
-        assert status["gone_by"] > status["end_time"] and status["return_code"] is None
-        assert b"Connection to" not in (spool / "r" / "stderr").read_bytes()
+
+
+@pytest.mark.parametrize("shell", [pytest.param("as it is", marks=pytest.mark.user), *(pytest.param(shell, marks=pytest.mark.root) for shell in shells.SH)])
+def test_nothing_is_left_when_something_of_the_connection_is_killed(spool, request, shell):
+    """Whatever /bin/sh is. In the long form one after the other, each with a clock; in the short one at once, a third for each shell and all for two."""
+    long, as_it_is = request.config.option.long, shell == "as it is"
+    there = request.getfixturevalue("sshd") if as_it_is else request.getfixturevalue("sshd_with")(shell)
+    cells = CELLS if long or as_it_is else [cell for number, cell in enumerate(CELLS) if (number + number // 3 + shells.SH.index(shell)) % 3 == 0]
+    orphans, runs = Orphans(spool), {}
+    for victim, program in cells:
+        run_id = f"{victim}-{program.replace(' ', '-')}"
+        runs[run_id] = victim, orphans.start(run_id, program, remote=there.remote(), stop={"grace_period": 0.4})
+    clients = {run_id: running(spool, run_id)["connection"]["pid"] for run_id in runs}
+    for run_id in runs:
+        until(lambda run_id=run_id: stdout(spool, run_id))
+    for run_id, (victim, chaperone) in runs.items():
+        kill_one(there, victim, chaperone, clients[run_id])
+        orphans.cut(run_id)
+        if long:
+            orphans.within(0.4 + 0.5 + SLACK_S)
+    slowest = orphans.within(0.4 + 0.5 + SLACK_S)
+    print(f"/bin/sh {shell}: gone after {slowest:.2f} s at most, " + ", ".join(f"{run_id} {took:.2f}" for run_id, took in orphans.took.items()))
+    for run_id, (victim, chaperone) in runs.items():
+        assert chaperone.wait(20) == (-9 if victim == "chaperone" else 0)
+        if victim != "chaperone":
+            status = final(spool, run_id)
+            assert (status["state"], status["exception"]["stage"], status["started"], status["complete"]) == ("lost", "connection", True, False)
+            assert status["gone_by"] > status["end_time"] and status["return_code"] is None
+            assert b"Connection to" not in (spool / run_id / "stderr").read_bytes()
+    if not as_it_is:
+        assert_no_supervisor(there)
 
 
 @pytest.mark.root
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_silent_cut_ends_the_program_by_its_lease(spool, network, program):
-    remote = network.sshd.remote(options={"ServerAliveInterval": 1, "ServerAliveCountMax": 3})
-    process = start(spool, sh(PROGRAMS[program]), remote=remote, lease=3, stop={"grace_period": 0.4})
-    running(spool)
-    until(lambda: stdout(spool))
+def test_silent_cut_ends_the_program_by_its_lease(spool, network, request):
+    """Whatever /bin/sh is; all runs lose the same cable at once."""
+    lease, grace, tick = 3, 0.4, farside.tick_s(3)
+    orphans, runs = Orphans(spool), {}
+    for number, shell in enumerate(shells.SH):
+        there = network.sshd_with(shell)
+        for turn, program in enumerate(PROGRAMS):
+            if request.config.option.long or turn == number % len(PROGRAMS):
+                run_id = f"{shell}-{program.replace(' ', '-')}"
+                remote = there.remote(options={"ServerAliveInterval": 1, "ServerAliveCountMax": 3})
+                runs[run_id] = orphans.start(run_id, program, remote=remote, lease=lease, stop={"grace_period": grace})
+    for run_id in runs:
+        running(spool, run_id)
+        until(lambda run_id=run_id: stdout(spool, run_id))
     network.cut()
-    begun = time.monotonic()
+    orphans.cut(*runs)
     try:
-        until(lambda: not far_processes(spool), 3 + 0.4 + 1 + 4)
-        assert time.monotonic() - begun > 1.5, "it did not wait for its lease"
-        assert process.wait(20) == 0
+        slowest = orphans.within(lease + grace + tick + SLACK_S)
+        assert min(orphans.took.values()) > 1.5, f"it did not wait for its lease: {orphans.took}"
+        print(f"gone after {slowest:.2f} s at most: " + ", ".join(f"{run_id} {took:.2f}" for run_id, took in orphans.took.items()))
+        for chaperone in runs.values():
+            assert chaperone.wait(20) == 0
     finally:
         network.heal()
-    status = final(spool)
-    assert (status["state"], status["exception"]["stage"], status["started"]) == ("lost", "connection", True)
-    assert "not responding" in status["exception"]["message"], status["exception"]
-    assert status["gone_by"] is not None
+    for run_id in runs:
+        status = final(spool, run_id)
+        assert (status["state"], status["exception"]["stage"], status["started"]) == ("lost", "connection", True)
+        assert "not responding" in status["exception"]["message"], status["exception"]
+        assert status["gone_by"] is not None
+    for shell in shells.SH:
+        assert_no_supervisor(network.sshd_with(shell))
 
 
 @pytest.mark.root
