@@ -22,12 +22,12 @@ NONCE = "\x1e0123456789abcdef"
 class Far:
     """One life of the text in one shell, with the near side's end of its pipes."""
 
-    def __init__(self, shell, program, payload=None, env=None, **spec):
+    def __init__(self, shell, program, payload=None, env=None, argv=None, **spec):
         self.spec = specs.checked({"id": "r", "program": program, "remote": {"host": "there"}, **spec}, "/")
         self.cookie = os.urandom(8).hex()
-        self.records, self.output = [], {"stdout": b"", "stderr": b""}
+        self.records, self.output = [], {"stdout": bytearray(), "stderr": bytearray()}
         self._parsers = {name: farside.Records(NONCE) for name in self.output}
-        argv = [shells.as_sh(shell), *farside.CONSTANT[1:]]
+        argv = argv or [shells.as_sh(shell), *farside.CONSTANT[1:]]
         self.process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env)
         assert self.process.stderr.readline() == farside.READY
         self._fds = {self.process.stdout.fileno(): "stdout", self.process.stderr.fileno(): "stderr"}
@@ -191,7 +191,7 @@ def test_environment_is_clean_where_that_is_asked_for(shell, inherit, expected, 
     run.outcome()
     run.send("q 5")
     run.ended()
-    names = {pair.partition(b"=")[0] for pair in run.output["stdout"].split(b"\0") if pair}
+    names = {pair.partition(b"=")[0] for pair in bytes(run.output["stdout"]).split(b"\0") if pair}
     assert names - {b"_", b"PWD", b"OLDPWD", b"SHLVL", b"CHAPERONE_RUN_ID", b"CHAPERONE_COOKIE", b"_AST_FEATURES"} == expected
 
 

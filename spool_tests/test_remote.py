@@ -13,15 +13,16 @@ import time
 import pytest
 
 from chaperone import farside
-from spool_tests import shells
+from spool_tests import shells, test_farside
 from spool_tests import sshd as server
 from spool_tests.conftest import need, processes_with, until
-from spool_tests.test_farside import PROGRAMS
-from spool_tests.test_supervise import DEADLY, final, live, py, running, sh, start, stdout
+from spool_tests.test_supervise import DEADLY, final, py, running, sh, start, stdout
 
 sshd = server.sshd
 network = server.network
 sshd_with = server.sshd_with
+far = test_farside.far
+PROGRAMS = test_farside.PROGRAMS
 sudo = pytest.mark.root  # a plain user may not
 
 
@@ -68,8 +69,10 @@ def test_program_behind_hops_is_recorded(spool, sshd, mode):
     assert status["pid"] and log(spool) == ""
 
 
-ODD = ["a\\b", "x'", "\\'", "!", "a!b", "$(id)", "`id`", '"', "~", "*", "-n", "--", "", "a\nb", "\n", "é", "\udcff\udc80", "^x^y", " # ", "\t", "${A}", "%s", "&", ";", "@END"]
-NAMES = ["IFS", "ENV", "BASH_ENV", "CDPATH", "PS4", "LANGUAGE", "nonce", "cookie", "pid", "program", "c_why", "c_found", "l", "s", "g", "nl"]  # of the far side's text, or with a meaning to it
+ODD = ["a\\b", "x'", "\\'", "!", "a!b", "$(id)", "`id`", '"', "~", "*", "-n", "--", "", "a\nb", "\n", "é", "\udcff\udc80", "^x^y"]
+ODD += [" # ", "\t", "${A}", "%s", "&", ";", "@END"]
+# Of the far side's own text, or with a meaning to it.
+NAMES = ["IFS", "ENV", "BASH_ENV", "CDPATH", "PS4", "LANGUAGE", "nonce", "cookie", "pid", "program", "c_why", "c_found", "l", "s", "g", "nl"]
 
 
 def odd_bytes(chance, most, without=b""):
@@ -85,7 +88,8 @@ def through_login(spool, server, user, home, seed):
     """Send words of all kinds to a user's login, and have them back as they were."""
     chance = random.Random(seed)
     every = bytes(range(1, 256))
-    words = [*map(os.fsencode, ODD), every, *(odd_bytes(chance, chance.choice((5, 40, 400))) for _ in range(150)), bytes(chance.randrange(1, 256) for _ in range(5_000))]
+    words = [*map(os.fsencode, ODD), every, bytes(chance.randrange(1, 256) for _ in range(5_000))]
+    words += [odd_bytes(chance, chance.choice((5, 40, 400))) for _ in range(150)]
     env = {name: odd_bytes(chance, 30) for name in NAMES}
     env |= {"V" + "".join(chance.choice("aZ_09") for _ in range(12)): odd_bytes(chance, 200) for _ in range(60)}
     env["V"] = every
@@ -94,7 +98,8 @@ def through_login(spool, server, user, home, seed):
     os.makedirs(directory, exist_ok=True)
     os.chmod(directory, 0o755)
     os.symlink("/usr/bin/python3", program := os.path.join(directory, odd_bytes(chance, 60, b"/") + b"y"))
-    text = "import os,sys\nfor w in (os.getcwdb(), *map(os.fsencode, sys.argv[1:]), *(n + b'=' + v for n, v in sorted(os.environb.items()))): os.write(1, w + b'\\0')"
+    text = "import os,sys\nback = [os.getcwdb(), *map(os.fsencode, sys.argv[1:]), *(n + b'=' + v for n, v in os.environb.items()), b'']\n"
+    text += "back = b'\\0'.join(back)\nwhile back: back = back[os.write(1, back):]"
     argv = [os.fsdecode(program), "-I", "-S", "-c", text, *map(os.fsdecode, words)]
     cwd = os.fsdecode(chance.choice((directory, place)))  # the one that is no path from the root is one from home
     sent = {"argv": argv, "env": {name: os.fsdecode(value) for name, value in env.items()}, "cwd": cwd}
@@ -149,14 +154,17 @@ def test_noise_of_startup_files_goes_to_the_log(spool, sshd, shell, name):
         path.unlink()
 
 
+TELLING_CODES = (0, 1, 2, 97, 125, 126, 127, 128, 129, 130, 137, 143, 192, 254, 255)
+TELLING_SIGNALS = {signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGKILL, signal.SIGSEGV, signal.SIGPIPE, signal.SIGTERM, 34, 64}
+
+
 @pytest.mark.parametrize("mode", ["ssh-as", pytest.param("ssh-then-sudo", marks=sudo)])
-def test_every_exit_code_and_signal_is_told_exactly(spool, sshd, mode):
-    """Many runs at once, as it is the connections that take the time."""
-    remote = remotes(sshd, mode)
-    codes = range(256) if os.environ.get("CI") else (*range(0, 256, 15), 1, 126, 127, 128, 130, 137, 143, 254)
-    codes, waiting, results = sorted(set(codes)), [], {}
+def test_every_exit_code_and_signal_is_told_exactly(spool, sshd, mode, request):
+    """Many runs at once, as it is the connections that take the time; all of 0 to 255 and every signal in the long form."""
+    codes, signals = (range(256), DEADLY) if request.config.option.long else (TELLING_CODES, TELLING_SIGNALS.intersection(DEADLY))
+    remote, waiting, results = remotes(sshd, mode), [], {}
     tasks = [(f"c{code}", f"exit {code}") for code in codes]
-    tasks += [(f"s{number}", f"ulimit -c 0; kill -{number} $$; sleep 9") for number in DEADLY]
+    tasks += [(f"s{number}", f"ulimit -c 0; kill -{number} $$; sleep 9") for number in signals]
     while tasks or waiting:
         while tasks and len(waiting) < 12:
             run_id, script = tasks.pop()
@@ -167,7 +175,7 @@ def test_every_exit_code_and_signal_is_told_exactly(spool, sshd, mode):
         results[run_id] = (status["state"], status["status"], status["ambiguous"], status["exception"])
     assert results == {
         **{f"c{code}": ("terminated", code << 8, False, None) for code in codes},
-        **{f"s{number}": ("terminated", number, False, None) for number in DEADLY},
+        **{f"s{number}": ("terminated", int(number), False, None) for number in signals},
     }
 
 
@@ -405,12 +413,44 @@ def test_input_from_a_file_arrives_whole(spool, sshd, tmp_path, size):
     assert status["return_code"] == 0 and stdout(spool) == data
 
 
+NOISE = """
+import hashlib, os, random, sys
+r = random.Random(7); h = hashlib.sha256(); left = int(sys.argv[1])
+while left:
+    d = r.randbytes(min(left, r.randrange(1, 70000))).replace(b"a", b"\\x1e"); left -= len(d); h.update(d)
+    while d: d = d[os.write(2, d):]
+print(h.hexdigest())
+"""
+
+
 def test_twenty_megabytes_of_stderr_are_exact(spool, sshd):
-    size = 20_000_000 if os.environ.get("CI") else 5_000_000
-    text = f"import os,random,hashlib\nr=random.Random(7);h=hashlib.sha256();n=0\nwhile n<{size}:\n"
-    text += " d=r.randbytes(r.randrange(1,70000));n+=len(d);h.update(d)\n while d: d=d[os.write(2,d):]\nprint(h.hexdigest())"
-    status = held(spool, sshd, py(text), lease=1)  # a heartbeat each 0.25 s
+    status = held(spool, sshd, py(NOISE.replace("sys.argv[1]", "20_000_000")), lease=1)
     assert status["complete"] and hashlib.sha256((spool / "r" / "stderr").read_bytes()).hexdigest() == stdout(spool).decode().strip()
+    assert status["stderr"]["bytes"] == 20_000_000
+
+
+@pytest.mark.parametrize("shell", [pytest.param("as it is", marks=pytest.mark.user), *(pytest.param(shell, marks=pytest.mark.root) for shell in shells.SH)])
+def test_binary_stderr_is_exact_over_ssh_with_records_between(request, far, shell):
+    """More records than a chaperone asks for: as fast as they are answered."""
+    there = request.getfixturevalue("sshd") if shell == "as it is" else request.getfixturevalue("sshd_with")(shell)
+    size = 20_000_000 if request.config.option.long or shell in ("as it is", "dash") else 4_000_000
+    program = {"argv": ["/usr/bin/python3", "-I", "-S", "-c", NOISE, str(size)]}
+    run = far(shell, program, argv=[*there.argv(), f"exec /bin/sh -c '{farside.CONSTANT[2]}'"])
+    run.wait("start")
+    asked = 0
+    while not any(record[0] == "end" for record in run.records):
+        if asked - sum(record[0] == "beat" for record in run.records) < 50:  # no more on their way than their pipe holds
+            asked += 1
+            run.send(f"h {asked}")
+        run.read(0.1)
+    run.send("q 5")
+    assert run.ended() == 0
+    assert len(run.output["stderr"]) == size
+    assert hashlib.sha256(run.output["stderr"]).hexdigest() == run.output["stdout"].decode().strip()
+    told = [record[1] for record in run.records if record[0] == "beat"]
+    assert told == [str(number) for number in range(1, asked + 1)]
+    assert asked > 20, "too few records to show anything"
+    print(f"{size} bytes, {asked} records")
 
 
 def test_bare_program_is_run_with_what_can_be_known(spool, sshd):
