@@ -12,6 +12,7 @@ import os
 import select
 
 from . import farside
+from .records import FAREWELL, Records, farewell
 from .streams import F_SETPIPE_SZ, PIPE_BYTES, WIDE_PIPE_BYTES
 
 TYPE_CHECKING = False
@@ -62,7 +63,7 @@ class Connection:
         self._payload, self._stdin, self._stdin_left = payload, stdin, stdin[1] if stdin else 0
         self.ready = bare
         self._booted = b""
-        self._records = {"stdout": farside.Records(nonce), "stderr": farside.Records(nonce)}
+        self._records = {"stdout": Records(nonce), "stderr": Records(nonce)}
         self._held = b""  # a stderr's end that may be ssh's farewell
         self._is_ssh = argv[0] == "ssh"
         self._capacity = {"stdout": PIPE_BYTES, "stderr": PIPE_BYTES}
@@ -197,7 +198,7 @@ class Connection:
 
     def _boot(self, data: bytes) -> None:
         """Look for the ready word in what startup files and hops say."""
-        self._booted = (self._booted + data)[-farside.Records.NOISE_BYTES :]
+        self._booted = (self._booted + data)[-Records.NOISE_BYTES :]
         before, word, after = self._booted.partition(farside.READY)
         if not word or "stdin" not in self._fds:  # too late: what had eaten our silence until its end lets the command run now
             return
@@ -211,7 +212,7 @@ class Connection:
     def _pass_on(self, stream: str, clean: bytes, records: list[list[str]]) -> None:
         if stream == "stderr" and self._is_ssh and (clean or records):
             clean = self._held + clean
-            kept = farside.farewell(clean) if not records else 0
+            kept = farewell(clean) if not records else 0
             clean, self._held = clean[: len(clean) - kept], clean[len(clean) - kept :]
         if clean:
             self._listener.output(stream, clean)
@@ -272,7 +273,7 @@ class Connection:
             return
         self._over = True
         self._loop.cancel(self._timer)
-        is_farewell = self._code == 255 and self._held.endswith(farside.FAREWELL[1])
+        is_farewell = self._code == 255 and self._held.endswith(FAREWELL[1])
         if self._held and not is_farewell:
             self._listener.output("stderr", self._held)
         noise = bytes(self._records["stdout"].noise + self._records["stderr"].noise) if self.ready else self._booted.replace(farside.READY, b"")

@@ -1,7 +1,7 @@
 """
-What is sent to the far side, and how what it says is told from what the program writes.
+What is sent to the far side.
 
-Knows: sh text, bytes, records.  Must not know: processes, sockets, the clock, how the bytes get there.
+Knows: sh text, bytes.  Must not know: processes, sockets, the clock, how the bytes get there.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ READY = b"chaperone-ready-1\n"
 # Nothing is sent before the ready word is read, so that no startup file can eat or see the payload.
 CONSTANT = ("/bin/sh", "-c", 'echo chaperone-ready-1 >&2; IFS= read -r l && eval "$l"')
 BOOT = 'eval "$(cat)"'  # how the program's own text reaches its shell
-RECORD_BYTES = 4_096  # PIPE_BUF: what is longer was not written as one record
 NO_HURRY_S = 10.0  # a lease is looked at this often at most
 
 with open(f"{os.path.dirname(__file__)}/farside.sh", encoding="ascii") as _file:
@@ -209,21 +208,17 @@ def program_text(program: dict[str, Any], marks: dict[str, str], far: bool, umas
         lines.append(b'CDPATH= cd "${HOME:-/}" || cd /')
     if program["inherit_env"] is not True:
         lines.append(_unset_but(program["inherit_env"] or []))
-    env = {**program["env"], **marks}
-    later = [name for name in env if name == "IFS" or name.startswith("c_")]  # the search has such names of its own
-    lines += [_export(name, value) for name, value in env.items() if name not in later]
+    exports = {name: b"export " + name.encode() + b"=" + quoted(value) for name, value in {**program["env"], **marks}.items()}
+    late = [exports.pop(name) for name in list(exports) if name == "IFS" or name.startswith("c_")]  # the search has such names of its own
+    lines += exports.values()
     lines.append(b"set -- " + b" ".join(quoted(word) for word in program["argv"]))
     lines.append(_FIND)
-    lines += [_export(name, env[name]) for name in later]
+    lines += late
     lines += [_limit(name, *ends) for name, ends in program["rlimits"].items()]
     stderr = b"2>&5" if program["merge_stderr"] else b"2>&4"
     lines.append(b'echo "$$" >&7')  # quoted: an IFS of the spec may hold digits
     lines.append(b'exec "$@" <&6 >&5 ' + stderr + b" 4>&- 5>&- 6<&- 7>&-")
     return b"\n".join(lines) + b"\n"
-
-
-def _export(name: str, value: str) -> bytes:
-    return b"export " + name.encode() + b"=" + quoted(value)
 
 
 def _unset_but(kept: list[str]) -> bytes:
@@ -272,135 +267,3 @@ def failure(why: str, program: dict[str, Any]) -> tuple[str, str]:
     doing, reason = FAILURES.get(why, (f"set rlimit {limit!r}" if limit else "start the program", "the far side refused it"))
     stage = "far-side" if why in ("stdin", "directory", "setup") else "spawn"
     return stage, f"unable to {doing.format(cwd=program['cwd'], program=program['argv'][0])}: {reason}"
-
-
-# -- what comes back
-
-
-class Records:
-    """
-    One stream from the far side, parted into what the program wrote and the records between.
-
-    Args:
-        nonce (str): As in `settings`.
-
-    Attributes:
-        noise (bytearray): What came before the first record: the startup files' words, and a hop's own.
-        heard (bool): Whether there was a record yet.
-    """
-
-    NOISE_BYTES = 65_536  # of noise kept; more of it tells nothing
-
-    def __init__(self, nonce: str) -> None:
-        self._nonce = nonce.encode()
-        self._rest = b""
-        self.noise = bytearray()
-        self.heard = False
-
-    def feed(self, data: bytes) -> tuple[bytes, list[list[str]]]:
-        """
-        Take what was read.
-
-        Args:
-            data (bytes): The next bytes of the stream.
-        Returns:
-            tuple: The program's bytes, exact; the records, each a list of words. What may be the beginning of a record is kept back.
-        """
-        if not self._rest and self.heard and self._nonce[0] not in data:
-            return data, []
-        data = self._rest + data if self._rest else data
-        clean, records, start = [], [], 0
-        while (found := data.find(self._nonce, start)) >= 0:
-            end = data.find(b"\n", found, found + RECORD_BYTES)
-            if end < 0 and len(data) - found >= RECORD_BYTES:  # no record is that long: the program had our nonce
-                clean.append(data[start : found + 1])
-                start = found + 1
-                continue
-            clean.append(self._heard(data[start:found]))
-            start = found
-            if end < 0:
-                break
-            self.heard = True
-            records.append(data[found + len(self._nonce) : end].decode("ascii", "replace").split())
-            start = end + 1
-        kept = len(data) if found < 0 else start
-        if found < 0:
-            kept = len(data) - _overlap(data, self._nonce, len(data) - start)
-            clean.append(self._heard(data[start:kept]))
-        self._rest = data[kept:]
-        return b"".join(clean), records
-
-    def _heard(self, data: bytes) -> bytes:
-        """Before the first record it is noise."""
-        if self.heard:
-            return data
-        self.noise += data[: max(0, self.NOISE_BYTES - len(self.noise))]
-        return b""
-
-    def end(self) -> bytes:
-        """The stream has ended: what was kept back was no record."""
-        rest, self._rest = self._rest, b""
-        return self._heard(rest)
-
-
-def _overlap(data: bytes, word: bytes, most: int) -> int:
-    """The length of the longest end of `data` that is a beginning of `word`."""
-    for length in range(min(most, len(word) - 1), 0, -1):
-        if data.endswith(word[:length]):
-            return length
-    return 0
-
-
-FAREWELL = (b"Connection to ", b" closed by remote host.\r\n")  # ssh writes it to stderr, whatever -E and LogLevel say
-
-
-def farewell(data: bytes) -> int:
-    """
-    How many bytes at the end of a stderr may be the beginning of ssh's own last words.
-
-    Args:
-        data (bytes): What came last.
-    Returns:
-        int: To be kept back until the next byte, or the end of ssh, decides; 0 for none.
-    """
-    before, after = FAREWELL
-    start = data.rfind(before)
-    if start >= 0:
-        rest = data[start + len(before) :]
-        host, space, words = rest.partition(b" ")
-        if len(host) <= 255 and b"\n" not in host and after.startswith(space + words):
-            return len(data) - start
-    return _overlap(data, before, len(data))
-
-
-def outcome(words: list[str]) -> dict[str, Any]:
-    """
-    How the program ended, by the words of an `end` record.
-
-    Args:
-        words (list): `R7` and four times, as of times(1p); `ambiguous` after it where 128 + n may be either.
-    Returns:
-        dict: `wait_status` (int, None where it can't be told), `return_code`, `ambiguous`, `rusage`; {} if nobody knows.
-    """
-    told = [word for word in words if word[0] == "R" and word[1:].isdigit()]
-    if not told:
-        return {}
-    value, ambiguous = int(told[0][1:]), "ambiguous" in words
-    rusage = _times(words[words.index(told[0]) + 1 :])
-    if value >= 256:  # awk: 256 + signal, 512 + signal with a core; ksh93's $?: 256 + signal
-        return {"wait_status": value % 256 | (0x80 if value >= 512 else 0), "return_code": None, "ambiguous": False, "rusage": rusage}
-    unsure = ambiguous and value > 128
-    return {"wait_status": None if unsure else value << 8, "return_code": value, "ambiguous": unsure, "rusage": rusage}
-
-
-def _times(words: list[str]) -> dict[str, float | None] | None:
-    """Of the children: the third and fourth of `1m2.25s`-like words. What sh can't tell is None."""
-    found = [word for word in words if word[0].isdigit() and word.endswith("s") and "m" in word]
-    if len(found) < 4:
-        return None
-    try:
-        utime, stime = (int(word.partition("m")[0]) * 60 + float(word.partition("m")[2][:-1]) for word in found[2:4])
-    except ValueError:
-        return None
-    unknown = dict.fromkeys(("maxrss", "minflt", "majflt", "inblock", "oublock", "nvcsw", "nivcsw"))
-    return {"utime": utime, "stime": stime, **unknown}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 
-from . import farside
+from . import farside, records
 from . import spec as specs
 from . import status as statuses
 from .contact import SLACK_S, Contact
@@ -245,7 +245,7 @@ class RemoteProgram:
         if not self._started:  # of a quick program the one part of the far side may tell the end before the other tells the start
             self._early_end = words
             return
-        facts = farside.outcome(words)
+        facts = records.outcome(words)
         if not facts:
             self._verdict = "the far side could not tell how the program ended"
             self._close()

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies
 
 from chaperone import farside
+from chaperone import records as records_of
 from chaperone import spec as specs
 from spool_tests import shells
 from spool_tests.conftest import processes_with, until
@@ -26,7 +27,7 @@ class Far:
         self.spec = specs.checked({"id": "r", "program": program, "remote": {"host": "there"}, **spec}, "/")
         self.cookie = os.urandom(8).hex()
         self.records, self.output = [], {"stdout": bytearray(), "stderr": bytearray()}
-        self._parsers = {name: farside.Records(NONCE) for name in self.output}
+        self._parsers = {name: records_of.Records(NONCE) for name in self.output}
         argv = argv or [shells.as_sh(shell), *farside.CONSTANT[1:]]
         self.process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env)
         assert self.process.stderr.readline() == farside.READY
@@ -67,7 +68,7 @@ class Far:
         return found[0]
 
     def outcome(self):
-        return farside.outcome(self.wait("end"))
+        return records_of.outcome(self.wait("end"))
 
     def close(self):
         """The end of the connection: what a cut is to the far side."""
@@ -357,7 +358,7 @@ def test_records_are_taken_out_byte_exactly_however_it_is_cut(pieces, places, cu
         if number in places:
             stream.append(f"{NONCE} beat {number}\n".encode())
             expected.append(["beat", str(number)])
-    data, parser, clean, records = b"noise" + b"".join(stream), farside.Records(NONCE), b"", []
+    data, parser, clean, records = b"noise" + b"".join(stream), records_of.Records(NONCE), b"", []
     for cut in [*cuts, len(data)]:
         found, told = parser.feed(data[:cut])
         data, clean, records = data[cut:], clean + found, records + told
@@ -381,7 +382,7 @@ def test_records_are_taken_out_byte_exactly_however_it_is_cut(pieces, places, cu
     ],
 )
 def test_what_may_be_the_clients_farewell_is_held_back(data, kept):
-    assert farside.farewell(data) == kept
+    assert records_of.farewell(data) == kept
 
 
 @pytest.mark.parametrize(
@@ -395,9 +396,9 @@ def test_what_may_be_the_clients_farewell_is_held_back(data, kept):
     ],
 )
 def test_outcome_says_only_what_is_known(words, expected):
-    found = farside.outcome(words.split())
+    found = records_of.outcome(words.split())
     assert (found["wait_status"], found["return_code"], found["ambiguous"], found["rusage"]["utime"]) == expected
-    assert farside.outcome(["B", "0m0s"]) == {}
+    assert records_of.outcome(["B", "0m0s"]) == {}
 
 
 @every_sh
