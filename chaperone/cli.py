@@ -303,9 +303,13 @@ def _die_of(number: int) -> NoReturn:
 
 def _fault(verb: str, error: Exception) -> int:
     """Tell what went wrong in a sentence; return the exit code that says whose fault it is."""
-    from . import show
+    try:
+        from . import show
 
-    code = _exit_code(verb, error)
+        code = _exit_code(verb, error)
+    except OSError:  # no descriptor is left to read a module by
+        write(2, b"chaperone: " + bytes(byte if 32 <= byte < 127 else 63 for byte in str(error).encode()) + b"\n")
+        return os.EX_OSERR
     if code == os.EX_SOFTWARE:
         import traceback
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .supervise import Holder
 
 LEFTOVER_GRACE_S = 5.0  # what the program leaves running gets TERM and this long, or the stop's grace if shorter
+LOOK_AGAIN_S, LOOKS = 0.1, 50  # where the kernel does not tell what the program left: 5 s, as long as the leftovers themselves would get
 KILL_AGAIN_S = (0.02, 1.0)  # SIGKILL is sent again from 20 ms to 1 s apart: to forks that raced, and not to spin on a process in D state
 
 with open(f"{os.path.dirname(__file__)}/guard.sh", encoding="ascii") as _file:
@@ -48,8 +49,9 @@ class LocalProgram:
         self._pidfd = self._guard_fd = -1
         self._guard_pid = -1
         self._pumps: list[Pump] = []
-        self._leftovers = 0
-        self._finishing = False
+        self._leftovers: int | None = 0
+        self._finishing = self._has_ended = False
+        self._looks, self._blind = LOOKS, ""
         self._kill_pause_s = 0.0
         self._kill_timer: int | None = None
 
@@ -64,22 +66,28 @@ class LocalProgram:
         """
         tree.become_subreaper()
         program = self._spec["program"]
-        stdin = _open_stdin(program["stdin"])
-        outputs = self._make_outputs(program["merge_stderr"])
+        ends: list[int] = []
         try:
+            ends.append(_open_stdin(program["stdin"]))
+            ends += self._make_outputs(program["merge_stderr"])
             self._start_guard()
-            self.pid = self._spawn(program, (stdin, *outputs))
-        except BaseException:
+            self.pid = self._spawn(program, (ends[0], ends[1], ends[2]))
+        except BaseException as error:
             self._dismiss_guard()
             for pump in self._pumps:
                 pump.close()
+            if isinstance(error, OSError):  # no descriptor, no memory: nothing was spawned
+                raise StartError("spawn", f"unable to start the program: {error.strerror}", error.errno, type(error).__name__) from error
             raise
         finally:
-            for fd in {stdin, *outputs}:
+            for fd in set(ends):
                 os.close(fd)
         self._tell_guard(f"{self.pid}\n")
-        self._pidfd = os.pidfd_open(self.pid)
-        self._holder.loop.watch(self._pidfd, select.POLLIN, self._program_ended)
+        try:
+            self._pidfd = os.pidfd_open(self.pid)
+            self._holder.loop.watch(self._pidfd, select.POLLIN, self._program_ended)
+        except OSError:  # no descriptor is left: SIGCHLD tells as well, and of every other child, too
+            pass
         self._holder.started(self.pid)
 
     def _make_outputs(self, merge: bool) -> tuple[int, int]:
@@ -161,13 +169,20 @@ class LocalProgram:
 
     def _program_ended(self, fd: int, events: int) -> None:
         """It is a zombie now. It stays one until its leftovers are gone: that pins its pid and its group's number."""
-        self._holder.loop.unwatch(self._pidfd)
+        self._holder.loop.unwatch(fd)
+        self._has_ended = True
         self._holder.program_ended()
 
     def children_changed(self) -> None:
         """SIGCHLD: take orphans that ended, and see whether that was the last one."""
-        tree.reap_orphans((self.pid, self._guard_pid))
-        if self._finishing and not self._left():
+        if self._pidfd < 0 < self.pid and not self._has_ended and os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            self._program_ended(-1, 0)
+            return
+        try:
+            tree.reap_orphans((self.pid, self._guard_pid))
+        except OSError:  # no descriptor is left to list them by: the next look takes them
+            return
+        if self._finishing and self._left() == []:
             self._finished()
 
     def signal(self, signum: int) -> None:
@@ -177,7 +192,10 @@ class LocalProgram:
     def stop(self, signum: int) -> None:
         """Signal the program's group, and whatever was re-parented to us from elsewhere."""
         tree.signal_group(self.pid, signum)
-        strays = [pid for pid in tree.children(os.getpid()) if pid != self._guard_pid and tree.group_of(pid) != self.pid]
+        try:
+            strays = [pid for pid in tree.children(os.getpid()) if pid != self._guard_pid and tree.group_of(pid) != self.pid]
+        except OSError:  # unknown: the SIGKILL that comes after the grace looks again
+            return
         tree.signal_each(strays, signum)
 
     def kill(self) -> None:
@@ -185,10 +203,10 @@ class LocalProgram:
         self._holder.loop.cancel(self._kill_timer)
         tree.signal_group(self.pid, _signal.SIGKILL)
         left = self._left()
-        if self._finishing and not left:
+        if self._finishing and left == []:
             self._finished()
             return
-        refused = tree.signal_each(left, _signal.SIGKILL)
+        refused = tree.signal_each(left or [], _signal.SIGKILL)
         if self._finishing and left and refused == len(left):
             self._holder.log(f"{refused} processes run as another user and can't be killed: {left[:20]!r}")
             self._finished()
@@ -196,10 +214,14 @@ class LocalProgram:
         self._kill_pause_s = min(max(2 * self._kill_pause_s, KILL_AGAIN_S[0]), KILL_AGAIN_S[1])
         self._kill_timer = self._holder.loop.at(self._holder.loop.now() + self._kill_pause_s, self.kill)
 
-    def _left(self) -> list[int]:
-        """What lives below us, but for the guard and a program that has ended."""
-        tree.reap_orphans((self.pid, self._guard_pid))
-        return tree.descendants(os.getpid(), but=(self.pid, self._guard_pid) if self._finishing else (self._guard_pid,))
+    def _left(self) -> list[int] | None:
+        """What lives below us, but for the guard and a program that has ended; None where the kernel does not tell, for want of descriptors, say."""
+        try:
+            tree.reap_orphans((self.pid, self._guard_pid))
+            return tree.descendants(os.getpid(), but=(self.pid, self._guard_pid) if self._finishing else (self._guard_pid,))
+        except OSError as error:
+            self._blind = error.strerror or "error"
+            return None
 
     def finish(self, grace_s: float) -> None:
         """
@@ -210,6 +232,9 @@ class LocalProgram:
         """
         self._finishing = True
         left = self._left()
+        if left is None:
+            self._finish_blindly(grace_s)
+            return
         self._leftovers = len(left)
         if not left or self._spec["leftovers"] == "leave":
             self._finished()
@@ -218,6 +243,18 @@ class LocalProgram:
         self.stop(_signal.SIGTERM)
         if self._kill_timer is None:
             self._kill_timer = self._holder.loop.at(self._holder.loop.now() + min(grace_s, LEFTOVER_GRACE_S), self.kill)
+
+    def _finish_blindly(self, grace_s: float) -> None:
+        """Nobody knows what it left: look again for a while, for what is short may not stay so; the outcome matters more than the rest."""
+        if self._looks:
+            self._looks -= 1
+            self._holder.loop.at(self._holder.loop.now() + LOOK_AGAIN_S, lambda: self.finish(grace_s))
+            return
+        self._holder.log(f"unable to know what the program left running: {self._blind}")
+        self._leftovers = None
+        if self._spec["leftovers"] == "stop":
+            tree.signal_group(self.pid, _signal.SIGKILL)
+        self._finished()
 
     def _finished(self) -> None:
         """Nobody writes any more that we wait for: what the pipes hold now is the rest."""
@@ -228,7 +265,8 @@ class LocalProgram:
             pump.close()
         self._dismiss_guard()
         _, wait_status, usage = os.wait4(self.pid, 0)
-        os.close(self._pidfd)
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
         self._holder.ended(wait_status, rusage=_rusage(usage))
         self._holder.finished(leftovers=self._leftovers)
 

@@ -103,9 +103,10 @@ def held(spec: dict[str, Any], spool_path: str, run_id: str | None, inherited: d
         os.setsid()
     status = statuses.starting(spec, os.getpid(), os.uname().nodename, _boot_id(), time.time_ns())
     kept = spec if spec["keep_secrets"] else specs.without_secrets(spec)
+    null = os.open(os.devnull, os.O_RDWR)  # now: once the run is there, want of a descriptor must not end us
     directory = rundir.create(spool_path, kept, spec, status, key or os.urandom(16).hex())
     visible(chosen)
-    leave_place()
+    leave_place(null)
     return supervise.hold(directory, spec, status, inherited)
 
 
@@ -117,9 +118,14 @@ def _boot_id() -> str | None:
         return None
 
 
-def leave_place() -> None:
-    """Let go of the caller's pipes and directory: nothing that happens to them changes anything any more, and no mount is pinned."""
-    null = os.open(os.devnull, os.O_RDWR)
+def leave_place(null: int | None = None) -> None:
+    """
+    Let go of the caller's pipes and directory: nothing that happens to them changes anything any more, and no mount is pinned.
+
+    Args:
+        null (int): An fd of /dev/null, closed here; None to open one.
+    """
+    null = os.open(os.devnull, os.O_RDWR) if null is None else null
     for fd in range(3):
         if not os.isatty(fd):
             os.dup2(null, fd)

@@ -47,7 +47,18 @@ def hold(run: RunDirectory | DirectRun, spec: dict[str, Any], status: dict[str, 
     Returns:
         int: os.EX_OK when the outcome is recorded, whatever it was; os.EX_IOERR when it could not be.
     """
-    with Holder(run, spec, status, inherited, adopted) as holder:
+    try:
+        holder = Holder(run, spec, status, inherited, adopted)
+    except OSError as error:  # no descriptor is left, say; nothing was started
+        if adopted:
+            raise
+        try:
+            run.publish(statuses.failed(status, "spawn", f"unable to begin: {error.strerror}", time.time_ns(), errno=error.errno, started=False))
+            run.end(spec["durable"])
+        finally:
+            run.close()
+        return os.EX_OK
+    with holder:
         return holder.hold()
 
 
@@ -67,7 +78,7 @@ class Holder:
         self.loop = Loop()
         self.streams = {name: Stream(fd, spec["output"]["max_bytes"], self._teller(name), self._full) for name, fd in run.streams.items()}
         self.program = _program(spec, self, inherited, run.key, status if adopted else None)
-        self._wakeup: tuple[int, int] = (-1, -1)
+        self._wakeup: tuple[int, int] = os.pipe()
         self._requests, self._overlong = b"", False
         self._started_at: float | None = None
         self._run_timer: int | None = None
@@ -76,7 +87,6 @@ class Holder:
         self._exit = os.EX_SOFTWARE
 
     def __enter__(self) -> Holder:
-        self._wakeup = os.pipe()
         for fd in self._wakeup:
             os.set_blocking(fd, False)
         for number in (*STOP_SIGNALS, *FORWARDED, _signal.SIGCHLD):
@@ -184,7 +194,7 @@ class Holder:
         self.status = statuses.ended(self.status, **{**outcome, **facts})
         self._record_end()
 
-    def finished(self, leftovers: int = 0, complete: bool = True, stay: bool = False) -> None:
+    def finished(self, leftovers: int | None = 0, complete: bool = True, stay: bool = False) -> None:
         """Everything is over, the last bytes are in. With `stay` it is published, and the chaperone stays until `leave`."""
         self._publish(statuses.terminated(statuses.ended(self.status, leftovers=leftovers), complete), stay)
 
