@@ -264,26 +264,11 @@ class LocalProgram:
             pump.drain()
             pump.close()
         self._dismiss_guard()
-        _, wait_status, usage = os.wait4(self.pid, 0)
+        wait_status, rusage = tree.reaped(self.pid)
         if self._pidfd >= 0:
             os.close(self._pidfd)
-        self._holder.ended(wait_status, rusage=_rusage(usage))
+        self._holder.ended(wait_status, rusage=rusage)
         self._holder.finished(leftovers=self._leftovers)
-
-
-def _rusage(usage: resource.struct_rusage) -> dict[str, float]:
-    """Times in seconds, maxrss in bytes; getrusage(2) tells it in KiB."""
-    return {
-        "utime": usage.ru_utime,
-        "stime": usage.ru_stime,
-        "maxrss": usage.ru_maxrss * 1024,
-        "minflt": usage.ru_minflt,
-        "majflt": usage.ru_majflt,
-        "inblock": usage.ru_inblock,
-        "oublock": usage.ru_oublock,
-        "nvcsw": usage.ru_nvcsw,
-        "nivcsw": usage.ru_nivcsw,
-    }
 
 
 def _open_stdin(stdin: str | dict[str, str] | None) -> int:

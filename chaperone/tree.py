@@ -82,6 +82,27 @@ def reap_orphans(but: tuple[int, ...]) -> None:
                 pass
 
 
+def reaped(pid: int) -> tuple[int, dict[str, float]]:
+    """
+    Take a child that has ended: its wait status, undecoded, and its rusage.
+
+    Returns:
+        tuple: The rusage has times in seconds, and maxrss in bytes where getrusage(2) tells it in KiB.
+    """
+    _, wait_status, usage = os.wait4(pid, 0)
+    return wait_status, {
+        "utime": usage.ru_utime,
+        "stime": usage.ru_stime,
+        "maxrss": usage.ru_maxrss * 1024,
+        "minflt": usage.ru_minflt,
+        "majflt": usage.ru_majflt,
+        "inblock": usage.ru_inblock,
+        "oublock": usage.ru_oublock,
+        "nvcsw": usage.ru_nvcsw,
+        "nivcsw": usage.ru_nivcsw,
+    }
+
+
 def signal_group(group: int, signum: int) -> None:
     """
     Signal a process group that we made; nothing to do when it is gone.
