@@ -54,7 +54,7 @@ class RemoteProgram:
         self._sent = self._started = self._ended = self._finishing = self._stopped = False
         self._left: int | None = None
         self._early_end: list[str] | None = None
-        self._stdout_ended = self._cleared = False
+        self._stdout_ended = self._cleared = self._attaching = False
         self._sizes: tuple[int, int] | None = None
         self._failure: tuple[str, str] | None = None
         self._verdict: str | None = None
@@ -346,7 +346,7 @@ class RemoteProgram:
                 self._holder.finished(leftovers=self._left or 0, complete=False)
             else:
                 self._holder.lost(self._verdict, self._contact.gone_by())
-        elif code == 97:
+        elif code == 97 and not self._attaching:
             self._unknown_start(code, words)
         else:
             self._contact.drops += 1
@@ -371,7 +371,7 @@ class RemoteProgram:
         if self._finishing and self._left is None:
             grace_s = min(self._spec["stop"]["grace_period"], LEFTOVER_GRACE_S)
             self._ask("q leave" if self._spec["leftovers"] == "leave" else f"q {farside.fifths(grace_s)}")
-        self._cleared = False
+        self._cleared, self._attaching = False, True
         self._dialer.dial(self._payload("attach"))
 
     # -- heartbeats and facts

@@ -227,9 +227,9 @@ class Network:
     """Another host, as far as the network goes: a namespace with an sshd in it, whose cable can be pulled."""
 
     def __init__(self, directory):
-        number = os.getpid() % 16_384  # four addresses each, of 10.213.0.0/16
+        number = os.getpid() % 65_536  # four addresses each, of 10.212.0.0/14
         self._name = f"chap{number}"
-        near, far = (f"10.213.{number // 64}.{number % 64 * 4 + last}" for last in (1, 2))
+        near, far = (f"10.{212 + number // 16_384}.{number // 64 % 256}.{number % 64 * 4 + last}" for last in (1, 2))
         for line in (
             f"netns add {self._name}",
             f"link add {self._name}n type veth peer name {self._name}f netns {self._name}",
