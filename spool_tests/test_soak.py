@@ -130,7 +130,7 @@ class Soak:
 
     def __init__(self, spool, seed):
         self.spool, self.rng, self.clock = spool, random.Random(seed), Clock(spool.parent)
-        self.runs, self.over, self.reaped, self.number = [], {}, [], 0
+        self.runs, self.over, self.reaped, self.wrong, self.number = [], {}, [], [], 0
         self.looks, self.counts, self.falls, self.harmed = 0, collections.Counter(), [], 0.0
 
     def start(self):
@@ -165,24 +165,25 @@ class Soak:
             self.falls.append(time.monotonic() - begin)
         if run.lives():
             # It may be in its last steps: the outcome is published, the process is not gone. But lost is a lie.
-            assert alive or status["state"] == "terminated", f"{run.run_id} lives and was called {status['state']}"
+            if not alive and status["state"] != "terminated":
+                self.wrong.append(f"{run.run_id} lives and was called {status['state']}")
         if dead_before:
-            self._judge(run, alive, status)
+            self._judge(run, status)
 
-    def _judge(self, run, alive, status):
+    def _judge(self, run, status):
         """What must be said of one whose chaperone is dead."""
-        assert not alive, f"{run.run_id} is dead and was called alive"
         code, state = run.process.returncode, status["state"]
-        if state == "unattended":
-            assert run.survives and code == -signal.SIGKILL, (status, code)
+        if state == "unattended" and run.survives and code == -signal.SIGKILL:
             run.adopt(self.spool, self.clock)
             self.counts["adopted"] += 1
             return
-        log = self.spool / run.run_id / "log"
-        told = f"{run.run_id}, whose chaperone ended with {code}: {json.dumps(status)} {log.read_text() if log.exists() else ''}"
-        assert (state, code) in (("terminated", 0), ("terminated", -signal.SIGKILL), ("lost", -signal.SIGKILL)), told
-        assert state == "lost" or status["return_code"] == 3, told
-        assert state == "terminated" or not run.survives, told
+        if (state, code) not in (("terminated", 0), ("terminated", -signal.SIGKILL), ("lost", -signal.SIGKILL)) or (state == "lost" and run.survives):
+            self._wrong(run, status)
+        if state == "terminated" and status["return_code"] != 3:
+            # Pids come round within a minute of this: whoever on this host signals one too late, may hit a program. Ours would be in `stop`.
+            self.counts[f"signalled by others: {status['signal']}"] += 1
+            if status["signal"] is None or status["stop"] is not None or not status["complete"]:
+                self._wrong(run, status)
         run.dead_at, run.verdict = time.monotonic(), state
         self.counts[state] += 1
         self.runs.remove(run)
@@ -207,6 +208,11 @@ class Soak:
                     fd = os.open(control, os.O_WRONLY | os.O_NONBLOCK)
                     os.write(fd, b"c\n")
                     os.close(fd)
+
+    def _wrong(self, run, status):
+        log = self.spool / run.run_id / "log"
+        told = log.read_text() if log.exists() else ""
+        self.wrong.append(f"{run.run_id}, whose chaperone ended with {run.process.returncode}: {json.dumps(status)} {told}")
 
     def clear(self):
         """What is lost is published, what is old goes: beside all the rest, and so that an hour fills no disk."""
@@ -250,7 +256,6 @@ def test_no_verdict_is_false(spool, load, tmp_path, pytestconfig, monkeypatch):
                 checked = now
                 soak.clear()
                 false += [words for reader in readers for words in soak.false_verdicts(reader)]
-                assert not false
             select.select([], [], [], soak.rng.random() * 2 * PAUSE_S)
     finally:
         codes = []
@@ -264,7 +269,8 @@ def test_no_verdict_is_false(spool, load, tmp_path, pytestconfig, monkeypatch):
         f"{lasted:.0f} s, {soak.number} runs, {soak.looks} looks of our own and {looks} of readers"
         f" ({min(looks) / lasted:.0f}/s and more), {soak.clock.steps} steps of the clock, {dict(soak.counts)},"
         f" {len(soak.falls)} locks fell after their chaperone was reaped, the last one {max(soak.falls, default=0) * 1000:.0f} ms,"
-        f" {len(false)} false verdicts"
+        f" {len(false) + len(soak.wrong)} false verdicts"
     )
+    assert not soak.wrong
     assert codes == [0] * READERS and not false and all(looks)
     assert soak.counts["lost"] and soak.counts["terminated"]
