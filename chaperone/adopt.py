@@ -71,6 +71,8 @@ def held(spool_path: str, run_id: str, inherited: dict[str, Any], visible: prolo
     spec = {name: field for name, field in spec.items() if name not in ("version", "key")}
     if os.getsid(0) != os.getpid():
         os.setsid()
+    if status["boot_id"] == lease.boot_id():
+        run.read_start()
     state = status["state"] if status["state"] not in statuses.FINAL else "running"  # believed only where it is published
     status = {**status, "state": state, "chaperone_pid": os.getpid(), "chaperone_host": os.uname().nodename, "boot_id": lease.boot_id()}
     status = statuses.noted(status, connection={**(status["connection"] or {}), "state": "down", "since": statuses.timestamp(time.time_ns())})

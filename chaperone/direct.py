@@ -29,6 +29,7 @@ class DirectRun:
         self.control_fd = -1
         self.log_path = "/dev/stderr"
         self.final: dict[str, Any] | None = None
+        self.started_at: float | None = None
 
     def open_stream(self, stream: str) -> int:
         """A further fd of a stream; the caller closes it."""
@@ -55,6 +56,9 @@ class DirectRun:
 
     def close(self) -> None:
         """Fds 1 and 2 stay the process's own."""
+
+    def mark_start(self, monotonic_s: float) -> None:
+        """Nobody adopts it."""
 
     def touch(self) -> None:
         """No far side is told about."""

@@ -29,6 +29,7 @@ class RunDirectory:
         streams (dict): `stdout` and `stderr` to fds, O_APPEND.
         log_fd, control_fd (int): The log, O_APPEND; the FIFO, read and write, non-blocking.
         path (str): As the spool's path was given, for programs that must open a file by name.
+        started_at (float): For an adopted run: when its program was started, on the monotonic clock of this boot; None where that is not known.
     """
 
     def __init__(self, spool_fd: int, path: str, run_id: str, key: str, fd: int, lock_fd: int) -> None:
@@ -37,6 +38,7 @@ class RunDirectory:
         self.streams: dict[str, int] = {}
         self.log_fd = self.control_fd = self._reserved_fd = -1
         self.room = 0
+        self.started_at: float | None = None
 
     @property
     def log_path(self) -> str:
@@ -156,6 +158,17 @@ class RunDirectory:
     def touch(self) -> None:
         """Leave when the far side was last heard, as the times of `lock`."""
         os.utime(self.lock_fd, lease.stamp())
+
+    def mark_start(self, monotonic_s: float) -> None:
+        """Leave when the program was started, as the atime of the room for its outcome, which nobody reads: who adopts the run goes on from it."""
+        try:
+            os.utime(self._reserved_fd, (monotonic_s, os.fstat(self._reserved_fd).st_mtime))
+        except OSError:  # then the wall clock has to do
+            pass
+
+    def read_start(self) -> None:
+        """For who adopts the run in the boot in which it was started: learn what `mark_start` left."""
+        self.started_at = os.fstat(self._reserved_fd).st_atime
 
     def is_ended(self) -> bool:
         """Whether the final status is published; asked while the lock is held, it stays so."""

@@ -149,6 +149,7 @@ class Holder:
         self.status = statuses.running(self.status, pid, time.time_ns(), **facts)
         self._replace()
         self._started_at = self.loop.now()
+        self.run.mark_start(self._started_at)
         self._watch_limits()
 
     def _watch_limits(self) -> None:
@@ -165,7 +166,10 @@ class Holder:
             self.started(pid, **facts)
             return
         self.noted(pid=pid, **facts)
-        self._started_at = self.loop.now() - statuses.age_s(self.status["start_time"], time.time_ns())
+        now, started_at = self.loop.now(), self.run.started_at
+        if started_at is None or started_at > now:  # not known, in this boot: the wall clock has to do, though it may have been stepped
+            started_at = now - statuses.age_s(self.status["start_time"], time.time_ns())
+        self._started_at = started_at
         self._watch_limits()
         if self.status["stop"] is not None:  # its grace is not known any more: a new one
             self.stop(self.status["stop"]["reason"])
