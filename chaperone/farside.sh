@@ -162,12 +162,18 @@ watch_lease() {
     kill "$sleeper" && continue
     idle=$((idle + tick))
   done
-  [ "$idle" -ge "$lease" ] || idle=reader
-  tell lost "$idle"
+  why=$idle
+  [ "$idle" -ge "$lease" ] || { why=reader; idle=0; }
+  tell lost "$why"
   nap
   end_all "$grace"
   kill -KILL "$reader"
   [ "$life" = survive ] || return
+  # Where it is R that is gone, whoever is attached, or comes within another lease, may still hear how it ended, and clears.
+  while [ "$idle" -lt "$lease" ] && [ -d "$dir" ]; do
+    sleep "$tick" 3<&- 4>&- 5>&-
+    idle=$((idle + tick))
+  done
   read -r attached <"$dir/attached" && [ "/proc/$attached/cwd" -ef "$dir" ] && kill "$attached"
   rm -rf "$dir"
 }
