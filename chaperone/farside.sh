@@ -150,7 +150,8 @@ run() {
 watch_lease() {
   trap 'idle=0' USR1
   kill -USR1 "$reader"
-  trap 'kill "$sleeper"; exit' TERM
+  # $! and not $sleeper: between the fork and the assignment the one is newer. zsh says 0 where there is none yet.
+  trap '[ "${!:-0}" -gt 1 ] && kill "$!" && wait "$!"; exit' TERM
   trap : INT HUP QUIT
   trap '' PIPE
   idle=0
@@ -230,7 +231,7 @@ control() {
       ;;
     esac
   done
-  kill "$watcher"
+  kill "$watcher" && wait "$watcher"
   [ ! "$word" ] && left && tell lost eof
   [ "$done" ] || end_all "$grace"
   [ "$life" = survive ] && rm -rf "$dir"

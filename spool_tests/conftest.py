@@ -58,6 +58,13 @@ def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help="run the long forms too")
 
 
+def pytest_configure():
+    """As a terminal does it: in the background of a script SIGINT and SIGQUIT are ignored, by nohup SIGHUP, and so they would be in programs of tests."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def pytest_collection_modifyitems(config, items):
     """Leave out, before it starts, what can't be shown by this user; each such test is shown by the other run of bin/test."""
     root = os.geteuid() == 0

@@ -241,6 +241,22 @@ def test_nothing_is_left_when_the_connection_ends(shell, program, far):
 
 
 @every_sh
+def test_supervisor_is_gone_when_its_connection_is(shell, far):
+    """To the last tick of its lease."""
+    token = os.urandom(8).hex()
+    for turn in range(8):
+        run = far(shell, {"argv": ["true" if turn % 2 else "sleep", "1000"]}, env={**os.environ, "TOKEN": token}, stop={"grace_period": 0})
+        run.wait("start")
+        if turn % 2:
+            run.outcome()
+            run.send("q 0")
+        else:
+            run.close()
+        run.ended()
+        assert processes_with(token.encode()) == {}
+
+
+@every_sh
 def test_lease_ends_what_is_not_asked_for_any_more(shell, far):
     run = far(shell, {"argv": ["sh", "-c", PROGRAMS["setsid child"]]}, stop={"grace_period": 0.2}, lease=1)
     run.wait("start")

@@ -192,11 +192,12 @@ def test_every_exit_code_and_signal_is_told_exactly(spool, sshd, mode, request):
 def test_failure_to_connect_is_an_error_with_ssh_s_words(spool, sshd, fields, options, stage, words):
     remote = sshd.remote(options=options)
     remote.update(fields)
+    passing = stage in ("connect", "name")  # tried again until the time is over; the others are final at once
     begun = time.monotonic()
-    status = held(spool, sshd, sh("echo out"), remote=remote, timeouts={"connect": 2})
+    status = held(spool, sshd, sh("echo out"), remote=remote, timeouts={"connect": 2 if passing else 40})
     assert (status["state"], status["exception"]["stage"], status["started"]) == ("error", stage, False), status["exception"]
     assert words in status["exception"]["message"]
-    assert time.monotonic() - begun < 8
+    assert time.monotonic() - begun < 20
 
 
 @pytest.mark.parametrize(
