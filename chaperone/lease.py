@@ -47,7 +47,10 @@ def left_s(heard: os.stat_result, spec: dict[str, Any], boot: str | None) -> flo
 def boot_id() -> str | None:
     """What tells one boot of this host from the next; None where the kernel does not say."""
     try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return file.read().strip()
+        fd = os.open("/proc/sys/kernel/random/boot_id", os.O_RDONLY)  # not open(): what that touches is 55 KiB of each warm run
+        try:
+            return os.read(fd, 64).decode("ascii").strip()
+        finally:
+            os.close(fd)
     except OSError:
         return None

@@ -12,7 +12,7 @@ import select
 import time
 from posix import environ  # as the kernel gave it: os.environb is 0.1 ms of Python
 
-from . import jsontext, rundir, supervise
+from . import jsontext, lease, rundir, supervise
 from . import spec as specs
 from . import status as statuses
 from .errors import SpecError
@@ -101,21 +101,13 @@ def held(spec: dict[str, Any], spool_path: str, run_id: str | None, inherited: d
     spec = {**spec, "id": chosen}
     if os.getsid(0) != os.getpid():
         os.setsid()
-    status = statuses.starting(spec, os.getpid(), os.uname().nodename, _boot_id(), time.time_ns())
+    status = statuses.starting(spec, os.getpid(), os.uname().nodename, lease.boot_id(), time.time_ns())
     kept = spec if spec["keep_secrets"] else specs.without_secrets(spec)
     null = os.open(os.devnull, os.O_RDWR)  # now: once the run is there, want of a descriptor must not end us
     directory = rundir.create(spool_path, kept, spec, status, key or os.urandom(16).hex())
     visible(chosen)
     leave_place(null)
     return supervise.hold(directory, spec, status, inherited)
-
-
-def _boot_id() -> str | None:
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return file.read().strip()
-    except OSError:
-        return None
 
 
 def leave_place(null: int | None = None) -> None:

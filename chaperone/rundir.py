@@ -213,7 +213,7 @@ def create(path: str, spec: dict[str, Any], secrets: dict[str, Any], status: dic
     Make a run directory appear, already locked (rule W1); the rename alone decides who starts a run.
 
     Args:
-        path (str): The spool's; made if it is not there.
+        path (str): The spool's, absolute; made if it is not there.
         spec (dict): Canonical, its `id` filled in; as it is to be kept in spec.json.
         secrets (dict): The spec as it is to be run, for the size of what the final status repeats.
         status (dict): `starting`.
@@ -234,7 +234,7 @@ def create(path: str, spec: dict[str, Any], secrets: dict[str, Any], status: dic
         try:
             fcntl.flock(running_fd, fcntl.LOCK_SH)
             try:
-                run = _build(spool_fd, f"{os.path.abspath(path)}/{run_id}", building, spec, secrets, status, key)
+                run = _build(spool_fd, f"{path}/{run_id}", building, spec, secrets, status, key)
                 _enter(running_fd, run_id)
                 os.rename(building, run_id, src_dir_fd=spool_fd, dst_dir_fd=spool_fd)
             except BaseException:
