@@ -268,7 +268,9 @@ class Run:
             status = self.status()
             if status.is_final():
                 return status
-            if not wait or status.state == "unattended":
+            if status.state == "unattended":
+                raise NoRunError(f"unable to ask run {self.run_id!r}: its chaperone is gone and it may live on; adopt it first") from None
+            if not wait:
                 raise
         return (self.wait() if wait else None) or self.status()
 

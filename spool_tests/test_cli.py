@@ -599,11 +599,9 @@ def test_adopt_holds_what_outlived_its_chaperone(chaperone, held, tmp_path):
     assert streams(chaperone("adopt", "surv")) == (os.EX_CANTCREAT, "", "chaperone: unable to adopt run 'survivor': want it unattended, got running\n")
     os.kill(json.loads((directory / "running.json").read_text())["chaperone_pid"], signal.SIGKILL)
     until(lambda: '"unattended"' in chaperone("status", "survivor").stdout)
-    assert streams(chaperone("stop", "survivor")) == (
-        os.EX_NOINPUT,
-        "",
-        "chaperone: unable to ask run 'survivor': no chaperone is there\n",
-    )
+    for verb in ("stop", "kill"):
+        refused = "chaperone: unable to ask run 'survivor': its chaperone is gone and it may live on; adopt it first\n"
+        assert streams(chaperone(verb, "surv")) == (os.EX_NOINPUT, "", refused)
     assert streams(chaperone("adopt", "--detach")) == (0, "survivor\n", "")
     (tmp_path / "fifo").write_text("end\n")
     assert streams(chaperone("wait", "survivor")) == (5, "", "")
