@@ -128,12 +128,12 @@ class Dialer:
         try:
             directory = slots.open_slots(spool_fd)
         except OSError as error:  # a limit that can't be kept is no reason not to run
-            self._holder.log(f"unable to use the slots for connecting: {error.strerror}")
+            self._holder.log(f"unable to use the slots for connecting: {error.strerror or error}")
             return True
         try:
             slot = slots.take(directory, self._slot_name)
         except OSError as error:
-            self._holder.log(f"unable to take a slot for connecting: {error.strerror}")
+            self._holder.log(f"unable to take a slot for connecting: {error.strerror or error}")
             return True
         finally:
             os.close(directory)

@@ -93,10 +93,12 @@ def _lock(spool_fd: int, spool_path: str) -> int:
     fcntl locks are not inherited, and fall with the launcher.
     """
     try:
-        fd = os.open(spool.LAUNCHER_LOCK, os.O_RDWR | os.O_CREAT | spool.FILE, 0o600, dir_fd=spool_fd)
+        fd = spool.open_plain(spool_fd, spool.LAUNCHER_LOCK, os.O_RDWR | os.O_CREAT)
         fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise SpoolError(f"unable to launch for spool {spool_path!r}: it has a launcher, pid {_pid(fd)}", error.errno) from error
+    except SpoolError:
+        raise
     except OSError as error:
         raise spool.failure(f"launch for spool {spool_path!r}", error) from error
     os.ftruncate(fd, 0)

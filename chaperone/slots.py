@@ -24,7 +24,7 @@ def slot_names(host: str) -> list[str]:
 def open_slots(spool_fd: int) -> int:
     """The spool's directory for slots, made if it is not there; the caller closes it."""
     spool.make_directory(spool.CONNECT, spool_fd)
-    return os.open(spool.CONNECT, spool.DIRECTORY, dir_fd=spool_fd)
+    return spool.open_entries(spool_fd, spool.CONNECT)
 
 
 def take(directory_fd: int, host: str) -> int | None:
@@ -38,7 +38,7 @@ def take(directory_fd: int, host: str) -> int | None:
         int: An fd: the slot is free again when it is closed, or its holder dies. None if all are taken.
     """
     for name in slot_names(host):
-        fd = os.open(name, os.O_RDWR | os.O_CREAT | spool.FILE, 0o600, dir_fd=directory_fd)
+        fd = spool.open_plain(directory_fd, name, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return fd

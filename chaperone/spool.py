@@ -105,7 +105,7 @@ def make_directory(path: str, dir_fd: int | None) -> None:
 
 def open_entries(spool_fd: int, name: str) -> int:
     """
-    Open `.running` or `.ended`, and nothing that a planted symlink leads to.
+    Open `.running`, `.ended` or `.connect`, and nothing that a planted symlink leads to.
 
     Returns:
         int: A directory's fd; the caller closes it.

@@ -98,6 +98,14 @@ def compiled():
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def undisturbed():
+    """What `bin/test &` and nohup leave ignored, every process of every test would ignore as well."""
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, usual)
+
+
 def processes_with(token):
     """Processes, but not this one, that carry `token` (bytes) in their environment, command or working directory: {pid: command}."""
     found = {}
