@@ -143,6 +143,15 @@ def test_input_of_any_size_arrives_whole_and_leaves_the_control_lines_free(shell
 
 
 @every_sh
+def test_input_is_kept_for_nobody_else_to_read(shell, far, tmp_path):
+    run = far(shell, {"argv": ["sleep", "1000"], "stdin": "s3cr3t"}, env={**os.environ, "TMPDIR": str(tmp_path)})
+    kept = f"/proc/{run.wait('start')[0]}/fd/0"
+    until(lambda: os.readlink(kept).startswith(str(tmp_path)))
+    assert (os.stat(kept).st_size, os.stat(kept).st_mode & 0o777, os.stat(kept).st_nlink) == (6, 0o600, 0)
+    assert os.listdir(tmp_path) == []
+
+
+@every_sh
 def test_nothing_runs_of_a_payload_that_was_cut(shell, far, tmp_path):
     program = {"argv": ["touch", str(tmp_path / "ran")], "stdin": "abc"}
     for cut in (1, 200, 2_000, -200, -1):
@@ -289,6 +298,40 @@ def test_signals_go_to_the_program_or_to_all_of_it(shell, far):
     until(lambda: run.read(0.05) or run.output["stdout"].count(b"child\n") == 1 and run.output["stdout"].count(b"program\n") == 2)
     run.send("k INT")
     assert run.outcome()["wait_status"] == signal.SIGINT
+
+
+@every_sh
+def test_each_process_gets_a_signal_once(shell, far):
+    """A process of the group carries the cookie too; a real-time signal is queued as often as it is sent."""
+    text = "import os,signal as s\nb={34,s.SIGUSR1}\ns.pthread_sigmask(s.SIG_BLOCK,b)\nos.write(1,b'up ')\ns.sigwait({s.SIGUSR1})\nn=0\n"
+    text += "while s.sigtimedwait({34},0): n+=1\nos.write(1,b'%d' % n)"
+    run = far(shell, {"argv": ["/usr/bin/python3", "-I", "-S", "-c", text]})
+    until(lambda: run.read(0.05) or run.output["stdout"] == b"up ")
+    run.send("g 34")
+    run.send("k USR1")
+    assert run.outcome()["return_code"] == 0
+    run.send("q 0")
+    run.ended()
+    assert run.output["stdout"] == b"up 1"
+
+
+@every_sh
+@pytest.mark.parametrize("end", ["connection", "lease", "leftovers"])
+def test_what_is_ended_has_its_grace(shell, end, far, tmp_path):
+    """To clean up on TERM, before KILL comes; what left its group has it too."""
+    (tmp_path / "clean").write_text("trap 'sleep 0.3; : > cleaned; exit' TERM; echo up; while :; do sleep 0.02; done\n")
+    text = "setsid sh clean & "
+    text += "while [ ! -e go ]; do sleep 0.02; done" if end == "leftovers" else "exec sleep 1000"
+    run = far(shell, {"argv": ["sh", "-c", text], "cwd": str(tmp_path)}, stop={"grace_period": 20}, lease=1 if end == "lease" else 60)
+    until(lambda: run.read(0.05) or run.output["stdout"] == b"up\n")
+    if end == "connection":
+        run.close()
+    elif end == "leftovers":
+        (tmp_path / "go").touch()
+        run.outcome()
+        run.send("q 100")
+    until(lambda: run.read(0.05) or (tmp_path / "cleaned").exists(), 20)
+    until(lambda: run.read(0.05) or not run.alive(), 20)
 
 
 @every_sh
