@@ -36,8 +36,9 @@ family() {
   table=$(ps -A -o ppid= -o pid=)
   next=$pid
   while [ "$next" ]; do
-    echo "$next"
-    next=$(echo "$table" | while read -r parent child; do case " $next " in *" $parent "*) printf '%s ' "$child" ;; esac; done)
+    for member in $next; do echo "$member"; done
+    next=$(echo "$table" | while read -r parent child; do case " $next " in *" $parent "*) echo "$child" ;; esac; done)
+    next=$(echo $next) # blanks for its newlines
   done
 }
 
@@ -292,7 +293,7 @@ take_stdin() {
 }
 
 # -v: without it bash takes a function of that name, where there is no such variable.
-unset -v pid why self ignored word words one other two done count attached old booted outcome table next listed fifths
+unset -v pid why self ignored word words one other two done count attached old booted outcome table next member listed fifths
 pid=0
 exec 3<&0 4>&2 5>&1 </dev/null >/dev/null 2>&1
 setsid=

@@ -347,17 +347,40 @@ def test_leftovers_are_counted_and_ended_or_left(shell, far):
             until(lambda run=run: not run.alive())
 
 
-@every_sh
-def test_hosts_with_little_say_what_they_can_not_know(shell, far, tmp_path):
-    """No awk, no setsid, no sleep of fractions: only what POSIX sh needs."""
+@pytest.fixture
+def little(tmp_path):
+    """The environment of a host without awk, setsid and a sleep of fractions: only what POSIX sh needs."""
     for name in ("cat", "sleep", "env", "sed", "grep", "ps", "kill", "dd", "rm", "sh", "wc", "sort", "mkdir", "mkfifo", "tail"):
         path = subprocess.run(["/bin/sh", "-c", f"command -v {name}"], capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"}).stdout.strip()
         if path.startswith("/") and name != "sleep":
             (tmp_path / name).symlink_to(path)
     (tmp_path / "sleep").write_text('#!/bin/sh\ncase $1 in *.*) exit 1;; esac\nexec /bin/sleep "$1"\n')
     (tmp_path / "sleep").chmod(0o755)
-    env = {"PATH": str(tmp_path), "HOME": "/"}
-    run = far(shell, {"argv": ["sh", "-c", "sleep 1000 & kill -INT $$; sleep 1000"]}, env=env, stop={"grace_period": 0.2})
+    return {"PATH": str(tmp_path), "HOME": "/"}
+
+
+@every_sh
+def test_family_is_ended_where_there_is_no_group_and_no_cookie(shell, far, little):
+    token = f"1000.{random.SystemRandom().randrange(10**12)}"
+    script = f"(env -i /bin/sleep {token}; :) & (env -i /bin/sleep {token}; :) & echo up; wait"
+    run = far(shell, {"argv": ["sh", "-c", script]}, env=little, stop={"grace_period": 0.2})
+
+    def sleepers():
+        return [pid for pid, command in processes_with(token.encode()).items() if command.startswith("/bin/sleep")]
+
+    try:
+        until(lambda: run.read(0.05) or len(sleepers()) == 2)
+        run.close()
+        until(lambda: run.read(0.01) or not sleepers())
+        assert run.ended() == 0
+    finally:
+        for pid in sleepers():
+            os.kill(pid, signal.SIGKILL)
+
+
+@every_sh
+def test_hosts_with_little_say_what_they_can_not_know(shell, far, little):
+    run = far(shell, {"argv": ["sh", "-c", "sleep 1000 & kill -INT $$; sleep 1000"]}, env=little, stop={"grace_period": 0.2})
     assert "setsid=" in run.wait("hello")
     found = run.outcome()
     # ksh93 alone tells a signal from an exit by its own `$?`.
@@ -366,6 +389,29 @@ def test_hosts_with_little_say_what_they_can_not_know(shell, far, tmp_path):
     run.send("q 1")
     assert run.ended() == 0
     until(lambda: not run.alive())
+
+
+@pytest.mark.root
+@every_sh
+def test_host_without_proc_still_ends_the_group_and_says_what_it_can_not_know(shell, far):
+    """What the near side does with it: `environ=` becomes a line of the log."""
+    hidden = ["unshare", "--mount", "/bin/sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', "sh", shells.as_sh(shell), *farside.CONSTANT[1:]]
+    run = far(shell, {"argv": ["sh", "-c", "sleep 1000 & kill -INT $$"]}, argv=hidden)
+    assert run.wait("hello")[1:] == ["setsid=setsid", "environ="]
+    assert (run.outcome()["wait_status"], run.outcome()["ambiguous"]) == (signal.SIGINT, False)
+    run.send("q 0")
+    assert run.wait("left") == ["1"]
+    assert run.ended() == 0
+    assert run.alive() == {}
+    for end in ("connection", "signal"):
+        run = far(shell, {"argv": ["sh", "-c", PROGRAMS["stubborn"]]}, argv=hidden, stop={"grace_period": 0.2})
+        until(lambda run=run: run.read(0.05) or run.output["stdout"])
+        if end == "connection":
+            run.close()
+        else:
+            run.send("z")
+            assert run.outcome()["wait_status"] == signal.SIGKILL
+        until(lambda run=run: run.read(0.01) or not run.alive())
 
 
 def test_busybox_awk_that_lies_is_found_out(far, tmp_path):
