@@ -406,6 +406,18 @@ def test_secrets_are_in_no_argv(spool, sshd):
         assert not path.exists() or secret not in path.read_text()
 
 
+def test_directory_of_a_run_that_survives_is_its_user_s_alone(spool, sshd, tmp_path):
+    remote = sshd.remote(remote_dir=str(tmp_path / "far"))
+    process = start(spool, sh("echo up; while [ ! -e go ]; do sleep 0.05; done", cwd=str(tmp_path)), remote=remote, on_disconnect="survive")
+    until(lambda: stdout(spool))
+    made = [tmp_path / "far", *(tmp_path / "far").glob("*"), *(tmp_path / "far").glob("*/*")]
+    assert {path.name for path in made[2:]} >= {"control", "out", "err", "said"}
+    assert {path.stat().st_mode & 0o777 for path in made if path.is_dir()} == {0o700}
+    (tmp_path / "go").touch()
+    assert process.wait(30) == 0
+    assert list((tmp_path / "far").iterdir()) == []
+
+
 @pytest.mark.parametrize("size", [0, 5_000_000])
 def test_input_from_a_file_arrives_whole(spool, sshd, tmp_path, size):
     data = os.urandom(size)
