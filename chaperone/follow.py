@@ -324,7 +324,7 @@ class Follower:
             self._poll(str(error))
 
     def _watch_ended(self) -> None:
-        fd = os.open(spool.ENDED, spool.DIRECTORY, dir_fd=self.spool_fd)
+        fd = spool.open_entries(self.spool_fd, spool.ENDED)
         try:
             self._ended_watch = self._watcher.watch(fd, MOVED_TO)
         finally:

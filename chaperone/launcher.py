@@ -70,7 +70,10 @@ def serve(spool_path: str, idle_s: float | None, detach: bool) -> int:
     os.close(reading)
     spool_fd = spool.open_spool(spool_path, create=True)
     lock_fd = _lock(spool_fd, spool_path)
-    listening = _listen(spool_fd)
+    try:
+        listening = _listen(spool_fd)
+    except OSError as error:
+        raise spool.failure(f"launch for spool {spool_path!r}: {spool.LAUNCHER!r}", error) from error
     os.write(telling, b"\n") if detach else None
     os.close(telling)
     prologue.leave_place()

@@ -228,7 +228,8 @@ def _private(path: str, flags: int) -> int:
 
 def _kept(path: str) -> dict[str, Any] | None:
     try:
-        with open(path, "rb") as file:
+        # Without waiting for a writer, if somebody put a FIFO there.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             kept = json.loads(file.read())
     except FileNotFoundError:
         return None

@@ -80,6 +80,7 @@ class RunDirectory:
         Raises:
             OSError: If it can't appear; the run then stays without a final status.
         """
+        self._find_reserved()
         text = statuses.fitted(status, self.room).encode()
         view, offset = memoryview(text), 0
         while offset < len(text):
@@ -91,6 +92,15 @@ class RunDirectory:
         os.rename(spool.RESERVED, spool.FINAL_STATUS, src_dir_fd=self.fd, dst_dir_fd=self.fd)
         if durable:
             _sync(self.fd)
+
+    def _find_reserved(self) -> None:
+        """The room goes with its name: where somebody took that away, or put another file there, what we write must not miss it."""
+        there = spool.found(self.fd, spool.RESERVED)
+        if there is None or not os.path.samestat(there, os.fstat(self._reserved_fd)):
+            _unlink(spool.RESERVED, self.fd)
+            fd = _create(self.fd, spool.RESERVED, os.O_RDWR)
+            os.close(self._reserved_fd)
+            self._reserved_fd = fd
 
     def end(self, durable: bool = False) -> None:
         """

@@ -192,14 +192,14 @@ def remove_entry(spool_fd: int, name: str, run_id: str) -> bool:
     """Take an entry out of RUNNING or ENDED; False if it is not there."""
     try:
         fd = open_entries(spool_fd, name)
+        try:
+            os.unlink(run_id, dir_fd=fd)
+        finally:
+            os.close(fd)
     except FileNotFoundError:
         return False
-    try:
-        os.unlink(run_id, dir_fd=fd)
-    except FileNotFoundError:
-        return False
-    finally:
-        os.close(fd)
+    except OSError as error:
+        raise error if isinstance(error, SpoolError) else failure(f"remove the entry of run {run_id!r} in {name!r}", error) from error
     return True
 
 
