@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -14,9 +15,11 @@ import zipfile
 import filelock
 import pytest
 
+from spool_tests import sshd as server
 from spool_tests.conftest import ROOT, absent, until
 
 pytestmark = pytest.mark.once
+sshd = server.sshd
 WHEELS = pathlib.Path(sys.prefix, "wheels")
 
 
@@ -137,14 +140,89 @@ def test_entry_works_by_module_and_by_path(spool, tmp_path):
         assert run(sys.executable, *argv, "ls", "--json", cwd=ROOT) == ""
 
 
-def test_held_run_outlives_its_installation(installed, spool, tmp_path):
-    """Whoever upgrades or removes the package must not harm what runs (a chaperone imports nothing once its program has started)."""
-    place = tmp_path / "venv"
-    shutil.copytree(installed.parent, place, symlinks=True)
-    spec = {"id": "last", "program": {"command": f"while [ ! -e {tmp_path}/go ]; do sleep 0.01; done; exit 9"}}
-    run(place / "bin/chaperone", "run", "--detach", "-", input=json.dumps(spec), cwd="/")
-    until(lambda: '"running"' in (spool / "last" / "running.json").read_text())
+# -- what goes on when the package goes
+
+WAITS = "echo out; until [ -e {go} ]; do sleep 0.01; done; echo more; (setsid sleep 600 &); exit 9"
+SURVIVES = {"on_disconnect": "survive", "lease": 100}
+
+
+def removed(place):
+    """The package with its environment, `site-packages` and all."""
     shutil.rmtree(place)
-    (tmp_path / "go").touch()
-    until(lambda: (spool / "last" / "status.json").exists())
-    assert json.loads((spool / "last" / "status.json").read_text())["return_code"] == 9
+
+
+def upgraded(place):
+    """Another version, that shares no word with the one that runs, in the same files; and nothing else is in `site-packages`."""
+    (site_packages,) = place.glob("lib/python*/site-packages")
+    for path in site_packages.rglob("*"):
+        if path.is_file():
+            path.unlink()
+            path.write_text("raise SystemExit('the new version was imported')\n" if path.suffix == ".py" else "exit 99\n")
+
+
+@pytest.mark.parametrize("change", [removed, upgraded])
+def test_every_run_outlives_its_installation(installed, spool, tmp_path, sshd, monkeypatch, change):
+    """Whoever upgrades or removes the package harms nothing that runs: cold, warm, over ssh, surviving, cut and connected again, adopted, stopped."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    place, go = tmp_path / "venv", tmp_path / "go"
+    shutil.copytree(installed.parent, place, symlinks=True)
+    command = place / "bin/chaperone"
+    over_ssh = {"remote": sshd.remote(remote_dir=str(tmp_path / "far"))}
+    runs = {
+        "cold": {},
+        "stopped": {"program": {"command": "trap '' TERM; echo out; while :; do sleep 0.05; done"}},
+        "timeout": {"program": {"command": "echo out; exec sleep 600"}, "timeouts": {"run": 4}},
+        "warm": {},
+        "ssh": over_ssh,
+        "survive": SURVIVES,
+        "survive-ssh": {**over_ssh, **SURVIVES},
+        "adopted": SURVIVES,
+        "adopted-ssh": {**over_ssh, **SURVIVES},
+    }
+    launcher = subprocess.Popen([command, "launcher"], stdin=subprocess.DEVNULL, cwd="/")
+    until((spool / ".launcher").exists)
+    for run_id, fields in runs.items():
+        spec = {"id": run_id, "program": {"command": WAITS.format(go=go)}, "stop": {"grace_period": 5}, **fields}
+        run(command, "run", "--warm" if run_id == "warm" else "--detach", "-", input=json.dumps(spec), cwd="/")
+    for run_id in runs:
+        until(lambda run_id=run_id: (spool / run_id / "stdout").read_bytes() == b"out\n")
+    for run_id in ("adopted", "adopted-ssh"):
+        os.kill(live(spool, run_id)["chaperone_pid"], signal.SIGKILL)
+        until(lambda run_id=run_id: json.loads(run(command, "status", run_id))["state"] == "unattended")
+        run(command, "adopt", "--detach", run_id, cwd="/")
+    up = {run_id: connected(spool, run_id) for run_id in runs if run_id not in ("cold", "stopped", "timeout", "warm")}
+
+    change(place)
+
+    for run_id, status in up.items():
+        if run_id != "ssh":  # of that one the connection is the life
+            os.kill(status["connection"]["pid"], signal.SIGKILL)
+    for run_id, status in up.items():
+        if run_id != "ssh":
+            until(lambda run_id=run_id, status=status: connected(spool, run_id)["connection"]["drops"] > status["connection"]["drops"], 20)
+    (spool / "stopped" / "control").write_text("nonsense\nsignal USR9\nstop 0.1 by=test\n")
+    go.touch()
+    for run_id in runs:
+        until((spool / run_id / "status.json").exists, 30, f"{run_id} has ended")
+    launcher.kill()
+    launcher.wait()
+    ends = {run_id: json.loads((spool / run_id / "status.json").read_text()) for run_id in runs}
+    for run_id, signum, reason in (("stopped", "SIGKILL", "request"), ("timeout", "SIGTERM", "timeout")):
+        assert (ends[run_id]["signal"], ends[run_id]["stop"]["reason"], ends[run_id]["complete"]) == (signum, reason, True)
+        del ends[run_id]
+    for run_id, status in ends.items():
+        log = spool / run_id / "log"
+        assert (status["state"], status["return_code"], status["complete"], status["leftovers"]) == ("terminated", 9, True, 1), (run_id, log.read_text())
+        assert (spool / run_id / "stdout").read_bytes() == b"out\nmore\n"
+    until(lambda: not os.listdir(spool / ".running"))
+    for far in (tmp_path / ".chaperone", tmp_path / "far"):
+        until(lambda far=far: not os.listdir(far))
+
+
+def live(spool, run_id):
+    return json.loads((spool / run_id / "running.json").read_text())
+
+
+def connected(spool, run_id):
+    """Its status, when its connection is up."""
+    return until(lambda: (status := live(spool, run_id))["connection"] and status["connection"]["state"] == "up" and status["pid"] and status, 20)
