@@ -29,7 +29,12 @@ spill() {
 # -- whom there is to end
 
 # Whatever carries the cookie in its environment, also if it left the session or its parent died.
-marked() { grep -lF "CHAPERONE_COOKIE=$cookie" /proc/[0-9]*/environ | sed 's,^/proc/,,;s,/environ$,,'; }
+marked() {
+  for member in $(grep -lF "CHAPERONE_COOKIE=$cookie" /proc/[0-9]*/environ); do
+    member=${member#/proc/}
+    echo "${member%/environ}"
+  done
+}
 
 # The program and its descendants, for hosts without setsid, where it has no group of its own.
 family() {
@@ -43,10 +48,7 @@ family() {
 }
 
 others() {
-  {
-    [ "$setsid" ] || { kill -0 "$pid" && family; }
-    marked
-  } | sort -u
+  if [ "$setsid" ]; then marked; else { kill -0 "$pid" && family; marked; } | sort -u; fi
 }
 
 # Whether a process is in the program's group, by the fifth word of its stat; the second one may hold blanks and ends with a bracket.
@@ -92,7 +94,8 @@ end_all() {
 
 # How many were left by a program that has ended: the marked ones; without /proc it is only known that there are any.
 count_left() {
-  count=$(others | grep -c .)
+  set -- $(others)
+  count=$#
   [ "$count" -eq 0 ] && group_lives && count=1
   echo "$count"
 }

@@ -220,13 +220,18 @@ def test_stop_reaches_an_adopted_program(spool, remote, chaperone):
     assert (final(spool)["signal"], final(spool)["stop"]["reason"]) == ("SIGKILL", "request")
 
 
-def test_lease_ends_what_nobody_asks_for(spool, remote):
+def test_lease_ends_what_nobody_asks_for(spool, remote, chaperone):
     program = sh("trap '' TERM; echo up; while :; do sleep 0.05; done")
     process = start(spool, program, remote=remote, on_disconnect="survive", lease=2, stop={"grace_period": 0.2})
     until(lambda: stdout(spool) == b"up\n")
     process.kill()
     process.wait()
     until(lambda: not far_processes(spool), 10)
+    until(lambda: json.loads(chaperone("status", "r").stdout)["state"] == "lost")
+    assert chaperone("reap").returncode == 0
+    status = final(spool)
+    assert (status["state"], status["return_code"]) == ("lost", None)
+    assert status["exception"]["message"].endswith(", and its lease is over") and status["gone_by"]
 
 
 def test_leftovers_are_ended_or_left_where_it_survives(spool, remote):
