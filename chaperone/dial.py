@@ -80,6 +80,7 @@ class Dialer:
         self._timer: int | None = None
         self._too_late: int | None = None
         self._log_size = 0
+        self._refused = ""
         self._given_up = False
         self._payload = b""
         self._stdin: tuple[int, int] | None = None
@@ -89,6 +90,7 @@ class Dialer:
         self._payload, self._stdin = payload, stdin
         self._deadline = self._holder.loop.now() + self._patience_s
         self._pause_s = 0.0
+        self._refused = ""
         self._given_up = False
         self._attempt()
 
@@ -172,9 +174,12 @@ class Dialer:
         if ready:
             self._caller.closed(code, ready, noise)
             return
-        words = self.words(noise)
-        stage = stage_of(words) if code else "far-side"
         now = self._holder.loop.now()
+        words = self.words(noise)
+        if not words and now >= self._deadline:  # this one was cut off: what the one before it met is the reason
+            words = self._refused
+        self._refused = words
+        stage = stage_of(words) if code else "far-side"
         self._pause_s = min(max(2 * self._pause_s, RETRY_S[0]), RETRY_S[1])
         pause_s = self._pause_s * (0.5 + _chance())
         passing = stage == "connect" or "Temporary failure in name resolution" in words

@@ -347,6 +347,8 @@ case $FAILS in
 after-ready) echo chaperone-ready-1 >&2; read -r line; echo "Connection refused" >&2; exit 255 ;;
 esac
 [ "$SLOW" != ever ] || exec sleep 1000
+[ "$SLOW" != then-ever ] || [ "$(grep -c + <"$ATTEMPTS")" = 1 ] || exec sleep 1000
+[ "$SLOW" != then-ever ] || SLOW=0
 sleep "$SLOW"
 echo - >>"$ATTEMPTS"
 [ "$(grep -c + <"$ATTEMPTS")" -gt "$FAILS" ] || { echo "Connection refused" >&2; exit 255; }
@@ -386,6 +388,13 @@ def test_attempts_end_when_the_time_for_connecting_is_over(spool, refusing):
     assert (status["state"], status["exception"]["stage"], status["started"]) == ("error", "connect", False)
     assert status["exception"]["message"] == "unable to connect: Connection refused"
     assert attempts().count("+") >= 2
+
+
+def test_attempt_that_is_cut_off_leaves_the_reason_of_the_one_before(spool, refusing):
+    attempts = refusing(1_000, slow="then-ever")
+    status = held(spool, None, sh("exit 4"), remote={"host": "there"}, timeouts={"connect": 2})
+    assert (status["exception"]["stage"], status["exception"]["message"]) == ("connect", "unable to connect: Connection refused")
+    assert (status["started"], attempts()) == (False, ["+", "-", "+"])
 
 
 def test_nothing_is_tried_again_after_the_ready_word(spool, refusing):

@@ -343,11 +343,14 @@ def test_secrets_are_told_to_nobody_but_the_program(spool, tmp_path, chaperone, 
     until((tmp_path / "there").exists)
     assert (tmp_path / "got").read_text() == STDIN + SECRETS["TOKEN"]
     until(lambda: json.loads((spool / "r" / "running.json").read_text())["state"] == "running")
-    commands = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError):
-            commands.append(pathlib.Path("/proc", pid, "cmdline").read_bytes())
-    assert any(b"sleep\x0060" in line for line in commands) and not [line for line in commands if b"hunter2" in line]
+
+    def commands():
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            with contextlib.suppress(OSError):
+                yield pathlib.Path("/proc", pid, "cmdline").read_bytes()
+
+    until(lambda: any(b"sleep\x0060" in line for line in commands()))
+    assert not [line for line in commands() if b"hunter2" in line]
 
     def told():
         """All that is on disk but the spec, and all that is shown."""
