@@ -1,9 +1,12 @@
 """Events as JSON lines: text that is never cut inside a character, and batches that a consumer in any language takes exactly once."""
 
 import base64
+import collections
+import contextlib
 import fcntl
 import json
 import os
+import random
 import re
 import select
 import shlex
@@ -12,6 +15,7 @@ import subprocess
 import sys
 import termios
 import textwrap
+import time
 
 import pytest
 
@@ -19,7 +23,7 @@ from chaperone import lines as chaperone_lines
 from chaperone.errors import SpecError, SpoolError
 from chaperone.lines import Outbox, conversation
 from spool_tests.conftest import CHAPERONE, ROOT, absent, need, until
-from spool_tests.writer import Writer
+from spool_tests.writer import WORDS, Writer
 
 DUCK = "🦆".encode()
 
@@ -252,6 +256,113 @@ def test_follow_that_takes_answers_from_a_file_waits_for_events_all_the_same(spo
             writer.write(b"x")
             read += [json.loads(line)["event"] for line in follow.stdout]
     assert (follow.returncode, read) == (0, ["started", "changed", "batch", "changed", "batch", "output", "batch"])
+
+
+# A consumer of its own: commits a batch with its number in one write, then answers; a number that it has committed it only answers.
+TAKES = """
+import json, os, sys
+try:
+    with open(sys.argv[1], "rb+") as store:
+        kept = store.read()
+        store.truncate(kept.rfind(b"\\n") + 1)  # a last commit that was cut off never happened
+        taken = [json.loads(line)["batch"] for line in kept.split(b"\\n")[:-1]]
+except FileNotFoundError:
+    taken = []
+last = taken[-1] if taken else 0
+lines = []
+store = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+for text in sys.stdin.buffer:
+    line = json.loads(text)
+    lines.append(line)
+    if line["event"] == "batch":
+        if line["batch"] != last:
+            assert line["batch"] == last + 1, (line["batch"], last)
+            os.write(store, json.dumps({"batch": line["batch"], "lines": lines[:-1]}).encode() + b"\\n")
+            last = line["batch"]
+        lines = []
+        os.write(1, b"%d\\n" % last)
+"""
+
+
+@pytest.mark.parametrize("seed, kills", [(1, 8), *(pytest.param(seed, 40, marks=pytest.mark.long) for seed in range(10, 14))])
+def test_follow_and_its_consumer_that_are_killed_in_turn_take_each_event_once(spool, file, seed, kills):
+    """One of them dies, or both; the other ends by itself, and they are started again while the runs go on."""
+    dice = random.Random(seed)
+    store = f"{file}.store"
+    writers, over = [], 0
+    with contextlib.ExitStack() as stack:
+        stack.callback(lambda: [writer.die() for writer in writers])
+
+        def write():
+            if len(writers) < 6:
+                writers.append(Writer(spool, f"r{over + len(writers)}", labels={}).running())
+            for writer in writers:
+                data = "".join(dice.choices(WORDS, k=dice.choice([1, 5, 40]))).encode()
+                cut = dice.randrange(len(data) + 1)
+                for part in (data[:cut], data[cut:], dice.randbytes(2) if dice.random() < 0.1 else b"!"):
+                    writer.write(part, dice.choice(["stdout", "stdout", "stderr"]))
+
+        for kill in range(kills + 1):
+            with following(file, close_fds=True) as follow:
+                consumer = subprocess.Popen([sys.executable, "-c", TAKES, store], stdin=follow.stdout, stdout=follow.stdin)
+                follow.stdout.close()
+                follow.stdin.close()
+                try:
+                    if kill < kills:
+                        seen = size_of(store)
+                        late = dice.random() < 0.8
+                        patience = time.monotonic() + dice.random() * 0.6
+                        while time.monotonic() < patience or late and size_of(store) == seen and follow.poll() is None and consumer.poll() is None:
+                            write()
+                            select.select([], [], [], dice.random() * 0.01)
+                        if writers and dice.random() < 0.5:
+                            writers.pop(dice.randrange(len(writers))).end()
+                            over += 1
+                        for victim in dice.choice([[follow], [consumer], [follow, consumer]]):
+                            victim.kill()
+                    else:
+                        while writers:
+                            writers.pop().end()
+                            over += 1
+                        until(lambda wanted=over: endings_in(store) == wanted, timeout=60, what=f"seed {seed}: {over} endings")
+                        consumer.kill()
+                    follow.wait(30)
+                    consumer.wait(30)
+                    assert follow.stderr.read() == "", f"seed {seed}, kill {kill}"
+                finally:
+                    follow.kill()
+                    consumer.kill()
+                    consumer.wait()
+    told = collections.defaultdict(bytes)
+    others = collections.Counter()
+    for batch in committed(store):
+        for line in batch["lines"]:
+            if line["event"] == "output":
+                name = (line["run_id"], line["stream"])
+                assert line["offset"] == len(told[name]), f"seed {seed}: {name}"
+                told[name] += line["text"].encode() if "text" in line else base64.b64decode(line["base64"])
+            elif line["event"] != "changed":
+                others[line["event"], line["run_id"]] += 1
+    runs = [f"r{number}" for number in range(over)]
+    assert others == {(event, run_id): 1 for event in ("started", "ended") for run_id in runs}, f"seed {seed}"
+    for run_id in runs:
+        for stream in ("stdout", "stderr"):
+            assert told[run_id, stream] == (spool / run_id / stream).read_bytes(), f"seed {seed}: {run_id} {stream}"
+    assert os.listdir(spool / ".ended") == []
+
+
+def size_of(store):
+    return os.path.getsize(store) if os.path.exists(store) else 0
+
+
+def committed(store):
+    """The batches that a consumer has committed; a last one that was cut off never happened."""
+    with open(store, "rb") as opened:
+        return [json.loads(line) for line in opened.read().split(b"\n")[:-1]]
+
+
+def endings_in(store):
+    return sum(line["event"] in ("ended", "lost") for batch in committed(store) for line in batch["lines"])
 
 
 def granted(watches):
