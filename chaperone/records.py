@@ -109,6 +109,15 @@ def farewell(data: bytes) -> int:
     return _overlap(data, before, len(data))
 
 
+NUMBERS = {"start": (1,), "left": (1,), "eof": (0, 2)}  # how many a record of that name brings
+
+
+def is_sound(words: list[str]) -> bool:
+    """Whether a record brings the numbers that its name promises; the far side may be broken, or somebody else's by now."""
+    wanted = NUMBERS.get(words[0])
+    return wanted is None or (len(words) - 1 in wanted and all(word.isdigit() and len(word) <= 18 for word in words[1:]))
+
+
 def outcome(words: list[str]) -> dict[str, Any]:
     """
     How the program ended, by the words of an `end` record.

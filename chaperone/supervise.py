@@ -330,6 +330,10 @@ class Holder:
 
     def _publish(self, final: dict[str, Any], stay: bool = False) -> None:
         """Publish and end (rule W4). A disk that refuses is asked again: the outcome exists nowhere but here."""
+        if self.is_published():  # a final status stays: a broken far side may say two ends
+            if not stay:
+                self.leave()
+            return
         final = self._with_sizes(final)
         for pause_s in (*PUBLISH_AGAIN_S, None):
             try:
