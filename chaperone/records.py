@@ -112,8 +112,10 @@ def farewell(data: bytes) -> int:
 NUMBERS = {"start": (1,), "left": (1,), "eof": (0, 2)}  # how many a record of that name brings
 
 
-def is_sound(words: list[str]) -> bool:
-    """Whether a record brings the numbers that its name promises; the far side may be broken, or somebody else's by now."""
+def is_sound(words: list[str], running: bool = False, failed: bool = False) -> bool:
+    """Whether a record brings the numbers that its name promises, and fits what was told before; the far side may be broken, or another's by now."""
+    if (words[0] == "start" and failed) or (words[0] == "fail" and words[1:] != ["never"] and running):
+        return False
     wanted = NUMBERS.get(words[0])
     return wanted is None or (len(words) - 1 in wanted and all(word.isdigit() and len(word) <= 18 for word in words[1:]))
 

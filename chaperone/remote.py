@@ -163,7 +163,7 @@ class RemoteProgram:
         if self._survives:
             self._holder.run.touch()
         take = getattr(self, f"_far_{words[0]}", None)
-        if take is None or not records.is_sound(words):
+        if take is None or not records.is_sound(words, self._holder.status["state"] == "running", self._failure is not None):
             self._holder.log(f"the far side said {' '.join(words)[:200]!r}, which nobody here understands")
         else:
             take(words[1:])

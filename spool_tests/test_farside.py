@@ -289,11 +289,11 @@ def test_heartbeats_keep_the_lease(shell, far):
 
 @every_sh
 def test_signals_go_to_the_program_or_to_all_of_it(shell, far):
-    script = "(trap 'echo child; exit' USR1; while :; do sleep 0.02; done) & trap 'echo program' USR1; echo up; while :; do sleep 0.02; done"
+    script = "(trap 'echo child; exit' USR1; echo up; while :; do sleep 0.02; done) & trap 'echo program' USR1; echo up; while :; do sleep 0.02; done"
     run = far(shell, {"argv": ["sh", "-c", script]})
-    until(lambda: run.read(0.05) or run.output["stdout"] == b"up\n")
+    until(lambda: run.read(0.05) or run.output["stdout"] == b"up\nup\n")
     run.send("k USR1")
-    until(lambda: run.read(0.05) or run.output["stdout"] == b"up\nprogram\n")
+    until(lambda: run.read(0.05) or run.output["stdout"] == b"up\nup\nprogram\n")
     run.send("g USR1")
     until(lambda: run.read(0.05) or run.output["stdout"].count(b"child\n") == 1 and run.output["stdout"].count(b"program\n") == 2)
     run.send("k INT")

@@ -41,6 +41,16 @@ def test_far_side_that_tells_two_ends_is_believed_once():
     fuzz.far_side(b"\1\2\3\4\5\6\7\1noise\x1en out\n\x1en hello\n\x1en fail setup\n\x1en fail setup\n")
 
 
+@pytest.mark.parametrize("life", [b"\1\2", b"\2\2", b"\3\2"])
+def test_far_side_that_failed_to_start_what_runs_ends_nothing(life):
+    fuzz.far_side(life + b"\3\4\5\6\7\1noise\x1en out\n\x1en hello\n\x1en start 77\n\x1en fail setup\n\x1en fail exec 2\n")
+
+
+@pytest.mark.parametrize("life", [b"\1\2", b"\2\2", b"\3\2", b"\4\2"])
+def test_far_side_that_started_what_failed_to_start_ends_nothing(life):
+    fuzz.far_side(life + b"\3\4\5\6\7\1noise\x1en out\n\x1en hello\n\x1en fail setup\n\x1en start 77\n\x1en end R0\n")
+
+
 @pytest.mark.parametrize("said", [b"start x", b"start", b"start 1 2", b"left -1", b"eof 1", b"eof 1 x", b"left " + b"9" * 19])
 def test_far_side_that_brings_no_number_ends_nothing(said):
     fuzz.far_side(b"\1\2\3\4\5\6\7\1noise\x1en out\n\x1en hello\n\x1en " + said + b"\n")
