@@ -13,6 +13,7 @@ import sys
 
 import pytest
 
+from chaperone import follow
 from chaperone.follow import Follower
 from spool_tests.conftest import CHAPERONE, ROOT, absent, until
 from spool_tests.writer import Writer
@@ -125,7 +126,8 @@ def test_follower_that_is_stopped_until_the_queue_overflows_hears_all_of_it_once
 
 
 @pytest.mark.parametrize("quiet", [99, pytest.param(999, marks=pytest.mark.long)])
-def test_flooding_run_takes_its_turn_among_quiet_ones(spool, quiet, many_fds):
+def test_flooding_run_takes_its_turn_among_quiet_ones(spool, quiet, many_fds, monkeypatch):
+    monkeypatch.setattr(follow, "GATHER_S", 0)  # a fast machine reads several turns of a flood in that time
     with contextlib.ExitStack() as stack:
         floods = [stack.enter_context(Writer(spool, f"flood-{number}").running()) for number in range(2)]
         writers = [stack.enter_context(Writer(spool, f"quiet-{number}").running()) for number in range(quiet)]
@@ -163,6 +165,7 @@ def many_fds():
 
 READS = """
 import resource, sys
+from chaperone import follow
 from chaperone.follow import Follower
 
 with Follower(sys.argv[1]) as follower:
