@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 
+from . import spec as specs
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -32,6 +34,12 @@ def quoted(value: str | bytes) -> bytes:
 def fifths(seconds: float) -> int:
     """A grace as the far side counts it, never shorter."""
     return int(-(-seconds * 5 // 1))
+
+
+def signal_word(signum: int) -> str:
+    """As kill(1) takes it on every host: real-time signals have names in some shells only."""
+    name = specs.signal_name_of(signum)
+    return name[3:] if name in specs.SIGNALS and not name.startswith("SIGRT") else str(signum)
 
 
 def tick_s(lease_s: float) -> int:

@@ -141,10 +141,13 @@ run() {
         say end $outcome
       } | cat >>"$dir/out" 3<&- 4>&- 6>&- 7>&-
     } 7>&1 | cat >>"$dir/err" 3<&- 4>&- 6>&-
-    say eof $(wc -c <"$dir/out") $(wc -c <"$dir/err")
+    say eof $(size out) $(size err)
     ;;
   esac
 }
+
+# Of a stream in the directory; -1 where somebody removed it.
+size() { if [ -f "$dir/$1" ]; then wc -c <"$dir/$1"; else echo -1; fi; }
 
 # -- D: the lease
 
@@ -188,6 +191,9 @@ watch_lease() {
 # The pid of this very subshell; $$ would be S.
 own_pid() { read -r self ignored </proc/self/stat || self=$(exec sh -c 'echo $PPID'); }
 
+# Of a directory in which somebody has damaged our own words: that is why there is no end among them.
+said_start() { [ "$life" = kill ] || grep -q " start $pid" "$dir/said" || echo said; }
+
 feed() { kill -USR1 "$watcher"; }
 
 # A record written into a connection that is gone raises SIGPIPE: it must not end R before R has ended the program.
@@ -216,7 +222,7 @@ control() {
     case $word in
     h) # heartbeat
       feed
-      kill -0 "$pid" || [ "$done" ] || say dead
+      kill -0 "$pid" || { [ "$done" ] && grep -q ' end R' "$dir/said"; } || say dead $(said_start)
       [ "$life" = kill ] && say beat "$one"
       ;;
     k) kill "-$one" "$pid" ;; # signal the program
@@ -226,7 +232,7 @@ control() {
       done=1
       count=$(count_left)
       [ "$one" = leave ] || [ "$count" -eq 0 ] || end_all "$one"
-      [ "$one" = leave ] && [ "$life" = survive ] && nap && say eof $(wc -c <"$dir/out") $(wc -c <"$dir/err")
+      [ "$one" = leave ] && [ "$life" = survive ] && nap && say eof $(size out) $(size err)
       say left "$count"
       [ "$life" = kill ] && break
       ;;
@@ -257,21 +263,27 @@ attach() {
   tail -n +1 -f said >&4 3<&- 5>&- & tails="$tails $!"
   # Not by TERM: a tail that is not yet one, between fork and exec, would take it for this shell's and forget it.
   trap 'kill -KILL $tails; exit' TERM
+  pipe=control
+  [ -p control ] || pipe=/dev/null
   while read -r word one two <&3; do
-    [ "$word" = h ] && { supervised || say dead; say beat "$one"; }
+    [ "$word" = h ] && { supervised || say dead; same control 3 || say dead control; same said 4 || say dead said; say beat "$one"; }
     [ -p control ] && echo "$word $one $two" >&7
     [ "$word" = c ] && { cleared; break; }
-  done 7<>control
+  done 7<>"$pipe"
   kill -KILL $tails
 }
 
 # Whether R still lives. After a reboot its pid may be another's.
 supervised() { read -r reader booted <"$dir/reader" && [ "$booted" = "$boot_id" ] && kill -0 "$reader"; }
 
-# R clears the directory; where there is no R any more, what it should have ended and cleared is done here.
+# Whether a file is still the one that R has open, and was not removed or replaced; R would not hear us, or we not R.
+same() { if [ -e "/proc/$reader/fd/$2" ]; then [ "$1" -ef "/proc/$reader/fd/$2" ]; else [ -e "$1" ]; fi; }
+
+# R clears the directory; where there is no R any more, or it can't be told, what it should have ended and cleared is done here.
 cleared() {
   fifths=0
-  while supervised && [ "$fifths" -lt 25 ]; do nap; done
+  while supervised && same control 3 && [ "$fifths" -lt 25 ]; do nap; done
+  supervised && kill -KILL "$reader"
   cd /
   [ -d "$dir" ] && { for one in $(marked); do kill -KILL "$one"; done; rm -rf "$dir"; }
   say bye
@@ -324,6 +336,8 @@ attach)
     (sleep 60; rmdir "$dir") 3<&- 4>&- 5>&- &
     exit 0
   fi
+  [ "$(size out)" -ge "$out_offset" ] || say short out
+  [ "$(size err)" -ge "$err_offset" ] || say short err
   attach
   ;;
 esac

@@ -109,6 +109,7 @@ def farewell(data: bytes) -> int:
     return _overlap(data, before, len(data))
 
 
+GONE = "-1"  # the size of a file that somebody removed
 NUMBERS = {"start": (1,), "left": (1,), "eof": (0, 2)}  # how many a record of that name brings
 
 
@@ -116,8 +117,11 @@ def is_sound(words: list[str], running: bool = False, failed: bool = False) -> b
     """Whether a record brings the numbers that its name promises, and fits what was told before; the far side may be broken, or another's by now."""
     if (words[0] == "start" and failed) or (words[0] == "fail" and words[1:] != ["never"] and running):
         return False
+    if words[0] == "short":
+        return words[1:] in (["out"], ["err"])
     wanted = NUMBERS.get(words[0])
-    return wanted is None or (len(words) - 1 in wanted and all(word.isdigit() and len(word) <= 18 for word in words[1:]))
+    numbers = [word for word in words[1:] if not (words[0] == "eof" and word == GONE)]
+    return wanted is None or (len(words) - 1 in wanted and all(word.isdigit() and len(word) <= 18 for word in numbers))
 
 
 def outcome(words: list[str]) -> dict[str, Any]:
@@ -135,6 +139,8 @@ def outcome(words: list[str]) -> dict[str, Any]:
     value, ambiguous = int(told[0][1:]), "ambiguous" in words
     rusage = _times(words[words.index(told[0]) + 1 :])
     if value >= 256:  # awk: 256 + signal, 512 + signal with a core; ksh93's $?: 256 + signal
+        if value >= 768 or not 0 < value % 256 <= 64:
+            return {}
         return {"wait_status": value % 256 | (0x80 if value >= 512 else 0), "return_code": None, "ambiguous": False, "rusage": rusage}
     unsure = ambiguous and value > 128
     return {"wait_status": None if unsure else value << 8, "return_code": value, "ambiguous": unsure, "rusage": rusage}
@@ -151,3 +157,8 @@ def _times(words: list[str]) -> dict[str, float | None] | None:
         return None
     unknown = dict.fromkeys(("maxrss", "minflt", "majflt", "inblock", "oublock", "nvcsw", "nivcsw"))
     return {"utime": utime, "stime": stime, **unknown}
+
+
+def ending(code: int) -> str:
+    """How a connection ended, by its client's exit code or, negative, signal."""
+    return f"code {code}" if code >= 0 else f"signal {-code}"

@@ -10,7 +10,6 @@ import os
 import time
 
 from . import farside, records
-from . import spec as specs
 from . import status as statuses
 from .contact import SLACK_S, Contact
 from .dial import Dialer
@@ -58,6 +57,7 @@ class RemoteProgram:
         self._sizes: tuple[int, int] | None = None
         self._failure: tuple[str, str] | None = None
         self._verdict: str | None = None
+        self._short, self._missing = False, ""
         self._waiting: list[str] = []
         self._beats = 0
         self._timers: dict[str, int] = {}
@@ -89,9 +89,8 @@ class RemoteProgram:
         self._attach()
 
     def _payload(self, life: str) -> bytes:
-        out, err = (stream.bytes + stream.dropped for stream in self._holder.streams.values())
         end, stdin = "@" + os.urandom(8).hex(), (self._stdin.size, os.urandom(8).hex())
-        return farside.sent(self._spec, life, self._nonce, self._cookie, end, self._inherited["umask"], stdin, (out, err))
+        return farside.sent(self._spec, life, self._nonce, self._cookie, end, self._inherited["umask"], stdin, self._here())
 
     # -- what the holder asks
 
@@ -100,7 +99,7 @@ class RemoteProgram:
 
     def signal(self, signum: int) -> None:
         """Signal the program alone."""
-        self._ask(f"k {_name(signum)}")
+        self._ask(f"k {farside.signal_word(signum)}")
 
     def stop(self, signum: int) -> None:
         """Signal the program's group and whatever left it."""
@@ -111,7 +110,7 @@ class RemoteProgram:
             self._stopped = True
             self._close()
         else:
-            self._ask(f"g {_name(signum)}")
+            self._ask(f"g {farside.signal_word(signum)}")
 
     def kill(self) -> None:
         """SIGKILL to everything, until nothing is left; where nobody answers, by the end of the connection."""
@@ -213,7 +212,8 @@ class RemoteProgram:
         """It lives; `record` has noted when."""
 
     def _far_dead(self, words: list[str]) -> None:
-        """The program is gone, or its supervisor; if nobody says how it ended, nobody ever will."""
+        """The program is gone, or its supervisor, or a file between us; if nobody says how it ended, nobody ever will."""
+        self._missing = f"file {words[0]!r} of the far side" if words else "part of the far side"
         if "dead" not in self._timers:
             self._at("dead", DEAD_S if self._started else BEGIN_S, self._nobody_tells)
 
@@ -221,9 +221,10 @@ class RemoteProgram:
         if self._ended and self._left is not None and self._sizes is None:
             self._holder.log("the far side's supervisor is gone: a stream may be cut short")
         if not self._ended or self._survives:
-            self._verdict = "the part of the far side that would have told how the program ended is gone"
+            self._verdict = f"the {self._missing} that would have told how the program ended is gone"
+            self._holder.log(self._verdict)
             if self._ended:
-                self._holder.finished(leftovers=self._left or 0, complete=self._sizes is not None and self._here(), stay=True)
+                self._holder.finished(leftovers=self._left or 0, complete=self._is_here() and not self._short, stay=True)
                 if not self._holder.is_published():
                     return
             self._clear()
@@ -239,7 +240,7 @@ class RemoteProgram:
             self._holder.noted(stop={"signal": "SIGTERM", "reason": reason, "by": None, "time": statuses.timestamp(time.time_ns())})
 
     def _far_end(self, words: list[str]) -> None:
-        if self._ended and self._finishing:
+        if self._ended:  # told again after a cut
             return
         self._cancel("dead")
         if not self._started:  # of a quick program the one part of the far side may tell the end before the other tells the start
@@ -261,6 +262,11 @@ class RemoteProgram:
         elif not words:
             self._stdout_ended = True
             self._look_left()
+
+    def _far_short(self, words: list[str]) -> None:
+        """A stream over there is gone, or shorter than what is here already: somebody damaged it."""
+        self._holder.log(f"the file {words[0]!r} of the far side's directory was damaged: that stream is cut short")
+        self._short = True
 
     def _far_left(self, words: list[str]) -> None:
         self._cancel("dead")  # its supervisor has answered
@@ -286,12 +292,13 @@ class RemoteProgram:
 
     def _look_complete(self) -> None:
         """Both streams are here to their ends: the far side may forget the run."""
-        here = tuple(stream.bytes + stream.dropped for stream in self._holder.streams.values())
-        if self._survives and self._left is not None and self._sizes is not None and not self._cleared:
-            if all(ours >= theirs for ours, theirs in zip(here, self._sizes, strict=True)):
-                self._holder.finished(leftovers=self._left, complete=True, stay=True)
-                if self._holder.is_published():
-                    self._clear()
+        if self._survives and self._ended and self._left is not None and not self._cleared and self._is_here():
+            for name, here, there in zip(("out", "err"), self._here(), self._sizes or self._here(), strict=True):
+                if there < 0 or (here > there and self._spec["leftovers"] != "leave"):  # what was left alone goes on writing
+                    self._far_short([name])
+            self._holder.finished(leftovers=self._left, complete=not self._short, stay=True)
+            if self._holder.is_published():
+                self._clear()
 
     def _clear(self) -> None:
         """The far side may forget the run; what it alone knew is published by now, for we may be killed before it has answered."""
@@ -324,14 +331,14 @@ class RemoteProgram:
             left_alone = self._spec["leftovers"] == "leave" and self._left is not None and self._stdout_ended
             self._holder.finished(leftovers=self._left or 0, complete=left_alone or (code == 0 and self._left is not None))
         elif self._started:
-            reason = self._verdict or f"the connection ended before the program did: {words or _ending(code)}"
+            reason = self._verdict or f"the connection ended before the program did: {words or records.ending(code)}"
             self._holder.lost(reason, self._contact.gone_by())
         else:
             self._unknown_start(code, words)
 
     def _unknown_start(self, code: int, words: str) -> None:
         """The payload was sent and nobody said what became of it; 97 means that it came cut, and then none of it is run."""
-        reason = words or _ending(code)
+        reason = words or records.ending(code)
         proven = False if code == 97 else None
         if self._stopped:
             self._holder.failed("stopped", "stopped before the program was known to run", started=proven)
@@ -350,11 +357,14 @@ class RemoteProgram:
             self._unknown_start(code, words)
         else:
             self._contact.drops += 1
-            self._again(words or _ending(code))
+            self._again(words or records.ending(code))
 
-    def _here(self) -> bool:
-        streams = self._holder.streams.values()
-        return all(stream.bytes + stream.dropped >= size for stream, size in zip(streams, self._sizes or (0, 0), strict=True))
+    def _here(self) -> tuple[int, int]:
+        out, err = (stream.bytes + stream.dropped for stream in self._holder.streams.values())
+        return out, err
+
+    def _is_here(self) -> bool:
+        return self._sizes is not None and all(here >= there for here, there in zip(self._here(), self._sizes, strict=True))
 
     def _again(self, reason: str) -> None:
         """The program goes on over there: attach again, for as long as it may."""
@@ -388,13 +398,3 @@ class RemoteProgram:
 
     def _cancel(self, name: str) -> None:
         self._holder.loop.cancel(self._timers.pop(name, None))
-
-
-def _name(signum: int) -> str:
-    """As kill(1) takes it on every host: real-time signals have names in some shells only."""
-    name = specs.signal_name_of(signum)
-    return name[3:] if name in specs.SIGNALS and not name.startswith("SIGRT") else str(signum)
-
-
-def _ending(code: int) -> str:
-    return f"code {code}" if code >= 0 else f"signal {-code}"

@@ -51,7 +51,14 @@ def test_far_side_that_started_what_failed_to_start_ends_nothing(life):
     fuzz.far_side(life + b"\3\4\5\6\7\1noise\x1en out\n\x1en hello\n\x1en fail setup\n\x1en start 77\n\x1en end R0\n")
 
 
-@pytest.mark.parametrize("said", [b"start x", b"start", b"start 1 2", b"left -1", b"eof 1", b"eof 1 x", b"left " + b"9" * 19])
+@pytest.mark.parametrize("life", [b"\1\2", b"\2\2", b"\3\2", b"\4\2"])
+@pytest.mark.parametrize("ends", [(b"R7", b"R265"), (b"R265", b"R7"), (b"R256",), (b"R512",), (b"R321",), (b"R777",)])
+def test_far_side_that_tells_the_end_twice_or_by_no_signal_ends_nothing(life, ends):
+    said = b"".join(b"\x1en end " + end + b"\n" for end in ends)
+    fuzz.far_side(life + b"\3\4\5\6\7\1noise\x1en out\n\x1en hello\n\x1en start 77\n" + said + b"\x1en left 0\n\x1en eof 0 0\n\x1en bye\n")
+
+
+@pytest.mark.parametrize("said", [b"start x", b"start", b"start 1 2", b"left -1", b"short", b"short x", b"eof 1", b"eof 1 x", b"left " + b"9" * 19])
 def test_far_side_that_brings_no_number_ends_nothing(said):
     fuzz.far_side(b"\1\2\3\4\5\6\7\1noise\x1en out\n\x1en hello\n\x1en " + said + b"\n")
 

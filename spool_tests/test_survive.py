@@ -256,3 +256,76 @@ def test_failure_to_start_is_told_where_it_survives_too(spool, remote):
     assert start(spool, {"argv": ["no-such"]}, remote=remote, on_disconnect="survive").wait(30) == 0
     status = final(spool)
     assert (status["state"], status["exception"]["message"], status["started"]) == ("error", "unable to run 'no-such': not found on the far side", False)
+
+
+BRIEF = ADOPT.replace("inherited =", "from chaperone import remote\nremote.DEAD_S = 1\ninherited =")  # it need not wait long for what is gone
+LOST, WHOLE, SHORT = ("lost", None, False), ("terminated", 3, True), ("terminated", 3, False)
+DAMAGES = {  # to a program that still runs, and to one that has ended meanwhile
+    ("out", "gone"): (SHORT, SHORT),
+    ("out", "empty"): (SHORT, SHORT),
+    ("out", "other"): (SHORT, SHORT),
+    ("err", "gone"): (SHORT, SHORT),
+    ("err", "empty"): (SHORT, SHORT),
+    ("said", "gone"): (LOST, LOST),
+    ("said", "empty"): (WHOLE, LOST),
+    ("said", "copy"): (LOST, WHOLE),
+    ("control", "gone"): (LOST, WHOLE),
+    ("control", "empty"): (LOST, WHOLE),
+    ("control", "copy"): (LOST, WHOLE),
+    ("control", "other"): (LOST, WHOLE),
+}
+
+
+def damage(path, how):
+    """To a file that the far side holds open; `copy` and `other` are not that file any more."""
+    data = None if path.is_fifo() else path.read_bytes()
+    if how != "empty" or data is None:
+        path.unlink()
+    if how == "other":
+        path.mkdir()
+    elif how == "copy" and data is None:
+        os.mkfifo(path)
+    elif how != "gone":
+        path.write_bytes(data or b"" if how == "copy" else b"")
+
+
+PLACED = [("here", *case) for case in DAMAGES] + [pytest.param("ssh", *case, marks=[] if case[1] == "gone" else pytest.mark.long) for case in DAMAGES]
+
+
+@pytest.mark.parametrize("over", [False, True], ids=["running", "over"])
+@pytest.mark.parametrize("remote, name, how", PLACED, indirect=["remote"])
+def test_adopter_comes_to_an_end_whatever_is_damaged_over_there(spool, remote, tmp_path, name, how, over):
+    program = sh(f"echo out; echo err >&2; until [ -e {tmp_path}/go ]; do sleep 0.01; done; exit 3")
+    process = start(spool, program, remote=remote, on_disconnect="survive", lease=8, stop={"grace_period": 0.2})
+    until(lambda: stdout(spool) and (spool / "r" / "stderr").read_bytes())
+    connected(spool)
+    process.kill()
+    process.wait()
+    (directory,) = (tmp_path / ".chaperone").iterdir()
+    if over:
+        (tmp_path / "go").touch()
+        until(lambda: b" eof " in (directory / "said").read_bytes())
+    damage(directory / name, how)
+    adopter = subprocess.Popen([sys.executable, "-I", "-S", "-c", BRIEF, ROOT, str(spool), "r"], stdout=subprocess.PIPE, text=True)
+    assert adopter.stdout.readline() == "r\n"
+    adopter.stdout.close()
+    try:
+        if DAMAGES[name, how][0] != LOST:
+            connected(spool)
+            (tmp_path / "go").touch()
+        assert adopter.wait(30) == 0
+    finally:
+        if adopter.poll() is None:
+            adopter.kill()
+            adopter.wait()
+            (tmp_path / "go").touch()
+            shutil.rmtree(directory)
+    status = final(spool)
+    found = (status["state"], status["return_code"], status["complete"])
+    if found != LOST and DAMAGES[name, how][over] == LOST:  # it was ended for want of control, and there was time to hear of that
+        assert (name, status["state"], status["complete"]) == ("control", "terminated", False) and status["signal"]
+    else:
+        assert found == DAMAGES[name, how][over], log(spool)
+    assert found == WHOLE or repr(name) in log(spool)
+    assert found != LOST or repr(name) in status["exception"]["message"]
+    until(lambda: not far_processes(spool))
