@@ -23,6 +23,7 @@ ROWS = {
     "death": following.death,
     "end": following.end,
     "reconnect": following.reconnect,
+    "gc": following.gc,
     "fsync": following.fsync,
 }
 

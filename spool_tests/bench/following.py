@@ -233,6 +233,38 @@ def make_history(lab, spool, made, wanted):
         os.link(status, os.path.join(directory, "status.json"))
 
 
+def gc(lab, rounds):
+    """10,000 run directories, 1,000 of them live: `gc` deletes the rest, against `rm -rf` of as many that nobody has to judge."""
+    row = Row("gc", "gc of 10,000 runs, 1,000 of them live")
+    found = {"rm -rf": [], "gc --older 7d": []}
+    for _ in range(min(rounds or 3, 10)):
+        spool, plain = lab.directory("spool"), lab.directory("plain")
+        with feeder(lab, spool, SCALE_RUNS, 0, 0):
+            make_ended(spool, 9_000)
+            make_ended(plain, 9_000)
+            found["rm -rf"].append(lab.ended(["rm", "-rf", plain]))
+            found["gc --older 7d"].append(lab.ended([*labs.with_fsync(), "gc", "--spool", spool, "--older", "7d"]))
+            left = [name for name in os.listdir(spool) if not name.startswith(".")]
+            assert len(left) == SCALE_RUNS, len(left)
+    middle = row.figures_of(found, "s", 1)
+    row.claim("gc, s", middle["gc --older 7d"], "<=", 5)
+    return row
+
+
+def make_ended(spool, runs):
+    """Runs that ended in 1970, with all of their files."""
+    os.makedirs(os.path.join(spool, ".ended"), 0o700, exist_ok=True)
+    status = json.dumps({"version": 1, "state": "terminated", "return_code": 0}).encode()
+    for number in range(runs):
+        directory = os.path.join(spool, f"ended-{number}")
+        os.mkdir(directory, 0o700)
+        for name in ("lock", "spec.json", "stdout", "stderr", "status.json"):
+            with open(os.path.join(directory, name), "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+                file.write(status if name == "status.json" else b"")
+        os.utime(os.path.join(directory, "status.json"), (1, 1))
+        os.symlink(f"../ended-{number}", os.path.join(spool, ".ended", f"ended-{number}"))
+
+
 def fsync(lab, rounds):
     """What it costs that a status is on the disk before it is visible: whole runs of a program that writes a line, started cold."""
     row = Row("fsync", "fsync of the final status; durable runs")
