@@ -200,7 +200,10 @@ def _swept(spool_fd: int) -> list[Reaped]:
         found = []
         for name in spool.hidden_directories(spool_fd, spool.NEW):
             rundir.remove_tree(spool_fd, name)
-            found.append(Reaped(run_id=name, done="swept", says="removed: its start died before the run appeared"))
+            if spool.found(spool_fd, name):  # planted: no starter makes anything but a directory of files
+                found.append(Reaped(run_id=name, done="failed", says="want a directory of files alone: it is left as it is"))
+            else:
+                found.append(Reaped(run_id=name, done="swept", says="removed: its start died before the run appeared"))
         for run_id in spool.live_ids(spool_fd):
             if rundir.sweep_entry(spool_fd, running_fd, run_id):
                 found.append(Reaped(run_id=run_id, done="swept", says="its entry is removed: there is no such live run"))

@@ -49,7 +49,7 @@ class Summary:
         kept_bytes (int): What they take; more than `max_bytes` where `keep_failed_s` protects them. 0 where nobody asked.
         live (int): Runs that live, may be adopted, or wait for `reap`: never touched.
         swept (int): Deletions that another gc had left half done.
-        failed (list): Sentences about runs that could not be deleted.
+        failed (list): Sentences about what could not be deleted.
     """
 
     removed: list[str]
@@ -89,9 +89,10 @@ def gc(
     try:
         gc_fd = _alone(spool_fd, spool_path)
         try:
-            swept = 0 if dry_run else _swept(spool_fd)
+            swept, stuck = (0, []) if dry_run else _swept(spool_fd)
             ended, live, failed = _looked(spool_fd, keep_failed_s is not None, max_bytes is not None, tell)
             chosen = _chosen(ended, time.time(), older_s, keep_failed_s, max_bytes)
+            failed = stuck + failed
             removed = []
             freed = 0
             for number, run in enumerate(chosen):
@@ -231,12 +232,16 @@ def _sweep_running(spool_fd: int, run_id: str) -> None:
         os.close(running_fd)
 
 
-def _swept(spool_fd: int) -> int:
-    """Finish what a killed gc began: we hold its lock, so nobody else is at it."""
-    names = spool.hidden_directories(spool_fd, spool.GONE)
-    for name in names:
-        _deleted(spool_fd, name)
-    return len(names)
+def _swept(spool_fd: int) -> tuple[int, list[str]]:
+    """Finish what a killed gc began: we hold its lock, so nobody else is at it. What can't be deleted is told, and keeps no other run from going."""
+    swept, failed = 0, []
+    for name in spool.hidden_directories(spool_fd, spool.GONE):
+        try:
+            _deleted(spool_fd, name)
+            swept += 1
+        except OSError as error:
+            failed.append(str(spool.failure(f"delete {name!r}", error)))
+    return swept, failed
 
 
 def _deleted(parent_fd: int, name: str) -> int:

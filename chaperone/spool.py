@@ -158,7 +158,8 @@ def has_lock(spool_fd: int, run_id: str) -> bool:
 
 def hidden_directories(spool_fd: int, kind: str) -> list[str]:
     """The names of run directories that are being built (NEW) or deleted (GONE), or whose maker died at it."""
-    return sorted(name for name in os.listdir(spool_fd) if name.startswith(".") and name.endswith(kind))
+    # .RUNID.RANDOM: `.launcher.new` is a socket that is being made.
+    return sorted(name for name in os.listdir(spool_fd) if name.startswith(".") and name.endswith(kind) and name.count(".") > 2)
 
 
 def where_entered(spool_fd: int, run_id: str) -> str | None:

@@ -267,6 +267,19 @@ def test_leftovers_of_dead_starters_go_and_nothing_else(spool):
     assert disk.killed(pid) == -signal.SIGKILL
 
 
+PLANTS = [os.mkfifo, lambda path: path.symlink_to("elsewhere"), lambda path: path.touch(), lambda path: (path / "deep").mkdir(parents=True)]
+
+
+@pytest.mark.parametrize("plant", PLANTS)
+def test_what_no_starter_left_is_not_said_to_be_removed(spool, plant):
+    (spool / ".launcher.new").touch()  # a launcher's, not a start's
+    plant(spool / ".x.1.new")
+    assert [(found.run_id, found.done, found.says) for found in recover.reap(str(spool))] == [
+        (".x.1.new", "failed", "want a directory of files alone: it is left as it is")
+    ]
+    assert os.path.lexists(spool / ".x.1.new")
+
+
 def test_nothing_is_swept_while_a_starter_is_at_work(spool):
     disk.create(spool, "first").close()
     (spool / ".x.1.new").mkdir()

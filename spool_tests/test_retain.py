@@ -265,6 +265,15 @@ def test_what_is_no_run_is_told_and_left_alone(spool, tmp_path):
     assert (tmp_path / "elsewhere" / "status.json").exists()
 
 
+@pytest.mark.parametrize("plant", [os.mkfifo, lambda path: path.symlink_to("r"), lambda path: path.symlink_to("nowhere"), lambda path: path.touch()])
+def test_deletion_that_nobody_can_finish_is_told_and_keeps_no_other_run(spool, plant):
+    ended(spool, "r")
+    plant(spool / ".planted.0123.gone")
+    summary = gc(spool, older_s=-1)
+    assert (summary.removed, summary.swept, summary.failed) == (["r"], 0, ["unable to delete '.planted.0123.gone': Not a directory"])
+    assert os.path.lexists(spool / ".planted.0123.gone")
+
+
 def test_starts_reaps_and_looks_go_on_beside_it(spool):
     """New runs end all the time, under ids that gc makes free again, while gcs and reaps are at work."""
     rounds = 60
