@@ -9,6 +9,7 @@ from __future__ import annotations
 import _signal
 import os
 import select
+import stat
 import time
 from posix import environ  # as the kernel gave it: os.environb is 0.1 ms of Python
 
@@ -114,15 +115,22 @@ def leave_place(null: int | None = None) -> None:
     """
     Let go of the caller's pipes and directory: nothing that happens to them changes anything any more, and no mount is pinned.
 
+    A stderr that is a file stays, beside a terminal: nobody waits for its end, and where the spool is gone it alone can tell so.
+
     Args:
         null (int): An fd of /dev/null, closed here; None to open one.
     """
     null = os.open(os.devnull, os.O_RDWR) if null is None else null
     for fd in range(3):
-        if not os.isatty(fd):
+        if not os.isatty(fd) and not (fd == 2 and _is_named_file(fd)):
             os.dup2(null, fd)
     os.close(null)
     os.chdir("/")
+
+
+def _is_named_file(fd: int) -> bool:
+    found = os.fstat(fd)
+    return stat.S_ISREG(found.st_mode) and found.st_nlink > 0  # a starter's file in memory has no name, and should go with the starter
 
 
 def announce(run_id: str) -> None:

@@ -18,6 +18,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+UNTOLD_BYTES = 65_536  # of the log, kept for a disk that refuses: some hundred lines, and nothing beside a pipe's buffer
+
 
 class RunDirectory:
     """
@@ -38,11 +40,27 @@ class RunDirectory:
         self.streams: dict[str, int] = {}
         self.log_fd = self.control_fd = self._reserved_fd = -1
         self.room = 0
+        self._untold = b""
         self.started_at: float | None = None
 
     @property
     def log_path(self) -> str:
         return f"{self.path}/{spool.LOG}"
+
+    def tell(self, line: bytes) -> bool:
+        """
+        Append to the log; what the disk does not take now it gets with the next line, or when the run ends.
+
+        Returns:
+            bool: Whether the log has all of it.
+        """
+        self._untold = (self._untold + line)[:UNTOLD_BYTES]
+        try:
+            while self._untold:
+                self._untold = self._untold[os.write(self.log_fd, self._untold) :]
+        except OSError:
+            return False
+        return True
 
     def open_stream(self, stream: str) -> int:
         """A further O_APPEND fd of a stream, to be given to the program itself; the caller closes it."""
@@ -111,6 +129,7 @@ class RunDirectory:
         """
         for name in (spool.CONTROL, spool.LIVE_STATUS, spool.BUILDING, spool.RESERVED):
             _unlink(name, self.fd)
+        self.tell(b"")
         if os.fstat(self.log_fd).st_size == 0:
             _unlink(spool.LOG, self.fd)
         if self._move_entry(durable):
@@ -164,6 +183,13 @@ class RunDirectory:
     def is_there(self) -> bool:
         """Whether the run directory still has a name: nothing can be published into one that was removed."""
         return os.fstat(self.fd).st_nlink > 0
+
+    def is_in_place(self) -> bool:
+        """Whether its path still leads to it; True where that can't be told."""
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(self.fd))
+        except OSError as error:
+            return error.errno not in (errno.ENOENT, errno.ENOTDIR)
 
     def touch(self) -> None:
         """Leave when the far side was last heard, as the times of `lock`."""

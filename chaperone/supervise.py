@@ -135,14 +135,10 @@ class Holder:
         return self.run.open_stream(stream)
 
     def log(self, text: str) -> None:
-        """Say something in the run's log; on stderr where the log can't take it."""
+        """Say something in the run's log; on stderr, too, where the log can't take it now or nobody will find it."""
         line = f"{statuses.timestamp(time.time_ns())} {text}\n".encode("utf-8", "backslashreplace")
-        for fd in (self.run.log_fd, 2):
-            try:
-                os.write(fd, line)
-                return
-            except OSError:
-                continue
+        if not self.run.tell(line) or not self.run.is_in_place():
+            print_to_stderr(line)
 
     def started(self, pid: int | None, **facts: object) -> None:
         """The program was started; `facts` are further fields of the status."""
@@ -335,13 +331,15 @@ class Holder:
                 self.leave()
             return
         final = self._with_sizes(final)
+        if not self.run.is_in_place():
+            self.log(f"the run is not at {self.run.path!r} any more: it was removed, moved or unmounted")
         for pause_s in (*PUBLISH_AGAIN_S, None):
             try:
                 self.run.publish(final, self.spec["durable"])
                 self._exit = os.EX_OK
                 break
             except OSError as error:
-                print_to_stderr(f"chaperone: unable to publish the status of run {final['run_id']!r}: {error.strerror}")
+                self.log(f"unable to publish the status of run {final['run_id']!r}: {error.strerror}")
                 if pause_s is None or not self.run.is_there():
                     self._exit = os.EX_IOERR
                     break
@@ -361,10 +359,10 @@ class Holder:
         self.loop.end()
 
 
-def print_to_stderr(text: str) -> None:
+def print_to_stderr(line: bytes) -> None:
     """The last resort of a chaperone whose spool is gone; the only words outside `cli` that are not in the spool."""
     try:
-        os.write(2, text.encode("utf-8", "backslashreplace") + b"\n")
+        os.write(2, line)
     except OSError:
         pass
 

@@ -43,8 +43,9 @@ class Run:
             argv = ["strace", "-q", "-o", str(directory / "trace"), *options, *argv]
         else:
             argv = ["sh", "-c", f'ulimit -n {limit}; exec "$@"', "sh", *argv]
-        result = subprocess.run(argv, input=json.dumps(spec), capture_output=True, text=True, timeout=60, check=False)
-        self.code, self.stderr = result.returncode, result.stderr
+        with open(directory / "stderr", "w") as said:  # a file: what is said when the run is visible goes nowhere else but to a terminal
+            self.code = subprocess.run(argv, input=json.dumps(spec), stdout=subprocess.PIPE, stderr=said, text=True, timeout=60, check=False).returncode
+        self.stderr = (directory / "stderr").read_text()
         self.trace = (directory / "trace").read_text() if limit is None else ""
 
     def calls(self):
@@ -73,6 +74,11 @@ def faults(run, error):
                 yield name, number
         elif name not in UNHARMED and name not in DESCRIPTORS - {"openat"} and (name != "openat" or "O_CREAT" in arguments):
             yield name, number
+
+
+def of_run(directory, *names):
+    """strace's options that leave all files alone but these of the run, from when it is visible."""
+    return [word for name in names for word in ("-P", f"{directory}/spool/r/{name}")]
 
 
 def check(run, what):
@@ -134,17 +140,15 @@ def test_a_limit_on_open_files_is_told_or_does_no_harm(tmp_path):
 
 @pytest.mark.parametrize("on_full", ["drop", "stop"])
 def test_a_disk_that_takes_nothing_any_more_keeps_the_outcome(tmp_path, on_full):
-    """From the program's first byte on no write succeeds, to the streams, running.json or the log: the room for the outcome was made before."""
+    """From when the run is visible no write succeeds, to the streams, running.json or the log: the room for the outcome was made before."""
     need("strace")
     command = "yes | head -c 3000000; exit 3" if on_full == "drop" else "exec yes"
-    first = Run(tmp_path / "0", command="echo out")
-    number = next(number for name, number, arguments in first.calls() if name == "write" and '"out' in arguments)
-    run = Run(tmp_path / "1", "-e", f"inject=write:error=EIO:when={number}+", command=command, output={"on_full": on_full})
+    files = of_run(tmp_path / "1", "stdout", "stderr", "log", ".running.json")
+    run = Run(tmp_path / "1", *files, "-e", "inject=write:error=EIO", command=command, output={"on_full": on_full})
     status = run.status()
-    kept = (run.spool / "r" / "stdout").stat().st_size  # the first write may still be taken: a signal may have been noted by one before
-    assert (run.code, status["state"], status["stdout"]["bytes"], status["rusage"] is None) == (0, "terminated", kept, False)
+    assert (run.code, status["state"], status["stdout"]["bytes"], status["rusage"] is None) == (0, "terminated", 0, False)
     if on_full == "drop":
-        assert (status["return_code"], status["stdout"]["dropped"]) == (3, 3_000_000 - kept) and kept <= 65_536
+        assert (status["return_code"], status["stdout"]["dropped"]) == (3, 3_000_000)
     else:
         assert (status["signal"], status["stop"]["reason"]) == ("SIGTERM", "output")
 
@@ -153,3 +157,13 @@ def test_a_spool_that_is_read_only_for_a_while_gets_its_outcome_later(tmp_path):
     need("strace")
     run = Run(tmp_path / "0", "-e", "inject=pwrite64:error=EROFS:when=1..2")
     assert run.has_failed() and check(run, "no write of the outcome succeeds at first") == "unharmed"
+
+
+def test_a_spool_that_turns_read_only_is_told_on_stderr_and_in_the_log_once_that_takes_it(tmp_path):
+    need("strace")
+    faults = [f"-einject={name}:error=EROFS:when=1..{times}" for name, times in (("write", 3), ("pwrite64", 2))]
+    run = Run(tmp_path / "0", *of_run(tmp_path / "0", "stdout", "log", ".status"), *faults, command="echo out")
+    assert (run.code, run.status()["stdout"]) == (0, {"bytes": 0, "dropped": 4}), run.trace
+    dropped, refused = "stdout: bytes are dropped from offset 0 on: Read-only file system", "unable to publish the status of run 'r': Read-only file system"
+    said, log = ([line.partition("Z ")[2] for line in text.splitlines()] for text in (run.stderr, (run.spool / "r" / "log").read_text()))
+    assert (said, log) == ([dropped, refused], [dropped, refused, refused])  # the last one finds a log that takes it, and all before it

@@ -107,13 +107,23 @@ def test_inodes_that_ran_out_eat_no_outcome(small):
     assert (status(small, "r")["return_code"], (small.kept / "r" / "stdout").read_text()) == (4, "out\n")
 
 
-def test_an_unmounted_spool_does_not_take_the_program_down(small):
-    text = """name=r; run "$@" & chaperone=$!; until [ -e ready ]; do sleep 0.01; done
-        umount -l "$SMALL"; mkdir "$SMALL/spool"; touch go; wait $chaperone"""
+@pytest.mark.parametrize("way", ["unmounted", "removed", "moved"])
+def test_a_spool_that_goes_away_does_not_take_the_program_down_and_is_told(small, way):
+    """What was unmounted or moved is written to its end, where it is now; what was removed has no end."""
+    do = {"unmounted": 'umount -l "$SMALL"; mkdir "$SMALL/spool"', "removed": 'rm -r "$SMALL/spool/r"', "moved": 'mv "$SMALL/spool/r" "$SMALL/spool/s"'}
+    text = f"""name=r; run "$@" 2>said & chaperone=$!; until [ -e ready ]; do sleep 0.01; done
+        {do[way]}; touch go; wait $chaperone"""
     program = {"command": "touch ready; until [ -e go ]; do sleep 0.01; done; echo out; touch ended"}
     result = small(text, r={"program": program})
-    assert result.returncode == 0, result.stderr
-    assert (small.kept.parent / "ended").exists() and not list(small.kept.iterdir())
+    place = small.kept.parent
+    assert result.returncode == (os.EX_IOERR if way == "removed" else 0), result.stderr
+    assert (place / "ended").exists()
+    told = [f"the run is not at '{place}/small/spool/r' any more: it was removed, moved or unmounted"]
+    said = [line.partition("Z ")[2] for line in (place / "said").read_text().splitlines()]
+    assert said == told + ["unable to publish the status of run 'r': No such file or directory"] * (way == "removed")
+    if way == "moved":
+        assert [line.partition("Z ")[2] for line in (small.kept / "s" / "log").read_text().splitlines()] == told
+        assert json.loads((small.kept / "s" / "status.json").read_text())["return_code"] == 0
 
 
 def test_a_limit_on_file_sizes_does_not_kill_the_chaperone(spool):
