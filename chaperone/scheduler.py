@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from . import cursor as cursors
-from . import launch, spool
+from . import launch, retain, spool
 from . import spec as specs
 from .errors import NoRunError, SpecError
 from .events import Ended, Lost, Output, Status, status_view
@@ -103,6 +103,17 @@ class Spool:
         """Take an ended run out of .ended/, for schedulers without a follower; one with a follower calls `Follower.collect`."""
         with self._opened() as spool_fd:
             spool.collect(spool_fd, run_id)
+
+    def gc(
+        self,
+        older_s: float | None = None,
+        keep_failed_s: float | None = None,
+        max_bytes: int | None = None,
+        dry_run: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> retain.Summary:
+        """Delete ended runs, as `chaperone gc` does: by age in seconds, by bytes on disk; see `chaperone.retain.gc`."""
+        return retain.gc(self.path, older_s, keep_failed_s, max_bytes, dry_run, progress)
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[int]:

@@ -78,6 +78,21 @@ def test_python_of_the_readme_runs(place):
     subprocess.run([sys.executable, "-c", blocks_found[0]], cwd=place, check=True, timeout=60)
 
 
+def test_retention_of_the_page_about_timers_happens(place, monkeypatch):
+    """Each of its gc and reap lines, and its Python, on a spool with a run that is old enough."""
+    page = pathlib.Path(ROOT, "docs/systemd-and-cron.rst")
+    lines = re.findall(r"chaperone ((?:reap|gc) --spool .*?)(?: >/dev/null)?$", page.read_text(), re.M)
+    assert [line.split()[0] for line in lines] == ["reap", "gc"] * 2
+    (python,) = blocks(page, "python")
+    for do in (*(["sh", "-c", f"chaperone {line.replace('/var/lib/etl/spool', 'spool')}"] for line in lines), [sys.executable, "-c", python]):
+        subprocess.run(["chaperone", "run", "hello.json"], cwd=place, check=True, stdout=subprocess.PIPE)
+        os.utime(place / "spool/hello/status.json", (1, 1))
+        told = subprocess.run(do, cwd=place, check=True, capture_output=True, text=True, timeout=60)
+        assert told.stderr == "" and (place / "spool/hello").exists() == (" reap " in do[-1]), do
+        if "reap" in do[-1]:
+            shutil.rmtree(place / "spool")
+
+
 def test_readme_says_what_setup_says(place):
     text = pathlib.Path(ROOT, "README.rst").read_text()
     setup = pathlib.Path(ROOT, "setup.py").read_text()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import attrs
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from chaperone import recover, retain
 from chaperone import spool as spools
 from chaperone.errors import NoRunError, RunExistsError, SpoolError
+from chaperone.scheduler import Spool
 from spool_tests import disk
 from spool_tests.conftest import ROOT, open_fds
 
@@ -72,6 +74,14 @@ def test_oldest_go_until_the_rest_fits(spool):
     summary = gc(spool, max_bytes=sizes // 2)
     assert summary.removed == ["r0", "r1"] and summary.kept_bytes <= sizes // 2 and summary.freed == sizes - summary.kept_bytes
     assert gc(spool, older_s=6.5 * DAY_S, max_bytes=sizes // 4).removed == ["r2"] and ids(spool) == ["r3"]
+
+
+def test_it_is_asked_for_from_python_too(spool):
+    ended(spool, "old", 8), ended(spool, "bad", 8, code=1), ended(spool, "new")
+    told = []
+    would = Spool(spool).gc(older_s=DAY_S, keep_failed_s=9 * DAY_S, dry_run=True)
+    assert Spool(spool).gc(DAY_S, 9 * DAY_S, progress=lambda *each: told.append(each)) == attrs.evolve(would, freed=mock.ANY)
+    assert (would.removed, ids(spool), told[-1]) == (["old"], ["bad", "new"], (1, 1))
 
 
 def test_dry_run_says_the_same_and_deletes_nothing(spool):
