@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from chaperone import launch, launcher, recover, retain, spool
+from chaperone import launch, launcher, recover, retain, slots, spool
 from chaperone import status as statuses
 from chaperone.errors import ChaperoneError, SpecError, SpoolError
 from chaperone.lines import Outbox
@@ -194,13 +194,15 @@ def test_damage_where_the_launcher_is_costs_a_cold_start_and_nothing_else(spool,
 
 
 @pytest.mark.parametrize("how", [*DAMAGES, *PLANTED])
-@pytest.mark.parametrize("name", [spool.CONNECT, f"{spool.CONNECT}/127.0.0.1,1.0"])
+@pytest.mark.parametrize("name", [spool.CONNECT, f"{spool.CONNECT}/{slots.slot_names('127.0.0.1,1')[0]}"])
 def test_damage_where_slots_are_keeps_nobody_from_connecting(spool, name, how):
     if name != ".connect":
         (spool / ".connect").mkdir(0o700)
     damaged(spool / name, how)
     chaperone = begun(spool, "true", remote={"host": "127.0.0.1", "port": 1, "options": {"UserKnownHostsFile": "/dev/null"}}, timeouts={"connect": 0.1})
     assert chaperone.wait(30) == os.EX_OK
+    used = set(os.listdir(spool / ".connect")) if (spool / ".connect").is_dir() else set()
+    assert used <= set(slots.slot_names("127.0.0.1,1")), "another name was damaged than is used"
     status = Spool(spool)["r"].status()
     assert (status.state, status.started) == ("error", False) and status.exception["stage"] in ("connect", "far-side")
 
