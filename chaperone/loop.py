@@ -74,8 +74,7 @@ class Loop:
         self._ended = True
 
     def run(self) -> None:
-        """Wait and call back, until `end` is called."""
-        self._ended = False
+        """Wait and call back, until `end` is called; not at all where it was called before."""
         while not self._ended:
             # Twice: a poll that a signal interrupted past its time (SIGCONT, say) says "nothing" without having looked,
             # and what has arrived must be heard before a deadline is called missed.

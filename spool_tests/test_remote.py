@@ -200,6 +200,16 @@ def test_failure_to_connect_is_an_error_with_ssh_s_words(spool, sshd, fields, op
     assert time.monotonic() - begun < 20
 
 
+def test_host_without_ssh_is_told_and_the_chaperone_ends_as_ever(chaperone, tmp_path):
+    """The failure comes before there is anything to wait for."""
+    with open(tmp_path / "said", "w+") as said:
+        spec = {"id": "r", "program": {"argv": ["true"]}, "remote": {"host": "h"}}
+        done = chaperone("run", "-", spec=spec, env={**os.environ, "PATH": str(tmp_path)}, stdout=subprocess.PIPE, stderr=said)
+        assert (done.returncode, done.stdout, said.seek(0) or said.read()) == (0, "r\n", "")
+    status = json.loads(chaperone("status", "r").stdout)
+    assert (status["state"], status["exception"]["message"]) == ("error", "unable to run 'ssh': No such file or directory")
+
+
 @pytest.mark.parametrize(
     "program, stage, message",
     [
