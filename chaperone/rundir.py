@@ -192,8 +192,11 @@ class RunDirectory:
             return error.errno not in (errno.ENOENT, errno.ENOTDIR)
 
     def touch(self) -> None:
-        """Leave when the far side was last heard, as the times of `lock`."""
-        os.utime(self.lock_fd, lease.stamp())
+        """Leave when the far side was last heard, as the times of `lock`; a disk that refuses leaves an earlier time, and no harm to the run."""
+        try:
+            os.utime(self.lock_fd, lease.stamp())
+        except OSError:
+            pass
 
     def mark_start(self, monotonic_s: float) -> None:
         """Leave when the program was started, as the atime of the room for its outcome, which nobody reads: who adopts the run goes on from it."""
@@ -305,7 +308,7 @@ def _build(spool_fd: int, path: str, building: str, spec: dict[str, Any], secret
         # Lock before anybody can see it: a follower's probe could make our own acquire fail.
         run.lock_fd = _create(run.fd, spool.LOCK, os.O_RDWR)
         fcntl.flock(run.lock_fd, fcntl.LOCK_EX)
-        run.touch()
+        os.utime(run.lock_fd, lease.stamp())
         text = (jsontext.dumps({"version": spool.VERSION, "key": key, **spec}) + "\n").encode()
         spec_fd = _create(run.fd, spool.SPEC)
         try:

@@ -65,7 +65,7 @@ def test_far_side_that_brings_no_number_ends_nothing(said):
 
 @pytest.mark.long
 @pytest.mark.parametrize("target", fuzz.TARGETS)
-def test_nothing_that_a_fuzzer_finds_makes_it_crash(target, tmp_path):
+def test_nothing_that_a_fuzzer_finds_makes_it_crash(target, tmp_path, told):
     """CHAPERONE_FUZZ_S seconds of it, 600 without that."""
     if subprocess.run([sys.executable, "-c", "import atheris"], capture_output=True, check=False).returncode:
         absent("needs atheris (pip install atheris)")
@@ -73,5 +73,5 @@ def test_nothing_that_a_fuzzer_finds_makes_it_crash(target, tmp_path):
     argv = [sys.executable, fuzz.__file__, target, str(seconds), str(tmp_path)]
     result = subprocess.run(argv, capture_output=True, text=True, errors="replace", timeout=seconds + 120, check=False)
     taken = re.findall(rf"^{target}: \d+ inputs in \d+ s$", result.stderr, re.M)
-    print(taken[-1] if taken else "no input")
+    told(taken[-1] if taken else f"{target}: no input")
     assert result.returncode == 0 and taken, result.stderr[-6000:]
