@@ -582,6 +582,22 @@ def test_points_are_what_changes_something(spool, tmp_path):
     assert names & {"clone", "clone3", "vfork", "fork"} and len(found) > 120
 
 
+def test_call_that_is_new_on_the_path_is_a_new_point_by_itself(tmp_path):
+    """One that no list of ours has a word for, too; what only looks is none, nor what comes before the spool is named."""
+    lines = ['openat(3, "x.pyc", O_RDONLY|O_CLOEXEC) = 4', "unlink(\"before\") = 0", 'mkdirat(AT_FDCWD, "/spool", 0700) = 0', "fstat(4, {}) = 0"]
+    (tmp_path / "trace").write_text("\n".join(lines) + "\n")
+    tracer = crash.Tracer(tmp_path)
+    assert tracer.points("/spool") == {("mkdirat", 1): "before mkdirat 1", ("fstat", 1): "after mkdirat 1"}
+    lines[3:3] = ['futurecallat(4, "y") = 0', 'unlink("z") = 0']
+    (tmp_path / "trace").write_text("\n".join(lines) + "\n")
+    assert list(tracer.points("/spool").items()) == [
+        (("mkdirat", 1), "before mkdirat 1"),
+        (("futurecallat", 1), "before futurecallat 1"),
+        (("unlink", 2), "before unlink 2"),
+        (("fstat", 1), "after unlink 2"),
+    ]
+
+
 @pytest.mark.parametrize("kind", ["SurviveSsh"])
 def test_run_that_never_began_is_told_where_there_was_no_run_before(spool, tmp_path, far, kind):
     """Its directory's parent is not there: the far side has to make it, or could not say that it knows nothing."""
