@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import Iterator
 
 import attrs
+from inotify_simple import INotify, flags
 
 from . import command, spool, watching
 from .errors import SpoolError
@@ -23,6 +24,7 @@ FREE_FILES = 10_000  # a run is 5 files and a directory
 OPEN_FILES = 1_024  # a chaperone holds some 20 fds; a follower 3 for each live run
 WATCHES_A_RUN = 1
 SSH_TIMEOUT_S = 20
+TELLS_S = 1  # inotify takes 0.1 ms
 PROBE = """\
 echo chaperone-doctor
 command -v awk >/dev/null 2>&1 && awk 'BEGIN { print "awk " (system("kill -9 $$") == 265 ? "exact" : "inexact") }' || echo awk none
@@ -86,6 +88,7 @@ def _spool(path: str) -> Iterator[Finding]:
         yield Finding(name="spool", fits=True, says="it is ours, and nobody else can write to it")
     try:
         yield _filesystem(fd)
+        yield _watched(fd)
         yield _flock(fd)
         yield from _room(fd)
     finally:
@@ -95,7 +98,7 @@ def _spool(path: str) -> Iterator[Finding]:
 def _filesystem(fd: int) -> Finding:
     silent = watching.silent_filesystem(fd)
     if silent is None:
-        return Finding(name="filesystem", fits=True, says="it tells every change by inotify")
+        return Finding(name="filesystem", fits=True, says="its type is none that other hosts write to")
     return Finding(
         name="filesystem",
         fits=False,
@@ -104,12 +107,28 @@ def _filesystem(fd: int) -> Finding:
     )
 
 
+def _watched(fd: int) -> Finding:
+    """Whether inotify works: to open a directory is told, and changes nothing."""
+    try:
+        with INotify() as watch:
+            watch.add_watch(f"/proc/self/fd/{fd}", flags.OPEN)
+            os.close(os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=fd))
+            told = bool(watch.read(timeout=1_000 * TELLS_S))
+    except OSError as error:
+        says = f"unable to watch it: {error.strerror}"
+        return Finding(name="inotify", fits=False, says=says, remedy="end who holds so many, or raise fs.inotify.max_user_instances and max_user_watches")
+    if told:
+        return Finding(name="inotify", fits=True, says="it tells what happens in the spool")
+    says = "nothing was told of a change in it: followers would hear of nothing"
+    return Finding(name="inotify", fits=False, says=says, remedy="put the spool on a local filesystem, or have followers poll (poll_s)")
+
+
 def _flock(fd: int) -> Finding:
     """Whether locks work: two opens of one file exclude each other."""
     try:
         first, second = (os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=fd) for _ in range(2))
     except OSError as error:
-        return Finding(name="locks", fits=False, says=f"unable to open the directory: {error.strerror}")
+        return Finding(name="locks", fits=False, says=f"unable to open the directory: {error.strerror}", remedy="ulimit -n: raise the limit of open files")
     try:
         fcntl.flock(first, fcntl.LOCK_SH | fcntl.LOCK_NB)
         try:
@@ -157,7 +176,7 @@ def _open_files() -> Finding:
 def _shell() -> Finding:
     missing = [name for name in ("cat", "grep", "sed", "sleep") if shutil.which(name, path=os.defpath) is None]
     if not os.access("/bin/sh", os.X_OK):
-        return Finding(name="guard", fits=False, says="there is no /bin/sh, which guards each run")
+        return Finding(name="guard", fits=False, says="there is no /bin/sh, which guards each run", remedy="install a shell there: dash, say")
     if missing:
         says = f"{', '.join(missing)} not found in {os.defpath}: a guard can't sweep up after a chaperone that was killed"
         return Finding(name="guard", fits=False, says=says, remedy="install coreutils, grep and sed")
@@ -179,12 +198,13 @@ def _far_side(host: str) -> Iterator[Finding]:
     try:
         argv = command.hops_argv(command.hops({"host": host, "options": {"ConnectTimeout": 10}}), ["/bin/sh"])
     except ValueError as error:
-        yield Finding(name="far side", fits=False, says=str(error))
+        yield Finding(name="far side", fits=False, says=str(error), remedy="name it as for ssh: a host, or one of ~/.ssh/config")
         return
     try:
         done = subprocess.run(argv, input=PROBE.encode(), capture_output=True, timeout=SSH_TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        yield Finding(name="far side", fits=False, says=f"unable to reach {host!r}: {error}")
+        why = error.strerror if isinstance(error, OSError) else f"no answer within {SSH_TIMEOUT_S} s"
+        yield Finding(name="far side", fits=False, says=f"unable to reach {host!r}: {why}", remedy=f"see what ssh -v {host} says")
         return
     noise, ready, rest = done.stdout.decode("utf-8", "replace").partition("chaperone-doctor\n")
     if not ready:
@@ -193,20 +213,25 @@ def _far_side(host: str) -> Iterator[Finding]:
         return
     yield Finding(name="far side", fits=True, says=f"{host!r} can be reached, and has /bin/sh")
     quiet = not noise and not done.stderr
-    yield Finding(name="login noise", fits=None, says="none" if quiet else "startup files there print; it goes to a run's log, not to its output")
+    says = "none" if quiet else "startup files there print; it goes to a run's log, not to its output"
+    yield Finding(name="login noise", fits=None, says=says, remedy=None if quiet else "let them print in interactive shells only, if you mind")
     yield from _tools(dict(line.partition(" ")[::2] for line in rest.splitlines()))
 
 
 def _tools(has: dict[str, str]) -> Iterator[Finding]:
     """What is missing there makes a status say less; nothing of it is needed to run."""
     awk = {"exact": "it tells signals from exit codes", "inexact": "it can't tell a signal from an exit code above 128: such a status says ambiguous"}
-    yield Finding(name="awk", fits=has.get("awk") == "exact", says=awk.get(has.get("awk", ""), "there is none: signals are told as 128+n, ambiguous"))
+    exact = has.get("awk") == "exact"
+    says = awk.get(has.get("awk", ""), "there is none: signals are told as 128+n, ambiguous")
+    yield Finding(name="awk", fits=exact, says=says, remedy=None if exact else "install mawk or gawk there")
+    lost = "what leaves the program's session can't be found when the run is stopped"
     lacks = {
-        "setsid": "there is none: what leaves the program's group is found by ps and by its environment alone",
-        "proc": "there is no readable /proc: what leaves the program's session can't be found when the run is stopped",
-        "grep": "there is none: what leaves the program's session can't be found when the run is stopped",
+        "setsid": ("there is none: what leaves the program's group is found by ps and by its environment alone", "install util-linux there"),
+        "proc": (f"there is no readable /proc: {lost}", "mount it there"),
+        "grep": (f"there is none: {lost}", "install it there"),
     }
-    for name, lack in lacks.items():
-        yield Finding(name=name if name != "proc" else "/proc", fits=has.get(name) == "yes", says="it is there" if has.get(name) == "yes" else lack)
+    for name, (lack, remedy) in lacks.items():
+        there = has.get(name) == "yes"
+        yield Finding(name=name if name != "proc" else "/proc", fits=there, says="it is there" if there else lack, remedy=None if there else remedy)
     fractions = has.get("sleep") == "fractions"
     yield Finding(name="sleep", fits=None, says="it takes fractions of a second" if fractions else "it takes whole seconds: a stop there may take one longer")

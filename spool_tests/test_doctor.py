@@ -1,6 +1,8 @@
 """What doctor finds, where something is missing and where nothing is."""
 
+import errno
 import os
+import subprocess
 
 import pytest
 
@@ -8,14 +10,19 @@ from chaperone import doctor, watching
 
 
 def found(path, host=None):
-    return {finding.name: finding for finding in doctor.examined(str(path), host)}
+    """The findings by name; whatever is missing comes with how to mend it, in a line."""
+    findings = list(doctor.examined(str(path), host))
+    assert [finding for finding in findings if finding.fits is False and not finding.remedy] == []
+    assert not any("\n" in f"{finding.says}{finding.remedy}" for finding in findings)
+    return {finding.name: finding for finding in findings}
 
 
 def test_a_good_spool_fits_in_everything(spool):
     findings = found(spool)
-    assert {name: finding.fits for name, finding in findings.items() if name in ("spool", "filesystem", "locks", "guard")} == {
+    assert {name: finding.fits for name, finding in findings.items() if name in ("spool", "filesystem", "inotify", "locks", "guard")} == {
         "spool": True,
         "filesystem": True,
+        "inotify": True,
         "locks": True,
         "guard": True,
     }
@@ -44,6 +51,21 @@ def test_a_filesystem_that_keeps_silent_is_named(spool, monkeypatch):
     monkeypatch.setattr(watching, "silent_filesystem", lambda fd: "nfs")
     finding = found(spool)["filesystem"]
     assert not finding.fits and finding.says.startswith("it is nfs, which other hosts can write to")
+
+
+def test_a_kernel_that_tells_nothing_of_the_spool_is_told(spool, monkeypatch):
+    monkeypatch.setattr(doctor, "TELLS_S", 0)
+    monkeypatch.setattr(doctor.INotify, "read", lambda watch, timeout: [])
+    assert found(spool)["inotify"].says == "nothing was told of a change in it: followers would hear of nothing"
+
+
+def test_inotify_instances_that_are_used_up_are_told(spool, monkeypatch):
+    def refuse():
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(doctor, "INotify", refuse)
+    finding = found(spool)["inotify"]
+    assert not finding.fits and finding.says == "unable to watch it: Too many open files"
 
 
 @pytest.mark.parametrize(
@@ -90,6 +112,18 @@ def test_startup_files_that_print_are_told(spool, fake_ssh):
     findings = found(spool, "noisy")
     assert findings["far side"].fits is True and findings["awk"].fits in (True, False)
     assert findings["login noise"].says == "startup files there print; it goes to a run's log, not to its output"
+
+
+def test_a_far_side_that_says_nothing_is_told(spool, fake_ssh, monkeypatch):
+    def late(argv, **keywords):
+        if argv[0] == "ssh" and argv[1] != "-V":
+            raise subprocess.TimeoutExpired(argv, keywords["timeout"])
+        return real(argv, **keywords)
+
+    real = subprocess.run
+    monkeypatch.setattr(subprocess, "run", late)
+    finding = found(spool, "silent")["far side"]
+    assert not finding.fits and finding.says == "unable to reach 'silent': no answer within 20 s"
 
 
 def test_a_far_side_that_refuses_is_told_in_ssh_s_words(spool, fake_ssh):
