@@ -78,6 +78,17 @@ def test_python_of_the_readme_runs(place):
     subprocess.run([sys.executable, "-c", blocks_found[0]], cwd=place, check=True, timeout=60)
 
 
+def test_each_figure_of_the_reliability_page_has_a_command_that_makes_it():
+    """A section begins with it, and it names tests that are there."""
+    sections = re.split(r"^[A-Z].*\n-+\n", pathlib.Path(ROOT, "docs/reliability.rst").read_text(), flags=re.M)[1:]
+    commands = [re.match(r"\n``bin/test --as root (--long .*?)``", section) for section in sections]
+    assert len(commands) >= 6 and all(commands)
+    for command in commands:
+        collect = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider", *command[1].split()]
+        result = subprocess.run(collect, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert result.returncode == os.EX_OK, result.stdout + result.stderr  # 5 where it names no test
+
+
 def test_retention_of_the_page_about_timers_happens(place, monkeypatch):
     """Each of its gc and reap lines, and its Python, on a spool with a run that is old enough."""
     page = pathlib.Path(ROOT, "docs/systemd-and-cron.rst")
