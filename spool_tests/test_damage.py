@@ -28,12 +28,19 @@ DAMAGES = {
 PLANTED = {
     "directory": lambda path: path.mkdir(),
     "fifo": lambda path: os.mkfifo(path),
-    "symlink": lambda path: path.symlink_to("/etc/passwd"),
+    "symlink": lambda path: path.symlink_to(next(above / "bait" for above in path.parents if (above / "bait").exists())),
     "dangling": lambda path: path.symlink_to("nowhere"),
 }
-
-
 FILES = [spool.SPEC, spool.FINAL_STATUS, spool.LIVE_STATUS, spool.LOCK, "stdout", "stderr", spool.LOG, spool.CONTROL, spool.RESERVED, spool.BUILDING]
+
+
+@pytest.fixture(autouse=True)
+def bait(tmp_path):
+    """What planted links lead to: whoever follows one changes it, the end of a test included."""
+    path = tmp_path / "bait"
+    path.write_text("bait\n")
+    yield
+    assert path.read_text() == "bait\n"
 
 
 def odd(value):
