@@ -14,7 +14,7 @@ from chaperone import spec as specs
 from chaperone import spool as spools
 from chaperone import status as statuses
 from spool_tests import disk
-from spool_tests.conftest import ROOT, need
+from spool_tests.conftest import ROOT, need, until
 
 FORMAT = pathlib.Path(ROOT, "docs", "spool-format.rst").read_text()
 SPEC = pathlib.Path(ROOT, "docs", "spec.rst").read_text()
@@ -110,11 +110,34 @@ def test_script_waits_for_the_end(spool, how, told):
     need("jq", "flock")
     (script,) = blocks(FORMAT, "sh")
     run = disk.create(spool)
-    probe = subprocess.run(["flock", "-s", "-n", spool / "r" / "lock", "true"], check=False)
-    assert probe.returncode == 1
+    assert probed(spool) == 1
     with subprocess.Popen(["sh", "-c", f"{script}\nwait_for {spool}/r"], stdout=subprocess.PIPE, text=True) as waiting:
         disk.end(run) if how == "lives" else run.close()
         assert waiting.stdout.read() == told + "\n"
+    assert (probed(spool) == 0) == (how == "dies")
+
+
+def probed(spool):
+    """The exit code of the probe that scripts may rely on."""
+    (probe,) = re.findall(r"^- ``(flock .*?)``", FORMAT, re.M)
+    return subprocess.run(["sh", "-c", probe.replace("SPOOL/RUN", f"{spool}/r")], stderr=subprocess.DEVNULL, check=False).returncode
+
+
+def test_script_that_probes_a_run_in_the_moment_of_its_end_makes_no_lock(spool):
+    """As flock(1) does with a file that is not there: an unlocked `lock` says that the chaperone died."""
+    need("jq", "flock")
+    (script,) = blocks(FORMAT, "sh")
+    run = disk.create(spool)
+    go = spool.parent / "go"
+    late = f'flock() {{ : >{go}; while [ -e {spool}/r/lock ]; do sleep 0.01; done; command flock "$@"; }}'
+    with subprocess.Popen(["sh", "-c", f"{late}\n{script}\nwait_for {spool}/r"], stdout=subprocess.PIPE, text=True) as waiting:
+        try:
+            until(go.exists)
+        finally:
+            disk.end(run)
+        assert waiting.stdout.read() == "terminated\n"
+    assert probed(spool) != 0
+    assert sorted(os.listdir(spool / "r")) == ["spec.json", "status.json", "stderr", "stdout"]
 
 
 # -- spec.rst
