@@ -348,7 +348,7 @@ def look(run_fd: int, run_id: str) -> tuple[bool, dict[str, Any]]:
     if alive:
         return True, status
     spec = read_spec(run_fd)
-    if alive is None and not spec:  # gc takes lock and spec away before status.json
+    if not spec and pulse(run_fd) is None:  # gc takes lock and spec away before status.json, whatever was there at our first look
         raise NoRunError(f"unable to look into run {run_id!r}: it is being deleted", errno.ENOENT)
     if leased_s(run_fd, spec, status["boot_id"]) > 0:
         return False, statuses.unattended(status)

@@ -223,6 +223,24 @@ def test_reader_with_an_fd_never_takes_a_deleted_run_for_a_lost_one(spool, monke
     assert set(seen) == {"terminated", "deleted"} and seen == sorted(seen, reverse=True) and gone[-1] == "status.json"
 
 
+def test_run_that_is_deleted_between_two_looks_is_not_lost(spool, monkeypatch):
+    """Its ending was half done, so its lock was there when the reader looked at it first."""
+    run = disk.create(spool)
+    run.publish(disk.terminated(run))
+    run.close()
+    real = spools.pulse
+
+    def deleted_then(run_fd):
+        alive = real(run_fd)
+        monkeypatch.setattr(spools, "pulse", real)
+        assert gc(spool, older_s=-1).removed == ["r"]
+        return alive
+
+    monkeypatch.setattr(spools, "pulse", deleted_then)
+    with pytest.raises(NoRunError, match="^unable to look into run 'r': it is being deleted$"):
+        disk.look(spool)
+
+
 def test_killed_at_any_step_it_is_finished_by_the_next(spool):
     points = 0
 
