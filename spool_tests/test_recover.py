@@ -294,9 +294,9 @@ def test_nothing_is_swept_while_a_starter_is_at_work(spool):
 # -- R6: taking the lock
 
 
-def taken(spool, patience_s=1.0):
+def taken(spool, *patience_s):
     with disk.opened(spool) as spool_fd:
-        run = takeover.take_over(spool_fd, str(spool), "r", patience_s)
+        run = takeover.take_over(spool_fd, str(spool), "r", *patience_s)
     if run is not None:
         run.close()
     return run is not None

@@ -379,6 +379,7 @@ def test_ending_goes_in_its_order(spool, monkeypatch):
         ("unlink", "lock"),
         ("close", lock_fd),
     ]
+    assert ("flock", lock_fd) not in recorded.named("flock"), "it is let go by its close, and not before"
     assert disk.tree(spool) == sorted([".ended", ".ended/r", ".running", "r", *(f"r/{name}" for name in ENDED_FILES)])
     assert open_fds(str(spool)) == []
 
@@ -480,6 +481,11 @@ fill()
 status = {**statuses.stopping(before, "SIGTERM", "request", "\\U0001f600" * 5000, time.time_ns()), "labels": {"team": "\\U0001f600" * 4000}}
 status = {**status, "connection": {"argv": ["'" * 100000], "pid": 1, "drops": 0, "state": "down", "since": None}}
 final = statuses.lost(status, "\\U0001f600" * 5000, None, time.time_ns())
+real = os.ftruncate
+def truncated(fd, length):  # whatever room is given up, somebody else takes at once
+    real(fd, length)
+    fill()
+os.ftruncate = truncated
 run.publish(final)
 run.end()
 alive, found = disk.look(spool)
