@@ -531,6 +531,15 @@ def test_exec_stops_its_program_by_our_signal(spool, tmp_path):
     assert process.returncode == 6
 
 
+def test_exec_drops_what_nobody_reads_and_says_so(chaperone):
+    reading, writing = os.pipe()
+    os.close(reading)
+    result = chaperone("exec", "-", spec=shell("x", "echo out; exit 3"), stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert result.returncode == 3
+    assert re.fullmatch(r"\S+Z stdout: bytes are dropped from offset 0 on: Broken pipe\n", result.stderr)
+
+
 # -- check
 
 
