@@ -92,6 +92,33 @@ def test_status_is_told_once_for_each_change(spool):
         assert next_of(follower, Changed).status.labels == {"connection": "down"}
 
 
+def once_looked_at(monkeypatch, function):
+    """Call a function right after the first look into a run, before anything is made of what was seen."""
+    real = spools.look
+
+    def looked(*arguments):
+        found = real(*arguments)
+        monkeypatch.setattr(spools, "look", real)
+        function()
+        return found
+
+    monkeypatch.setattr(spools, "look", looked)
+
+
+def test_run_is_watched_before_it_is_looked_at(spool, monkeypatch):
+    with Writer(spool) as writer, Follower(spool) as follower:
+        once_looked_at(monkeypatch, writer.running)
+        assert told(follower) == [("started", "r"), ("changed", "r", "starting"), ("changed", "r", "running")]
+
+
+def test_run_that_is_moved_away_while_it_is_looked_at_is_not_lost(spool, monkeypatch):
+    with Writer(spool) as writer:
+        writer.running().die()
+    once_looked_at(monkeypatch, lambda: os.rename(spool / "r", spool / ".r.0.gone"))
+    with Follower(spool) as follower:
+        assert "lost" not in [event[0] for event in told(follower)]
+
+
 def test_first_status_is_told_again_after_reconnecting(spool):
     with Writer(spool) as writer:
         with Follower(spool) as follower:

@@ -223,11 +223,8 @@ def test_reader_with_an_fd_never_takes_a_deleted_run_for_a_lost_one(spool, monke
     assert set(seen) == {"terminated", "deleted"} and seen == sorted(seen, reverse=True) and gone[-1] == "status.json"
 
 
-def test_run_that_is_deleted_between_two_looks_is_not_lost(spool, monkeypatch):
-    """Its ending was half done, so its lock was there when the reader looked at it first."""
-    run = disk.create(spool)
-    run.publish(disk.terminated(run))
-    run.close()
+def deleted_after_a_probe(spool, monkeypatch):
+    """From now on gc deletes what has ended right after the next probe of a lock."""
     real = spools.pulse
 
     def deleted_then(run_fd):
@@ -237,8 +234,23 @@ def test_run_that_is_deleted_between_two_looks_is_not_lost(spool, monkeypatch):
         return alive
 
     monkeypatch.setattr(spools, "pulse", deleted_then)
+
+
+def test_run_that_is_deleted_between_two_looks_is_not_lost(spool, monkeypatch):
+    """Its ending was half done, so its lock was there when the reader looked at it first."""
+    run = disk.create(spool)
+    run.publish(disk.terminated(run))
+    run.close()
+    deleted_after_a_probe(spool, monkeypatch)
     with pytest.raises(NoRunError, match="^unable to look into run 'r': it is being deleted$"):
         disk.look(spool)
+
+
+def test_run_that_is_deleted_while_it_is_reaped_is_not_there(spool, monkeypatch):
+    ended(spool, "r")
+    deleted_after_a_probe(spool, monkeypatch)
+    with pytest.raises(NoRunError, match="^unable to reap run 'r': it is being deleted$"):
+        recover.reap(str(spool), ["r"])
 
 
 def test_killed_at_any_step_it_is_finished_by_the_next(spool):
