@@ -294,6 +294,7 @@ class Follower:
     def _look_everywhere(self) -> None:
         """Nothing is certain any more, or nobody tells: look at every run that has not ended, and for new ones."""
         self._list()
+        self._removed = self._removed or os.fstat(self.spool_fd).st_nlink == 0  # nobody tells that either
         for run in self._runs.values():
             if not run.has_ended():
                 self._queue(run, LOOK)

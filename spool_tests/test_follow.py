@@ -673,6 +673,15 @@ def test_removed_spool_is_an_error_after_the_last_ending(spool):
             follower.next(5)
 
 
+def test_removed_spool_is_an_error_where_it_is_polled_too(spool):
+    with Writer(spool), Follower(spool, poll_s=0.005) as follower:
+        told(follower)
+        shutil.rmtree(spool)
+        assert brief(follower.next(5)) == ("ended", "r", None)
+        with pytest.raises(SpoolError, match="^unable to follow spool '.*/spool' any longer: it was removed$"):
+            follower.next(5)
+
+
 def test_run_that_can_not_be_read_is_told_once_and_disturbs_no_other(spool):
     with Writer(spool, "bad"), Writer(spool, "good") as good, Follower(spool) as follower:
         os.link(spool / "bad" / "lock", spool / "planted")
