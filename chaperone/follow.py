@@ -27,6 +27,7 @@ from .watching import CLOSE_WRITE, DELETE, IGNORED, MODIFY, MOVED_FROM, MOVED_TO
 
 POLL_S = 1.0  # where inotify is silent: each look at 1,000 live runs costs some 80 ms of CPU
 GATHER_S = 0.001  # how long the kernel's queue may fill while there is work on hand: 5,000 events/s fill it in 3 s
+LATE_LOOKS = 64  # of 64 KiB each, when the time is over: more than the kernel's queue holds, but a flood of what is not followed never ends
 TURN_S = 0.005  # how long an event loop's other tasks may have to wait for ours
 POLL = object()  # the name of the alarm for the next poll
 
@@ -169,6 +170,7 @@ class Follower:
             Event: None when the time is over, or when all runs that were named have ended.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
+        late = 0
         while True:
             event = self._take()
             if event is not None:
@@ -176,7 +178,8 @@ class Follower:
             if self.is_over():
                 return None
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if not self._watcher.wait(left) and left == 0:
+            late += left == 0
+            if late > LATE_LOOKS or not self._watcher.wait(left) and left == 0:
                 return None
 
     def is_over(self) -> bool:

@@ -797,6 +797,26 @@ def test_next_returns_none_when_the_time_is_over(spool):
         assert follower.next(0.01) is None
 
 
+def test_next_returns_when_the_time_is_over_whatever_is_told_of_what_it_does_not_follow(spool, monkeypatch):
+    """Another stream's flood keeps the fd readable without a pause, and there is no event in it."""
+    with Writer(spool) as writer, Follower(spool, streams=["stdout"]) as follower:
+        told(follower)
+
+        def flooded(self, whole=watching.Watcher.read):
+            nonlocal looks
+            looks += 1
+            assert looks < 1_000, "it never returns"
+            writer.write(b"x", "stderr")
+            return whole(self)
+
+        looks = 0
+        monkeypatch.setattr(watching.Watcher, "read", flooded)
+        monkeypatch.setattr(watching.Watcher, "wait", lambda self, timeout_s: True)
+        assert (follower.next(0), follower.next(0.001)) == (None, None)
+        writer.write(b"y")
+        assert brief(follower.next(0)) == ("output", "r", "stdout", 0, b"y")
+
+
 def test_async_for_tells_the_same_without_threads(spool):
     async def scheduler():
         import threading
