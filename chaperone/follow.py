@@ -49,7 +49,7 @@ class Follower:
     Attributes:
         polling (str): Why changes are told late, in one sentence; None when the kernel tells them.
     Raises:
-        SpecError: If the cursor is none.
+        SpecError: If the cursor is none, or the streams or the seconds can't be meant so.
         SpoolError: If the spool can't be followed.
     """
 
@@ -66,6 +66,8 @@ class Follower:
         self.wanted = tuple(streams)
         if not set(self.wanted) <= set(spool.STREAMS):
             raise SpecError(f"unable to follow streams {self.wanted!r}: want some of stdout and stderr")
+        if poll_s is not None and not 0 < poll_s < float("inf"):
+            raise SpecError(f"unable to poll every {poll_s!r} s: want a number of seconds greater than 0")
         self.polling: str | None = None
         self._named = None if runs is None else frozenset(runs)
         self._others = {run_id: entry for run_id, entry in entries.items() if self._named is not None and run_id not in self._named}

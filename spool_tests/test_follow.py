@@ -725,6 +725,12 @@ def test_polling_tells_the_same(spool):
         shutil.rmtree(spool)
 
 
+@pytest.mark.parametrize("poll_s", [0, -1, float("nan"), float("inf")])
+def test_time_in_which_nobody_can_poll_is_refused(spool, poll_s):
+    with pytest.raises(SpecError, match=f"^unable to poll every {poll_s!r} s: want a number of seconds greater than 0$"):
+        Follower(spool, poll_s=poll_s)
+
+
 def test_silent_filesystem_is_polled_and_said_so(spool, monkeypatch):
     monkeypatch.setattr(follow, "silent_filesystem", lambda fd: "nfs")
     monkeypatch.setattr(follow, "POLL_S", 0.005)
