@@ -27,24 +27,32 @@ IGNORED, OVERFLOW, ONLYDIR = int(flags.IGNORED), int(flags.Q_OVERFLOW), int(flag
 READ_BYTES = 64 * 1024  # some 2,000 events at once: the deeper the queue, the more of them share one read
 CLOCK_MONOTONIC = 1
 
-# A change made on another host reaches no inotify here.  statfs(2) names them; coreutils' `tail -f` polls on the same ones.
+# A change made on another host reaches no inotify here.  statfs(2) names them; coreutils' `tail -f` polls on all of these.
+# Not on overlays, where it polls too: a run directory is made through the overlay and written through it, and that is told.
 SILENT_FILESYSTEMS = {
+    0x61636673: "acfs",
     0x5346414F: "afs",
+    0x19830326: "beegfs",
     0x00C36400: "ceph",
     0xFF534D42: "cifs",
     0x73757245: "coda",
     0x65735546: "fuse",
     0x01161970: "gfs2",
     0x47504653: "gpfs",
+    0x013111A8: "ibrix",
+    0x6B414653: "k-afs",
     0x0BD00BD0: "lustre",
     0x0000564C: "ncp",
     0x00006969: "nfs",
     0x7461636F: "ocfs2",
+    0xAAD7AAEA: "panfs",
     0x7C7C6673: "prl_fs",
     0x0000517B: "smb",
     0xFE534D42: "smb2",
+    0xBEEFDEAD: "snfs",
     0x786F4256: "vboxsf",
     0xBACBACBC: "vmhgfs",
+    0xA501FCF5: "vxfs",
     0x01021997: "9p",
 }
 

@@ -772,6 +772,19 @@ def test_limits_are_named_in_the_error(spool, monkeypatch):
         Follower(spool)
 
 
+def test_silent_filesystem_is_told_by_what_the_kernel_says_it_is(spool, monkeypatch):
+    """No test has an NFS: the filesystem that is here is put among the silent ones, by the number that stat(1) finds."""
+    magic = int(subprocess.run(["stat", "-f", "-c", "%t", spool], capture_output=True, text=True, check=True).stdout, 16)
+    monkeypatch.setitem(watching.SILENT_FILESYSTEMS, magic, "far away")
+    with pytest.warns(RuntimeWarning), Follower(spool) as follower:
+        assert follower.polling == f"looking at spool {str(spool)!r} every 1 s: inotify may be silent on far away"
+
+
+@pytest.mark.parametrize("name, magic", [("nfs", 0x6969), ("beegfs", 0x19830326), ("panfs", 0xAAD7AAEA), ("k-afs", 0x6B414653)])
+def test_filesystems_that_several_hosts_share_are_silent(name, magic):
+    assert watching.SILENT_FILESYSTEMS[magic] == name
+
+
 def test_local_filesystem_is_not_silent(spool):
     fd = os.open(spool, os.O_RDONLY)
     assert watching.silent_filesystem(fd) is None
