@@ -21,7 +21,7 @@ from . import cursor as cursors
 from .errors import SpecError, SpoolError
 from .events import Changed, Ended, Event, Lost, Output, Shrank, Started
 from .follow import Follower
-from .spool import failure
+from .spool import STREAMS, failure
 
 BATCH_EVENTS = 256
 BATCH_BYTES = 1024 * 1024  # of output: a batch is written to the cursor file too
@@ -138,11 +138,11 @@ class Outbox:
                 self._tails[event.run_id, event.stream] = data[whole:]
             return [_output(event.run_id, event.stream, event.offset - len(tail), data[:whole])] if whole else []
         left = []
-        for run_id, stream in [name for name in self._tails if name[0] == event.run_id and not isinstance(event, Changed)]:
-            tail = self._tails.pop((run_id, stream))
-            entry = self._follower.entry(run_id) or {}
-            offset = event.offset if isinstance(event, Shrank) and event.stream == stream else entry.get(stream, 0)
-            left.append(_output(run_id, stream, offset - len(tail), tail))
+        entry = self._follower.entry(event.run_id) or {}
+        for stream in (event.stream,) if isinstance(event, Shrank) else () if isinstance(event, Changed) else STREAMS:
+            if tail := self._tails.pop((event.run_id, stream), b""):
+                offset = event.offset if isinstance(event, Shrank) else entry.get(stream, 0)
+                left.append(_output(event.run_id, stream, offset - len(tail), tail))
         return [*left, json.dumps(_object(event))]
 
     def _keep(self, number: int, lines: list[str]) -> None:
@@ -253,12 +253,13 @@ def _is_line(text: object) -> bool:
 
 
 def _incomplete(data: bytes) -> int:
-    """How many bytes at the end are the beginning of a character, of text that is UTF-8 up to there; 0 where it is no such text."""
-    try:
-        data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        left = len(data) - error.start
-        return left if left <= TAIL and error.end == len(data) and error.reason == "unexpected end of data" else 0
+    """How many bytes at the end are the beginning of a character, whatever is before them; 0 if it ends with a whole one, or with no text."""
+    for left in range(1, min(TAIL, len(data)) + 1):
+        try:
+            data[-left:].decode("utf-8")
+        except UnicodeDecodeError as error:
+            if error.start == 0 and error.reason == "unexpected end of data":
+                return left
     return 0
 
 

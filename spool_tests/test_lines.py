@@ -92,6 +92,48 @@ def test_bytes_that_are_no_text_are_base64(spool, file):
         assert outputs(outbox.batch(0)) == [("stdout", 0, encoded[0]), ("stderr", 0, encoded[1])]
 
 
+def test_character_is_not_cut_where_bytes_before_it_are_no_text(spool, file):
+    with Outbox(spool, file) as outbox, Writer(spool) as writer:
+        writer.write(b"\xff" + DUCK[:2])
+        assert outputs(outbox.batch(0)) == [("stdout", 0, base64.b64encode(b"\xff").decode())]
+        outbox.acknowledge(1)
+        writer.write(DUCK[2:] + b"b")
+        assert outputs(outbox.batch(0)) == [("stdout", 1, "🦆b")]
+
+
+def test_character_is_not_cut_where_the_other_stream_shrinks(spool, file):
+    with Outbox(spool, file) as outbox, Writer(spool) as writer:
+        writer.write(b"longer").write(DUCK[:2], "stderr")
+        outbox.batch(0)
+        outbox.acknowledge(1)
+        os.truncate(spool / "r" / "stdout", 1)
+        assert [line["event"] for line in objects(outbox.batch(0))] == ["shrank", "output", "batch"]
+        outbox.acknowledge(2)
+        writer.write(DUCK[2:], "stderr")
+        assert outputs(outbox.batch(0)) == [("stderr", 0, "🦆")]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_wherever_bytes_are_cut_each_character_is_whole_in_one_line(spool, file, seed):
+    dice = random.Random(seed)
+    data = b"".join(dice.choice([DUCK, b"\xff", "ß".encode(), "名".encode(), b"a"]) for _ in range(60))
+    pieces = []
+    with Outbox(spool, file) as outbox, Writer(spool) as writer:
+        begin = 0
+        while begin < len(data):
+            end = begin + dice.randrange(1, 6)
+            writer.write(data[begin:end])
+            begin = end
+            if lines := outbox.batch(0):
+                pieces += outputs(lines)
+                outbox.acknowledge(outbox.number)
+        writer.end()
+        pieces += outputs(outbox.batch(0))
+    whole = data.decode("utf-8", "surrogateescape")
+    bounds = {len(whole[:number].encode("utf-8", "surrogateescape")) for number in range(len(whole) + 1)}
+    assert {offset for _, offset, _ in pieces} <= bounds, f"seed {seed}"
+
+
 def test_next_batch_waits_for_the_acknowledgement(spool, file):
     with Outbox(spool, file) as outbox, Writer(spool):
         outbox.batch(0)
