@@ -64,6 +64,7 @@ class Outbox:
         self.number: int = kept["batch"] if kept else 0
         self._unacknowledged: list[str] = kept["lines"] if kept else []
         self._again = bool(self._unacknowledged)
+        self._made: list[str] = []
         self._tails: dict[tuple[str, str], bytes] = {}
         self._follower = Follower(spool_path, kept["cursor"] if kept else begin)
 
@@ -87,30 +88,36 @@ class Outbox:
             list: Lines of JSON without newlines, the last one `{"event": "batch", "batch": NUMBER}`; None when the time is over.
         Raises:
             SpecError: If the last one was not acknowledged.
-            SpoolError: If the cursor file can't be written: then nothing was handed out.
+            SpoolError: If the cursor file can't be written, or the spool can't be read: nothing was handed out, and the next call goes on.
         """
         if self._again:
             self._again = False
             return self._unacknowledged
         if self._unacknowledged:
             raise SpecError(f"unable to make the next batch: batch {self.number} was not acknowledged")
-        lines: list[str] = []
-        room = BATCH_BYTES
-        while not lines:
-            event = self._follower.next(timeout)
-            if event is None:
-                return None
-            while event is not None:
-                lines += self._written(event)
-                room -= len(event.data) if isinstance(event, Output) else 0
-                event = self._follower.next(0) if len(lines) < BATCH_EVENTS and room > 0 else None
-        lines.append(json.dumps({"event": "batch", "batch": self.number + 1}))
+        if not self._made and not self._make(timeout):
+            return None
+        lines = [*self._made, json.dumps({"event": "batch", "batch": self.number + 1})]
         self._keep(self.number + 1, lines)
+        self._made = []
         self.number += 1
         self._unacknowledged = lines
         if self._path is None:
             self.acknowledge(self.number)
         return lines
+
+    def _make(self, timeout: float | None) -> bool:
+        """Take events until there is a batch of them; what was taken stays in `_made` if the next can't be, for it is told once."""
+        room = BATCH_BYTES
+        while not self._made:
+            event = self._follower.next(timeout)
+            if event is None:
+                return False
+            while event is not None:
+                self._made += self._written(event)
+                room -= len(event.data) if isinstance(event, Output) else 0
+                event = self._follower.next(0) if len(self._made) < BATCH_EVENTS and room > 0 else None
+        return True
 
     def acknowledge(self, number: int) -> None:
         """

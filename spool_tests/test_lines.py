@@ -205,6 +205,24 @@ def test_cursor_file_that_can_not_be_written_hands_out_nothing(spool, file):
             outbox.batch(0)
 
 
+def test_batch_that_could_not_be_kept_is_the_next_one(spool, file):
+    """A disk that was full for a while: what the follower has told already it tells no second time."""
+    with Writer(spool) as writer, Outbox(spool, file) as outbox:
+        writer.running().write(b"one")
+        os.mkdir(f"{file}.new")
+        for _ in range(2):
+            with pytest.raises(SpoolError, match="Is a directory$"):
+                outbox.batch(0)
+        os.rmdir(f"{file}.new")
+        lines = outbox.batch(0)
+        assert [line["event"] for line in objects(lines)] == ["started", "changed", "output", "batch"]
+        outbox.acknowledge(1)
+        writer.write(b"two")
+        assert outputs(outbox.batch(0)) == [("stdout", 3, "two")]
+    with Outbox(spool, file) as outbox:
+        assert outputs(outbox.batch(0)) == [("stdout", 3, "two")]
+
+
 def test_cursor_file_in_no_directory_is_refused(spool):
     with pytest.raises(SpoolError, match="^unable to lock cursor file '.*/no/cursor.json': No such file or directory$"):
         Outbox(spool, str(spool / "no" / "cursor.json"))
