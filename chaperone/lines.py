@@ -166,6 +166,7 @@ class Outbox:
                 file.flush()
                 os.fsync(file.fileno())
             os.rename(building, self._path)
+            _sync_directory(self._path)
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.unlink(building)
@@ -227,6 +228,18 @@ def _locked(path: str) -> int:
         os.ftruncate(fd, 0)
         os.pwrite(fd, b"%d\n" % os.getpid(), 0)
         return fd
+
+
+def _sync_directory(path: str) -> None:
+    """Have a rename on the disk: without it a power cut may leave the file that was there before."""
+    fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a filesystem that syncs no directories
+            raise
+    finally:
+        os.close(fd)
 
 
 def _private(path: str, flags: int) -> int:

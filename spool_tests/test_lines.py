@@ -223,6 +223,27 @@ def test_batch_that_could_not_be_kept_is_the_next_one(spool, file):
         assert outputs(outbox.batch(0)) == [("stdout", 3, "two")]
 
 
+def test_batch_is_on_the_disk_under_its_name_before_it_is_handed_out(spool, file, monkeypatch):
+    """Else a power cut could take it back from under a consumer that has its number, and another batch would come with that number."""
+    steps = []
+    synced, renamed = os.fsync, os.rename
+
+    def fsync(fd):
+        steps.append(("fsync", os.readlink(f"/proc/self/fd/{fd}")))
+        synced(fd)
+
+    def rename(old, new):
+        steps.append(("rename", new))
+        renamed(old, new)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with Writer(spool), Outbox(spool, file) as outbox:
+        monkeypatch.setattr(os, "rename", rename)
+        steps.clear()
+        outbox.batch(0)
+        assert steps == [("fsync", f"{file}.new"), ("rename", file), ("fsync", os.path.dirname(file))]
+
+
 def test_cursor_file_in_no_directory_is_refused(spool):
     with pytest.raises(SpoolError, match="^unable to lock cursor file '.*/no/cursor.json': No such file or directory$"):
         Outbox(spool, str(spool / "no" / "cursor.json"))
