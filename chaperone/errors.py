@@ -37,6 +37,10 @@ class NoRunError(SpoolError):
     """There is no such run, or its id prefix fits several."""
 
 
+class UnreadableRunError(SpoolError):
+    """One run directory can't be read; that says nothing of the others."""
+
+
 class TransitionError(ChaperoneError, RuntimeError):
     """Our own fault: a state that can't follow the one before it."""
 

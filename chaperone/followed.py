@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from . import cursor as cursors
 from . import spool
 from . import status as statuses
-from .errors import NoRunError, SpoolError
+from .errors import NoRunError, SpoolError, UnreadableRunError
 from .events import Changed, Ended, Event, Lost, Output, Shrank, Started, status_view
 from .opened import OpenStreams
 from .watching import CLOSE_WRITE, IGNORED, MODIFY, MOVED_TO
@@ -120,7 +120,8 @@ class FollowedRun:
         Returns:
             Event: Or None, when there is none; `hints` is 0 then, unless a look showed something that has to be looked at again.
         Raises:
-            SpoolError: If it can't be read. The hints stay if another time may do, as when no fd is free.
+            UnreadableRunError: If it can't be read.
+            SpoolError: If another time may do, as when no fd is free; the hints stay.
         """
         try:
             if self.hints & (LOOK | ENDED):
@@ -132,11 +133,12 @@ class FollowedRun:
                 if event is not None:
                     return event
         except OSError as error:
-            if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
-                self.hints, self._final = 0, None
-            if isinstance(error, SpoolError):
-                raise
-            raise spool.failure(f"look at run {self.run_id!r}", error) from error
+            reason = error if isinstance(error, SpoolError) else error.strerror
+            sentence = f"unable to follow run {self.run_id!r}: {reason}"
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+                raise SpoolError(sentence, error.errno) from error
+            self.hints, self._final = 0, None
+            raise UnreadableRunError(sentence, error.errno) from error
         return self._end() if self._final is not None and not self.hints else None
 
     # -- looking: lock, then status, then streams (rule R1)

@@ -14,11 +14,12 @@ import json
 import os
 import select
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from . import cursor as cursors
-from .errors import SpecError, SpoolError
+from .errors import SpecError, SpoolError, UnreadableRunError
 from .events import Changed, Ended, Event, Lost, Output, Shrank, Started
 from .follow import Follower
 from .spool import STREAMS, failure
@@ -110,14 +111,22 @@ class Outbox:
         """Take events until there is a batch of them; what was taken stays in `_made` if the next can't be, for it is told once."""
         room = BATCH_BYTES
         while not self._made:
-            event = self._follower.next(timeout)
+            event = self._next(timeout)
             if event is None:
                 return False
             while event is not None:
                 self._made += self._written(event)
                 room -= len(event.data) if isinstance(event, Output) else 0
-                event = self._follower.next(0) if len(self._made) < BATCH_EVENTS and room > 0 else None
+                event = self._next(0) if len(self._made) < BATCH_EVENTS and room > 0 else None
         return True
+
+    def _next(self, timeout: float | None) -> Event | None:
+        """The next event; a run that can't be read is warned of, and holds up no other."""
+        while True:
+            try:
+                return self._follower.next(timeout)
+            except UnreadableRunError as error:
+                warnings.warn(str(error), RuntimeWarning, stacklevel=2)
 
     def acknowledge(self, number: int) -> None:
         """

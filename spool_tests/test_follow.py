@@ -18,7 +18,7 @@ import pytest
 
 from chaperone import follow, followed, opened, retain, watching
 from chaperone import spool as spools
-from chaperone.errors import NoRunError, SpecError, SpoolError
+from chaperone.errors import NoRunError, SpecError, SpoolError, UnreadableRunError
 from chaperone.events import Changed, Ended, Lost, Output, Shrank, Started
 from chaperone.follow import Follower
 from spool_tests.conftest import open_fds
@@ -686,7 +686,8 @@ def test_run_that_can_not_be_read_is_told_once_and_disturbs_no_other(spool):
     with Writer(spool, "bad"), Writer(spool, "good") as good, Follower(spool) as follower:
         os.link(spool / "bad" / "lock", spool / "planted")
         events = []
-        with pytest.raises(SpoolError, match="^unable to open 'lock'"):
+        sentence = "^unable to follow run 'bad': unable to open 'lock': want a file of ours without other links$"
+        with pytest.raises(UnreadableRunError, match=sentence):
             while event := follower.next(0):
                 events.append(brief(event))
         events += told(follower)

@@ -294,6 +294,21 @@ def test_second_follow_with_the_same_cursor_file_is_refused_with_one_sentence(sp
     assert first.returncode == 0
 
 
+def test_run_that_can_not_be_read_is_told_on_stderr_and_holds_up_no_other(spool, file):
+    """It stays there, perhaps for days: to end at it would be to end at each start."""
+    with Writer(spool, "bad"), Writer(spool, "good") as good:
+        os.link(spool / "bad" / "lock", spool / "planted")
+        good.write(b"hello").end()
+        with following(file) as follow:
+            told = []
+            while "batch" not in told:
+                told.append(json.loads(follow.stdout.readline())["event"])
+            follow.stdin.write("1\n")
+            follow.stdin.close()
+            assert follow.stderr.read() == "chaperone: unable to follow run 'bad': unable to open 'lock': want a file of ours without other links\n"
+    assert (follow.returncode, told) == (0, ["started", "started", "output", "ended", "batch"])
+
+
 def test_cursor_file_is_free_once_its_follow_was_killed(spool, file):
     with Writer(spool):
         for _ in range(2):
