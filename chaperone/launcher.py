@@ -142,6 +142,7 @@ def _fork_for_each(listening: _socket.socket, ours: tuple[int, ...], spool_path:
         ours (tuple): fds that no fork may keep.
         idle_s (float): Return when nobody came for so many seconds; None for never.
     """
+    us = os.getpid()
     poll = select.poll()
     poll.register(listening.fileno(), select.POLLIN)
     while poll.poll(None if idle_s is None else idle_s * 1000):
@@ -153,7 +154,7 @@ def _fork_for_each(listening: _socket.socket, ours: tuple[int, ...], spool_path:
         _signal.pthread_sigmask(_signal.SIG_SETMASK, prologue.ALL_SIGNALS)  # as `settle` leaves them in a chaperone
         try:
             if not os.fork():
-                _become_chaperone(fd, ours, spool_path)
+                _become_chaperone(fd, ours, spool_path, us)
         except OSError:  # no more processes: the asker sees its connection close, and tells what it can
             pass
         _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
@@ -163,7 +164,7 @@ def _fork_for_each(listening: _socket.socket, ours: tuple[int, ...], spool_path:
 # -- the fork: what it does not touch stays one page for all runs, and 0.1 MB of touched pages are 0.05 ms
 
 
-def _become_chaperone(fd: int, ours: tuple[int, ...], spool_path: str) -> NoReturn:
+def _become_chaperone(fd: int, ours: tuple[int, ...], spool_path: str, launcher_pid: int) -> NoReturn:
     """Take the request, hold its run, exit."""
     code = os.EX_SOFTWARE
     try:
@@ -174,14 +175,20 @@ def _become_chaperone(fd: int, ours: tuple[int, ...], spool_path: str) -> NoRetu
         connection = _socket.socket(fileno=fd)
         connection.settimeout(ANSWER_S)
         try:
-            code = _hold(connection, _request(connection), spool_path)
+            code = _hold(connection, _request(connection, launcher_pid), spool_path)
         except (ChaperoneError, OSError, ValueError) as error:
             _say(connection, {"error": type(error).__name__, "message": str(error), "errno": error.errno if isinstance(error, OSError) else None})
     finally:
         os._exit(code)
 
 
-def _request(connection: _socket.socket) -> Request:
+def _end(launcher_pid: int) -> None:
+    """Have the launcher end, for the next one that is asked for to be right; not whoever has us for a child since it died."""
+    if os.getppid() == launcher_pid:
+        os.kill(launcher_pid, _signal.SIGTERM)
+
+
+def _request(connection: _socket.socket, launcher_pid: int) -> Request:
     uid = int.from_bytes(connection.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, _PEER)[4:8], "little")
     if uid != os.geteuid():
         raise ChaperoneError(f"unable to launch for uid {uid}: want uid {os.geteuid()}")
@@ -189,7 +196,7 @@ def _request(connection: _socket.socket) -> Request:
     image = value.get("image") if isinstance(value, dict) else None
     if not isinstance(value, dict) or image != IMAGE:
         if isinstance(image, str) and image > IMAGE:
-            os.kill(os.getppid(), _signal.SIGTERM)  # it was upgraded: the next one that is asked for is new
+            _end(launcher_pid)  # it was upgraded
         raise ChaperoneError(f"unable to launch: want a request of image {IMAGE!r}")
     return value
 

@@ -188,6 +188,16 @@ def test_launcher_of_older_code_ends_and_the_start_is_cold(spool, warm, monkeypa
     until(lambda: state_of(warm) in "ZX")
 
 
+def test_upgrade_ends_the_launcher_alone_and_nobody_who_took_its_fork_over(monkeypatch):
+    """A launcher that dies meanwhile leaves its fork to init, or to a subreaper: that one's pid is what getppid says then."""
+    ended = []
+    monkeypatch.setattr(os, "kill", lambda *arguments: ended.append(arguments))
+    launcher._end(os.getpid())
+    assert ended == []
+    launcher._end(os.getppid())
+    assert ended == [(os.getppid(), signal.SIGTERM)]
+
+
 def test_stopped_launcher_costs_a_cold_start_and_starts_nothing_twice(spool, warm, monkeypatch):
     monkeypatch.setattr(launcher, "ANSWER_S", 0.2)
     os.kill(warm, signal.SIGSTOP)
