@@ -139,7 +139,7 @@ def _fork_for_each(listening: _socket.socket, ours: tuple[int, ...], spool_path:
     The whole loop: who is slow to say what it wants keeps a fork of us waiting, not us.
 
     Args:
-        ours (tuple): fds that no fork may keep.
+        ours (tuple): fds that no fork may keep; the first is the spool's.
         idle_s (float): Return when nobody came for so many seconds; None for never.
     """
     us = os.getpid()
@@ -168,6 +168,7 @@ def _become_chaperone(fd: int, ours: tuple[int, ...], spool_path: str, launcher_
     """Take the request, hold its run, exit."""
     code = os.EX_SOFTWARE
     try:
+        is_here = _is_at(ours[0], spool_path)
         for number in ours:
             os.close(number)
         for number in CHANGED_SIGNALS:
@@ -175,11 +176,23 @@ def _become_chaperone(fd: int, ours: tuple[int, ...], spool_path: str, launcher_
         connection = _socket.socket(fileno=fd)
         connection.settimeout(ANSWER_S)
         try:
-            code = _hold(connection, _request(connection, launcher_pid), spool_path)
+            request = _request(connection, launcher_pid)
+            if not is_here:
+                _end(launcher_pid)
+                raise ChaperoneError(f"unable to launch for spool {spool_path!r}: it was moved")
+            code = _hold(connection, request, spool_path)
         except (ChaperoneError, OSError, ValueError) as error:
             _say(connection, {"error": type(error).__name__, "message": str(error), "errno": error.errno if isinstance(error, OSError) else None})
     finally:
         os._exit(code)
+
+
+def _is_at(spool_fd: int, spool_path: str) -> bool:
+    """Whether the launcher's spool still has its name: who asks at a socket that was moved wants no run in another spool."""
+    try:
+        return os.path.samestat(os.fstat(spool_fd), os.stat(spool_path))
+    except OSError:
+        return False
 
 
 def _end(launcher_pid: int) -> None:

@@ -198,6 +198,18 @@ def test_upgrade_ends_the_launcher_alone_and_nobody_who_took_its_fork_over(monke
     assert ended == [(os.getppid(), signal.SIGTERM)]
 
 
+def test_launcher_of_a_spool_that_was_moved_starts_nothing_elsewhere(spool, warm, chaperone):
+    """The socket moves with the spool; the run is to be where it was asked for."""
+    moved = spool.parent / "moved"
+    spool.rename(moved)
+    spool.mkdir(0o700)
+    result = chaperone("run", "--warm", "--id", "r", "--spool", moved, "-", spec={"program": {"argv": ["true"]}})
+    assert (result.returncode, result.stdout, result.stderr) == (0, "r\n", "")
+    assert final(moved, "r")["state"] == "terminated"
+    assert os.listdir(spool) == []
+    until(lambda: state_of(warm) in "ZX", what="it is of no use any more")
+
+
 def test_stopped_launcher_costs_a_cold_start_and_starts_nothing_twice(spool, warm, monkeypatch):
     monkeypatch.setattr(launcher, "ANSWER_S", 0.2)
     os.kill(warm, signal.SIGSTOP)
