@@ -16,8 +16,8 @@ from chaperone.events import Changed, Ended, Lost, Output
 from chaperone.follow import Follower
 from spool_tests.writer import WORDS, Writer
 
-RUNS = 50
-AT_ONCE = 10
+RUNS = 70
+AT_ONCE = 50  # so many write at the time, to the last kill
 
 
 def in_a_child(work, *arguments):
@@ -40,13 +40,13 @@ def in_a_child(work, *arguments):
 
 
 def write(spool, seed, go_on):
-    """Hold fifty runs, ten at a time; the last ones end when `go_on` (fd) is closed."""
+    """Hold seventy runs, fifty at a time; the last fifty end when `go_on` (fd) is closed."""
     dice = random.Random(f"writer {seed}")
     waiting = [f"run-{number}" for number in range(RUNS)]
     held = []
     while waiting or held:
         stopped = bool(select.select([go_on], [], [], dice.random() * 0.002)[0])
-        if waiting and len(held) < AT_ONCE:
+        while waiting and len(held) < AT_ONCE:
             held.append(Writer(spool, waiting.pop()).running())
         for _ in range(4):
             writer = dice.choice(held)
@@ -54,7 +54,7 @@ def write(spool, seed, go_on):
             cut = dice.randrange(len(data) + 1)  # a write may end inside a character
             for part in (data[:cut], data[cut:], dice.randbytes(3)):
                 writer.write(part, dice.choice(["stdout", "stdout", "stderr"]))
-        # Runs begin and end all the time; the last ten stay, so that there is always something to miss.
+        # Runs begin and end all the time; the last fifty stay, so that there is always something to miss.
         if held and (stopped or dice.random() < 0.01 and len(waiting) > 0):
             writer = held.pop(dice.randrange(len(held)))
             if dice.random() < 0.2:
