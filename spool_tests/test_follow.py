@@ -239,6 +239,38 @@ def test_event_queue_that_overflowed_loses_nothing(spool):
         assert len(b"".join(event[4] for event in events if event[:3] == ("output", "old", stream))) == depth // 2 + 100
 
 
+def test_the_deeper_the_queue_the_more_events_are_taken_at_once(spool, monkeypatch):
+    """A write a run is told one by one; of 6,000 that wait, each run has one event, and a few reads of the queue take them all."""
+    reads = []
+    monkeypatch.setattr(watching.Watcher, "read", lambda self, whole=watching.Watcher.read: (reads.append(told := whole(self)), told)[1])
+    with contextlib.ExitStack() as stack:
+        writers = [stack.enter_context(Writer(spool, f"r{number}").running()) for number in range(10)]
+        follower = stack.enter_context(Follower(spool))
+        told(follower)
+        for writer in writers:
+            writer.write(b"x")
+            assert [event[4] for event in told(follower)] == [b"x"]
+        reads.clear()
+        for _ in range(600):
+            for writer in writers:  # never the same twice in a row: the kernel would merge the two
+                writer.write(b"y")
+        assert sorted(event[1:] for event in told(follower)) == sorted((f"r{number}", "stdout", 1, b"y" * 600) for number in range(10))
+        sizes = [len(read) for read in reads if read]
+        assert (sum(sizes), len(sizes) <= 4) == (6_000, True), sizes
+
+
+def test_queue_is_left_to_fill_while_there_is_work_on_hand(spool, monkeypatch):
+    """With a flood to tell, it is read each millisecond and not each time: GATHER_S is what that costs the others."""
+    monkeypatch.setattr(follow, "GATHER_S", 60)
+    with Writer(spool, "flood") as flood, Writer(spool, "quiet") as quiet, Follower(spool) as follower:
+        told(follower)
+        os.truncate(spool / "flood" / "stdout", 3 << 20)
+        flood.write(b"\n")
+        assert follower.next(0).run_id == "flood"
+        quiet.write(b"x")
+        assert [follower.next(0).run_id for _ in range(4)] == ["flood"] * 3 + ["quiet"]
+
+
 # -- exactly once
 
 
