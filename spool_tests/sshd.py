@@ -245,10 +245,13 @@ class Network:
         self._servers = Servers(**there)
         self.sshd_with = self._servers.get
 
-    def cut(self):
-        """No packet comes through any more, and nobody is told."""
-        chains = (f"add chain ip chaperone {hook} {{ type filter hook {hook} priority 0; policy drop; }}" for hook in ("input", "output"))
-        subprocess.run(["ip", "netns", "exec", self._name, "nft", "; ".join(["add table ip chaperone", *chains])], check=True)
+    def cut(self, port=None):
+        """No packet comes through any more, and nobody is told; with a near port none of that one connection."""
+        rules = ["add table ip chaperone"]
+        for hook, end in (("input", "sport"), ("output", "dport")):
+            rules.append(f"add chain ip chaperone {hook} {{ type filter hook {hook} priority 0; policy {'accept' if port else 'drop'}; }}")
+            rules += [f"add rule ip chaperone {hook} tcp {end} {port} drop"] if port else []
+        subprocess.run(["ip", "netns", "exec", self._name, "nft", "; ".join(rules)], check=True)
 
     def heal(self):
         subprocess.run(["ip", "netns", "exec", self._name, "nft", "delete table ip chaperone"], check=True)

@@ -53,6 +53,7 @@ ROWS = {
     "any cut, ``survive``": ["test_survive.py::test_no_byte_is_lost_or_doubled_by_cuts_and_deaths"],
     "nobody asks for longer than the lease, ``survive``": ["test_survive.py::test_lease_ends_what_nobody_asks_for"],
     "the far host boots anew": ["test_failures.py::test_far_host_that_boots_anew_has_lost_the_run"],
+    "the near host boots anew, ``survive``": ["test_survive.py::test_run_goes_on_when_the_host_of_its_chaperone_boots_anew"],
 }
 
 STAND_IN = """#!/bin/sh

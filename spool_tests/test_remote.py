@@ -389,11 +389,16 @@ def test_short_cut_is_as_if_nothing_had_been(spool, network):
     assert stdout(spool) == b"".join(b"%d\n" % number for number in range(40))
 
 
+def port_of(sshd, client_pid):
+    """The near end of a client's connection."""
+    ports = subprocess.run(["ss", "-Htnp", "dport", "=", f":{sshd.port}"], capture_output=True, text=True).stdout
+    return next(line.split()[3].rpartition(":")[2] for line in ports.splitlines() if f"pid={client_pid}," in line)
+
+
 def session_of(sshd, client_pid):
     """The processes of sshd that serve one client, by its port."""
     found = subprocess.run(["ss", "-Htnp", "sport", "=", f":{sshd.port}"], capture_output=True, text=True).stdout
-    ports = subprocess.run(["ss", "-Htnp", "dport", "=", f":{sshd.port}"], capture_output=True, text=True).stdout
-    local = next(line.split()[3].rpartition(":")[2] for line in ports.splitlines() if f"pid={client_pid}," in line)
+    local = port_of(sshd, client_pid)
     line = next(line for line in found.splitlines() if line.split()[4].endswith(f":{local}"))
     return [int(piece.partition(",")[0]) for piece in line.split("pid=")[1:]]
 

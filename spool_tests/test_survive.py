@@ -9,12 +9,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+import uuid
 
 import pytest
 
 from spool_tests import sshd as server
-from spool_tests.conftest import ROOT, until
-from spool_tests.test_remote import far_processes, log, session_of
+from spool_tests.conftest import CHAPERONE, ROOT, processes_with, until
+from spool_tests.test_remote import far_processes, log, port_of, session_of
 from spool_tests.test_supervise import final, live, sh, start, stdout
 
 sshd = server.sshd
@@ -156,6 +158,92 @@ def test_no_byte_is_lost_or_doubled_by_cuts_and_deaths(place, spool, request, tm
     assert not far_processes(spool)
     counts = ", ".join(f"{events.count(event)} x {event}" for event in sorted(set(events)))
     print(f"{stdout_size} and {stderr_size} bytes, {counts}, {status['connection']['drops']} drops")
+
+
+def booted_anew(tmp_path):
+    """The words before an argv that let it live in this host's next boot, ten seconds old: another boot id, and clocks that begin anew."""
+    boot_id = tmp_path / "boot_id"
+    boot_id.write_text(f"{uuid.uuid4()}\n")
+    mounted = 'mount --bind "$0" /proc/sys/kernel/random/boot_id && exec "$@"'
+    back = f"-{max(0, int(time.monotonic()) - 10)}"
+    namespaces = ["--mount", "--time", "--boottime", back, "--monotonic", back, "--fork", "--kill-child"]
+    return ["unshare", *namespaces, "/bin/sh", "-c", mounted, str(boot_id)], boot_id.read_text().strip()
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("disk", ["whole", "torn"])
+def test_run_goes_on_when_the_host_of_its_chaperone_boots_anew(spool, network, tmp_path, monkeypatch, disk):
+    """
+    As after a power cut: chaperone and client die, nobody tells the far side, whose session goes on waiting, and the program writes on.
+
+    A torn disk has lost what was not yet on it: the ends of the streams, and the last status.
+    """
+    monkeypatch.setenv("HOME", str(tmp_path))
+    directory, sums, enough = tmp_path / "far", tmp_path / "sums", tmp_path / "enough"
+    argv = ["/usr/bin/python3", "-I", "-S", "-c", WRITER, "7", "5000000", "500000", "3", str(sums), str(enough)]
+    chaperone = start(spool, {"argv": argv}, remote=network.sshd.remote(remote_dir=str(directory)), on_disconnect="survive", lease=300)
+    before = connected(spool)
+    until(lambda: (spool / "r" / "stdout").stat().st_size > 500_000 and (spool / "r" / "stderr").stat().st_size > 20_000)
+    client = before["connection"]["pid"]
+    network.cut(port_of(network.sshd, client))
+    try:
+        chaperone.kill()
+        os.kill(client, signal.SIGKILL)
+        chaperone.wait()
+        here = (spool / "r" / "stdout").stat().st_size
+        if disk == "torn":
+            os.truncate(spool / "r" / "stdout", here - 300_000)
+            os.truncate(spool / "r" / "stderr", 10_000)
+            os.truncate(spool / "r" / "running.json", 0)
+        (far,) = directory.iterdir()
+        until(lambda: (far / "out").stat().st_size > here + 500_000)
+        booted, boot_id = booted_anew(tmp_path)
+        told = [subprocess.run([*booted, *CHAPERONE, verb], capture_output=True, text=True, check=True).stdout for verb in ("ls", "reap")]
+        assert "unattended" in told[0] and "adopt it" in told[1], told
+        attached = (far / "attached").read_text()
+        adopter = subprocess.Popen([*booted, *CHAPERONE, "adopt"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        until(lambda: boot_id in (spool / "r" / "running.json").read_text())
+        status = connected(spool)
+        assert (status["boot_id"], status["pid"], status["started"]) == (boot_id, before["pid"], True)
+        until(lambda: (far / "attached").read_text() != attached)
+        enough.touch()
+        assert adopter.wait(60) == 0
+    finally:
+        network.heal()
+    status = final(spool)
+    assert (status["state"], status["return_code"], status["complete"]) == ("terminated", 44, True), log(spool)
+    *written, stdout_size, stderr_size = sums.read_text().split()
+    assert [hashlib.sha256((spool / "r" / name).read_bytes()).hexdigest() for name in ("stdout", "stderr")] == written
+    assert (status["stdout"]["bytes"], status["stderr"]["bytes"]) == (int(stdout_size), int(stderr_size))
+    assert list(directory.iterdir()) == []
+    assert not far_processes(spool)
+
+
+@pytest.mark.root
+def test_run_here_is_lost_when_its_host_boots_anew(spool, tmp_path, monkeypatch):
+    """What it had written and nobody had copied is copied still."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    script = "echo one; while [ ! -e go ]; do sleep 0.05; done; echo two; exec sleep 1000"
+    chaperone = start(spool, sh(script, cwd=str(tmp_path)), on_disconnect="survive", lease=300)
+    until(lambda: stdout(spool) == b"one\n")
+    connected(spool)
+    chaperone.kill()
+    chaperone.wait()
+    (tmp_path / "go").touch()
+    (kept,) = (tmp_path / ".chaperone").iterdir()
+    until(lambda: (kept / "out").read_bytes() == b"one\ntwo\n")
+    for number in (signal.SIGSTOP, signal.SIGKILL):  # all at once: none has time to see another one die
+        for pid in processes_with(os.environ["TEST_TOKEN"].encode()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+    until(lambda: not processes_with(os.environ["TEST_TOKEN"].encode()))
+    (kept / "reader").write_text(f"{os.getpid()} {(kept / 'reader').read_text().split()[1]}\n")  # its number belongs to somebody else now
+    booted, boot_id = booted_anew(tmp_path)
+    subprocess.run([*booted, *CHAPERONE, "adopt", "r"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True, timeout=40)
+    status = final(spool)
+    assert (status["state"], status["started"], status["complete"], status["boot_id"]) == ("lost", True, False, boot_id), log(spool)
+    assert stdout(spool) == b"one\ntwo\n"
+    assert list((tmp_path / ".chaperone").iterdir()) == []
 
 
 IMPATIENT = """
