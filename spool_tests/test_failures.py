@@ -50,6 +50,7 @@ ROWS = {
     "the spool stalls, longer than the lease": ["test_failures.py::test_spool_that_stalls_for_longer_than_the_lease_ends_the_program"],
     "the shell that waits for the program killed": ["test_failures.py::test_program_goes_on_without_the_shell_that_waits_for_it"],
     "the shell that hears control lines killed": ["test_failures.py::test_program_is_ended_without_the_shell_that_hears_control_lines"],
+    "the shell that sshd started killed": ["test_failures.py::test_death_of_the_shell_that_sshd_started_is_the_end_of_the_connection"],
     "any cut, ``survive``": ["test_survive.py::test_no_byte_is_lost_or_doubled_by_cuts_and_deaths"],
     "nobody asks for longer than the lease, ``survive``": ["test_survive.py::test_lease_ends_what_nobody_asks_for"],
     "the far host boots anew": ["test_failures.py::test_far_host_that_boots_anew_has_lost_the_run"],
@@ -308,6 +309,24 @@ def test_program_is_ended_without_the_shell_that_hears_control_lines(life, spool
     assert life == "survive" or not status["complete"]
     assert status["stop"]["reason"] == "disconnect"
     assert "the far side can't hear us any more, as a part of it is gone: it ends the program" in log(spool)
+    until(lambda: list(tmp_path.glob("far/*")) == [])
+
+
+@pytest.mark.parametrize("life", ["kill", "survive"])
+def test_death_of_the_shell_that_sshd_started_is_the_end_of_the_connection(life, spool, sshd, tmp_path):
+    remote = sshd.remote(remote_dir=str(tmp_path / "far"))
+    process = start(spool, sh(f"trap '' TERM; {WAITING}", cwd=str(tmp_path)), remote=remote, on_disconnect=life, stop={"grace_period": 0.4})
+    until(lambda: stdout(spool))
+    (session,) = [pid for pid in session_of(sshd, running(spool)["connection"]["pid"]) if children(pid, "sh")]
+    os.kill(*children(session, "sh"), signal.SIGKILL)
+    if life == "survive":
+        until(lambda: (found := running(spool)["connection"])["drops"] and found["state"] == "up", 20)
+        (tmp_path / "go").touch()
+    assert process.wait(30) == 0
+    status = final(spool)
+    found = (status["state"], status["return_code"], status["signal"], status["complete"], (status["stop"] or {}).get("reason"))
+    assert found == (("terminated", 0, None, True, None) if life == "survive" else ("terminated", None, "SIGKILL", False, "disconnect")), log(spool)
+    assert not far_processes(spool)
     until(lambda: list(tmp_path.glob("far/*")) == [])
 
 
