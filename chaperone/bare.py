@@ -96,7 +96,7 @@ class BareProgram:
         if 0 <= code < 255 and not (self._stopped and code > 128):
             self._holder.ended(None if code > 128 else code << 8, return_code=code, ambiguous=code > 128)
             self._holder.program_ended()
-            self._holder.finished(complete=True)
+            self._holder.finished(leftovers=None, complete=True)
             return
         client = self._dialer.argv[0]
         why = "it was stopped by closing the connection" if self._stopped else self._dialer.words() or "no word"

@@ -57,9 +57,8 @@ class RemoteProgram:
         self._sizes: tuple[int, int] | None = None
         self._failure: tuple[str, str] | None = None
         self._verdict: str | None = None
-        self._short, self._missing = False, ""
+        self._short, self._blind, self._missing, self._beats = False, False, "", 0
         self._waiting: list[str] = []
-        self._beats = 0
         self._timers: dict[str, int] = {}
         self._pause_s = 0.0
 
@@ -174,6 +173,7 @@ class RemoteProgram:
         for fact, lacking in farside.LACKING.items():
             if fact in words:
                 self._holder.log(f"the far side has no {lacking}")
+        self._blind = all(fact in words for fact in farside.LACKING)  # then nothing tells what an ended program left
         again = self._contact.up is False
         self._contact.went_up()
         if again:
@@ -224,7 +224,7 @@ class RemoteProgram:
             self._verdict = f"the {self._missing} that would have told how the program ended is gone"
             self._holder.log(self._verdict)
             if self._ended:
-                self._holder.finished(leftovers=self._left or 0, complete=self._is_here() and not self._short, stay=True)
+                self._holder.finished(leftovers=None if self._blind else self._left, complete=self._is_here() and not self._short, stay=True)
                 if not self._holder.is_published():
                     return
             self._clear()
@@ -296,7 +296,7 @@ class RemoteProgram:
             for name, here, there in zip(("out", "err"), self._here(), self._sizes or self._here(), strict=True):
                 if there < 0 or (here > there and self._spec["leftovers"] != "leave"):  # what was left alone goes on writing
                     self._far_short([name])
-            self._holder.finished(leftovers=self._left, complete=not self._short, stay=True)
+            self._holder.finished(leftovers=None if self._blind else self._left, complete=not self._short, stay=True)
             if self._holder.is_published():
                 self._clear()
 
@@ -329,7 +329,7 @@ class RemoteProgram:
             self._survived(code, words)
         elif self._ended:
             left_alone = self._spec["leftovers"] == "leave" and self._left is not None and self._stdout_ended
-            self._holder.finished(leftovers=self._left or 0, complete=left_alone or (code == 0 and self._left is not None))
+            self._holder.finished(leftovers=None if self._blind else self._left, complete=left_alone or (code == 0 and self._left is not None))
         elif self._started:
             reason = self._verdict or f"the connection ended before the program did: {words or records.ending(code)}"
             self._holder.lost(reason, self._contact.gone_by())
@@ -350,7 +350,7 @@ class RemoteProgram:
             if not self._started and self._resumed is None:
                 self._holder.failed("far-side", f"unable to start the program: {self._verdict}", started=False)
             elif self._ended:
-                self._holder.finished(leftovers=self._left or 0, complete=False)
+                self._holder.finished(leftovers=None if self._blind else self._left, complete=False)
             else:
                 self._holder.lost(self._verdict, self._contact.gone_by())
         elif code == 97 and not self._attaching:

@@ -347,15 +347,20 @@ def test_leftovers_are_counted_and_ended_or_left(shell, far):
             until(lambda run=run: not run.alive())
 
 
-@pytest.fixture
-def little(tmp_path):
-    """The environment of a host without awk, setsid and a sleep of fractions: only what POSIX sh needs."""
+def only_what_sh_needs(directory):
+    """Make it the PATH of a host without awk, setsid and a sleep of fractions."""
     for name in ("cat", "sleep", "env", "sed", "grep", "ps", "kill", "dd", "rm", "sh", "wc", "sort", "mkdir", "mkfifo", "tail"):
         path = subprocess.run(["/bin/sh", "-c", f"command -v {name}"], capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"}).stdout.strip()
         if path.startswith("/") and name != "sleep":
-            (tmp_path / name).symlink_to(path)
-    (tmp_path / "sleep").write_text('#!/bin/sh\ncase $1 in *.*) exit 1;; esac\nexec /bin/sleep "$1"\n')
-    (tmp_path / "sleep").chmod(0o755)
+            os.symlink(path, os.path.join(directory, name))
+    with open(os.open(os.path.join(directory, "sleep"), os.O_CREAT | os.O_WRONLY, 0o755), "w") as sleep:
+        sleep.write('#!/bin/sh\ncase $1 in *.*) exit 1;; esac\nexec /bin/sleep "$1"\n')
+
+
+@pytest.fixture
+def little(tmp_path):
+    """The environment of such a host."""
+    only_what_sh_needs(tmp_path)
     return {"PATH": str(tmp_path), "HOME": "/"}
 
 
@@ -412,6 +417,22 @@ def test_host_without_proc_still_ends_the_group_and_says_what_it_can_not_know(sh
             run.send("z")
             assert run.outcome()["wait_status"] == signal.SIGKILL
         until(lambda run=run: run.read(0.01) or not run.alive())
+
+
+@pytest.mark.root
+@every_sh
+def test_program_alone_is_ended_where_nothing_tells_of_others(shell, far, little, tmp_path):
+    """No group, no cookie, no ps: as the docs say."""
+    (tmp_path / "ps").unlink()
+    hidden = ["/usr/bin/unshare", "--mount", "/bin/sh", "-c", '/bin/mount -t tmpfs none /proc && exec "$@"', "sh", shells.as_sh(shell), *farside.CONSTANT[1:]]
+    text = "trap '' TERM; sleep 1000 & echo up; while :; do sleep 1; done"
+    run = far(shell, {"argv": ["sh", "-c", text]}, argv=hidden, env={**little, "PATH": f"{tmp_path}:/nowhere"}, stop={"grace_period": 0.2})
+    until(lambda: run.read(0.05) or run.output["stdout"] == b"up\n")
+    pid = int(run.wait("start")[0])
+    assert run.wait("hello")[1:] == ["setsid=", "environ="]
+    run.close()
+    until(lambda: run.read(0.01) or pid not in run.alive())
+    assert any("1000" in command for command in run.alive().values())
 
 
 def test_busybox_awk_that_lies_is_found_out(far, tmp_path):

@@ -484,7 +484,7 @@ def test_binary_stderr_is_exact_over_ssh_with_records_between(request, far, shel
 def test_bare_program_is_run_with_what_can_be_known(spool, sshd):
     bare = sshd.remote(supervise=False)
     status = held(spool, sshd, sh("echo out; echo err >&2; cat; exit 3", stdin="in"), "a", remote=bare)
-    assert (status["state"], status["return_code"], status["ambiguous"], status["pid"]) == ("terminated", 3, False, None)
+    assert (status["state"], status["return_code"], status["ambiguous"], status["pid"], status["leftovers"]) == ("terminated", 3, False, None, None)
     assert stdout(spool, "a") == b"out\nin"
     status = held(spool, sshd, sh("exit 137"), "b", remote=bare)
     assert (status["return_code"], status["ambiguous"], status["status"]) == (137, True, None)
