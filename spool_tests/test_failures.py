@@ -39,7 +39,10 @@ ROWS = {
         "test_farside.py::test_what_can_not_be_started_is_said_and_not_started",
     ],
     "the program exits, 255 included": ["test_remote.py::test_every_exit_code_and_signal_is_told_exactly"],
-    "the program is killed by a signal": ["test_remote.py::test_every_exit_code_and_signal_is_told_exactly"],
+    "the program is killed by a signal": [
+        "test_remote.py::test_every_exit_code_and_signal_is_told_exactly",
+        "test_little.py::test_status_and_log_say_what_can_not_be_known",
+    ],
     "chaperone or ssh client killed": ["test_remote.py::test_nothing_is_left_when_something_of_the_connection_is_killed"],
     "sshd's session killed": ["test_remote.py::test_nothing_is_left_when_something_of_the_connection_is_killed"],
     "an ssh behind a sudo ends": ["test_failures.py::test_last_words_of_an_ssh_behind_a_sudo_stand_in_stderr"],
@@ -179,6 +182,51 @@ def test_payload_that_was_cut_while_attaching_says_nothing_of_the_start(spool, f
     (tmp_path / "go").touch()
     assert process.wait(30) == 0
     assert (final(spool)["state"], final(spool)["return_code"], final(spool)["complete"]) == ("terminated", 5, True)
+
+
+def test_forced_command_can_be_run_bare_alone(spool, tmp_path):
+    """A host that runs what it likes and no sh of ours."""
+    need("sshd", "ssh", "ssh-keygen", "pgrep")
+    directory = tempfile.mkdtemp(prefix="chaperone-forced-")
+    there = server.Sshd(directory, more="ForceCommand echo of its own; cat; exit 6")
+    try:
+        status = held(spool, None, sh("exit 0", stdin="in\n"), "supervised", remote=there.remote(), timeouts={"connect": 2})
+        assert (status["state"], status["exception"]["stage"], status["started"]) == ("error", "far-side", False)
+        status = held(spool, None, sh("exit 0", stdin="in\n"), "bare", remote=there.remote(supervise=False))
+        assert (status["state"], status["return_code"], status["complete"]) == ("terminated", 6, True)
+        assert (status["pid"], status["rusage"], status["leftovers"]) == (None, None, None)
+        assert stdout(spool, "bare") == b"of its own\nin\n"
+    finally:
+        there.close()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+STUBBORN_SUDO = """#!/bin/sh
+# A sudo that never gets through and passes no signal on; it tells of each.
+trap 'echo TERM >>"$TOLD"' TERM
+while [ ! -e "$TOLD.go" ]; do sleep 0.05; done
+echo ended >>"$TOLD"
+exit 1
+"""
+
+
+def test_sudo_is_never_killed_however_long_it_takes(spool, tmp_path, monkeypatch):
+    """Its child would live on; an ssh that takes as long is."""
+    directory, told = tmp_path / "bin", tmp_path / "told"
+    directory.mkdir()
+    for name in ("sudo", "ssh"):
+        (directory / name).write_text(STUBBORN_SUDO)
+        (directory / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
+    monkeypatch.setenv("TOLD", str(told))
+    assert held(spool, None, sh("true"), "ssh", remote={"host": "there"}, timeouts={"connect": 0.5})["started"] is False
+    assert told.read_text() == "TERM\n"
+    process = start(spool, sh("true"), remote={"mode": "sudo", "user": "somebody"}, timeouts={"connect": 0.5})
+    until(lambda: told.read_text().count("TERM") >= 1 + 2, 20)
+    (tmp_path / "told.go").touch()
+    assert process.wait(20) == 0
+    assert told.read_text().endswith("TERM\nended\n")
+    assert (final(spool)["state"], final(spool)["started"]) == ("error", False)
 
 
 @sudo

@@ -13,7 +13,7 @@ import time
 import pytest
 
 from chaperone import farside
-from spool_tests import shells, test_farside
+from spool_tests import disk, shells, test_farside
 from spool_tests import sshd as server
 from spool_tests.conftest import need, processes_with, until
 from spool_tests.test_supervise import DEADLY, final, py, running, sh, start, stdout
@@ -333,7 +333,9 @@ def test_nothing_is_left_when_something_of_the_connection_is_killed(spool, reque
     print(f"/bin/sh {shell}: gone after {slowest:.2f} s at most, " + ", ".join(f"{run_id} {took:.2f}" for run_id, took in orphans.took.items()))
     for run_id, (victim, chaperone) in runs.items():
         assert chaperone.wait(20) == (-9 if victim == "chaperone" else 0)
-        if victim != "chaperone":
+        if victim == "chaperone":
+            assert disk.look(spool, run_id)[1]["state"] == "lost"
+        else:
             status = final(spool, run_id)
             assert (status["state"], status["exception"]["stage"], status["started"], status["complete"]) == ("lost", "connection", True, False)
             assert status["gone_by"] > status["end_time"] and status["return_code"] is None

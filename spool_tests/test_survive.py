@@ -1,6 +1,7 @@
 """Runs that survive their connection and their chaperone."""
 
 import contextlib
+import datetime
 import hashlib
 import json
 import os
@@ -158,6 +159,30 @@ def test_no_byte_is_lost_or_doubled_by_cuts_and_deaths(place, spool, request, tm
     assert not far_processes(spool)
     counts = ", ".join(f"{events.count(event)} x {event}" for event in sorted(set(events)))
     print(f"{stdout_size} and {stderr_size} bytes, {counts}, {status['connection']['drops']} drops")
+
+
+@pytest.mark.root
+def test_status_shows_whether_the_connection_is_up_or_down_since_when_and_until_when(spool, network, tmp_path, chaperone):
+    script = "echo up; while [ ! -e go ]; do sleep 0.05; done"
+    remote = network.sshd.remote(remote_dir=str(tmp_path / "far"), options={"ServerAliveInterval": 1, "ServerAliveCountMax": 2})
+    process = start(spool, sh(script, cwd=str(tmp_path)), remote=remote, on_disconnect="survive", lease=100)
+    up = connected(spool)["connection"]
+    assert (up["state"], up["drops"], up["lease_until"]) == ("up", 0, None) and up["pid"]
+    network.cut()
+    try:
+        before = time.time()
+        until(lambda: live(spool)["connection"]["state"] == "down", 30)
+        down = json.loads(chaperone("status", "r").stdout)["connection"]
+        assert (down["drops"], down["pid"], down["argv"]) == (1, None, up["argv"]) and down["since"] > up["since"]
+        heard_s = datetime.datetime.fromisoformat(down["lease_until"].replace("Z", "+00:00")).timestamp() - 100
+        assert before - 30 < heard_s < before + 2, "from the last beat on"  # one comes every 10 s
+    finally:
+        network.heal()
+    again = until(lambda: (found := live(spool)["connection"])["state"] == "up" and found, 60)
+    assert (again["drops"], again["lease_until"]) == (1, None) and again["since"] > down["since"]
+    (tmp_path / "go").touch()
+    assert process.wait(30) == 0
+    assert final(spool)["connection"]["drops"] == 1
 
 
 def booted_anew(tmp_path):
