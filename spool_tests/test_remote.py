@@ -435,6 +435,22 @@ def test_directory_of_a_run_that_survives_is_its_user_s_alone(spool, sshd, tmp_p
     assert list((tmp_path / "far").iterdir()) == []
 
 
+@pytest.mark.root
+@pytest.mark.parametrize("remote_dir, below", [(None, ".chaperone"), ("runs/far", "runs/far"), ("~/of mine", "of mine")])
+def test_directory_of_a_run_that_survives_is_below_its_user_s_home(spool, sshd, remote_dir, below):
+    user = sshd.user("dash")
+    home = pathlib.Path(sshd.directory, "home-dash")
+    there = sshd.remote(user, **({"remote_dir": remote_dir} if remote_dir else {}))
+    process = start(spool, sh("echo up; while [ ! -e go ]; do sleep 0.05; done"), remote=there, on_disconnect="survive")
+    until(lambda: stdout(spool))
+    (directory,) = (home / below).iterdir()
+    assert (directory.stat().st_mode & 0o777, directory.owner()) == (0o700, user)
+    (home / "go").touch()
+    assert process.wait(30) == 0
+    (home / "go").unlink()
+    assert list((home / below).iterdir()) == []
+
+
 @pytest.mark.parametrize("size", [0, 5_000_000])
 def test_input_from_a_file_arrives_whole(spool, sshd, tmp_path, size):
     data = os.urandom(size)
