@@ -10,7 +10,7 @@ import pytest
 from spool_tests import shells, test_farside
 from spool_tests import sshd as server
 from spool_tests.conftest import need, until
-from spool_tests.test_remote import far_processes, held, log
+from spool_tests.test_remote import assert_no_supervisor, far_processes, held, log
 from spool_tests.test_supervise import final, running, sh, start, stdout
 from spool_tests.test_survive import adopt, connected
 
@@ -90,3 +90,4 @@ def test_run_survives_cuts_and_its_chaperone(spool, little, shell, tmp_path):
     assert process.wait(30) == 0
     assert (final(spool)["state"], final(spool)["return_code"], final(spool)["complete"]) == ("terminated", 5, True), log(spool)
     assert stdout(spool) == b"one\ntwo\n" and list((tmp_path / "far").iterdir()) == []
+    assert_no_supervisor(little(shell))

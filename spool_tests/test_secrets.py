@@ -12,7 +12,7 @@ import pytest
 from spool_tests import shells
 from spool_tests import sshd as server
 from spool_tests.conftest import need, until
-from spool_tests.test_remote import far_processes, remotes, sudo
+from spool_tests.test_remote import assert_no_supervisor, far_processes, remotes, sudo
 from spool_tests.test_supervise import final, sh, start, stdout
 from spool_tests.test_survive import adopt, connected
 
@@ -106,3 +106,4 @@ def test_secrets_are_in_no_argv_that_any_sh_makes(spool, sshd_with, shell, tmp_p
     execs = trace.read_text()
     assert "chaperone-ready-1" in execs and '"tail", "-c"' in execs
     assert secret not in execs
+    assert_no_supervisor(there)
