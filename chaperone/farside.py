@@ -79,9 +79,25 @@ def settings(spec: dict[str, Any], nonce: str, cookie: str, life: str, **more: o
     lines = [b"unset -v " + " ".join(values).encode()]
     for name, value in values.items():
         home = name == "dir" and isinstance(value, str) and value.startswith("~/")
-        text = b'"${HOME:-/}"/' + quoted(str(value)[2:]) if home else quoted(value if isinstance(value, bytes) else str(value))
+        text = _home(spec) + b"/" + quoted(str(value)[2:]) if home else quoted(value if isinstance(value, bytes) else str(value))
         lines.append(name.encode() + b"=" + text)
     return b"\n".join(lines) + b"\n"
+
+
+def _home(spec: dict[str, Any]) -> bytes:
+    """
+    A home directory as a word of sh.
+
+    A login sets HOME; here a service may have none, and who adopts its run from a terminal has one: both have to mean the same place.
+    """
+    if spec["remote"] and spec["remote"]["hops"]:
+        return b"${HOME:-/}"
+    from pwd import getpwuid  # 0.1 ms that only a run here that survives is asked for
+
+    try:
+        return b"${HOME:-" + quoted(getpwuid(os.geteuid()).pw_dir) + b"}"
+    except KeyError:
+        return b"${HOME:-/}"
 
 
 def payload(assigned: bytes, end: str) -> bytes:

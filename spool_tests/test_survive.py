@@ -5,6 +5,7 @@ import datetime
 import hashlib
 import json
 import os
+import pwd
 import random
 import shutil
 import signal
@@ -319,6 +320,30 @@ def test_run_whose_chaperone_died_is_unattended_and_goes_on(spool, remote, chape
     status = final(spool)
     assert (status["state"], status["return_code"], status["complete"]) == ("terminated", 5, True), log(spool)
     assert stdout(spool) == b"one\ntwo\n"
+
+
+def test_run_of_a_service_without_home_is_adopted_from_a_terminal_and_back(spool, tmp_path, monkeypatch):
+    """As a unit of systemd: HOME is not set, and yet both mean the home that the user database names."""
+    home = pwd.getpwuid(os.geteuid()).pw_dir
+    was_there = os.path.exists(f"{home}/.chaperone")
+    for who in ("starter", "adopter"):
+        monkeypatch.delenv("HOME", raising=False) if who == "starter" else monkeypatch.setenv("HOME", home)
+        run_id, script = f"{who}-{uuid.uuid4().hex[:8]}", "echo up; while [ ! -e go ]; do sleep 0.05; done; exit 5"
+        process = start(spool, sh(script, cwd=str(tmp_path)), run_id, on_disconnect="survive", lease=60)
+        until(lambda run_id=run_id: stdout(spool, run_id))
+        connected(spool, run_id)
+        process.kill()
+        process.wait()
+        monkeypatch.setenv("HOME", home) if who == "starter" else monkeypatch.delenv("HOME")
+        process = adopt(spool, run_id)
+        (tmp_path / "go").touch()
+        assert process.wait(30) == 0
+        (tmp_path / "go").unlink()
+        assert (final(spool, run_id)["state"], final(spool, run_id)["return_code"]) == ("terminated", 5), log(spool, run_id)
+        assert not [name for name in os.listdir(f"{home}/.chaperone") if name.startswith(run_id)]
+    if not was_there:
+        with contextlib.suppress(OSError):  # somebody else's run is in it by now
+            os.rmdir(f"{home}/.chaperone")
 
 
 def test_stop_reaches_an_adopted_program(spool, remote, chaperone):
