@@ -9,7 +9,7 @@ from __future__ import annotations
 from .contact import Contact
 from .dial import Dialer
 from .errors import StartError
-from .sending import Stdin
+from .stdin import Stdin
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

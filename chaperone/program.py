@@ -1,26 +1,23 @@
 """
 A program on this host: spawned, watched, stopped with all that it started, its guard beside it.
 
-Knows: fork, exec, pidfds, pipes.  Must not know: the spool, statuses.
+Knows: pidfds, pipes, what a run's processes are.  Must not know: the spool, statuses.
 """
 
 from __future__ import annotations
 
 import _signal
-import errno
 import fcntl
 import os
-import resource
 import select
 
-from . import tree
+from . import spawn, stdin, tree
 from .errors import StartError
 from .streams import Pump
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any, NoReturn
+    from typing import Any
 
     from .supervise import Holder
 
@@ -46,7 +43,7 @@ class LocalProgram:
     def __init__(self, spec: dict[str, Any], holder: Holder, inherited: dict[str, Any], cookie: str) -> None:
         self._spec, self._holder, self._inherited, self._cookie = spec, holder, inherited, cookie
         self.pid = -1
-        self._pidfd = self._guard_fd = -1
+        self._stdin = self._pidfd = self._guard_fd = -1
         self._guard_pid = -1
         self._pumps: list[Pump] = []
         self._leftovers: int | None = 0
@@ -59,16 +56,31 @@ class LocalProgram:
 
     def start(self) -> None:
         """
-        Spawn the guard, then the program.
+        Spawn the guard, then the program; where its standard input is a FIFO that is still silent, as soon as it is not.
 
         Raises:
             StartError: If the program could not be started; nothing is left running.
         """
         tree.become_subreaper()
-        program = self._spec["program"]
-        ends: list[int] = []
+        self._stdin = stdin.opened(self._spec["program"]["stdin"])
+        if stdin.is_awaited(self._stdin):
+            self._holder.log("the program is started when its stdin has a byte, or its end")
+            self._holder.loop.watch(self._stdin, select.POLLIN, self._stdin_came)
+        else:
+            self._begin()
+
+    def _stdin_came(self, fd: int, events: int) -> None:
+        self._holder.loop.unwatch(fd)
         try:
-            ends.append(_open_stdin(program["stdin"]))
+            self._begin()
+        except StartError as error:
+            self._holder.not_started(error)
+
+    def _begin(self) -> None:
+        program = self._spec["program"]
+        ends = [self._stdin]
+        try:
+            os.set_blocking(self._stdin, True)
             ends += self._make_outputs(program["merge_stderr"])
             self._start_guard()
             self.pid = self._spawn(program, (ends[0], ends[1], ends[2]))
@@ -106,9 +118,7 @@ class LocalProgram:
         env = self._environment(program)
         argv = [os.fsencode(word) for word in program["argv"]]
         umask = self._inherited["umask"] if program["umask"] is None else int(program["umask"], 8)
-        if program["rlimits"]:
-            return _forked(program, argv, env, umask, fds)
-        return _spawned(program, argv, env, umask, fds)
+        return spawn.spawned(program, argv, env, umask, fds)
 
     def _environment(self, program: dict[str, Any]) -> dict[bytes, bytes]:
         inherit = program["inherit_env"]
@@ -187,10 +197,21 @@ class LocalProgram:
 
     def signal(self, signum: int) -> None:
         """Signal the program alone."""
-        tree.signal_each([self.pid], signum)
+        tree.signal_each([self.pid] if self._is_begun() else [], signum)
+
+    def _is_begun(self) -> bool:
+        return self.pid > 0
+
+    def _never_begin(self) -> None:
+        self._holder.loop.unwatch(self._stdin)
+        os.close(self._stdin)
+        self._holder.failed("stopped", "stopped before the program was started")
 
     def stop(self, signum: int) -> None:
         """Signal the program's group, and whatever was re-parented to us from elsewhere."""
+        if not self._is_begun():
+            self._never_begin()
+            return
         tree.signal_group(self.pid, signum)
         try:
             strays = [pid for pid in tree.children(os.getpid()) if pid != self._guard_pid and tree.group_of(pid) != self.pid]
@@ -200,6 +221,9 @@ class LocalProgram:
 
     def kill(self) -> None:
         """SIGKILL to the whole tree, again and again until nothing is left."""
+        if not self._is_begun():
+            self._never_begin()
+            return
         self._holder.loop.cancel(self._kill_timer)
         tree.signal_group(self.pid, _signal.SIGKILL)
         left = self._left()
@@ -269,123 +293,3 @@ class LocalProgram:
             os.close(self._pidfd)
         self._holder.ended(wait_status, rusage=rusage)
         self._holder.finished(leftovers=self._leftovers)
-
-
-def _open_stdin(stdin: str | dict[str, str] | None) -> int:
-    """An fd to read from: /dev/null, a file, or a text in memory."""
-    if isinstance(stdin, str):
-        fd = os.memfd_create("stdin", os.MFD_CLOEXEC)
-        view = memoryview(stdin.encode("utf-8", "surrogateescape"))
-        while view:
-            view = view[os.write(fd, view) :]
-        os.lseek(fd, 0, os.SEEK_SET)
-        return fd
-    path = os.devnull if stdin is None else stdin["file"]
-    try:
-        return os.open(path, os.O_RDONLY | os.O_NOCTTY)
-    except OSError as error:
-        raise StartError("spawn", f"unable to open stdin {path!r}: {error.strerror}", error.errno, type(error).__name__) from error
-
-
-# -- in the child, between fork and exec
-
-
-def _spawned(program: dict[str, Any], argv: list[bytes], env: dict[bytes, bytes], umask: int, fds: tuple[int, int, int]) -> int:
-    """
-    The program's pid, by posix_spawn: a vfork, which takes 0.2 ms where our own fork takes 1 to 2.
-
-    It knows no cwd and no umask, so they are ours for that moment: there are no threads that could notice.
-    """
-    moves = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(fds)]
-
-    def spawn(path: bytes) -> int:
-        return os.posix_spawn(path, argv, env, file_actions=moves, setsid=True, setsigmask=(), setsigdef=range(1, _signal.SIGSYS + 1))
-
-    doing = f"change to cwd {program['cwd']!r}"
-    ours = os.umask(umask)
-    try:
-        os.chdir(program["cwd"])
-        doing = f"run {program['argv'][0]!r}"
-        return _first(argv[0], env, spawn)
-    except OSError as error:
-        raise StartError("spawn", f"unable to {doing}: {error.strerror}", error.errno, type(error).__name__) from error
-    finally:
-        os.umask(ours)
-        os.chdir("/")
-
-
-def _forked(program: dict[str, Any], argv: list[bytes], env: dict[bytes, bytes], umask: int, fds: tuple[int, int, int]) -> int:
-    """The program's pid, by fork: the only way to set limits, for a hard limit once lowered can't be raised again."""
-    report, reporting = os.pipe()
-    pid = os.fork()
-    if not pid:
-        _become(program, argv, umask, env, fds, reporting)
-    os.close(reporting)
-    with open(report, "rb") as file:
-        told = file.read()  # ends at the exec, which closes the other end
-    if told:
-        os.waitpid(pid, 0)
-        number, _, sentence = told.decode("utf-8", "surrogateescape").partition(" ")
-        failure = OSError(int(number), "")
-        raise StartError("spawn", sentence, failure.errno, type(failure).__name__)
-    return pid
-
-
-def _become(program: dict[str, Any], argv: list[bytes], umask: int, env: dict[bytes, bytes], fds: tuple[int, int, int], reporting: int) -> NoReturn:
-    """Turn this forked child into the program, or tell over the pipe what failed and end."""
-    doing = "start a session"
-    try:
-        os.setsid()
-        tree.reset_signals()
-        doing = "pass stdin, stdout and stderr on"
-        for number, fd in enumerate(fds):
-            os.dup2(fd, number)
-        os.umask(umask)
-        for name, limits in program["rlimits"].items():
-            doing = f"set rlimit {name!r}"
-            soft, hard = (resource.RLIM_INFINITY if limit is None else limit for limit in limits)
-            resource.setrlimit(getattr(resource, f"RLIMIT_{name.upper()}"), (soft, hard))
-        doing = f"change to cwd {program['cwd']!r}"
-        os.chdir(program["cwd"])
-        doing = f"run {program['argv'][0]!r}"
-        _first(argv[0], env, lambda path: os.execve(path, argv, env))
-    except OSError as error:
-        sentence = f"unable to {doing}: {error.strerror}"
-        number = error.errno or 0
-    except ValueError as error:  # setrlimit: a hard limit above ours
-        sentence, number = f"unable to {doing}: {error}", errno.EPERM
-    os.write(reporting, f"{number} {sentence}".encode("utf-8", "surrogateescape"))
-    os._exit(127)
-
-
-def _first(name: bytes, env: dict[bytes, bytes], execute: Callable[[bytes], int]) -> int:
-    """Execute the first file on the program's own PATH that can be; the error names the path it is about."""
-    path = env.get(b"PATH", os.fsencode(os.defpath))
-    searched = b"/" not in name
-    candidates = [directory + b"/" + name for directory in path.split(b":") if directory] if searched else [name]
-    denied: OSError | None = None
-    for candidate in candidates:
-        if searched and not os.path.lexists(candidate):
-            continue
-        try:
-            return execute(candidate)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            interpreter = _interpreter(candidate)
-            if interpreter is not None:
-                raise OSError(error.errno, f"its interpreter {interpreter} is not there") from error
-        except PermissionError as error:
-            denied = denied or error
-    if denied:
-        raise denied
-    raise FileNotFoundError(errno.ENOENT, "not found on the program's PATH" if searched else os.strerror(errno.ENOENT))
-
-
-def _interpreter(path: bytes) -> str | None:
-    """What the first line of an existing script asks for, None where there is no such file."""
-    try:
-        with open(path, "rb") as file:
-            head = file.read(256)
-    except OSError:
-        return None
-    words = head.partition(b"\n")[0][2:].split()
-    return repr(os.fsdecode(words[0])) if head.startswith(b"#!") and words else "(the loader its ELF header names)"

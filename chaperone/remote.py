@@ -13,7 +13,7 @@ from . import farside, records
 from . import status as statuses
 from .contact import SLACK_S, Contact
 from .dial import Dialer
-from .sending import Stdin
+from .stdin import Stdin
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

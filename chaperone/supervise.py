@@ -71,9 +71,7 @@ class Holder:
         streams (dict): `stdout` and `stderr`, for the program's bytes.
     """
 
-    def __init__(
-        self, run: RunDirectory | DirectRun, spec: dict[str, Any], status: dict[str, Any], inherited: dict[str, Any], adopted: bool = False
-    ) -> None:
+    def __init__(self, run: RunDirectory | DirectRun, spec: dict[str, Any], status: dict[str, Any], inherited: dict[str, Any], adopted: bool = False) -> None:
         self.run, self.spec, self.status = run, spec, status
         self.loop = Loop()
         self.streams = {name: Stream(fd, spec["output"]["max_bytes"], self._teller(name), self._full) for name, fd in run.streams.items()}
@@ -118,8 +116,7 @@ class Holder:
         try:
             self.program.start()
         except StartError as error:
-            self.failed(error.stage, error.message, errno=error.errno, type=error.type)
-            return self._exit
+            self.not_started(error)
         self.loop.run()
         return self._exit
 
@@ -198,9 +195,11 @@ class Holder:
         """Everything is over, the last bytes are in. With `stay` it is published, and the chaperone stays until `leave`."""
         self._publish(statuses.terminated(statuses.ended(self.status, leftovers=leftovers), complete), stay)
 
-    def failed(
-        self, stage: str, message: str, errno: int | None = None, type: str | None = None, started: bool | None = False, stay: bool = False
-    ) -> None:
+    def not_started(self, error: StartError) -> None:
+        """The program could not be started, and is not."""
+        self.failed(error.stage, error.message, errno=error.errno, type=error.type)
+
+    def failed(self, stage: str, message: str, errno: int | None = None, type: str | None = None, started: bool | None = False, stay: bool = False) -> None:
         """The program could not be run; `started` is False only where that is proven, else None. `stay` as for `finished`."""
         self._publish(statuses.failed(self.status, stage, message, time.time_ns(), errno=errno, type=type, started=started), stay)
 

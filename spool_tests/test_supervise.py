@@ -208,6 +208,50 @@ def test_stdin_file_is_read_from_where_the_chaperone_was_started(spool, monkeypa
     assert stdout(spool) == b"\0\xff"
 
 
+AWAITED = ["the program is started when its stdin has a byte, or its end"]
+
+
+@pytest.fixture
+def fifo(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    return tmp_path / "fifo"
+
+
+@pytest.mark.parametrize("text", [b"", b"in\n"])
+def test_stdin_that_is_a_fifo_is_waited_for(spool, fifo, text):
+    """No program is there yet that could be signalled."""
+    chaperone = start(spool, {"argv": ["cat"], "stdin": {"file": str(fifo)}})
+    until(lambda: log(spool) == AWAITED)
+    chaperone.send_signal(signal.SIGUSR1)
+    ask(spool, "signal TERM\nhello")
+    until(lambda: "hello" in log(spool)[-1])
+    writing = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+    os.write(writing, text)
+    os.close(writing)
+    assert chaperone.wait(20) == 0
+    status = final(spool)
+    assert (status["return_code"], status["stop"], stdout(spool)) == (0, None, text)
+
+
+@pytest.mark.parametrize("request_line", ["stop", "stop 0", "kill"])
+def test_stop_is_heard_while_stdin_is_waited_for(spool, fifo, request_line):
+    chaperone = start(spool, {"argv": ["cat"], "stdin": {"file": str(fifo)}})
+    until(lambda: log(spool) == AWAITED)
+    ask(spool, request_line)
+    assert chaperone.wait(20) == 0
+    status = final(spool)
+    assert (status["state"], status["started"], status["stop"]["reason"]) == ("error", False, "request")
+    assert (status["exception"]["stage"], status["exception"]["message"]) == ("stopped", "stopped before the program was started")
+
+
+def test_program_that_can_not_be_started_when_its_stdin_has_come_is_an_error(spool, fifo):
+    chaperone = start(spool, {"argv": ["/no/such"], "stdin": {"file": str(fifo)}})
+    until(lambda: log(spool) == AWAITED)
+    os.close(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
+    assert chaperone.wait(20) == 0
+    assert (final(spool)["state"], final(spool)["exception"]["message"]) == ("error", "unable to run '/no/such': No such file or directory")
+
+
 def test_bytes_that_are_no_text_reach_the_program(spool):
     held(spool, {"argv": ["printf", "%s", "\udcff\udc80!"]})
     assert stdout(spool) == b"\xff\x80!"
