@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .loop import Loop
 
 SLACK_S = 4.0  # the far side repeats SIGKILL for 3 s, and takes one more look
+PAUSES_S = (0.2, 30.0)  # between attempts to come into contact again: the first, and the longest
 
 
 class Contact:
@@ -40,6 +41,7 @@ class Contact:
         self.up: bool | None = None
         self.drops = 0
         self._since: str | None = None
+        self._pause_s = 0.0
         self.heard()
 
     def heard(self) -> None:
@@ -48,13 +50,18 @@ class Contact:
 
     def went_up(self) -> None:
         """There is a connection."""
-        self.up, self._since = True, statuses.timestamp(time.time_ns())
+        self.up, self._since, self._pause_s = True, statuses.timestamp(time.time_ns()), 0.0
 
     def went_down(self) -> None:
         """There is none any more."""
         if self.up is not False:
             self._since = statuses.timestamp(time.time_ns())
         self.up = False
+
+    def pause_s(self) -> float:
+        """How long to wait before the next attempt: longer from one to the next."""
+        self._pause_s = min(max(2 * self._pause_s, PAUSES_S[0]), PAUSES_S[1])
+        return self._pause_s
 
     def facts(self) -> dict[str, object]:
         """The status's `connection`."""

@@ -25,7 +25,6 @@ LEFTOVER_GRACE_S = 5.0  # as for a program here
 PATIENCE_S = 10.0  # for the far side to do what takes it no time: then the connection is closed, which kills what is there
 BEGIN_S = 60.0  # for the far side to set out: until it has started the program, its supervisor seems to be gone
 DEAD_S = 5.0  # from "the program is gone" to a record that says how it ended, before nobody is believed to write one
-AGAIN_S = (0.2, 30.0)  # between attempts to attach again
 
 
 class RemoteProgram:
@@ -60,7 +59,6 @@ class RemoteProgram:
         self._short, self._blind, self._missing, self._beats = False, False, "", 0
         self._waiting: list[str] = []
         self._timers: dict[str, int] = {}
-        self._pause_s = 0.0
 
     # -- starting
 
@@ -178,7 +176,6 @@ class RemoteProgram:
         self._contact.went_up()
         if again:
             self._holder.noted(connection=self._contact.facts())
-        self._pause_s = 0.0
         waiting, self._waiting = self._waiting, []
         for line in waiting:
             self._ask(line)
@@ -224,7 +221,7 @@ class RemoteProgram:
             self._verdict = f"the {self._missing} that would have told how the program ended is gone"
             self._holder.log(self._verdict)
             if self._ended:
-                self._holder.finished(leftovers=None if self._blind else self._left, complete=self._is_here() and not self._short, stay=True)
+                self._finished(complete=self._is_here() and not self._short, stay=True)
                 if not self._holder.is_published():
                     return
             self._clear()
@@ -296,9 +293,13 @@ class RemoteProgram:
             for name, here, there in zip(("out", "err"), self._here(), self._sizes or self._here(), strict=True):
                 if there < 0 or (here > there and self._spec["leftovers"] != "leave"):  # what was left alone goes on writing
                     self._far_short([name])
-            self._holder.finished(leftovers=None if self._blind else self._left, complete=not self._short, stay=True)
+            self._finished(complete=not self._short, stay=True)
             if self._holder.is_published():
                 self._clear()
+
+    def _finished(self, complete: bool, stay: bool = False) -> None:
+        """What it left is told only where something over there could count it."""
+        self._holder.finished(leftovers=None if self._blind else self._left, complete=complete, stay=stay)
 
     def _clear(self) -> None:
         """The far side may forget the run; what it alone knew is published by now, for we may be killed before it has answered."""
@@ -329,7 +330,7 @@ class RemoteProgram:
             self._survived(code, words)
         elif self._ended:
             left_alone = self._spec["leftovers"] == "leave" and self._left is not None and self._stdout_ended
-            self._holder.finished(leftovers=None if self._blind else self._left, complete=left_alone or (code == 0 and self._left is not None))
+            self._finished(complete=left_alone or (code == 0 and self._left is not None))
         elif self._started:
             reason = self._verdict or f"the connection ended before the program did: {words or records.ending(code)}"
             self._holder.lost(reason, self._contact.gone_by())
@@ -350,7 +351,7 @@ class RemoteProgram:
             if not self._started and self._resumed is None:
                 self._holder.failed("far-side", f"unable to start the program: {self._verdict}", started=False)
             elif self._ended:
-                self._holder.finished(leftovers=None if self._blind else self._left, complete=False)
+                self._finished(complete=False)
             else:
                 self._holder.lost(self._verdict, self._contact.gone_by())
         elif code == 97 and not self._attaching:
@@ -374,8 +375,7 @@ class RemoteProgram:
         self._contact.went_down()
         self._holder.log(f"the connection is down: {reason}")
         self._holder.noted(connection=self._contact.facts())
-        self._pause_s = min(max(2 * self._pause_s, AGAIN_S[0]), AGAIN_S[1])
-        self._at("again", self._pause_s, self._attach)
+        self._at("again", self._contact.pause_s(), self._attach)
 
     def _attach(self) -> None:
         if self._finishing and self._left is None:

@@ -221,10 +221,12 @@ def failed(status: Status, stage: str, message: str, now_ns: int, /, **facts: ob
         stage (str): Where it failed: spawn, connect, auth, far-side, spool, stopped ...
         facts: `errno` and `type` of the exception, or None; `started`, False where that is proven, else None.
     Returns:
-        dict: A new status, `error`.
+        dict: A new status, `error`; where it may have been started, `complete` is false and what it left unknown.
     """
     exception = _exception(stage, message, facts.get("type"), facts.get("errno"))
-    return _moved(status, "error", exception=exception, started=facts.get("started", False), complete=True, end_time=timestamp(now_ns))
+    started = facts.get("started", False)
+    proven = started is False
+    return _moved(status, "error", exception=exception, started=started, complete=proven, leftovers=0 if proven else None, end_time=timestamp(now_ns))
 
 
 def lost(status: Status, message: str, gone_by: str | None = None, now_ns: int | None = None, stage: str = "chaperone") -> Status:
@@ -240,7 +242,7 @@ def lost(status: Status, message: str, gone_by: str | None = None, now_ns: int |
     Returns:
         dict: A new status, `lost`; no outcome, `complete` false.
     """
-    unknown = {"status": None, "return_code": None, "signal": None, "core_dump": False, "rusage": None, "elapsed": None}
+    unknown = {"status": None, "return_code": None, "signal": None, "core_dump": False, "rusage": None, "elapsed": None, "leftovers": None}
     end_time = None if now_ns is None else timestamp(now_ns)
     started = True if status["pid"] is not None else status["started"]
     exception = _exception(stage, message, None, None)
@@ -330,10 +332,11 @@ def last_known(value: object, run_id: str) -> Status:
         value (object): As read from JSON; anything, None where nothing could be read.
         run_id (str): The name of its run directory.
     Returns:
-        dict: All the fields of a status: unknown ones kept, missing or impossible ones as of an unknown run (rule R5).
+        dict: All the fields of a status: unknown ones kept, missing or impossible ones as of an unknown run (rule R5); what nobody counted is None.
     """
     blank = starting({"id": run_id, "program": {"argv": None, "cwd": None, "env": []}, "labels": {}}, 0, "", None, 0)
-    blank.update(chaperone_pid=None, chaperone_host=None, create_time=None)
+    uncounted = {"bytes": 0, "dropped": None}
+    blank.update(chaperone_pid=None, chaperone_host=None, create_time=None, leftovers=None, stdout=uncounted, stderr=uncounted)
     given = value if isinstance(value, dict) else {}
     known = {name: _shaped(given.get(name), blank[name], kinds) for name, kinds in _FIELDS.items()}
     state = given.get("state")

@@ -41,7 +41,7 @@ def test_dead_chaperones_run_gets_a_final_status_with_all_that_is_known(spool):
     assert reap(spool) == [("r", "lost")]
     status = json.loads((spool / "r" / "status.json").read_text())
     assert begun <= status["gone_by"] == status["end_time"] <= statuses.timestamp(time.time_ns())
-    unknown = {"complete": False, "status": None, "return_code": None, "rusage": None, "elapsed": None}
+    unknown = {"complete": False, "status": None, "return_code": None, "rusage": None, "elapsed": None, "leftovers": None}
     sizes = {"stdout": {"bytes": 3, "dropped": 0}, "stderr": {"bytes": 0, "dropped": 7}}
     exception = {"stage": "chaperone", "type": None, "errno": None, "message": "the chaperone died before the program's end was recorded"}
     times = {"gone_by": status["gone_by"], "end_time": status["end_time"]}

@@ -172,7 +172,10 @@ def test_status_that_fits_is_written_whole() -> None:
 FINAL = statuses.terminated(statuses.ended(EXITED, end_time=statuses.timestamp(NOW_NS), elapsed=1), True)
 
 
-@pytest.mark.parametrize("status", [START, RUNNING, FINAL, statuses.lost(RUNNING, "gone", None, NOW_NS)])
+UNCOUNTED = {**FINAL, "leftovers": None, "stdout": {"bytes": 5, "dropped": None}, "stderr": {"bytes": 0, "dropped": None}}
+
+
+@pytest.mark.parametrize("status", [START, RUNNING, FINAL, UNCOUNTED, statuses.lost(RUNNING, "gone", None, NOW_NS)])
 def test_status_is_read_as_it_was_written(status: dict[str, object]) -> None:
     assert statuses.last_known(jsontext.loads(jsontext.dumps(status)), "r") == status
 
@@ -223,6 +226,6 @@ def test_whatever_is_read_has_the_shape_of_a_status(value: object) -> None:
                 assert all(field[inner] is None or type(field[inner]) in kind for inner, kind in kinds.items()) if field else True
             else:
                 assert field is None or type(field) in kinds
-        assert all(status[name] is not None for name in ("program", "labels", "stdout", "stderr", "leftovers", "complete"))
+        assert all(status[name] is not None for name in ("program", "labels", "stdout", "stderr", "complete"))
         if status["state"] not in statuses.FINAL:
             statuses.lost(status, "gone")
