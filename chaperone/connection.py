@@ -73,7 +73,6 @@ class Connection:
         self._end_input = False
         self._fds: dict[str, int] = {}
         self.pid = self._spawn(argv)
-        self._pidfd = os.pidfd_open(self.pid)
         loop.watch(self._pidfd, select.POLLIN, self._exited)
         for stream in ("stdout", "stderr"):
             os.set_blocking(self._fds[stream], False)
@@ -83,17 +82,25 @@ class Connection:
             self._send_payload()
 
     def _spawn(self, argv: list[str]) -> int:
-        pipes = {"stdin": os.pipe(), "stdout": os.pipe(), "stderr": os.pipe()}
-        theirs = [pipes["stdin"][0], pipes["stdout"][1], pipes["stderr"][1]]
-        self._fds = {"stdin": pipes["stdin"][1], "stdout": pipes["stdout"][0], "stderr": pipes["stderr"][0]}
-        self._names = {fd: name for name, fd in self._fds.items()}
-        high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in theirs]
+        """
+        Start the first hop: its pid.
+
+        Raises:
+            OSError: If that can't be; nothing of it stays open then, for a run that survives tries again and again.
+        """
+        theirs: list[int] = []
         try:
-            return os.posix_spawnp(
+            for name in ("stdin", "stdout", "stderr"):
+                reading, writing = os.pipe()
+                self._fds[name], other = (writing, reading) if name == "stdin" else (reading, writing)
+                theirs.append(other)
+            for fd in theirs[:3]:
+                theirs.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10))
+            pid = os.posix_spawnp(
                 argv[0],
                 [os.fsencode(word) for word in argv],
                 os.environb,
-                file_actions=[(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(high)],
+                file_actions=[(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(theirs[3:])],
                 setsid=True,  # what a terminal sends to us is no word to ssh
                 setsigmask=(),
                 setsigdef=range(1, _signal.SIGSYS + 1),
@@ -103,8 +110,11 @@ class Connection:
                 os.close(fd)
             raise
         finally:
-            for fd in (*theirs, *high):
+            for fd in theirs:
                 os.close(fd)
+        self._pidfd = os.pidfd_open(pid)  # now there is a descriptor for it
+        self._names = {fd: name for name, fd in self._fds.items()}
+        return pid
 
     # -- into it
 

@@ -1,11 +1,13 @@
 """A program behind ssh or sudo, held by real chaperones over a real sshd."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import pathlib
 import random
+import resource
 import signal
 import subprocess
 import time
@@ -13,6 +15,8 @@ import time
 import pytest
 
 from chaperone import farside
+from chaperone.connection import Connection
+from chaperone.loop import Loop
 from spool_tests import disk, shells, test_farside
 from spool_tests import sshd as server
 from spool_tests.conftest import need, processes_with, until
@@ -376,6 +380,32 @@ def test_silent_cut_ends_the_program_by_its_lease(spool, network, request):
         assert status["gone_by"] is not None
     for shell in shells.SH:
         assert_no_supervisor(network.sshd_with(shell))
+
+
+class Ending(Loop):
+    """A loop, and a connection's listener, that end when the connection does."""
+
+    def closed(self, code, ready, noise):
+        self.end()
+
+
+def test_connection_that_finds_no_descriptor_leaves_none_open():
+    """A run that survives tries again and again."""
+    loop, before, limits = Ending(), os.listdir("/proc/self/fd"), resource.getrlimit(resource.RLIMIT_NOFILE)
+    connection, room = None, 4
+    while connection is None:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (room, limits[1]))
+            connection = Connection(loop, ["/bin/cat"], "nonce", b"", None, loop, bare=True)
+        except OSError as error:
+            assert error.errno in (errno.EMFILE, errno.EINVAL)  # the latter for a number that the limit does not reach
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert connection or os.listdir("/proc/self/fd") == before
+        room += 1
+    assert room > 14
+    loop.run()
+    assert os.listdir("/proc/self/fd") == before
 
 
 @pytest.mark.root
