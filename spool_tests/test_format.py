@@ -117,6 +117,13 @@ def test_script_waits_for_the_end(spool, how, told):
     assert (probed(spool) == 0) == (how == "dies")
 
 
+def test_script_waits_for_no_run_that_was_deleted(spool):
+    need("jq", "flock")
+    (script,) = blocks(FORMAT, "sh")
+    waited = subprocess.run(["sh", "-c", f"{script}\nwait_for {spool}/r"], capture_output=True, text=True, timeout=20, check=True)
+    assert (waited.stdout, waited.stderr) == ("gone\n", "")
+
+
 def probed(spool):
     """The exit code of the probe that scripts may rely on."""
     (probe,) = re.findall(r"^- ``(flock .*?)``", FORMAT, re.M)
