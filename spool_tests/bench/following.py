@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import resource
+import select
 import signal
 import subprocess
 import time
@@ -120,28 +121,48 @@ def cpu_and_wall():
 
 
 def death(lab, rounds):
-    """From the SIGKILL of a chaperone to the event that tells of the loss."""
+    """From the SIGKILL of a chaperone to the event that tells of the loss; and, of others, to their end as the kernel tells it, of which that is made."""
     row = Row("death", "SIGKILL of a chaperone to Lost")
     spool = lab.new("spool")
     started = spool_starter(lab, spool)
-    heard = []
+    listeners = {"SIGKILL to Lost": loss_told, "SIGKILL to its end (pidfd)": end_told}
+    heard = {label: [] for label in listeners}
     for _ in range(min(rounds or 100, 1_000)):
-        run_id = started({"program": {"argv": ["/bin/sleep", "1000"]}})
-        running = labs.until(lambda run_id=run_id: (found := labs.status(spool, run_id)).get("pid") and found)
-        with chaperone.Spool(spool).follow(runs=[run_id]) as follower:
-            while follower.next(0) is not None:
-                pass
-            begun = time.perf_counter()
-            os.kill(running["chaperone_pid"], signal.SIGKILL)
-            with labs.first_in_line():
-                while not isinstance(follower.next(5), Lost):
-                    pass
-                heard.append(time.perf_counter() - begun)
-        os.rename(os.path.join(spool, run_id), lab.new("lost"))
-        os.unlink(os.path.join(spool, ".running", run_id))
-    row.figure("SIGKILL to Lost", heard, "ms", 1e3)
+        for label, listening in listeners.items():
+            run_id = started({"program": {"argv": ["/bin/sleep", "1000"]}})
+            running = labs.until(lambda run_id=run_id: (found := labs.status(spool, run_id)).get("pid") and found)
+            with listening(spool, run_id, running["chaperone_pid"]) as hear:
+                begun = time.perf_counter()
+                os.kill(running["chaperone_pid"], signal.SIGKILL)
+                with labs.first_in_line():
+                    hear()
+                    heard[label].append(time.perf_counter() - begun)
+            os.rename(os.path.join(spool, run_id), lab.new("lost"))
+            os.unlink(os.path.join(spool, ".running", run_id))
+    row.figures_of(heard, "ms", 1e3)
     row.claim("p99, ms", row.figures[0][4], "<=", 3)
     return row
+
+
+@contextlib.contextmanager
+def loss_told(spool, run_id, pid):
+    """A function that returns when a follower hears of a run's loss."""
+    with chaperone.Spool(spool).follow(runs=[run_id]) as follower:
+        while follower.next(0) is not None:
+            pass
+        yield lambda: next(event for event in iter(lambda: follower.next(5), None) if isinstance(event, Lost))
+
+
+@contextlib.contextmanager
+def end_told(spool, run_id, pid):
+    """A function that returns when a process has ended."""
+    pidfd = os.pidfd_open(pid)
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    try:
+        yield lambda: poll.poll(5_000)
+    finally:
+        os.close(pidfd)
 
 
 def end(lab, rounds):

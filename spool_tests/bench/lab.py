@@ -234,6 +234,13 @@ def cpu_seconds(pid):
         return int(file.read().split()[0]) / 1e9
 
 
+def machine_cpu_seconds():
+    """What the whole machine has spent at work, its own and its guests' time apart."""
+    with open("/proc/stat") as file:
+        user, nice, system, _, _, irq, softirq = (int(word) for word in file.readline().split()[1:8])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
 def children(pid):
     with open(f"/proc/{pid}/task/{pid}/children") as file:
         return [int(word) for word in file.read().split()]

@@ -92,8 +92,9 @@ def starts(lab, rounds):
     count, refused = 100, 0
     spool = lab.directory("spool")
     times = {"ssh host true, 8 at a time": [], "chaperones, all at once": []}
+    cpu = {f"{label}: CPU of the machine": [] for label in times}
     for _ in range(min(rounds or 1, 3)):
-        begun = time.perf_counter()
+        begun, busy = time.perf_counter(), [labs.machine_cpu_seconds()]
         running, left = set(), count
         while running or left:
             while left and len(running) < 8:
@@ -101,13 +102,17 @@ def starts(lab, rounds):
                 left -= 1
             running.discard(os.waitpid(-1, 0)[0])  # a child of an earlier row may end only now
         times["ssh host true, 8 at a time"].append(time.perf_counter() - begun)
+        busy.append(labs.machine_cpu_seconds())
         begun = time.perf_counter()
         runs = [remote_run(lab, sshd, spool, ["true"], timeouts={"connect": STATUS_WAIT_S}) for _ in range(count)]
         for pid, _ in runs:
             os.waitpid(pid, 0)
         times["chaperones, all at once"].append(time.perf_counter() - begun)
+        busy.append(labs.machine_cpu_seconds())
+        for series, before, after in zip(cpu.values(), busy, busy[1:], strict=False):
+            series.append(after - before)
         refused += sum(labs.status(spool, run_id).get("return_code") != 0 for _, run_id in runs)
-    middle = row.figures_of(times, "s")
+    middle = row.figures_of({**times, **cpu}, "s")
     row.claim("runs that failed", refused, "<=", 0)
     row.claim("chaperones / 8 at a time", middle["chaperones, all at once"] / middle["ssh host true, 8 at a time"], "<=", 1.2)
     return row
