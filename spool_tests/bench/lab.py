@@ -25,6 +25,7 @@ BARE = [PYTHON, "-I", "-S"]
 MAIN = os.path.join(ROOT, "chaperone", "__main__.py")
 RUN = [*BARE, MAIN, "run"]
 TIMEOUT_S = 20
+PAGE = os.sysconf("SC_PAGESIZE")
 
 
 def with_fsync(before="pass"):
@@ -226,6 +227,34 @@ def memory(pid):
     """Unique set size in KiB: what would come free if only this process went."""
     with open(f"/proc/{pid}/smaps_rollup") as file:
         return sum(int(line.split()[1]) for line in file if line.startswith(("Private_Clean", "Private_Dirty")))
+
+
+def copied_in_vain(pid):
+    """KiB of a forked process's own pages that hold what its parent's hold: a count of references, say, went up there and down again. Needs root."""
+    with open(f"/proc/{pid}/stat") as file:
+        parent = int(file.read().rpartition(")")[2].split()[1])
+    with open(f"/proc/{pid}/maps") as file:
+        maps = [line.split() for line in file]
+    found = 0
+    with contextlib.ExitStack() as stack:
+        (frames, bytes_), (parents_frames, parents_bytes) = (
+            [stack.enter_context(open(f"/proc/{number}/{name}", "rb", buffering=0)) for name in ("pagemap", "mem")] for number in (pid, parent)
+        )
+        for place, mode, *_, name in maps:
+            if "w" not in mode or name.startswith("[v"):
+                continue
+            begin, end = (int(word, 16) for word in place.split("-"))
+            for page in range(begin, end, PAGE):
+                frame, parents_frame = frame_of(frames, page), frame_of(parents_frames, page)
+                if frame and parents_frame and frame != parents_frame:
+                    found += os.pread(bytes_.fileno(), PAGE, page) == os.pread(parents_bytes.fileno(), PAGE, page)
+    return found * PAGE // 1024
+
+
+def frame_of(pagemap, page):
+    """Where a page is in memory, 0 where it is not."""
+    entry = int.from_bytes(os.pread(pagemap.fileno(), 8, page // PAGE * 8), "little")
+    return entry & (1 << 55) - 1 if entry >> 63 else 0
 
 
 def cpu_seconds(pid):

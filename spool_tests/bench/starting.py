@@ -173,6 +173,8 @@ def memory(lab, rounds):
         runs = [holding(status) for status in labs.live(spool)]
         middle[label] = row.figure(label, [chaperone + guard for chaperone, guard in runs], "KiB")
         row.figure(f"{label}: its guard", [guard for _, guard in runs], "KiB")
+        if spool == warm and os.geteuid() == 0:
+            row.figure(f"{label}: as in its launcher", [labs.copied_in_vain(status["chaperone_pid"]) for status in labs.live(spool)[:5]], "KiB")
     if labs.has("conmon"):
         conmon = labs.Conmon(lab)
         watching = [conmon.start(IDLE)[0] for _ in range(10)]
