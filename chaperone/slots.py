@@ -21,27 +21,53 @@ def slot_names(host: str) -> list[str]:
     return [f"{safe[:200]}.{number}" for number in range(SLOTS)]
 
 
-def open_slots(spool_fd: int) -> int:
-    """The spool's directory for slots, made if it is not there; the caller closes it."""
+def opened(spool_fd: int, host: str) -> list[int]:
+    """
+    Open a host's slots, to be asked for one until it is free.
+
+    Args:
+        host (str): Whatever tells hosts apart.
+    Returns:
+        list: fds, all of the slots.
+    Raises:
+        OSError: If they can't be opened; none of them stays open.
+    """
     spool.make_directory(spool.CONNECT, spool_fd)
-    return spool.open_entries(spool_fd, spool.CONNECT)
+    directory_fd = spool.open_entries(spool_fd, spool.CONNECT)
+    fds: list[int] = []
+    try:
+        for name in slot_names(host):
+            fds.append(spool.open_plain(directory_fd, name, os.O_RDWR | os.O_CREAT))
+    except OSError:
+        leave(fds)
+        raise
+    finally:
+        os.close(directory_fd)
+    return fds
 
 
-def take(directory_fd: int, host: str) -> int | None:
+def take(fds: list[int]) -> bool:
     """
     Take a slot, if one is free.
 
     Args:
-        directory_fd (int): Of the spool's directory for slots.
-        host (str): Whatever tells hosts apart.
+        fds (list): From `opened`; the slot that was taken is what is left of it.
     Returns:
-        int: An fd: the slot is free again when it is closed, or its holder dies. None if all are taken.
+        bool: False if all are taken. What was taken is free again after `leave`, or when its holder dies.
     """
-    for name in slot_names(host):
-        fd = spool.open_plain(directory_fd, name, os.O_RDWR | os.O_CREAT)
+    for fd in fds:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return fd
         except BlockingIOError:
-            os.close(fd)
-    return None
+            continue
+        fds.remove(fd)
+        leave(fds)
+        fds.append(fd)
+        return True
+    return False
+
+
+def leave(fds: list[int]) -> None:
+    """Let go of all of them."""
+    while fds:
+        os.close(fds.pop())
