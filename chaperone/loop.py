@@ -73,6 +73,10 @@ class Loop:
         """Make `run` return after the callback that is running."""
         self._ended = True
 
+    def has_ended(self) -> bool:
+        """Whether `end` was called: a callback that goes through several things asks before each."""
+        return self._ended
+
     def run(self) -> None:
         """Wait and call back, until `end` is called; not at all where it was called before."""
         while not self._ended:

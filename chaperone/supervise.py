@@ -239,6 +239,8 @@ class Holder:
 
     def _signalled(self, fd: int, events: int) -> None:
         for number in set(os.read(fd, 512)):
+            if self.loop.has_ended():  # the one before it was the end: nothing is there any more that it could be about
+                return
             if number == _signal.SIGCHLD:
                 self.program.children_changed()
             elif number in STOP_SIGNALS:
@@ -253,7 +255,7 @@ class Holder:
             return
         *lines, self._requests = self._requests.split(b"\n")
         for line in lines:
-            if not self._overlong:
+            if not self._overlong and not self.loop.has_ended():
                 self._request(line.decode("utf-8", "backslashreplace"))
             self._overlong = False
         if len(self._requests) > REQUEST_BYTES:

@@ -233,7 +233,7 @@ def test_stdin_that_is_a_fifo_is_waited_for(spool, fifo, text):
     assert (status["return_code"], status["stop"], stdout(spool)) == (0, None, text)
 
 
-@pytest.mark.parametrize("request_line", ["stop", "stop 0", "kill"])
+@pytest.mark.parametrize("request_line", ["stop", "stop 0", "kill", "stop\nstop", "kill\nkill\nhello"])
 def test_stop_is_heard_while_stdin_is_waited_for(spool, fifo, request_line):
     chaperone = start(spool, {"argv": ["cat"], "stdin": {"file": str(fifo)}})
     until(lambda: log(spool) == AWAITED)
@@ -242,6 +242,16 @@ def test_stop_is_heard_while_stdin_is_waited_for(spool, fifo, request_line):
     status = final(spool)
     assert (status["state"], status["started"], status["stop"]["reason"]) == ("error", False, "request")
     assert (status["exception"]["stage"], status["exception"]["message"]) == ("stopped", "stopped before the program was started")
+
+
+def test_signals_that_come_together_while_stdin_is_waited_for_stop_once(spool, fifo):
+    """The first one ends the run; the second finds nothing that it could be about."""
+    chaperone = start(spool, {"argv": ["cat"], "stdin": {"file": str(fifo)}})
+    until(lambda: log(spool) == AWAITED)
+    for number in (signal.SIGSTOP, signal.SIGTERM, signal.SIGINT, signal.SIGCONT):
+        chaperone.send_signal(number)
+    assert chaperone.wait(20) == 0
+    assert final(spool)["exception"]["message"] == "stopped before the program was started"
 
 
 def test_program_that_can_not_be_started_when_its_stdin_has_come_is_an_error(spool, fifo):
