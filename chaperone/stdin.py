@@ -22,20 +22,26 @@ def opened(stdin: str | dict[str, str] | None) -> int:
     Returns:
         int: An fd at its first byte, not blocking; the caller closes it.
     Raises:
-        StartError: If it can't be opened.
+        StartError: If it can't be opened, or the text can't be kept in memory.
     """
-    if isinstance(stdin, str):
-        fd = os.memfd_create("stdin", os.MFD_CLOEXEC)
-        view = memoryview(stdin.encode("utf-8", "surrogateescape"))
-        while view:
-            view = view[os.write(fd, view) :]
-        os.lseek(fd, 0, os.SEEK_SET)
-        return fd
-    path = os.devnull if stdin is None else stdin["file"]
+    doing = "keep stdin in memory"
     try:
+        if isinstance(stdin, str):
+            return _in_memory(stdin.encode("utf-8", "surrogateescape"))
+        path = os.devnull if stdin is None else stdin["file"]
+        doing = f"open stdin {path!r}"
         return os.open(path, os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        raise StartError("spawn", f"unable to open stdin {path!r}: {error.strerror}", error.errno, type(error).__name__) from error
+        raise StartError("spawn", f"unable to {doing}: {error.strerror}", error.errno, type(error).__name__) from error
+
+
+def _in_memory(text: bytes) -> int:
+    fd = os.memfd_create("stdin", os.MFD_CLOEXEC)
+    view = memoryview(text)
+    while view:
+        view = view[os.write(fd, view) :]
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
 
 
 def is_awaited(fd: int) -> bool:

@@ -6,6 +6,7 @@ The calls are found by strace and made to fail by it, so a new one is a new faul
 with nothing left; a program that was started keeps its outcome, its CPU times and an exact count of its bytes.
 """
 
+import errno
 import json
 import os
 import random
@@ -144,6 +145,17 @@ def test_a_limit_on_open_files_is_told_or_does_no_harm(tmp_path):
     seen = [check(Run(tmp_path / str(limit), limit=limit), f"at most {limit} open files") for limit in limits]
     print(dict(zip(limits, seen, strict=True)))
     assert seen[0] == "refused" and seen[-1] == "unharmed" and "error" in seen
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stdin_that_memory_does_not_take_is_an_error(tmp_path, monkeypatch, kind):
+    need("strace")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run = Run(tmp_path / "0", "-e", "inject=memfd_create:error=ENFILE", program={"argv": ["cat"], "stdin": "text"}, **KINDS[kind])
+    status = run.status()
+    assert (run.code, status["state"], status["started"]) == (0, "error", False)
+    message = "unable to keep stdin in memory: Too many open files in system"
+    assert status["exception"] == {"stage": "spawn", "type": "OSError", "errno": errno.ENFILE, "message": message}
 
 
 @pytest.mark.parametrize("on_full", ["drop", "stop"])
