@@ -49,16 +49,19 @@ class RunDirectory:
 
     def tell(self, line: bytes) -> bool:
         """
-        Append to the log; what the disk does not take now it gets with the next line, or when the run ends.
+        Append to the log; what the disk does not take now it gets with the next line, or when the run ends, up to UNTOLD_BYTES of it.
 
+        Args:
+            line (bytes): With its newline; nothing to try only what waits.
         Returns:
-            bool: Whether the log has all of it.
+            bool: Whether the disk took it.
         """
-        self._untold = (self._untold + line)[:UNTOLD_BYTES]
+        self._untold += line
         try:
             while self._untold:
                 self._untold = self._untold[os.write(self.log_fd, self._untold) :]
         except OSError:
+            self._untold = self._untold[: self._untold.rfind(b"\n", 0, UNTOLD_BYTES) + 1]  # whole lines: no later one is to run on in one that was cut
             return False
         return True
 

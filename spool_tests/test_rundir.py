@@ -547,6 +547,23 @@ def test_nothing_that_fails_in_bookkeeping_is_raised(spool):
     disk.end(run)
 
 
+def test_log_that_a_disk_refused_for_long_goes_on_with_whole_lines(spool):
+    """The first of them are kept; what is said once the disk takes bytes again is there in any case."""
+    run = disk.create(spool)
+    log, full = os.dup(run.log_fd), os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, run.log_fd, inheritable=False)
+    lines = [b"line %d\n" % number for number in range(rundir.UNTOLD_BYTES // 8)]
+    assert not any(run.tell(line) for line in lines)
+    os.dup2(log, run.log_fd, inheritable=False)
+    assert run.tell(b"again\n") and run.tell(b"and again\n")
+    *kept, again, last = (spool / "r" / "log").read_bytes().splitlines(keepends=True)
+    assert (kept, again, last) == (lines[: len(kept)], b"again\n", b"and again\n")
+    assert rundir.UNTOLD_BYTES - len(lines[-1]) < len(b"".join(kept)) <= rundir.UNTOLD_BYTES
+    run.close()
+    os.close(log)
+    os.close(full)
+
+
 def test_directory_that_was_removed_is_told(spool):
     run = disk.create(spool)
     assert run.is_there()
