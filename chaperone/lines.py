@@ -108,7 +108,7 @@ class Outbox:
         return lines
 
     def _make(self, timeout: float | None) -> bool:
-        """Take events until there is a batch of them; what was taken stays in `_made` if the next can't be, for it is told once."""
+        """Take events until there is a batch of them; each is told once, so what is in `_made` stays there until it was handed out."""
         room = BATCH_BYTES
         while not self._made:
             event = self._next(timeout)
@@ -117,7 +117,12 @@ class Outbox:
             while event is not None:
                 self._made += self._written(event)
                 room -= len(event.data) if isinstance(event, Output) else 0
-                event = self._next(0) if len(self._made) < BATCH_EVENTS and room > 0 else None
+                try:
+                    event = self._next(0) if len(self._made) < BATCH_EVENTS and room > 0 else None
+                except SpoolError:
+                    if not self._made:
+                        raise
+                    break  # what there is goes out first: it may be the ending of a run whose spool is gone, and the error comes again
         return True
 
     def _next(self, timeout: float | None) -> Event | None:

@@ -10,6 +10,7 @@ import random
 import re
 import select
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -221,6 +222,17 @@ def test_batch_that_could_not_be_kept_is_the_next_one(spool, file):
         assert outputs(outbox.batch(0)) == [("stdout", 3, "two")]
     with Outbox(spool, file) as outbox:
         assert outputs(outbox.batch(0)) == [("stdout", 3, "two")]
+
+
+def test_ending_is_handed_out_before_the_removal_of_its_spool_is_told(spool, file):
+    with Writer(spool), Outbox(spool, file) as outbox:
+        outbox.batch(0)
+        outbox.acknowledge(1)
+        shutil.rmtree(spool)
+        assert objects(outbox.batch(5)) == [{"event": "ended", "run_id": "r", "status": None}, {"event": "batch", "batch": 2}]
+        outbox.acknowledge(2)
+        with pytest.raises(SpoolError, match="^unable to follow spool '.*' any longer: it was removed$"):
+            outbox.batch(5)
 
 
 def test_batch_is_on_the_disk_under_its_name_before_it_is_handed_out(spool, file, monkeypatch):
