@@ -20,7 +20,7 @@ from . import cursor as cursors
 from . import spool
 from .errors import SpecError, SpoolError
 from .events import Event
-from .followed import ENDED, LOOK, FollowedRun, key_of
+from .followed import ENDED, LOOK, SHORT, FollowedRun, key_of
 from .opened import OpenStreams
 from .spec import is_run_id
 from .watching import CLOSE_WRITE, DELETE, IGNORED, MODIFY, MOVED_FROM, MOVED_TO, OVERFLOW, OutOfWatchesError, Watcher, silent_filesystem
@@ -77,7 +77,7 @@ class Follower:
         self._collecting: set[str] = set()
         self._spool_watch = self._ended_watch = -1
         self._gathered = 0.0
-        self._removed = self._lent = self._owned = False
+        self._removed = self._lent = self._owned = self._unsure = False
         with contextlib.ExitStack() as stack:
             self.spool_fd = spool.open_spool(self.path, create=True)
             stack.callback(os.close, self.spool_fd)
@@ -220,7 +220,7 @@ class Follower:
     def fileno(self) -> int:
         """An fd that is readable whenever an event may wait, one of a backlog too; for poll, select and loops that take fds."""
         self._lent = True
-        self._watcher.ring(bool(self._ready))
+        self._ring()
         return self._watcher.fileno()
 
     def _take(self, until: float | None = None) -> Event | None:
@@ -244,7 +244,10 @@ class Follower:
             return None
         finally:
             if self._lent:
-                self._watcher.ring(bool(self._ready))
+                self._ring()
+
+    def _ring(self) -> None:
+        self._watcher.ring(bool(self._ready) or self._unsure)
 
     def _queue(self, run: FollowedRun, hints: int = 0) -> None:
         """Give a run a turn; runs with much to tell take one event a turn, so that they hold up nobody."""
@@ -256,12 +259,23 @@ class Follower:
     # -- what may be new
 
     def _gather(self) -> None:
-        """Turn what the kernel tells into hints; many events of one run become one."""
+        """Take what the kernel tells; where that fails for now, look at everything the next time, for nothing is told twice."""
         self._gathered = time.monotonic()
+        try:
+            if self._unsure:
+                self._look_everywhere()
+            self._hear()
+            self._unsure = False
+        except OSError as error:
+            self._unsure = error.errno in SHORT
+            raise
+
+    def _hear(self) -> None:
+        """Turn what the kernel tells into hints; many events of one run become one."""
         for name in self._watcher.passed():
             if name is POLL:
-                self._look_everywhere()
                 self._watcher.alarm(time.monotonic() + self._poll_s, POLL)
+                self._look_everywhere()
             elif isinstance(name, FollowedRun) and self._runs.get(name.run_id) is name:
                 self._queue(name, LOOK)
         for watch, mask, _, name in self._watcher.read():

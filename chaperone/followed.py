@@ -24,6 +24,7 @@ CHUNK = 1024 * 1024  # bytes of one Output at most: memory stays flat however fa
 # The lock falls a moment after the event that tells so: 0.7 ms at the median, 2.5 ms at most, more on a loaded host.
 FIRST_PROBE_S, LAST_PROBE_S = 0.001, 1.0
 DRAIN_S = 2.0  # how long a dead chaperone's guard may take to write what the pipes still held
+SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # another time may do
 
 # Hints: what of a run may be new.
 LOOK = 1
@@ -135,7 +136,7 @@ class FollowedRun:
         except OSError as error:
             reason = error if isinstance(error, SpoolError) else error.strerror
             sentence = f"unable to follow run {self.run_id!r}: {reason}"
-            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            if error.errno in SHORT:
                 raise SpoolError(sentence, error.errno) from error
             self.hints, self._final = 0, None
             raise UnreadableRunError(sentence, error.errno) from error

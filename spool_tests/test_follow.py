@@ -741,6 +741,30 @@ def test_want_of_fds_loses_nothing(spool, monkeypatch):
         assert [event[0] for event in told(follower)] == ["started", "changed", "output"]
 
 
+@pytest.mark.parametrize("poll_s", [None, 0.005])
+def test_want_of_fds_for_a_look_at_everything_loses_nothing(spool, monkeypatch, poll_s):
+    """Neither the look that failed, after an overflow say, nor those that would come after it."""
+
+    def refused(spool_fd):
+        raise SpoolError("unable to open '.running' of the spool: Too many open files", errno.EMFILE)
+
+    with Follower(spool, poll_s=poll_s) as follower:
+        assert told(follower) == []
+        if poll_s is None:
+            overflow = iter([[watching.inotify_simple.Event(-1, watching.OVERFLOW, 0, "")]])
+            monkeypatch.setattr(follower._watcher, "read", lambda: next(overflow, []))
+        with Writer(spool) as writer:
+            with monkeypatch.context() as patch:
+                patch.setattr(spools, "live_ids", refused)
+                with pytest.raises(SpoolError, match="Too many open files"):
+                    follower.next(5)
+                assert is_readable(follower)
+            assert next_of(follower, Started).run_id == "r"
+            if poll_s is not None:
+                writer.end()
+                assert next_of(follower, Ended).run_id == "r"
+
+
 # -- where the kernel does not tell
 
 
