@@ -13,6 +13,7 @@ import textwrap
 
 import pytest
 
+from chaperone import rundir, supervise
 from spool_tests.conftest import ROOT, need
 
 pytestmark = pytest.mark.once
@@ -102,6 +103,13 @@ def test_retention_of_the_page_about_timers_happens(place, monkeypatch):
         assert told.stderr == "" and (place / "spool/hello").exists() == (" reap " in do[-1]), do
         if "reap" in do[-1]:
             shutil.rmtree(place / "spool")
+
+
+def test_patience_with_a_disk_is_as_the_page_on_the_format_says():
+    times, minutes = 1 + len(supervise.PUBLISH_AGAIN_S), round(sum(supervise.PUBLISH_AGAIN_S) / 60)
+    kept = rundir.UNTOLD_BYTES // 1024
+    text = pathlib.Path(ROOT, "docs/spool-format.rst").read_text()
+    assert f"is asked {times} times in {minutes} minutes.\n" in text and f"the first {kept} KiB of it;" in text
 
 
 def test_readme_says_what_setup_says(place):

@@ -254,6 +254,14 @@ def test_signals_that_come_together_while_stdin_is_waited_for_stop_once(spool, f
     assert final(spool)["exception"]["message"] == "stopped before the program was started"
 
 
+@pytest.mark.parametrize("remote", [{}, {"remote": {"host": "nowhere.invalid"}}], ids=["survive", "remote"])
+def test_fifo_is_no_stdin_for_a_program_that_is_sent_it(spool, fifo, remote):
+    """Neither on a far side nor in a run here that may survive; nobody is waited for, and nobody asked."""
+    status = held(spool, {"argv": ["cat"], "stdin": {"file": str(fifo)}}, on_disconnect="survive", **remote)
+    message = f"unable to send stdin {str(fifo)!r}: want a regular file, whose size is known before it is sent"
+    assert (status["state"], status["started"], status["exception"]["message"]) == ("error", False, message)
+
+
 def test_program_that_can_not_be_started_when_its_stdin_has_come_is_an_error(spool, fifo):
     chaperone = start(spool, {"argv": ["/no/such"], "stdin": {"file": str(fifo)}})
     until(lambda: log(spool) == AWAITED)
