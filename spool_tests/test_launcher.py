@@ -180,12 +180,26 @@ def test_garbage_on_the_socket_starts_nothing_and_keeps_nobody_waiting(spool, wa
     assert ends(spool) == [run_id]
 
 
-def test_launcher_of_older_code_ends_and_the_start_is_cold(spool, warm, monkeypatch):
-    monkeypatch.setattr(launcher, "IMAGE", "9")
+@pytest.mark.parametrize("image", ["9", launcher.IMAGE[: launcher.TIME_DIGITS] + " 0 /"], ids=["newer", "elsewhere"])
+def test_launcher_of_other_code_ends_and_the_start_is_cold(spool, warm, monkeypatch, image):
+    """Also where a packager has set the times of all files alike."""
+    monkeypatch.setattr(launcher, "IMAGE", image)
     monkeypatch.setattr(launcher, "start_on_demand", lambda path: False)
     run_id = launch.start(str(spool), {"program": {"argv": ["true"]}}, warm=True)
     assert final(spool, run_id)["state"] == "terminated"
     until(lambda: state_of(warm) in "ZX")
+
+
+def test_code_is_told_apart_whose_files_have_all_the_same_time(monkeypatch, tmp_path):
+    images = set()
+    for name, text in (("1.0/a.py", "x"), ("2.0/a.py", "x"), ("2.0/a.py", "xy")):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        os.utime(path, (1, 1))
+        monkeypatch.setattr(launcher, "__file__", str(path))
+        images.add(launcher._image())
+    assert len(images) == 3
 
 
 def test_upgrade_ends_the_launcher_alone_and_nobody_who_took_its_fork_over(monkeypatch):
