@@ -90,19 +90,23 @@ def _size(run_fd: int, stream: str) -> int | None:
 def ls(given: Given) -> Steps:
     with _opened_spool(given) as spool_fd:
         wanted = spool.all_ids(spool_fd) if given.all else sorted({*spool.live_ids(spool_fd), *spool.ended_ids(spool_fd)})
-        found = []
+        found, unread = [], []
         for run_id in wanted:
             try:
                 found.append(_look(spool_fd, run_id))
             except NoRunError:  # about to appear, or gone since
                 continue
+            except SpoolError as error:  # that says nothing of the others
+                unread.append(f"unable to look into run {run_id!r}: {error}")
     found.sort(key=lambda status: (str(status["create_time"]), status["run_id"]))
     if given.json:
         for status in found:
             yield _line(jsontext.dumps(status))
     else:
         yield 1, show.table(found, time.time(), show.width_of(1), show.may_colour(1)).encode("utf-8", "backslashreplace")
-    return os.EX_OK
+    for sentence in unread:
+        yield _note(sentence)
+    return os.EX_IOERR if unread else os.EX_OK
 
 
 def status(given: Given) -> Steps:

@@ -273,6 +273,19 @@ def test_ls_of_an_empty_spool_is_a_heading(chaperone, spool):
     assert streams(chaperone("ls")) == (0, "ID  STATE  AGE  ELAPSED  OUTCOME  BYTES  PROGRAM\n", "")
 
 
+@pytest.mark.parametrize("words", [[], ["--all"], ["--json"]])
+def test_ls_tells_what_it_can_where_a_run_can_not_be_read(chaperone, spool, tmp_path, words):
+    for run_id in ("bad", "good"):
+        chaperone("run", "--id", run_id, "-", spec=ECHO)
+    (tmp_path / "backup").hardlink_to(spool / "bad" / "status.json")
+    result = chaperone("ls", *words)
+    assert (result.returncode, result.stderr) == (
+        os.EX_IOERR,
+        "chaperone: unable to look into run 'bad': unable to open 'status.json': want a file of ours without other links\n",
+    )
+    assert len(result.stdout.splitlines()) == (1 if words == ["--json"] else 2) and "good" in result.stdout
+
+
 def test_ls_tells_outcomes(chaperone, held, spool):
     chaperone("run", "-", spec=shell("a-signal", "kill -SEGV $$"))
     chaperone("run", "-", spec={"id": "b-error", "program": {"argv": ["/nowhere"]}})
