@@ -182,15 +182,16 @@ def signal_name(text: str) -> str | None:
     The full name of a signal.
 
     Args:
-        text (str): `SIGTERM`, `TERM`, `term`, or its number in decimal.
+        text (str): `SIGTERM`, `TERM`, `term`, `SIGRTMIN+3`, or its number in decimal.
     Returns:
         str: `SIGTERM`; None if there is no such signal.
     """
     if text.isascii() and text.isdigit() and len(text) <= 3:
-        return next((name for name, number in SIGNALS.items() if number == int(text)), None)
+        number = int(text)
+        return signal_name_of(number) if number in SIGNALS.values() or SIGNALS["SIGRTMIN"] < number < SIGNALS["SIGRTMAX"] else None
     name = text.upper()
     full = name if name.startswith("SIG") else "SIG" + name
-    return full if full in SIGNALS else None
+    return full if full in SIGNALS or (full.startswith("SIGRTMIN+") and signal_number_of(full)) else None
 
 
 def signal_name_of(number: int) -> str:
@@ -202,8 +203,8 @@ def signal_name_of(number: int) -> str:
 
 
 def signal_number_of(name: str) -> int | None:
-    """The number of a signal as `signal_name_of` names it; None if there is no such signal."""
-    return next((number for number in range(1, SIGNALS["SIGRTMAX"] + 1) if signal_name_of(number) == name), None)
+    """The number of a signal as `signal_name` and `signal_name_of` name it; None if there is no such signal."""
+    return SIGNALS.get(name) or next((number for number in range(1, SIGNALS["SIGRTMAX"] + 1) if signal_name_of(number) == name), None)
 
 
 def checked(value: object, cwd: str) -> dict[str, Any]:

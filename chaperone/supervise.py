@@ -223,7 +223,9 @@ class Holder:
         self._stop_by = min(self._stop_by, self.loop.now() + (self.spec["stop"]["grace_period"] if grace_s is None else grace_s))
         self.loop.cancel(self._stop_timer)
         self._stop_timer = self.loop.at(self._stop_by, self.program.kill)
-        self.program.stop(specs.SIGNALS[name])
+        number = specs.signal_number_of(name)
+        assert number is not None, "a spec's signal was checked"
+        self.program.stop(number)
 
     def _kill(self, by: str | None) -> None:
         self._stopping("SIGKILL", "request", by)
@@ -268,7 +270,7 @@ class Holder:
         words = line.split()
         by = next((word[3:] for word in words if word.startswith("by=")), None)
         verb, *rest = [word for word in words if not word.startswith("by=")] or [""]
-        number = specs.SIGNALS.get(specs.signal_name(rest[0]) or "") if len(rest) == 1 else None
+        number = specs.signal_number_of(specs.signal_name(rest[0]) or "") if len(rest) == 1 else None
         if verb == "stop" and len(rest) <= 1 and (not rest or _seconds(rest[0]) is not None):
             self.stop("request", _seconds(rest[0]) if rest else None, by)
         elif verb == "kill" and not rest:

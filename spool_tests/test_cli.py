@@ -520,6 +520,23 @@ def test_signal_reaches_the_program(chaperone, held):
     assert streams(chaperone("wait", "trap")) == (4, "", "")
 
 
+@pytest.mark.parametrize("name", ["SIGRTMIN+3", "rtmin+3", str(signal.SIGRTMIN + 3)])
+def test_signal_takes_every_name_that_a_status_tells(chaperone, spool, name):
+    assert chaperone("run", "--detach", "-", spec={**READY, "stop": {"signal": name}}).returncode == 0
+    until(lambda: (spool / "ready" / "stdout").read_bytes())
+    assert streams(chaperone("signal", "ready", name)) == (0, "", "")
+    assert streams(chaperone("wait", "ready")) == (128 + signal.SIGRTMIN + 3, "", "")
+    assert json.loads(chaperone("status", "ready").stdout)["signal"] == "SIGRTMIN+3"
+
+
+def test_stop_sends_a_real_time_signal_that_the_spec_names(chaperone, held):
+    directory = held({**READY, "stop": {"signal": "RTMIN+3", "grace_period": 60}})
+    until(lambda: (directory / "stdout").read_bytes())
+    assert streams(chaperone("stop", "ready")) == (0, "", "")
+    found = json.loads((directory / "status.json").read_text())
+    assert (found["signal"], found["stop"]["signal"]) == ("SIGRTMIN+3", "SIGRTMIN+3")
+
+
 def test_signal_that_is_none_or_comes_too_late_is_refused(chaperone):
     chaperone("run", "-", spec=ECHO)
     sentence = "unable to signal run 'echo': want a signal's name such as 'SIGTERM', got 'FROB'"

@@ -371,6 +371,10 @@ def test_signal_names_go_both_ways() -> None:
     assert specs.signal_name_of(9) == "SIGKILL" and specs.signal_name_of(35) == "SIGRTMIN+1" and specs.signal_name_of(32) == "SIG32"
     assert specs.signal_number_of("SIGNONE") is None
     assert [specs.signal_name(text) for text in ("TERM", "sigterm", "15", "0", "9" * 5000, "", "SIG", "15 ")] == ["SIGTERM"] * 3 + [None] * 5
+    for number in range(specs.SIGNALS["SIGRTMIN"], specs.SIGNALS["SIGRTMAX"] + 1):
+        assert specs.signal_name(str(number)) == specs.signal_name(specs.signal_name_of(number)) == specs.signal_name_of(number)
+    wrong = ["SIGRTMIN+31", "RTMIN+", "RTMIN+-1", "RTMIN+" + "9" * 5000, "32", "65"]
+    assert [specs.signal_name(text) for text in ("rtmin+3", *wrong)] == ["SIGRTMIN+3"] + [None] * 6
 
 
 # -- random input
