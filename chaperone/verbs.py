@@ -146,26 +146,31 @@ def _by(given: Given) -> str:
 
 
 def stop(given: Given) -> Steps:
-    runs = _runs(given, given.runs)
-    for run in runs:
-        run.stop(given.grace, wait=False, by=_by(given))
-    return (yield from _await(given, runs))
+    return (yield from _ended(given, lambda run: run.stop(given.grace, wait=False, by=_by(given))))
 
 
 def kill(given: Given) -> Steps:
-    runs = _runs(given, given.runs)
-    for run in runs:
-        run.kill(wait=False, by=_by(given))
-    return (yield from _await(given, runs))
+    return (yield from _ended(given, lambda run: run.kill(wait=False, by=_by(given))))
 
 
-def _await(given: Given, runs: list[Run]) -> Steps:
-    """All were asked before the first is waited for: their graces run at the same time."""
-    for run in [] if given.no_wait else runs:
+def _ended(given: Given, ask: Callable[[Run], object]) -> Steps:
+    """All are asked before the first is waited for: their graces run at the same time, and one that can't be asked keeps no other alive."""
+    asked, code = [], os.EX_OK
+    for run in _runs(given, given.runs):
+        try:
+            ask(run)
+            asked.append(run)
+        except NoRunError as error:
+            code = code or os.EX_NOINPUT
+            yield _note(str(error))
+        except SpoolError as error:
+            code = code or os.EX_IOERR
+            yield _note(f"unable to ask run {run.run_id!r}: {error}")
+    for run in [] if given.no_wait else asked:
         final = run.wait()
         if final is not None and final.state == "lost":
             yield _note(f"run {run.run_id!r} is lost: {_message(final.raw)}")
-    return os.EX_OK
+    return code
 
 
 def signal(given: Given) -> Steps:

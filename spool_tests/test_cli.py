@@ -520,6 +520,16 @@ def test_signal_reaches_the_program(chaperone, held):
     assert streams(chaperone("wait", "trap")) == (4, "", "")
 
 
+@pytest.mark.parametrize("verb", ["stop", "kill"])
+def test_stop_passes_over_what_it_can_not_ask(chaperone, held, spool, tmp_path, verb):
+    chaperone("run", "--id", "bad", "-", spec=ECHO)
+    (tmp_path / "backup").hardlink_to(spool / "bad" / "status.json")
+    directory = held(SLEEP)
+    sentence = "chaperone: unable to ask run 'bad': unable to open 'status.json': want a file of ours without other links\n"
+    assert streams(chaperone(verb, "bad", "sleep")) == (os.EX_IOERR, "", sentence)
+    assert (directory / "status.json").exists()
+
+
 @pytest.mark.parametrize("name", ["SIGRTMIN+3", "rtmin+3", str(signal.SIGRTMIN + 3)])
 def test_signal_takes_every_name_that_a_status_tells(chaperone, spool, name):
     assert chaperone("run", "--detach", "-", spec={**READY, "stop": {"signal": name}}).returncode == 0
