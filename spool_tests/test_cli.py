@@ -743,6 +743,14 @@ def test_nobody_reads_any_more_is_no_traceback(chaperone, spool):
     assert process.returncode == -signal.SIGPIPE
 
 
+@pytest.mark.parametrize("options", [[], ["--detach"]])
+def test_run_id_that_stdout_does_not_take_is_lost_and_nothing_else(chaperone, options):
+    with open("/dev/full", "wb") as full:
+        result = chaperone("run", *options, "-", spec=ECHO, stdout=full, stderr=subprocess.PIPE)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert chaperone("wait", "echo").returncode == 3
+
+
 def test_full_stdout_is_told(chaperone):
     with open("/dev/full", "wb") as full:
         result = chaperone("ls", stdout=full, stderr=subprocess.PIPE)
