@@ -131,6 +131,15 @@ def test_everything_in_a_spool_is_its_owners_alone_whatever_the_umask(tmp_path, 
     until(lambda: not processes_with(os.fsencode(spool)))
 
 
+def test_directory_that_was_there_keeps_its_mode_and_shows_no_more_than_ids(tmp_path, chaperone):
+    spool = tmp_path / "there"
+    spool.mkdir(mode=0o755)
+    spool.chmod(0o755)
+    assert chaperone("run", "--spool", spool, "--id", "r", "-", spec={"program": {"argv": ["true"]}}).returncode == 0
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (spool, *spool.iterdir())}
+    assert modes == {"there": 0o755, ".running": 0o700, ".ended": 0o700, "r": 0o700}
+
+
 # -- another user, really
 
 
