@@ -10,6 +10,7 @@ import _signal
 import os
 import select
 import stat
+import sys
 import time
 from posix import environ  # as the kernel gave it: os.environb is 0.1 ms of Python
 
@@ -53,6 +54,7 @@ def settle() -> dict[str, Any]:
                 os.close(fd)
             except OSError:  # it was the listing's own
                 pass
+    sys.dont_write_bytecode = True  # what a run imports later is not to be kept with our umask, where no other user could read it
     return {"env": dict(environ), "umask": os.umask(0o077)}
 
 

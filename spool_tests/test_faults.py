@@ -137,6 +137,17 @@ def test_a_limit_on_file_sizes_does_not_kill_the_chaperone(spool):
     assert final["return_code"] == 5 and final["stdout"]["bytes"] + final["stdout"]["dropped"] == 3_000_000 and final["stdout"]["dropped"] > 0
 
 
+def test_a_chaperone_keeps_no_code_that_others_can_not_read(spool, tmp_path):
+    """What it imports after it took its own umask, in a package that nobody has compiled: the next user would compile it at each start."""
+    shutil.copytree(PACKAGE, tmp_path / "chaperone", ignore=shutil.ignore_patterns("__pycache__"))
+    python, *flags, _ = CHAPERONE
+    spec = {"id": "r", "program": {"argv": ["true"]}, "remote": {"host": "127.0.0.1", "port": 1}, "timeouts": {"connect": 0.1}}
+    run = [python, *flags, str(tmp_path / "chaperone" / "__main__.py"), "run", "--spool", str(spool), "-"]
+    subprocess.run(run, input=json.dumps(spec), text=True, stdout=subprocess.DEVNULL, check=True)
+    kept = list((tmp_path / "chaperone" / "__pycache__").iterdir())
+    assert kept and all(path.stat().st_mode & 0o444 == 0o444 for path in kept)
+
+
 @pytest.mark.parametrize("asked", ["ends", "stop", "kill"])
 def test_a_chaperone_outlives_its_own_package(spool, tmp_path, asked):
     shutil.copytree(PACKAGE, tmp_path / "site" / "chaperone")
