@@ -164,7 +164,11 @@ def _launcher(_: list[str], options: dict[str, Any]) -> int:
 
 
 def spool_path(given: str | None) -> str:
-    """The spool: as given, else as $CHAPERONE_SPOOL says, else ./spool."""
+    """The spool: as given, else as $CHAPERONE_SPOOL says, else ./spool; not where an empty word was given, for a variable is unset, and gc deletes."""
+    if given == "":
+        from . import parser
+
+        raise parser.UsageError("unable to understand '--spool': want a directory, got ''")
     return given or os.environ.get("CHAPERONE_SPOOL") or "spool"
 
 

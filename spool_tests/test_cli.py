@@ -80,6 +80,8 @@ def test_run_prints_the_id_and_exits_0_whatever_the_outcome(chaperone):
         (["tail", "-n", "few", "x"], None, os.EX_USAGE, "unable to understand '--lines': want a number or all, got 'few'"),
         (["tail", "x", "stdin"], None, os.EX_USAGE, "unable to understand 'stdin': want stdout, stderr or log"),
         (["tail", "-f", "x", "log"], None, os.EX_USAGE, "unable to understand 'log': want stdout or stderr"),
+        (["gc", "--older", "7d", "--spool", ""], None, os.EX_USAGE, "unable to understand '--spool': want a directory, got ''"),
+        (["run", "--spool=", "-"], ECHO, os.EX_USAGE, "unable to understand '--spool': want a directory, got ''"),
         (["launcher", "--idle=-1"], None, os.EX_USAGE, "unable to understand '--idle': want seconds from 0 to 1e10, got '-1.0'"),
         (["run", "-1"], None, os.EX_USAGE, "unable to understand 'chaperone run': want no word that begins with '-', got '-1'"),
         (["run", "-"], {"program": {"argv": "ls"}}, os.EX_DATAERR, "unable to read spec '-': program.argv: want a non-empty list of strings, got 'ls'"),
