@@ -51,9 +51,12 @@ class Held:
         self._start([*clock.chaperone, "run", "--spool", str(spool), "-"], {"id": run_id, "program": program, "stop": {"grace_period": 0}, **life})
 
     def _start(self, argv, spec=None):
-        self.process, self.dying = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE), False
-        self.process.stdin.write(json.dumps(spec).encode())
-        self.process.stdin.close()
+        # An adopter is sent nothing: it may have let go of its stdin before we get so far.
+        stdin = subprocess.DEVNULL if spec is None else subprocess.PIPE
+        self.process, self.dying = subprocess.Popen(argv, stdin=stdin, stdout=subprocess.PIPE), False
+        if spec is not None:
+            self.process.stdin.write(json.dumps(spec).encode())
+            self.process.stdin.close()
         assert self.process.stdout.readline() == f"{self.run_id}\n".encode()
         self.process.stdout.close()
 
