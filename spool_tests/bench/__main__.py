@@ -37,13 +37,14 @@ def machine():
 
 def main():
     parser = argparse.ArgumentParser(prog="bin/bench", description="Measure rows of docs/performance.rst beside their peers and floors.")
-    parser.add_argument("rows", metavar="ROW", nargs="*", help=f"of {', '.join(ROWS)}; none for all")
+    parser.add_argument("rows", metavar="ROW", nargs="*", help=f"of {', '.join(ROWS)}; ssh for all of ssh; none for all")
     parser.add_argument("--json", metavar="FILE", help="write the figures there too; - for stdout, and no table")
     parser.add_argument("--rounds", type=int, help="how often; else as the row needs it")
     parser.add_argument("--dir", default="/var/tmp", help="where spools are made [/var/tmp]")
     parser.add_argument("--realtime", action="store_true", help="measure before all other work of the machine, which should be none (needs root)")
     given = parser.parse_args()
-    unknown = [name for name in given.rows if name not in ROWS]
+    meant = {name: [row for row in ROWS if row == name or row.startswith(f"{name}-")] for name in given.rows or ROWS}
+    unknown = [name for name, found in meant.items() if not found]
     if unknown:
         parser.error(f"no row {unknown[0]!r}: want {', '.join(ROWS)}")
     if given.realtime:
@@ -51,7 +52,7 @@ def main():
     rows = []
     told = sys.stderr if given.json == "-" else sys.stdout
     print(machine(), file=told)
-    for name in given.rows or ROWS:
+    for name in dict.fromkeys(row for found in meant.values() for row in found):
         with Lab(given.dir) as lab:
             row = ROWS[name](lab, given.rounds)
         print(f"\n{row.as_text()}", file=told, flush=True)
