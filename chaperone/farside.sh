@@ -28,9 +28,12 @@ spill() {
 
 # -- whom there is to end
 
-# Whatever carries the cookie in its environment, also if it left the session or its parent died.
+# Whatever carries the cookie in its environment, also if it left the session or its parent died. In the middle of an exec a process
+# shows no environment at all: nobody is there only where a second look finds nobody either.
 marked() {
-  for member in $(grep -lF "CHAPERONE_COOKIE=$cookie" /proc/[0-9]*/environ); do
+  found=$(grep -lF "CHAPERONE_COOKIE=$cookie" /proc/[0-9]*/environ)
+  [ "$found" ] || found=$(grep -lF "CHAPERONE_COOKIE=$cookie" /proc/[0-9]*/environ)
+  for member in $found; do
     member=${member#/proc/}
     echo "${member%/environ}"
   done
@@ -313,7 +316,7 @@ take_stdin() {
 }
 
 # -v: without it bash takes a function of that name, where there is no such variable.
-unset -v pid why self ignored word words one other two done count attached old booted outcome table next member listed fifths
+unset -v pid why self ignored word words one other two done count attached old booted outcome table next member listed fifths found
 pid=0
 exec 3<&0 4>&2 5>&1 </dev/null >/dev/null 2>&1
 setsid=
