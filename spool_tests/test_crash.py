@@ -1,5 +1,6 @@
 """Killed before and after each system call that changes something: what is on disk is true, nothing runs on, and nothing runs twice."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -328,17 +329,21 @@ class Survive(Cold):
         return (self.spool / "r" / "status.json").exists() and not (self.spool / "r" / "lock").exists()
 
     def forget(self):
-        for pid, command in self.far_processes().items():
-            if command == "sleep 60 ":  # for a minute the far side keeps the sign that a run never began
-                os.kill(pid, signal.SIGKILL)
         try:
-            until(lambda: not self.far.exists() or not list(self.far.iterdir()), self.spec["lease"] + 20 if self.patient else 2)
+            until(self.is_forgotten, self.spec["lease"] + 20 if self.patient else 2)
         except AssertionError:
             if self.patient:
                 raise
             for pid in self.far_processes():
                 os.kill(pid, signal.SIGKILL)
             shutil.rmtree(self.far)
+
+    def is_forgotten(self):
+        for pid, command in self.far_processes().items():
+            if command == "sleep 60 ":  # for a minute the far side keeps the sign that a run never began
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        return not self.far.exists() or not list(self.far.iterdir())
 
     def may_have_started(self, ran):
         """What was on its way to the far side starts there."""
@@ -584,7 +589,7 @@ def test_points_are_what_changes_something(spool, tmp_path):
 
 def test_call_that_is_new_on_the_path_is_a_new_point_by_itself(tmp_path):
     """One that no list of ours has a word for, too; what only looks is none, nor what comes before the spool is named."""
-    lines = ['openat(3, "x.pyc", O_RDONLY|O_CLOEXEC) = 4', "unlink(\"before\") = 0", 'mkdirat(AT_FDCWD, "/spool", 0700) = 0', "fstat(4, {}) = 0"]
+    lines = ['openat(3, "x.pyc", O_RDONLY|O_CLOEXEC) = 4', 'unlink("before") = 0', 'mkdirat(AT_FDCWD, "/spool", 0700) = 0', "fstat(4, {}) = 0"]
     (tmp_path / "trace").write_text("\n".join(lines) + "\n")
     tracer = crash.Tracer(tmp_path)
     assert tracer.points("/spool") == {("mkdirat", 1): "before mkdirat 1", ("fstat", 1): "after mkdirat 1"}
