@@ -52,7 +52,7 @@ def polled(secret, found):
         yield
     finally:
         looks, *words = poll.communicate()[0].split()
-    assert int(looks) > 2
+    assert int(looks) > 0
     found += words
 
 
