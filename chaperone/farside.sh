@@ -31,8 +31,10 @@ spill() {
 # Whatever carries the cookie in its environment, also if it left the session or its parent died. In the middle of an exec a process
 # shows no environment at all: nobody is there only where a second look finds nobody either.
 marked() {
-  found=$(grep -lF "CHAPERONE_COOKIE=$cookie" /proc/[0-9]*/environ)
-  [ "$found" ] || found=$(grep -lF "CHAPERONE_COOKIE=$cookie" /proc/[0-9]*/environ)
+  for look in 1 2; do
+    found=$(grep -lF "CHAPERONE_COOKIE=$cookie" /proc/[0-9]*/environ)
+    [ "$found" ] && break
+  done
   for member in $found; do
     member=${member#/proc/}
     echo "${member%/environ}"
@@ -316,7 +318,7 @@ take_stdin() {
 }
 
 # -v: without it bash takes a function of that name, where there is no such variable.
-unset -v pid why self ignored word words one other two done count attached old booted outcome table next member listed fifths found
+unset -v pid why self ignored word words one other two done count attached old booted outcome table next member listed fifths found look
 pid=0
 exec 3<&0 4>&2 5>&1 </dev/null >/dev/null 2>&1
 setsid=
