@@ -1,19 +1,19 @@
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 here = Path(__file__).resolve().parent
 
 setup(
     name="chaperone-spool",
-    version="0.1.0",
+    version="0.2.0",
     description="A small process that stays with one program for its whole life and leaves its output and outcome in a directory",
     long_description=(here / "README.rst").read_text() if (here / "README.rst").exists() else "",
     long_description_content_type="text/x-rst",
     author="The chaperone authors",
     license="MIT",
-    packages=["chaperone"],
-    package_data={"chaperone": ["*.sh", "py.typed"]},
+    packages=find_packages(include=["chaperone", "chaperone.*"]),
+    package_data={"chaperone": ["py.typed", "*/*.sh"]},
     # Not a console_scripts entry: its wrapper imports what a start can't afford.
     scripts=["bin/chaperone"],
     python_requires=">=3.10",

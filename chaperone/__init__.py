@@ -1,33 +1,46 @@
 """
-chaperone: a small process stays with one program for its whole life, and leaves its output and outcome in a directory.
+chaperone: a small process stays with one program for its whole life, and leaves its output and
+outcome in a directory.
 
-Knows: the public names.  Must not know: what stands behind them, until one is asked for: the holding path passes through here.
+Knows: the public names.  Must not know: what stands behind them, until one is asked for: the
+holding path passes through here.
 """
 
 from __future__ import annotations
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .command import build_command, build_program
-    from .errors import ChaperoneError, NoRunError, RunExistsError, SpecError, SpoolError
-    from .events import Changed, Counts, Ended, Lost, Output, Shrank, Started, Status
-    from .follow import Follower
-    from .scheduler import Run, Spool
+    from .api import Run as Run
+    from .api import Spool as Spool
+    from .errors import ChaperoneError as ChaperoneError
+    from .errors import NoRunError as NoRunError
+    from .errors import RunExistsError as RunExistsError
+    from .errors import SpecError as SpecError
+    from .errors import SpoolError as SpoolError
+    from .follow.follower import Follower as Follower
+    from .model.events import Changed as Changed
+    from .model.events import Counts as Counts
+    from .model.events import Ended as Ended
+    from .model.events import Lost as Lost
+    from .model.events import Output as Output
+    from .model.events import Shrank as Shrank
+    from .model.events import Started as Started
+    from .model.events import Status as Status
+    from .model.hops import build_command as build_command
+    from .model.hops import build_program as build_program
 
+# The one list of the public names: each module, and what it gives.
 _ROOMS = {
-    "command": ("build_command", "build_program"),
+    "api": ("Run", "Spool"),
     "errors": ("ChaperoneError", "NoRunError", "RunExistsError", "SpecError", "SpoolError"),
-    "events": ("Changed", "Counts", "Ended", "Lost", "Output", "Shrank", "Started", "Status"),
-    "follow": ("Follower",),
-    "scheduler": ("Run", "Spool"),
+    "follow.follower": ("Follower",),
+    "model.events": ("Changed", "Counts", "Ended", "Lost", "Output", "Shrank", "Started", "Status"),
+    "model.hops": ("build_command", "build_program"),
 }
 
-__all__ = [  # noqa: F822  in their rooms
-    "ChaperoneError", "Changed", "Counts", "Ended", "Follower", "Lost", "NoRunError", "Output", "Run", "RunExistsError", "Shrank",
-    "SpecError", "Spool", "SpoolError", "Started", "Status", "build_command", "build_program",
-]  # fmt: skip
+__all__ = sorted(name for names in _ROOMS.values() for name in names)  # noqa: PLE0605
 
 
 def __getattr__(name: str) -> object:

@@ -56,7 +56,9 @@ class StartError(ChaperoneError):
         type (str): The name of the error's kind (`FileNotFoundError`), or None.
     """
 
-    def __init__(self, stage: str, message: str, errno: int | None = None, type: str | None = None) -> None:
+    def __init__(
+        self, stage: str, message: str, errno: int | None = None, type: str | None = None
+    ) -> None:
         super().__init__(message)
         self.stage = stage
         self.message = message

@@ -1,7 +1,9 @@
 """
-A wall clock of our own for the chaperones that are given it, which a test can step by days: this machine's is left alone.
+A wall clock of our own for the chaperones that are given it, which a test can step by days: this
+machine's is left alone.
 
-It stands in for the two functions by which chaperone reads the wall clock; that there are no more, `test_clock.py` checks.
+It stands in for the two functions by which chaperone reads the wall clock; that there are no more,
+`test_clock.py` checks.
 """
 
 import os
@@ -11,7 +13,8 @@ from spool_tests.conftest import ROOT
 
 DAY = 86_400
 ZERO = 1_000_000_000  # the times of a file can't be negative everywhere
-# The offset is the mtime of a file: set and read by one system call, without a descriptor that a test of descriptors would miss.
+# The offset is the mtime of a file: set and read by one system call, without a descriptor that a
+# test of descriptors would miss.
 SHIM = f"""
 import os, sys, time
 path = sys.argv.pop(1)
@@ -26,7 +29,8 @@ ENTER = "import chaperone.__main__"
 class Clock:
     """
     Attributes:
-        chaperone (list): The beginning of a command line, as `conftest.CHAPERONE`, whose process lives by this clock.
+        chaperone (list): The beginning of a command line, as `conftest.CHAPERONE`, whose process
+            lives by this clock.
         steps (int): How often it was stepped.
     """
 
@@ -37,7 +41,10 @@ class Clock:
         self.chaperone = self.python(ENTER)
 
     def python(self, text, *flags):
-        """The beginning of a command line of a Python that lives by it; `text` comes after the package was made importable."""
+        """
+        The beginning of a command line of a Python that lives by it; `text` comes after the package
+        was made importable.
+        """
         return [sys.executable, *(flags or ("-I", "-S")), "-c", SHIM + text, self._path, ROOT]
 
     def step(self, seconds):

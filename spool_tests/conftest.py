@@ -1,8 +1,11 @@
 """
-What tests share: waiting for a condition, a spool that must be left clean, and chaperones run the way a scheduler runs them.
+What tests share: waiting for a condition, a spool that must be left clean, and chaperones run the
+way a scheduler runs them.
 
-Knows: processes that this test started (by a token in their environment).  Must not know: how chaperone works inside.
+Knows: processes that this test started (by a token in their environment).  Must not know: how
+chaperone works inside.
 """
+
 import json
 import os
 import shutil
@@ -36,16 +39,23 @@ def until(condition, timeout=10.0, what=None):
     deadline = time.monotonic() + timeout
     pause = 0.0005
     while not (result := condition()):
-        assert time.monotonic() < deadline, f"not within {timeout} s: {what or getattr(condition, '__name__', condition)}"
+        assert time.monotonic() < deadline, (
+            f"not within {timeout} s: {what or getattr(condition, '__name__', condition)}"
+        )
         time.sleep(pause)
         pause = min(pause * 1.5, 0.02)
     return result
 
 
 def need(*programs):
-    """Skip the test unless these programs are installed; in CI, where bin/test has installed them, fail."""
+    """
+    Skip the test unless these programs are installed; in CI, where bin/test has installed them,
+    fail.
+    """
     path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
-    absent(f"needs {', '.join(missing)}") if (missing := [p for p in programs if not shutil.which(p, path=path)]) else None
+    absent(f"needs {', '.join(missing)}") if (
+        missing := [p for p in programs if not shutil.which(p, path=path)]
+    ) else None
 
 
 def absent(what):
@@ -60,20 +70,31 @@ def pytest_addoption(parser):
 
 
 def pytest_configure():
-    """As a terminal does it: in the background of a script SIGINT and SIGQUIT are ignored, by nohup SIGHUP, and so they would be in programs of tests."""
+    """
+    As a terminal does it: in the background of a script SIGINT and SIGQUIT are ignored, by nohup
+    SIGHUP, and so they would be in programs of tests.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out, before it starts, what can't be shown by this user; each such test is shown by the other run of bin/test."""
+    """
+    Leave out, before it starts, what can't be shown by this user; each such test is shown by the
+    other run of bin/test.
+    """
     root = os.geteuid() == 0
     again = bool(os.environ.get("TESTS_RAN_AS_ROOT"))
     out = []
     for item in items:
         marks = {mark.name for mark in item.iter_markers()}
-        if ("root" in marks and not root) or ("user" in marks and root) or ("once" in marks and again) or ("long" in marks and not config.option.long):
+        if (
+            ("root" in marks and not root)
+            or ("user" in marks and root)
+            or ("once" in marks and again)
+            or ("long" in marks and not config.option.long)
+        ):
             out.append(item)
     config.hook.pytest_deselected(items=out)
     items[:] = [item for item in items if item not in out]
@@ -88,7 +109,11 @@ def told(record_property):
 def pytest_terminal_summary(terminalreporter):
     for reports in terminalreporter.stats.values():
         for report in reports:
-            for name, line in getattr(report, "user_properties", ()) if getattr(report, "when", None) == "call" else ():
+            for name, line in (
+                getattr(report, "user_properties", ())
+                if getattr(report, "when", None) == "call"
+                else ()
+            ):
                 if name == "told":
                     terminalreporter.write_line(line)
 
@@ -101,20 +126,33 @@ def compiled():
 
 @pytest.fixture(scope="session", autouse=True)
 def undisturbed():
-    """What `bin/test &` and nohup leave ignored, every process of every test would ignore as well."""
-    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL), (signal.SIGHUP, signal.SIG_DFL)):
+    """
+    What `bin/test &` and nohup leave ignored, every process of every test would ignore as well.
+    """
+    for number, usual in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGQUIT, signal.SIG_DFL),
+        (signal.SIGHUP, signal.SIG_DFL),
+    ):
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, usual)
 
 
 def processes_with(token):
-    """Processes, but not this one, that carry `token` (bytes) in their environment, command or working directory: {pid: command}."""
+    """
+    Processes, but not this one, that carry `token` (bytes) in their environment, command or working
+    directory: {pid: command}.
+    """
     found = {}
     for name in os.listdir("/proc"):
         if not name.isdigit() or int(name) == os.getpid():
             continue
         try:
-            with open(f"/proc/{name}/environ", "rb") as environ, open(f"/proc/{name}/cmdline", "rb") as cmdline, open(f"/proc/{name}/stat", "rb") as stat:
+            with (
+                open(f"/proc/{name}/environ", "rb") as environ,
+                open(f"/proc/{name}/cmdline", "rb") as cmdline,
+                open(f"/proc/{name}/stat", "rb") as stat,
+            ):
                 command, state = cmdline.read(), stat.read().rpartition(b")")[2].split()[0]
                 if state not in b"ZX" and (token in environ.read() or token in command):
                     found[int(name)] = command.replace(b"\0", b" ").decode(errors="replace")
@@ -124,7 +162,9 @@ def processes_with(token):
 
 
 def open_fds(path):
-    """This process's fds that lie in `path`, and those that belong to no path at all: ["3 -> ..."]."""
+    """
+    This process's fds that lie in `path`, and those that belong to no path at all: ["3 -> ..."].
+    """
     found = []
     for fd in os.listdir("/proc/self/fd"):
         try:
@@ -141,8 +181,10 @@ def spool(tmp_path, monkeypatch):
     """
     The path (pathlib.Path) of an empty spool, 0700, in `CHAPERONE_SPOOL` too.
 
-    At the end of the test what still runs in it is asked to end through its control FIFO. Then nothing may be left: a process
-    that lives on, or an fd of ours, fails the test (after SIGKILL, by pid, to what carries this test's token).
+    At the end of the test what still runs in it is asked to end through its control FIFO. Then
+        nothing may be left: a process
+    that lives on, or an fd of ours, fails the test (after SIGKILL, by pid, to what carries this
+    test's token).
     """
     token = f"TEST_TOKEN={uuid.uuid4().hex}"
     monkeypatch.setenv("TEST_TOKEN", token.partition("=")[2])
@@ -160,7 +202,9 @@ def spool(tmp_path, monkeypatch):
             if stat.S_ISFIFO(os.fstat(fd).st_mode):  # a test may have planted anything there
                 fifo.write(b"kill by=teardown\n")
     deadline = time.monotonic() + 5
-    while (left := processes_with(token.encode()) | processes_with(str(tmp_path).encode())) and time.monotonic() < deadline:
+    while (
+        left := processes_with(token.encode()) | processes_with(str(tmp_path).encode())
+    ) and time.monotonic() < deadline:
         reap_children()
         time.sleep(0.005)
     for pid in left:
@@ -177,12 +221,17 @@ def children():
     """This process's children, ended ones that nobody has waited for among them: {pid: command}."""
     try:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:  # the ordinary case, and 1,000 times cheaper than a look at all processes
+    except (
+        ChildProcessError
+    ):  # the ordinary case, and 1,000 times cheaper than a look at all processes
         return {}
     found = {}
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
-            with open(f"/proc/{name}/stat", "rb") as stat, open(f"/proc/{name}/cmdline", "rb") as cmdline:
+            with (
+                open(f"/proc/{name}/stat", "rb") as stat,
+                open(f"/proc/{name}/cmdline", "rb") as cmdline,
+            ):
                 before, _, after = stat.read().rpartition(b") ")
                 command = cmdline.read().replace(b"\0", b" ")
         except OSError:  # gone
@@ -194,15 +243,24 @@ def children():
 
 @pytest.fixture(autouse=True)
 def leaves_no_child():
-    """What a test has started it has waited for: an ended child left behind would answer the next test's `waitpid(-1)`."""
+    """
+    What a test has started it has waited for: an ended child left behind would answer the next
+    test's `waitpid(-1)`.
+    """
     before = children()
     yield
-    left = {pid: command for pid, command in children().items() if pid not in before and pid not in SERVERS}
+    left = {
+        pid: command
+        for pid, command in children().items()
+        if pid not in before and pid not in SERVERS
+    }
     assert not left, f"left unreaped: {left}"
 
 
 def reap_children():
-    """Take up the children that a test did not wait for (a chaperone started in the background, say)."""
+    """
+    Take up the children that a test did not wait for (a chaperone started in the background, say).
+    """
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
@@ -213,9 +271,11 @@ def reap_children():
 @pytest.fixture
 def chaperone(spool):
     """
-    Run `chaperone ARGUMENTS...` to its end and return the subprocess.CompletedProcess, its streams as text.
+    Run `chaperone ARGUMENTS...` to its end and return the subprocess.CompletedProcess, its streams
+    as text.
 
-    `spec` (dict) goes to standard input as JSON, for a SPEC of `-`; other keywords are those of subprocess.run.
+    `spec` (dict) goes to standard input as JSON, for a SPEC of `-`; other keywords are those of
+    subprocess.run.
     """
 
     def run(*arguments, spec=None, timeout=60, **keywords):
@@ -225,17 +285,23 @@ def chaperone(spool):
             keywords["input"] = json.dumps(spec)
         if not {"stdout", "stderr"} & set(keywords):
             keywords["capture_output"] = True
-        return subprocess.run([*CHAPERONE, *map(str, arguments)], timeout=timeout, text=True, **keywords)
+        return subprocess.run(
+            [*CHAPERONE, *map(str, arguments)], timeout=timeout, text=True, **keywords
+        )
 
     return run
 
 
 @pytest.fixture
 def held(spool, chaperone):
-    """Start a run that goes on in the background (`chaperone run --detach`), and return its run directory (pathlib.Path), visible by then."""
+    """
+    Start a run that goes on in the background (`chaperone run --detach`), and return its run
+    directory (pathlib.Path), visible by then.
+    """
 
     def start(spec, *arguments, **keywords):
-        # Its streams are not ours to hold: a pipe would stay open for as long as the chaperone lives, if it kept them.
+        # Its streams are not ours to hold: a pipe would stay open for as long as the chaperone
+        # lives, if it kept them.
         result = chaperone("run", "--detach", *arguments, "-", spec=spec, **keywords)
         assert result.returncode == 0, result.stderr
         return spool / result.stdout.strip()

@@ -1,5 +1,6 @@
 """
-Killing a process before and after each system call that changes the disk or a process: the calls are found by strace, never listed by hand.
+Killing a process before and after each system call that changes the disk or a process: the calls
+are found by strace, never listed by hand.
 
 Knows: strace.  Must not know: what a chaperone does between two calls.
 """
@@ -11,7 +12,8 @@ import subprocess
 
 from spool_tests.conftest import until
 
-# What only looks, or changes nothing but this process's own memory. A call that is not here is a crash point.
+# What only looks, or changes nothing but this process's own memory. A call that is not here is a
+# crash point.
 HARMLESS = set(
     """access arch_prctl brk clock_gettime clock_nanosleep close_range epoll_wait exit_group faccessat2 fadvise64 fstat futex getcwd getdents64
     getegid geteuid getgid getpeername getpgid getpgrp getpid getppid getrandom getresgid getresuid getrlimit getsid getsockname getsockopt gettid getuid
@@ -24,33 +26,59 @@ KILLED = f"+++ killed by {signal.SIGKILL.name} +++"
 
 class Tracer:
     """
-    strace of one process, not of its children: it records the calls, or kills as one of them is entered.
+    strace of one process, not of its children: it records the calls, or kills as one of them is
+    entered.
 
     Args:
         directory (pathlib.Path): For strace's own file.
-        point (tuple): (system call, its number among the calls of that name, from 1); None to record.
+        point (tuple): (system call, its number among the calls of that name, from 1); None to
+            record.
     """
 
     def __init__(self, directory, point=None):
         self._file = directory / "trace"
         self._options = ["-q", "-y", "-o", str(self._file)]
         if point is not None:
-            self._options += ["-e", f"trace={point[0]},poll,restart_syscall", "-e", f"inject={point[0]}:signal=SIGKILL:when={point[1]}"]
+            self._options += [
+                "-e",
+                f"trace={point[0]},poll,restart_syscall",
+                "-e",
+                f"inject={point[0]}:signal=SIGKILL:when={point[1]}",
+            ]
 
     def run(self, argv, **keywords):
         """Run a command to its end."""
-        keywords = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "timeout": 120, **keywords}
+        keywords = {
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.DEVNULL,
+            "stderr": subprocess.DEVNULL,
+            "timeout": 120,
+            **keywords,
+        }
         return subprocess.run(["strace", *self._options, *argv], check=False, **keywords).returncode
 
     def begin(self, argv, **keywords):
         """Start a command, and return strace's process (subprocess.Popen)."""
-        return subprocess.Popen(["strace", *self._options, *argv], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **keywords)
+        return subprocess.Popen(
+            ["strace", *self._options, *argv],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            **keywords,
+        )
 
     def attach(self, pid):
-        """Trace a process that runs, from now on; it must be waiting for something that comes later."""
+        """
+        Trace a process that runs, from now on; it must be waiting for something that comes later.
+        """
         process = self.begin(["-p", str(pid)])
         # Its first line is the call it sits in: from then on nothing goes unseen.
-        until(lambda: process.poll() is not None or (tracer_of(pid) and self._file.exists() and self._file.stat().st_size))
+        until(
+            lambda: (
+                process.poll() is not None
+                or (tracer_of(pid) and self._file.exists() and self._file.stat().st_size)
+            )
+        )
         return process
 
     def has_killed(self):
@@ -61,12 +89,15 @@ class Tracer:
         """
         The crash points of what was recorded: before and after each call that changes something.
 
-        After a call is before whatever comes next: in between a process does nothing that anybody else could see.
+        After a call is before whatever comes next: in between a process does nothing that anybody
+            else could see.
 
         Args:
-            path (str): What comes before this path is named, or a process is made, is the interpreter's own start, and leaves nothing.
+            path (str): What comes before this path is named, or a process is made, is the
+                interpreter's own start, and leaves nothing.
         Returns:
-            dict: (system call, number) to whether such a call is before or after which call, in the order in which they came.
+            dict: (system call, number) to whether such a call is before or after which call, in the
+                order in which they came.
         """
         counts, found, begun, last = collections.Counter(), {}, False, None
         for line in self._file.read_text(errors="replace").splitlines():
@@ -75,7 +106,12 @@ class Tracer:
             name, arguments = call.groups()
             counts[name] += 1
             point = (name, counts[name])
-            begun = begun or (path in arguments and name != "execve") or "clone" in name or "fork" in name
+            begun = (
+                begun
+                or (path in arguments and name != "execve")
+                or "clone" in name
+                or "fork" in name
+            )
             if last is not None:
                 found[point] = f"after {last[0]} {last[1]}"
                 last = None
@@ -86,7 +122,10 @@ class Tracer:
 
 
 def only_looks(name, arguments):
-    """Whether this call leaves no trace: opening to read, reading what stays there (not a pipe), a look into /proc."""
+    """
+    Whether this call leaves no trace: opening to read, reading what stays there (not a pipe), a
+    look into /proc.
+    """
     if name in ("open", "openat"):
         return "O_CREAT" not in arguments
     if name == "close":

@@ -12,19 +12,43 @@ import signal
 import time
 import traceback
 
-from chaperone import rundir
-from chaperone import spec as specs
-from chaperone import spool as spools
-from chaperone import status as statuses
+from chaperone.model import spec as specs
+from chaperone.model import status as statuses
+from chaperone.spool import format, look, run_directory
 
 # What changes the disk or a lock: every step between two of these is one that a crash may end at.
-CHANGING = ("mkdir", "open", "mkfifo", "symlink", "rename", "unlink", "rmdir", "write", "pwrite", "ftruncate", "posix_fallocate", "fsync", "utime", "close")
+CHANGING = (
+    "mkdir",
+    "open",
+    "mkfifo",
+    "symlink",
+    "rename",
+    "unlink",
+    "rmdir",
+    "write",
+    "pwrite",
+    "ftruncate",
+    "posix_fallocate",
+    "fsync",
+    "utime",
+    "close",
+)
 _keys = itertools.count()
 
 
 def spec(run_id="r", **more):
     """A canonical spec; `more` are its top fields, unchecked."""
-    return {**specs.checked({"id": run_id, "program": {"argv": ["true"], "env": {"TOKEN": "hunter2"}}, "labels": {"team": "etl"}}, "/"), **more}
+    return {
+        **specs.checked(
+            {
+                "id": run_id,
+                "program": {"argv": ["true"], "env": {"TOKEN": "hunter2"}},
+                "labels": {"team": "etl"},
+            },
+            "/",
+        ),
+        **more,
+    }
 
 
 def starting(wanted):
@@ -34,7 +58,9 @@ def starting(wanted):
 def create(spool, run_id="r", **more):
     """A run directory as its chaperone holds it: visible, locked, `starting`."""
     wanted = spec(run_id, **more)
-    return rundir.create(str(spool), wanted, wanted, starting(wanted), f"{os.getpid()}{next(_keys)}")
+    return run_directory.create(
+        str(spool), wanted, wanted, starting(wanted), f"{os.getpid()}{next(_keys)}"
+    )
 
 
 def running(run, **facts):
@@ -48,7 +74,15 @@ def terminated(run, code=0):
     """Its final status, with the sizes as they are."""
     sizes = {name: {"bytes": run.size_of(name), "dropped": 0} for name in run.streams}
     status = statuses.running(starting(spec(run.run_id)), 4711, time.time_ns(), **sizes)
-    return statuses.terminated(statuses.ended(status, **statuses.outcome(code << 8), end_time=statuses.timestamp(time.time_ns()), elapsed=0.5), True)
+    return statuses.terminated(
+        statuses.ended(
+            status,
+            **statuses.outcome(code << 8),
+            end_time=statuses.timestamp(time.time_ns()),
+            elapsed=0.5,
+        ),
+        True,
+    )
 
 
 def end(run, code=0, durable=False):
@@ -57,12 +91,12 @@ def end(run, code=0, durable=False):
     run.end(durable)
 
 
-def look(spool, run_id="r"):
+def seen(spool, run_id="r"):
     """(alive, status), as a reader sees it."""
     with opened(spool) as spool_fd:
-        run_fd = spools.open_run(spool_fd, run_id)
+        run_fd = format.open_run(spool_fd, run_id)
         try:
-            return spools.look(run_fd, run_id)
+            return look.look(run_fd, run_id)
         finally:
             os.close(run_fd)
 
@@ -70,7 +104,7 @@ def look(spool, run_id="r"):
 @contextlib.contextmanager
 def opened(spool):
     """An fd of the spool."""
-    fd = spools.open_spool(str(spool))
+    fd = format.open_spool(str(spool))
     try:
         yield fd
     finally:
@@ -78,7 +112,9 @@ def opened(spool):
 
 
 def forked(function):
-    """Call a function in a child of ours; its pid. It exits 0, or 1 after printing what was raised."""
+    """
+    Call a function in a child of ours; its pid. It exits 0, or 1 after printing what was raised.
+    """
     pid = os.fork()
     if pid:
         return pid
@@ -102,7 +138,10 @@ def killed(pid):
 
 
 def held(function):
-    """Call a function in a child, which then stays until it is killed: its pid, when the function is done."""
+    """
+    Call a function in a child, which then stays until it is killed: its pid, when the function is
+    done.
+    """
     read, write = os.pipe()
 
     def stay():
@@ -121,7 +160,8 @@ def held(function):
 
 class Calls:
     """
-    The changing system calls of a piece of code, by their names in `os` and `fcntl`; recorded, or ended by SIGKILL at one of them.
+    The changing system calls of a piece of code, by their names in `os` and `fcntl`; recorded, or
+    ended by SIGKILL at one of them.
 
     Args:
         monkeypatch: Undoes it; in a child that is going to die it may be None.
@@ -133,7 +173,9 @@ class Calls:
         self._count, self._kill_at = 0, kill_at
         for module, name in [*((os, name) for name in names), (fcntl, "flock")]:
             replacement = self._recording(name, getattr(module, name))
-            monkeypatch.setattr(module, name, replacement) if monkeypatch else setattr(module, name, replacement)
+            monkeypatch.setattr(module, name, replacement) if monkeypatch else setattr(
+                module, name, replacement
+            )
 
     def _recording(self, name, function):
         def call(*arguments, **keywords):
@@ -152,7 +194,10 @@ class Calls:
 
 
 def crash_points(function):
-    """Call a function in children that are killed before each of its changing calls in turn; yields the number, last one alive."""
+    """
+    Call a function in children that are killed before each of its changing calls in turn; yields
+    the number, last one alive.
+    """
     for number in itertools.count(1):
 
         def doomed(number=number):
@@ -168,4 +213,8 @@ def crash_points(function):
 
 def tree(directory):
     """All names below a directory, relative to it."""
-    return sorted(os.path.relpath(os.path.join(parent, name), directory) for parent, folders, files in os.walk(directory) for name in (*folders, *files))
+    return sorted(
+        os.path.relpath(os.path.join(parent, name), directory)
+        for parent, folders, files in os.walk(directory)
+        for name in (*folders, *files)
+    )

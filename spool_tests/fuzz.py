@@ -1,9 +1,11 @@
 """
-What chaperone reads from others, fed with anything: specs, statuses, the far side's records, cursors and run directories.
+What chaperone reads from others, fed with anything: specs, statuses, the far side's records,
+cursors and run directories.
 
-    fuzz.py TARGET SECONDS [CORPUS]    coverage-guided, by atheris; prints how many inputs it took
+fuzz.py TARGET SECONDS [CORPUS]    coverage-guided, by atheris; prints how many inputs it took
 
-A target takes bytes and raises where chaperone does what it must not: crash, lose count, or answer in anything but one sentence.
+A target takes bytes and raises where chaperone does what it must not: crash, lose count, or answer
+in anything but one sentence.
 """
 
 import fcntl
@@ -18,12 +20,16 @@ import warnings
 if __name__ == "__main__":
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from chaperone import direct, events, jsontext, lines, prologue, records, show, supervise
-from chaperone import spec as specs
-from chaperone import spool as spools
-from chaperone import status as statuses
+from chaperone.cli import terminal
 from chaperone.errors import ChaperoneError, SpecError
-from chaperone.follow import Follower
+from chaperone.farside import records
+from chaperone.follow import batches
+from chaperone.follow.follower import Follower
+from chaperone.hold import begin, chaperone, direct
+from chaperone.model import events, jsontext
+from chaperone.model import spec as specs
+from chaperone.model import status as statuses
+from chaperone.spool import format
 
 ESCAPE = set(map(chr, (*range(32), *range(127, 160)))) - {"\n"}
 
@@ -31,13 +37,17 @@ ESCAPE = set(map(chr, (*range(32), *range(127, 160)))) - {"\n"}
 def is_sentence(error):
     """One line, of a length that a person reads, that says what was not possible."""
     text = str(error)
-    assert text.startswith(("unable to ", "cursor")) and "\n" not in show.escaped(text) and len(text) < 4_000, repr(text[:300])
+    assert (
+        text.startswith(("unable to ", "cursor"))
+        and "\n" not in terminal.escaped(text)
+        and len(text) < 4_000
+    ), repr(text[:300])
 
 
 def spec(data):
     """A spec is taken in its canonical form, which stays as it is, or refused in a sentence."""
     try:
-        canonical = prologue.checked("fuzz", data, "/")
+        canonical = begin.canonical_spec("fuzz", data, "/")
     except SpecError as error:
         is_sentence(error)
         return
@@ -46,7 +56,10 @@ def spec(data):
 
 
 def status(data):
-    """Whatever is in a status file, there is a status, and it can be shown without a character that moves a terminal's cursor."""
+    """
+    Whatever is in a status file, there is a status, and it can be shown without a character that
+    moves a terminal's cursor.
+    """
     try:
         value = jsontext.loads(data)
     except ValueError:
@@ -55,10 +68,10 @@ def status(data):
     for found in (statuses.last_known(value, "r"), *([final] if final else [])):
         assert found["run_id"] == "r" and found["state"] in statuses.STATES
         view = events.status_view(found)
-        shown = show.table([found], 1e9, 80, False) + show.status_json(found)
+        shown = terminal.table([found], 1e9, 80, False) + terminal.status_json(found)
         assert not ESCAPE & set(shown), repr(shown)
         view.is_final()
-        text = statuses.fitted(found, spools.RESERVE + 2 * len(data))
+        text = statuses.fitted(found, format.RESERVE + 2 * len(data))
         assert isinstance(jsontext.loads(text), dict)
     assert final is None or final["state"] in statuses.FINAL
 
@@ -79,7 +92,11 @@ class Run(direct.DirectRun):
 
     def __init__(self, null):
         super().__init__("r", "0" * 32)
-        self.streams, self.log_fd, self.log_path = {"stdout": null, "stderr": null}, null, os.devnull
+        self.streams, self.log_fd, self.log_path = (
+            {"stdout": null, "stderr": null},
+            null,
+            os.devnull,
+        )
 
     def publish(self, status, durable=False):
         assert self.final is None, "published twice"
@@ -94,7 +111,10 @@ NULL = os.open(os.devnull, os.O_WRONLY | os.O_APPEND)
 
 
 def far_side(data):
-    """Whatever comes from over there: no byte of the program is lost or doubled however it is cut, and nothing that is said ends us."""
+    """
+    Whatever comes from over there: no byte of the program is lost or doubled however it is cut, and
+    nothing that is said ends us.
+    """
     how, data = data[:8] or b"\0", data[8:]
     whole, parser = records.Records(NONCE), records.Records(NONCE)
     clean, told = whole.feed(data)
@@ -106,13 +126,21 @@ def far_side(data):
         heard += said
         left = left[cut:]
     part, said = parser.feed(left)
-    assert (b"".join(parts) + part + parser.end(), heard + said, parser.noise) == (clean, told, whole.noise)
+    assert (b"".join(parts) + part + parser.end(), heard + said, parser.noise) == (
+        clean,
+        told,
+        whole.noise,
+    )
     records.farewell(clean)
     life = "survive" if how[0] % 2 else "kill"
-    asked = specs.checked({"id": "r", "program": {"argv": ["x"]}, "remote": {"host": "h"}, "on_disconnect": life}, "/")
+    asked = specs.checked(
+        {"id": "r", "program": {"argv": ["x"]}, "remote": {"host": "h"}, "on_disconnect": life}, "/"
+    )
     run = Run(NULL)
     asked = {**asked, "id": "r"}
-    with supervise.Holder(run, asked, statuses.starting(asked, 1, "here", None, 0), INHERITED) as holder:
+    with chaperone.Holder(
+        run, asked, statuses.starting(asked, 1, "here", None, 0), INHERITED
+    ) as holder:
         program = holder.program
         program._dialer.connection = Connection()
         program.connected()
@@ -127,9 +155,11 @@ def far_side(data):
 
 def follower(data):
     """
-    Whatever is in a cursor, or in the files of a run directory, a follower ends, and every event is one.
+    Whatever is in a cursor, or in the files of a run directory, a follower ends, and every event is
+    one.
 
-    Parts of the input, divided by NUL NUL: cursor, running.json, status.json, spec.json, stdout, each optional.
+    Parts of the input, divided by NUL NUL: cursor, running.json, status.json, spec.json, stdout,
+    each optional.
     """
     parts = (data.split(b"\0\0") + [b""] * 5)[:5]
     try:
@@ -140,14 +170,16 @@ def follower(data):
     try:
         run = os.path.join(spool, "r")
         os.mkdir(run)
-        for name in (spools.RUNNING, spools.ENDED):
+        for name in (format.RUNNING, format.ENDED):
             os.mkdir(os.path.join(spool, name))
-        os.symlink("../r", os.path.join(spool, spools.RUNNING, "r"))
-        for name, content in zip((spools.LIVE_STATUS, spools.FINAL_STATUS, spools.SPEC, "stdout"), parts[1:], strict=True):
+        os.symlink("../r", os.path.join(spool, format.RUNNING, "r"))
+        for name, content in zip(
+            (format.LIVE_STATUS, format.FINAL_STATUS, format.SPEC, "stdout"), parts[1:], strict=True
+        ):
             if content:
                 with open(os.path.join(run, name), "wb") as file:
                     file.write(content)
-        with open(os.path.join(run, spools.LOCK), "w") as lock:
+        with open(os.path.join(run, format.LOCK), "w") as lock:
             if len(data) % 3:
                 fcntl.flock(lock, fcntl.LOCK_EX)
             try:
@@ -156,7 +188,10 @@ def follower(data):
                         event = followed.next(0)
                         if event is None:
                             break
-                        assert isinstance(event.run_id, str) and all(isinstance(json.loads(line), dict) for line in [json.dumps(lines._object(event))])
+                        assert isinstance(event.run_id, str) and all(
+                            isinstance(json.loads(line), dict)
+                            for line in [json.dumps(batches._object(event))]
+                        )
                     else:
                         raise AssertionError("20 events and no end")
                     Follower(spool, followed.cursor).close()
@@ -204,7 +239,11 @@ def main(name, seconds, corpus=None):
         nonlocal taken
         taken += 1
         if taken % 1_000 == 0 or time.monotonic() - begin > seconds:
-            print(f"{name}: {taken} inputs in {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
+            print(
+                f"{name}: {taken} inputs in {time.monotonic() - begin:.0f} s",
+                file=sys.stderr,
+                flush=True,
+            )
         target(data)
 
     with tempfile.TemporaryDirectory() as directory:
@@ -212,7 +251,13 @@ def main(name, seconds, corpus=None):
         for number, seed in enumerate(SEEDS[name]):
             with open(os.path.join(corpus, f"seed-{number}"), "wb") as file:
                 file.write(seed)
-        options = [f"-max_total_time={seconds}", "-timeout=10", "-rss_limit_mb=2048", "-max_len=4096", f"-artifact_prefix={corpus}/"]
+        options = [
+            f"-max_total_time={seconds}",
+            "-timeout=10",
+            "-rss_limit_mb=2048",
+            "-max_len=4096",
+            f"-artifact_prefix={corpus}/",
+        ]
         atheris.Setup([sys.argv[0], *options, corpus], take)
         atheris.Fuzz()
 

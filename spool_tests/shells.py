@@ -1,4 +1,6 @@
-"""The shells that the far side's text has to run in, and the login shells it has to come through."""
+"""
+The shells that the far side's text has to run in, and the login shells it has to come through.
+"""
 
 import functools
 import os
@@ -7,20 +9,33 @@ import tempfile
 
 from spool_tests.conftest import absent
 
-PACKAGES = {"bash": "bash", "busybox": "busybox", "dash": "dash", "fish": "fish", "ksh93": "ksh93u+m", "mksh": "mksh", "tcsh": "tcsh", "zsh": "zsh"}
+PACKAGES = {
+    "bash": "bash",
+    "busybox": "busybox",
+    "dash": "dash",
+    "fish": "fish",
+    "ksh93": "ksh93u+m",
+    "mksh": "mksh",
+    "tcsh": "tcsh",
+    "zsh": "zsh",
+}
 SH = ("dash", "bash", "busybox", "mksh", "ksh93", "zsh")  # what /bin/sh may be
 LOGIN = (*SH, "fish", "tcsh")
 
 
 def path_of(shell):
     path = shutil.which(shell) or shutil.which(shell, path="/bin:/usr/bin")
-    return path or absent(f"the shell {shell} (Debian's package {PACKAGES[shell]}) is not installed")
+    return path or absent(
+        f"the shell {shell} (Debian's package {PACKAGES[shell]}) is not installed"
+    )
 
 
 @functools.cache
 def as_sh(shell):
     """A path ending in /sh: several shells keep to POSIX only under that name."""
-    directory = os.path.join(tempfile.gettempdir(), f"chaperone-test-sh.{os.getuid()}.{os.getpid()}", shell)
+    directory = os.path.join(
+        tempfile.gettempdir(), f"chaperone-test-sh.{os.getuid()}.{os.getpid()}", shell
+    )
     os.makedirs(directory, mode=0o755)
     os.chmod(os.path.dirname(directory), 0o755)
     path = os.path.join(directory, "sh")
@@ -34,7 +49,8 @@ def in_place_of_sh(shell, directory):
     """
     The words before an argv that give it a /bin/sh of its own; as root alone.
 
-    It sees the machine's /usr/bin through a directory in which `sh` is another link; nobody else does, and nothing is left when it has ended.
+    It sees the machine's /usr/bin through a directory in which `sh` is another link; nobody else
+    does, and nothing is left when it has ended.
     """
     link = os.path.join(directory, "bin", "sh")
     os.mkdir(os.path.dirname(link))
@@ -46,5 +62,8 @@ def in_place_of_sh(shell, directory):
 
 def remove():
     """Take back what `as_sh` made."""
-    shutil.rmtree(os.path.join(tempfile.gettempdir(), f"chaperone-test-sh.{os.getuid()}.{os.getpid()}"), ignore_errors=True)
+    shutil.rmtree(
+        os.path.join(tempfile.gettempdir(), f"chaperone-test-sh.{os.getuid()}.{os.getpid()}"),
+        ignore_errors=True,
+    )
     as_sh.cache_clear()

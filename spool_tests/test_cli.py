@@ -1,5 +1,6 @@
 """
-The command line as people and scripts use it: what it prints, what it says, and with which code it exits.
+The command line as people and scripts use it: what it prints, what it says, and with which code it
+exits.
 
 Knows: argv, streams, exit codes, terminals.  Must not know: how anything is done.
 """
@@ -21,7 +22,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chaperone import arguments, cli, farside, parser, show, status, verbs
+from chaperone.cli import arguments, main, parser, terminal
+from chaperone.cli.verbs import look as look_verbs
+from chaperone.farside import payload
+from chaperone.model import status
 from spool_tests.conftest import CHAPERONE, ROOT, need, until
 
 ECHO = {"id": "echo", "program": {"argv": ["/bin/sh", "-c", "echo out; echo err >&2; exit 3"]}}
@@ -38,7 +42,10 @@ def streams(result):
 
 
 def on_terminal(*arguments, columns=80, environ=()):
-    """What a command writes to a terminal of so many columns: (exit code, bytes), line ends as written."""
+    """
+    What a command writes to a terminal of so many columns: (exit code, bytes), line ends as
+    written.
+    """
     ours, theirs = pty.openpty()
     attributes = termios.tcgetattr(theirs)
     attributes[1] &= ~termios.OPOST
@@ -46,7 +53,13 @@ def on_terminal(*arguments, columns=80, environ=()):
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     env = {**os.environ, "TERM": "xterm", **dict(environ)}
     env.pop("NO_COLOR", None) if "NO_COLOR" not in dict(environ) else None
-    process = subprocess.Popen([*CHAPERONE, *map(str, arguments)], stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs, env=env)
+    process = subprocess.Popen(
+        [*CHAPERONE, *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
+        stdout=theirs,
+        stderr=theirs,
+        env=env,
+    )
     os.close(theirs)
     written = b""
     with open(ours, "rb", buffering=0) as terminal:
@@ -73,26 +86,121 @@ def test_run_prints_the_id_and_exits_0_whatever_the_outcome(chaperone):
     ("words", "spec", "code", "sentence"),
     [
         ([], None, os.EX_USAGE, f"unable to begin: want one of {', '.join(arguments.VERBS)}"),
-        (["frob"], None, os.EX_USAGE, f"unable to understand 'frob': want one of {', '.join(arguments.VERBS)}"),
-        (["run"], None, os.EX_USAGE, "unable to understand 'chaperone run': the following arguments are required: SPEC"),
-        (["ls", "--frob"], None, os.EX_USAGE, "unable to understand 'chaperone ls': unrecognized arguments: --frob"),
-        (["run", "-", "--id"], ECHO, os.EX_USAGE, "unable to understand 'chaperone run': argument --id: expected one argument"),
-        (["tail", "-n", "few", "x"], None, os.EX_USAGE, "unable to understand '--lines': want a number or all, got 'few'"),
-        (["tail", "x", "stdin"], None, os.EX_USAGE, "unable to understand 'stdin': want stdout, stderr or log"),
-        (["tail", "-f", "x", "log"], None, os.EX_USAGE, "unable to understand 'log': want stdout or stderr"),
-        (["gc", "--older", "7d", "--spool", ""], None, os.EX_USAGE, "unable to understand '--spool': want a directory, got ''"),
-        (["run", "--spool=", "-"], ECHO, os.EX_USAGE, "unable to understand '--spool': want a directory, got ''"),
-        (["launcher", "--idle=-1"], None, os.EX_USAGE, "unable to understand '--idle': want seconds from 0 to 1e10, got '-1.0'"),
-        (["run", "-1"], None, os.EX_USAGE, "unable to understand 'chaperone run': want no word that begins with '-', got '-1'"),
-        (["run", "-"], {"program": {"argv": "ls"}}, os.EX_DATAERR, "unable to read spec '-': program.argv: want a non-empty list of strings, got 'ls'"),
-        (["check", "-"], {}, os.EX_DATAERR, "unable to read spec '-': program: want it, got nothing"),
-        (["exec", "/nowhere/s"], None, os.EX_NOINPUT, "unable to read spec '/nowhere/s': No such file or directory"),
+        (
+            ["frob"],
+            None,
+            os.EX_USAGE,
+            f"unable to understand 'frob': want one of {', '.join(arguments.VERBS)}",
+        ),
+        (
+            ["run"],
+            None,
+            os.EX_USAGE,
+            "unable to understand 'chaperone run': the following arguments are required: SPEC",
+        ),
+        (
+            ["ls", "--frob"],
+            None,
+            os.EX_USAGE,
+            "unable to understand 'chaperone ls': unrecognized arguments: --frob",
+        ),
+        (
+            ["run", "-", "--id"],
+            ECHO,
+            os.EX_USAGE,
+            "unable to understand 'chaperone run': argument --id: expected one argument",
+        ),
+        (
+            ["tail", "-n", "few", "x"],
+            None,
+            os.EX_USAGE,
+            "unable to understand '--lines': want a number or all, got 'few'",
+        ),
+        (
+            ["tail", "x", "stdin"],
+            None,
+            os.EX_USAGE,
+            "unable to understand 'stdin': want stdout, stderr or log",
+        ),
+        (
+            ["tail", "-f", "x", "log"],
+            None,
+            os.EX_USAGE,
+            "unable to understand 'log': want stdout or stderr",
+        ),
+        (
+            ["gc", "--older", "7d", "--spool", ""],
+            None,
+            os.EX_USAGE,
+            "unable to understand '--spool': want a directory, got ''",
+        ),
+        (
+            ["run", "--spool=", "-"],
+            ECHO,
+            os.EX_USAGE,
+            "unable to understand '--spool': want a directory, got ''",
+        ),
+        (
+            ["launcher", "--idle=-1"],
+            None,
+            os.EX_USAGE,
+            "unable to understand '--idle': want seconds from 0 to 1e10, got '-1.0'",
+        ),
+        (
+            ["run", "-1"],
+            None,
+            os.EX_USAGE,
+            "unable to understand 'chaperone run': want no word that begins with '-', got '-1'",
+        ),
+        (
+            ["run", "-"],
+            {"program": {"argv": "ls"}},
+            os.EX_DATAERR,
+            "unable to read spec '-': program.argv: want a non-empty list of strings, got 'ls'",
+        ),
+        (
+            ["check", "-"],
+            {},
+            os.EX_DATAERR,
+            "unable to read spec '-': program: want it, got nothing",
+        ),
+        (
+            ["exec", "/nowhere/s"],
+            None,
+            os.EX_NOINPUT,
+            "unable to read spec '/nowhere/s': No such file or directory",
+        ),
         (["run", "/"], None, os.EX_NOINPUT, "unable to read spec '/': Is a directory"),
-        (["status", "x"], None, os.EX_NOINPUT, "unable to find run 'x': no run of this spool begins so"),
-        (["stop", "../x"], None, os.EX_NOINPUT, "unable to find run '../x': no run of this spool begins so"),
-        (["wait", ""], None, os.EX_NOINPUT, "unable to find run '': no run of this spool begins so"),
-        (["ls", "--spool", "/nowhere/s"], None, os.EX_IOERR, "unable to open spool '/nowhere/s': No such file or directory"),
-        (["run", "--spool", "/nowhere/s", "-"], ECHO, os.EX_CANTCREAT, "unable to open spool '/nowhere/s': No such file or directory"),
+        (
+            ["status", "x"],
+            None,
+            os.EX_NOINPUT,
+            "unable to find run 'x': no run of this spool begins so",
+        ),
+        (
+            ["stop", "../x"],
+            None,
+            os.EX_NOINPUT,
+            "unable to find run '../x': no run of this spool begins so",
+        ),
+        (
+            ["wait", ""],
+            None,
+            os.EX_NOINPUT,
+            "unable to find run '': no run of this spool begins so",
+        ),
+        (
+            ["ls", "--spool", "/nowhere/s"],
+            None,
+            os.EX_IOERR,
+            "unable to open spool '/nowhere/s': No such file or directory",
+        ),
+        (
+            ["run", "--spool", "/nowhere/s", "-"],
+            ECHO,
+            os.EX_CANTCREAT,
+            "unable to open spool '/nowhere/s': No such file or directory",
+        ),
     ],
 )
 def test_what_can_not_be_done_is_said_in_a_sentence(chaperone, words, spec, code, sentence):
@@ -101,7 +209,11 @@ def test_what_can_not_be_done_is_said_in_a_sentence(chaperone, words, spec, code
 
 def test_second_run_of_an_id_is_refused(chaperone, spool):
     chaperone("run", "-", spec=ECHO)
-    assert streams(chaperone("run", "-", spec=ECHO)) == (os.EX_CANTCREAT, "", "chaperone: unable to create run 'echo': it exists\n")
+    assert streams(chaperone("run", "-", spec=ECHO)) == (
+        os.EX_CANTCREAT,
+        "",
+        "chaperone: unable to create run 'echo': it exists\n",
+    )
     assert (spool / "echo" / "stdout").read_bytes() == b"out\n"
 
 
@@ -128,8 +240,13 @@ def test_a_file_that_begins_with_a_dash_stands_behind_two_dashes(chaperone, tmp_
     assert streams(chaperone("run", "--", "-x", cwd=tmp_path)) == (0, "echo\n", "")
 
 
-def test_spool_is_the_option_else_the_environments_else_in_the_current_directory(chaperone, tmp_path, monkeypatch):
-    for words, path in (["--spool", tmp_path / "option"], tmp_path / "option"), ([], tmp_path / "spool"):
+def test_spool_is_the_option_else_the_environments_else_in_the_current_directory(
+    chaperone, tmp_path, monkeypatch
+):
+    for words, path in (
+        (["--spool", tmp_path / "option"], tmp_path / "option"),
+        ([], tmp_path / "spool"),
+    ):
         assert chaperone("run", *words, "-", spec=ECHO).returncode == 0
         assert (path / "echo" / "status.json").exists()
     monkeypatch.delenv("CHAPERONE_SPOOL")
@@ -138,27 +255,48 @@ def test_spool_is_the_option_else_the_environments_else_in_the_current_directory
     assert (tmp_path / "here" / "spool" / "echo" / "status.json").exists()
 
 
-WORDS = ["--spool", "--id", "--detach", "--warm", "--idle", "-", "--", "a", "b.json", "", "-x", "--spool=s", "--det", "7", "0.5", "-1", "--help", "-x y"]
+WORDS = [
+    "--spool",
+    "--id",
+    "--detach",
+    "--warm",
+    "--idle",
+    "-",
+    "--",
+    "a",
+    "b.json",
+    "",
+    "-x",
+    "--spool=s",
+    "--det",
+    "7",
+    "0.5",
+    "-1",
+    "--help",
+    "-x y",
+]
 
 
 @pytest.mark.once
 @settings(max_examples=2_000, deadline=None)
-@given(verb=st.sampled_from(sorted(cli.LEAN)), words=st.lists(st.sampled_from(WORDS), max_size=6))
+@given(verb=st.sampled_from(sorted(main.LEAN)), words=st.lists(st.sampled_from(WORDS), max_size=6))
 def test_what_is_read_by_hand_is_what_argparse_reads(verb, words):
-    plain = cli.plain(verb, words)
+    plain = main.plain(verb, words)
     if plain is None:
         return
     named, options = plain
     read = vars(parser.parsed(verb, words))
-    assert read.pop(str(cli.LEAN[verb][2]), []) == named
+    assert read.pop(str(main.LEAN[verb][2]), []) == named
     if options.get("idle") is not None:
         options["idle"] = float(options["idle"])
-    assert {name: value for name, value in read.items() if value is not None and value is not False} == options
+    assert {
+        name: value for name, value in read.items() if value is not None and value is not False
+    } == options
 
 
 @pytest.mark.once
 @settings(max_examples=500, deadline=None)
-@given(verb=st.sampled_from(sorted(cli.LEAN)), words=st.lists(st.sampled_from(WORDS), max_size=6))
+@given(verb=st.sampled_from(sorted(main.LEAN)), words=st.lists(st.sampled_from(WORDS), max_size=6))
 def test_what_argparse_reads_begins_again_in_plain_words_that_mean_the_same(verb, words):
     try:
         read = vars(parser.parsed(verb, words))
@@ -166,9 +304,11 @@ def test_what_argparse_reads_begins_again_in_plain_words_that_mean_the_same(verb
         return
     begun = []
     with unittest.mock.patch("os.execv", lambda path, argv: begun.append(argv[5:])):
-        cli._begin_again(verb, dict(read))
+        main._begin_again(verb, dict(read))
     assert all(vars(parser.parsed(verb, again)) == read for again in begun)
-    values = [word for value in read.values() for word in (value if isinstance(value, list) else [value])]
+    values = [
+        word for value in read.values() for word in (value if isinstance(value, list) else [value])
+    ]
     assert begun or any(str(value).startswith("-") for value in values)
 
 
@@ -177,7 +317,10 @@ def test_what_argparse_reads_begins_again_in_plain_words_that_mean_the_same(verb
     ("words", "plain"),
     [
         (["a", "-", "--detach"], (["a", "-"], {"detach": True})),
-        (["--spool", "s", "a", "--id", "x", "--warm"], (["a"], {"spool": "s", "id": "x", "warm": True})),
+        (
+            ["--spool", "s", "a", "--id", "x", "--warm"],
+            (["a"], {"spool": "s", "id": "x", "warm": True}),
+        ),
         (["a", "--spool=s"], None),
         (["a", "--id", "-"], None),
         (["a", "--det"], None),
@@ -185,7 +328,7 @@ def test_what_argparse_reads_begins_again_in_plain_words_that_mean_the_same(verb
     ],
 )
 def test_plain_forms_of_run_are_read_by_hand(words, plain):
-    assert cli.plain("run", words) == plain
+    assert main.plain("run", words) == plain
 
 
 # -- help
@@ -196,7 +339,7 @@ def test_help_lists_every_verb_and_no_other(chaperone):
     result = chaperone("--help")
     assert (result.returncode, result.stderr) == (0, "")
     assert re.findall(r"^  (\w+) ", result.stdout, re.M) == list(arguments.VERBS)
-    assert {*verbs.CALLS, *cli.LEAN} == {*arguments.VERBS}
+    assert {*look_verbs.CALLS, *main.LEAN} == {*arguments.VERBS}
 
 
 @pytest.mark.once
@@ -206,7 +349,11 @@ def test_help_of_a_verb_names_all_its_words(chaperone, verb):
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.startswith(f"usage: chaperone {verb} [-h]")
     for names, how in arguments.VERBS[verb][1]:
-        for word in (*(name for name in names if name.startswith("-")), *how["help"].split(), *([how["metavar"]] if "metavar" in how else [])):
+        for word in (
+            *(name for name in names if name.startswith("-")),
+            *how["help"].split(),
+            *([how["metavar"]] if "metavar" in how else []),
+        ):
             assert word in result.stdout
 
 
@@ -217,21 +364,41 @@ def test_version_is_told_and_quick(chaperone):
     assert streams(chaperone("--version")) == (0, f"chaperone {__version__}\n", "")
 
 
-HEAVY = ("argparse", "json", "re", "signal", "subprocess", "attr", "attrs", "filelock", "inotify_simple", "asyncio", "enum", "typing", "collections")
+HEAVY = (
+    "argparse",
+    "json",
+    "re",
+    "signal",
+    "subprocess",
+    "attr",
+    "attrs",
+    "filelock",
+    "inotify_simple",
+    "asyncio",
+    "enum",
+    "typing",
+    "collections",
+)
 
 
 @pytest.mark.once
 @pytest.mark.parametrize("words", [["--version"], ["--help"], ["run", "/dev/null"]], ids=" ".join)
 def test_lean_words_import_nothing_heavy(words):
-    # What follows `launch.run` is held to the same by its own test.
+    # What follows `run.run` is held to the same by its own test.
     script = """import sys
 sys.path.append(sys.argv[1])
-from chaperone import cli, launch
-launch.run = lambda *given, **options: 0
-cli.main(sys.argv[2:])
+from chaperone.cli import main
+from chaperone.launch import run
+run.run = lambda *given, **options: 0
+main.main(sys.argv[2:])
 print(*sys.modules, file=sys.stderr)"""
     root = os.path.dirname(os.path.dirname(CHAPERONE[-1]))
-    result = subprocess.run([sys.executable, "-I", "-S", "-c", script, root, *words], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", script, root, *words],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert set(result.stderr.split()) & set(HEAVY) == set()
 
 
@@ -243,8 +410,16 @@ def test_exact_id_beats_prefix_and_prefix_must_fit_one(chaperone):
         chaperone("run", "--id", run_id, "-", spec=ECHO)
     assert json.loads(chaperone("status", "load").stdout)["run_id"] == "load"
     assert json.loads(chaperone("status", "rep").stdout)["run_id"] == "report"
-    assert streams(chaperone("status", "load-")) == (os.EX_NOINPUT, "", "chaperone: unable to find run 'load-': 2 runs begin so: load-1, load-2\n")
-    assert streams(chaperone("wait", "lo")) == (os.EX_NOINPUT, "", "chaperone: unable to find run 'lo': 3 runs begin so: load, load-1, load-2\n")
+    assert streams(chaperone("status", "load-")) == (
+        os.EX_NOINPUT,
+        "",
+        "chaperone: unable to find run 'load-': 2 runs begin so: load-1, load-2\n",
+    )
+    assert streams(chaperone("wait", "lo")) == (
+        os.EX_NOINPUT,
+        "",
+        "chaperone: unable to find run 'lo': 3 runs begin so: load, load-1, load-2\n",
+    )
 
 
 # -- looking
@@ -285,7 +460,10 @@ def test_ls_tells_what_it_can_where_a_run_can_not_be_read(chaperone, spool, tmp_
         os.EX_IOERR,
         "chaperone: unable to look into run 'bad': unable to open 'status.json': want a file of ours without other links\n",
     )
-    assert len(result.stdout.splitlines()) == (1 if words == ["--json"] else 2) and "good" in result.stdout
+    assert (
+        len(result.stdout.splitlines()) == (1 if words == ["--json"] else 2)
+        and "good" in result.stdout
+    )
 
 
 def test_ls_tells_outcomes(chaperone, held, spool):
@@ -320,10 +498,24 @@ def test_ls_on_a_terminal_is_cut_and_coloured(chaperone):
 
 def test_nothing_of_a_program_moves_a_terminal(chaperone):
     evil = "\x1b]0;owned\x07\x9b31m\x7f\u202e\r\n"
-    spec = {"id": "evil", "labels": {evil: evil}, "program": {"argv": ["/nowhere" + evil, evil, "\udcff"], "env": {"E": evil}}}
+    spec = {
+        "id": "evil",
+        "labels": {evil: evil},
+        "program": {"argv": ["/nowhere" + evil, evil, "\udcff"], "env": {"E": evil}},
+    }
     chaperone("run", "-", spec=spec)
-    for words in ("ls",), ("ls", "--all"), ("ls", "--json"), ("status", "evil"), ("wait", "evil"), ("status", "evil" + evil), ("tail", "evil" + evil):
-        written = re.sub(r"\x1b\[\d+m([a-z]+)\x1b\[0m", r"\1", on_terminal(*words, columns=1_000)[1].decode())
+    for words in (
+        ("ls",),
+        ("ls", "--all"),
+        ("ls", "--json"),
+        ("status", "evil"),
+        ("wait", "evil"),
+        ("status", "evil" + evil),
+        ("tail", "evil" + evil),
+    ):
+        written = re.sub(
+            r"\x1b\[\d+m([a-z]+)\x1b\[0m", r"\1", on_terminal(*words, columns=1_000)[1].decode()
+        )
         assert [char for char in written if not char.isprintable() and char != "\n"] == [], words
     assert "'/nowhere\\x1b]0;owned\\x07\\x9b31m\\x7f\\u202e\\x0d\\x0a'" in chaperone("ls").stdout
 
@@ -362,13 +554,19 @@ def test_tail_prints_each_stream_to_its_own(chaperone):
 def test_tail_prints_the_last_lines(chaperone, lines, end):
     text = "\n".join(f"{number} {'x' * (number % 50)}" for number in range(5_000)) + end
     chaperone("run", "-", spec={"id": "cat", "program": {"argv": ["cat"], "stdin": text}})
-    want = text if lines == "all" else "".join(text.splitlines(keepends=True)[-lines:] if lines else [])
+    want = (
+        text
+        if lines == "all"
+        else "".join(text.splitlines(keepends=True)[-lines:] if lines else [])
+    )
     assert streams(chaperone("tail", "-n", lines, "cat", "stdout")) == (0, want, "")
 
 
 def test_tail_gives_bytes_as_they_are(chaperone):
     chaperone("run", "-", spec=shell("raw", r"printf '\033[31m\377\000'"))
-    assert subprocess.run([*CHAPERONE, "tail", "raw"], capture_output=True).stdout == b"\x1b[31m\xff\0"
+    assert (
+        subprocess.run([*CHAPERONE, "tail", "raw"], capture_output=True).stdout == b"\x1b[31m\xff\0"
+    )
 
 
 def test_tail_says_once_what_was_dropped(chaperone):
@@ -399,7 +597,9 @@ def test_tail_says_once_that_the_end_may_be_missing(chaperone, held):
 def test_tail_follows_to_the_end(chaperone, held, spool, tmp_path):
     os.mkfifo(tmp_path / "fifo")
     held(shell("follow", f"printf 'be'; cat {tmp_path}/fifo; echo err >&2"))
-    with subprocess.Popen([*CHAPERONE, "tail", "-f", "follow"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as follower:
+    with subprocess.Popen(
+        [*CHAPERONE, "tail", "-f", "follow"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as follower:
         assert follower.stdout.read(2) == b"be"
         with open(tmp_path / "fifo", "wb", buffering=0) as fifo:
             for data in (b"gin\n", b"m\xffiddle", b"\nend\n"):
@@ -412,13 +612,25 @@ def test_tail_follows_to_the_end(chaperone, held, spool, tmp_path):
 def test_tail_of_many_bytes_is_what_was_written(chaperone, spool):
     chaperone("run", "-", spec=shell("many", "seq 1000000"))
     for words in (), ("-f",):
-        assert chaperone("tail", *words, "-n", "all", "many").stdout == (spool / "many" / "stdout").read_text()
+        assert (
+            chaperone("tail", *words, "-n", "all", "many").stdout
+            == (spool / "many" / "stdout").read_text()
+        )
 
 
 # -- waiting
 
 
-@pytest.mark.parametrize(("text", "code"), [("exit 0", 0), ("exit 3", 3), ("exit 255", 255), ("kill -TERM $$", 143), ("kill -KILL $$", 137)])
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("exit 0", 0),
+        ("exit 3", 3),
+        ("exit 255", 255),
+        ("kill -TERM $$", 143),
+        ("kill -KILL $$", 137),
+    ],
+)
 def test_wait_and_exec_exit_as_the_program(chaperone, text, code):
     chaperone("run", "-", spec=shell("w", text))
     assert streams(chaperone("wait", "w")) == (code, "", "")
@@ -429,7 +641,11 @@ def test_wait_and_exec_exit_125_where_it_could_not_be_run(chaperone):
     spec = {"id": "none", "program": {"argv": ["/nowhere/x"]}}
     chaperone("run", "-", spec=spec)
     message = json.loads(chaperone("status", "none").stdout)["exception"]["message"]
-    assert streams(chaperone("wait", "none")) == (125, "", f"chaperone: run 'none' is in error: {message}\n")
+    assert streams(chaperone("wait", "none")) == (
+        125,
+        "",
+        f"chaperone: run 'none' is in error: {message}\n",
+    )
     assert streams(chaperone("exec", "-", spec=spec)) == (125, "", f"chaperone: {message}\n")
 
 
@@ -442,7 +658,11 @@ def test_wait_for_several_exits_as_the_worst(chaperone):
 def test_wait_tells_a_lost_run(chaperone, held):
     directory = held(SLEEP)
     os.kill(json.loads((directory / "running.json").read_text())["chaperone_pid"], signal.SIGKILL)
-    assert streams(chaperone("wait", "sleep")) == (125, "", "chaperone: run 'sleep' is lost: the chaperone died before the program's end was recorded\n")
+    assert streams(chaperone("wait", "sleep")) == (
+        125,
+        "",
+        "chaperone: run 'sleep' is lost: the chaperone died before the program's end was recorded\n",
+    )
 
 
 @pytest.mark.once
@@ -451,11 +671,22 @@ def test_a_wait_is_one_sleep_that_the_kernel_ends(held, tmp_path, words):
     need("strace")
     trace = tmp_path / "trace"
     directory = held({**SLEEP, "id": "quiet"})
-    process = subprocess.Popen(["strace", "-f", "-o", trace, *CHAPERONE, *words], stdin=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        ["strace", "-f", "-o", trace, *CHAPERONE, *words], stdin=subprocess.DEVNULL
+    )
     try:
-        until(lambda: trace.exists() and re.search(r"^\d+ +epoll_wait\([^\n]*\Z", trace.read_text(), re.M), timeout=60)
+        until(
+            lambda: (
+                trace.exists() and re.search(r"^\d+ +epoll_wait\([^\n]*\Z", trace.read_text(), re.M)
+            ),
+            timeout=60,
+        )
         pidfd = os.pidfd_open(process.pid)
-        for _ in range(5):  # its last preparations may wake it once; what wakes it each second never lets a second pass
+        for _ in range(
+            5
+            # its last preparations may wake it once; what wakes it each second never lets a second
+            # pass
+        ):
             before = trace.read_text()
             assert select.select([pidfd], [], [], 1.2)[0] == []
             if quiet := trace.read_text() == before:
@@ -472,13 +703,21 @@ def test_a_wait_is_one_sleep_that_the_kernel_ends(held, tmp_path, words):
 def test_a_spool_that_must_be_polled_is_told_in_a_sentence(chaperone, spool):
     chaperone("run", "-", spec=ECHO)
     script = """import sys
-from chaperone import cli, follow
-follow.silent_filesystem = lambda fd: "nfs"
-sys.exit(cli.main(sys.argv[1:]))"""
-    result = subprocess.run([sys.executable, "-c", script, "tail", "-f", "echo"], capture_output=True, text=True, cwd=ROOT)
+from chaperone.cli import main
+from chaperone.follow import follower as followers
+followers.silent_filesystem = lambda fd: "nfs"
+sys.exit(main.main(sys.argv[1:]))"""
+    result = subprocess.run(
+        [sys.executable, "-c", script, "tail", "-f", "echo"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
     assert result.returncode == 0
     assert result.stdout == "out\n"
-    assert re.fullmatch(r"err\nchaperone: [^\n]*inotify may be silent on nfs[^\n]*\n", result.stderr)
+    assert re.fullmatch(
+        r"err\nchaperone: [^\n]*inotify may be silent on nfs[^\n]*\n", result.stderr
+    )
 
 
 # -- asking
@@ -488,7 +727,11 @@ def test_stop_returns_when_the_run_has_ended(chaperone, held):
     directory = held(SLEEP)
     assert streams(chaperone("stop", "--by", "ops", "sle")) == (0, "", "")
     final = json.loads((directory / "status.json").read_text())
-    assert (final["signal"], final["stop"]["reason"], final["stop"]["by"]) == ("SIGTERM", "request", "ops")
+    assert (final["signal"], final["stop"]["reason"], final["stop"]["by"]) == (
+        "SIGTERM",
+        "request",
+        "ops",
+    )
     assert streams(chaperone("stop", "sleep")) == (0, "", ""), "what has ended is stopped"
 
 
@@ -516,7 +759,9 @@ def test_stop_asks_all_before_it_waits_for_one(chaperone, held):
 
 
 def test_signal_reaches_the_program(chaperone, held):
-    directory = held(shell("trap", "trap 'echo got; exit 4' USR1; echo ready; while :; do sleep 0.01; done"))
+    directory = held(
+        shell("trap", "trap 'echo got; exit 4' USR1; echo ready; while :; do sleep 0.01; done")
+    )
     until(lambda: (directory / "stdout").read_bytes())
     assert streams(chaperone("signal", "trap", "usr1")) == (0, "", "")
     assert streams(chaperone("wait", "trap")) == (4, "", "")
@@ -534,7 +779,9 @@ def test_stop_passes_over_what_it_can_not_ask(chaperone, held, spool, tmp_path, 
 
 @pytest.mark.parametrize("name", ["SIGRTMIN+3", "rtmin+3", str(signal.SIGRTMIN + 3)])
 def test_signal_takes_every_name_that_a_status_tells(chaperone, spool, name):
-    assert chaperone("run", "--detach", "-", spec={**READY, "stop": {"signal": name}}).returncode == 0
+    assert (
+        chaperone("run", "--detach", "-", spec={**READY, "stop": {"signal": name}}).returncode == 0
+    )
     until(lambda: (spool / "ready" / "stdout").read_bytes())
     assert streams(chaperone("signal", "ready", name)) == (0, "", "")
     assert streams(chaperone("wait", "ready")) == (128 + signal.SIGRTMIN + 3, "", "")
@@ -552,8 +799,16 @@ def test_stop_sends_a_real_time_signal_that_the_spec_names(chaperone, held):
 def test_signal_that_is_none_or_comes_too_late_is_refused(chaperone):
     chaperone("run", "-", spec=ECHO)
     sentence = "unable to signal run 'echo': want a signal's name such as 'SIGTERM', got 'FROB'"
-    assert streams(chaperone("signal", "echo", "FROB")) == (os.EX_DATAERR, "", f"chaperone: {sentence}\n")
-    assert streams(chaperone("signal", "echo", "TERM")) == (os.EX_NOINPUT, "", "chaperone: unable to ask run 'echo': no chaperone is there\n")
+    assert streams(chaperone("signal", "echo", "FROB")) == (
+        os.EX_DATAERR,
+        "",
+        f"chaperone: {sentence}\n",
+    )
+    assert streams(chaperone("signal", "echo", "TERM")) == (
+        os.EX_NOINPUT,
+        "",
+        "chaperone: unable to ask run 'echo': no chaperone is there\n",
+    )
 
 
 # -- exec
@@ -565,7 +820,11 @@ def test_exec_joins_its_streams_to_ours(chaperone, spool):
 
 
 def test_exec_stops_its_program_by_our_signal(spool, tmp_path):
-    (tmp_path / "s").write_text(json.dumps(shell("x", "trap 'echo bye; exit 6' TERM; echo ready; while :; do sleep 0.01; done")))
+    (tmp_path / "s").write_text(
+        json.dumps(
+            shell("x", "trap 'echo bye; exit 6' TERM; echo ready; while :; do sleep 0.01; done")
+        )
+    )
     with subprocess.Popen([*CHAPERONE, "exec", tmp_path / "s"], stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"ready\n"
         process.send_signal(signal.SIGINT)
@@ -576,10 +835,14 @@ def test_exec_stops_its_program_by_our_signal(spool, tmp_path):
 def test_exec_drops_what_nobody_reads_and_says_so(chaperone):
     reading, writing = os.pipe()
     os.close(reading)
-    result = chaperone("exec", "-", spec=shell("x", "echo out; exit 3"), stdout=writing, stderr=subprocess.PIPE)
+    result = chaperone(
+        "exec", "-", spec=shell("x", "echo out; exit 3"), stdout=writing, stderr=subprocess.PIPE
+    )
     os.close(writing)
     assert result.returncode == 3
-    assert re.fullmatch(r"\S+Z stdout: bytes are dropped from offset 0 on: Broken pipe\n", result.stderr)
+    assert re.fullmatch(
+        r"\S+Z stdout: bytes are dropped from offset 0 on: Broken pipe\n", result.stderr
+    )
 
 
 # -- check
@@ -587,13 +850,19 @@ def test_exec_drops_what_nobody_reads_and_says_so(chaperone):
 
 def test_check_tells_what_would_be_run_and_no_secret(chaperone, tmp_path):
     spec = {
-        "program": {"argv": ["/opt/load", "a b"], "env": {"TOKEN": "s3cret"}, "stdin": "s3cret", "inherit_env": ["PATH"], "umask": "022"},
+        "program": {
+            "argv": ["/opt/load", "a b"],
+            "env": {"TOKEN": "s3cret"},
+            "stdin": "s3cret",
+            "inherit_env": ["PATH"],
+            "umask": "022",
+        },
         "callback": {"token": "s3cret"},
         "labels": {"team": "etl"},
         "timeouts": {"run": 90},
     }
     result = chaperone("check", "-", spec=spec, cwd=tmp_path)
-    user = verbs._user_name()
+    user = look_verbs._user_name()
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout == (
         "run:      an id that is made at the start\n"
@@ -613,20 +882,35 @@ def test_check_tells_what_would_be_run_and_no_secret(chaperone, tmp_path):
 
 def test_check_tells_every_hop(chaperone):
     remote = {"host": "db3", "user": "etl", "mode": "ssh-then-sudo"}
-    lines = chaperone("check", "-", spec={"program": {"argv": ["ls"]}, "remote": remote}).stdout.splitlines()
-    assert lines[1].startswith(f"hop 1:    here, as {verbs._user_name()}: ssh -T ")
+    lines = chaperone(
+        "check", "-", spec={"program": {"argv": ["ls"]}, "remote": remote}
+    ).stdout.splitlines()
+    assert lines[1].startswith(f"hop 1:    here, as {look_verbs._user_name()}: ssh -T ")
     assert lines[2].startswith("hop 2:    on db3, as whom ssh makes us: sudo -n -H -u etl -- ")
     assert lines[3] == "program:  on db3, as etl: ls"
 
 
 def test_check_prints_the_text_for_the_far_side_and_no_secret(chaperone):
-    spec = {"program": {"argv": ["/opt/load"], "env": {"TOKEN": "s3cret"}, "stdin": "s3cret"}, "remote": {"host": "db3"}}
+    spec = {
+        "program": {"argv": ["/opt/load"], "env": {"TOKEN": "s3cret"}, "stdin": "s3cret"},
+        "remote": {"host": "db3"},
+    }
     result = chaperone("check", "--far-side", "-", spec=spec)
     assert (result.returncode, result.stderr) == (0, "")
-    assert "/opt/load" in result.stdout and "export TOKEN=" in result.stdout and "s3cret" not in result.stdout
-    assert farside.SUPERVISOR in result.stdout
-    sentence = "unable to show the far side's text: the program runs here, as a child of its chaperone"
-    assert streams(chaperone("check", "--far-side", "-", spec=ECHO)) == (os.EX_USAGE, "", f"chaperone: {sentence}\n")
+    assert (
+        "/opt/load" in result.stdout
+        and "export TOKEN=" in result.stdout
+        and "s3cret" not in result.stdout
+    )
+    assert payload.SUPERVISOR in result.stdout
+    sentence = (
+        "unable to show the far side's text: the program runs here, as a child of its chaperone"
+    )
+    assert streams(chaperone("check", "--far-side", "-", spec=ECHO)) == (
+        os.EX_USAGE,
+        "",
+        f"chaperone: {sentence}\n",
+    )
 
 
 # -- looking after a spool
@@ -637,17 +921,35 @@ def test_reap_publishes_what_was_lost(chaperone, held):
     directory = held(SLEEP)
     os.kill(json.loads((directory / "running.json").read_text())["chaperone_pid"], signal.SIGKILL)
     assert streams(chaperone("wait", "sleep"))[0] == 125
-    assert streams(chaperone("reap")) == (0, "sleep: lost: the chaperone died before the program's end was recorded\n", "")
+    assert streams(chaperone("reap")) == (
+        0,
+        "sleep: lost: the chaperone died before the program's end was recorded\n",
+        "",
+    )
     assert json.loads((directory / "status.json").read_text())["state"] == "lost"
     assert streams(chaperone("reap")) == (0, "", "")
-    assert streams(chaperone("reap", "sle", "live")) == (0, "sleep: ended: it has ended\nlive: alive: its chaperone lives\n", "")
+    assert streams(chaperone("reap", "sle", "live")) == (
+        0,
+        "sleep: ended: it has ended\nlive: alive: its chaperone lives\n",
+        "",
+    )
 
 
 def test_adopt_holds_what_outlived_its_chaperone(chaperone, held, tmp_path):
     os.mkfifo(tmp_path / "fifo")
-    directory = held(shell("survivor", f"echo begin; read x <{tmp_path}/fifo; echo $x; exit 5", on_disconnect="survive"))
+    directory = held(
+        shell(
+            "survivor",
+            f"echo begin; read x <{tmp_path}/fifo; echo $x; exit 5",
+            on_disconnect="survive",
+        )
+    )
     until(lambda: (directory / "stdout").read_bytes())
-    assert streams(chaperone("adopt", "surv")) == (os.EX_CANTCREAT, "", "chaperone: unable to adopt run 'survivor': want it unattended, got running\n")
+    assert streams(chaperone("adopt", "surv")) == (
+        os.EX_CANTCREAT,
+        "",
+        "chaperone: unable to adopt run 'survivor': want it unattended, got running\n",
+    )
     os.kill(json.loads((directory / "running.json").read_text())["chaperone_pid"], signal.SIGKILL)
     until(lambda: '"unattended"' in chaperone("status", "survivor").stdout)
     for verb in ("stop", "kill"):
@@ -663,9 +965,21 @@ def test_adopt_holds_what_outlived_its_chaperone(chaperone, held, tmp_path):
 def test_gc_deletes_what_has_ended(chaperone, held, spool):
     chaperone("run", "-", spec=ECHO)
     held(SLEEP)
-    assert streams(chaperone("gc", "--older", "1d")) == (0, "removed 0 runs (0 bytes); left: 1 ended, 1 live\n", "")
-    assert streams(chaperone("gc", "--older", "0s", "--keep-failed", "1w")) == (0, "removed 0 runs (0 bytes); left: 1 ended, 1 live\n", "")
-    assert streams(chaperone("gc", "--older", "0", "--dry-run")) == (0, "echo\nwould remove 1 runs; left: 0 ended, 1 live\n", "")
+    assert streams(chaperone("gc", "--older", "1d")) == (
+        0,
+        "removed 0 runs (0 bytes); left: 1 ended, 1 live\n",
+        "",
+    )
+    assert streams(chaperone("gc", "--older", "0s", "--keep-failed", "1w")) == (
+        0,
+        "removed 0 runs (0 bytes); left: 1 ended, 1 live\n",
+        "",
+    )
+    assert streams(chaperone("gc", "--older", "0", "--dry-run")) == (
+        0,
+        "echo\nwould remove 1 runs; left: 0 ended, 1 live\n",
+        "",
+    )
     assert (spool / "echo").exists()
     result = chaperone("gc", "--max-bytes", "0")
     assert (result.returncode, result.stderr) == (0, "")
@@ -676,12 +990,30 @@ def test_gc_deletes_what_has_ended(chaperone, held, spool):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ([], "unable to understand 'chaperone gc': want --older or --max-bytes, or nothing would be deleted"),
-        (["--older", "soon"], "unable to understand '--older': want an age such as 7d, 12h or 90s, got 'soon'"),
-        (["--older", "7dd"], "unable to understand '--older': want an age such as 7d, 12h or 90s, got '7dd'"),
-        (["--older=-1d"], "unable to understand '--older': want an age such as 7d, 12h or 90s, got '-1d'"),
-        (["--max-bytes", "10X"], "unable to understand '--max-bytes': want a size such as 10G or 500M, got '10X'"),
-        (["--max-bytes", "nan"], "unable to understand '--max-bytes': want a size such as 10G or 500M, got 'nan'"),
+        (
+            [],
+            "unable to understand 'chaperone gc': want --older or --max-bytes, or nothing would be deleted",
+        ),
+        (
+            ["--older", "soon"],
+            "unable to understand '--older': want an age such as 7d, 12h or 90s, got 'soon'",
+        ),
+        (
+            ["--older", "7dd"],
+            "unable to understand '--older': want an age such as 7d, 12h or 90s, got '7dd'",
+        ),
+        (
+            ["--older=-1d"],
+            "unable to understand '--older': want an age such as 7d, 12h or 90s, got '-1d'",
+        ),
+        (
+            ["--max-bytes", "10X"],
+            "unable to understand '--max-bytes': want a size such as 10G or 500M, got '10X'",
+        ),
+        (
+            ["--max-bytes", "nan"],
+            "unable to understand '--max-bytes': want a size such as 10G or 500M, got 'nan'",
+        ),
     ],
 )
 def test_gc_refuses_what_it_does_not_understand(chaperone, words, sentence):
@@ -738,7 +1070,9 @@ def test_launcher_starts_runs_that_ask_for_it(chaperone, spool, tmp_path):
 
 def test_nobody_reads_any_more_is_no_traceback(chaperone, spool):
     chaperone("run", "-", spec=shell("many", "seq 1000000"))
-    with subprocess.Popen([*CHAPERONE, "tail", "-n", "all", "many"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [*CHAPERONE, "tail", "-n", "all", "many"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
         process.stdout.read(1)
         process.stdout.close()
         assert process.stderr.read() == b""
@@ -756,17 +1090,27 @@ def test_run_id_that_stdout_does_not_take_is_lost_and_nothing_else(chaperone, op
 def test_full_stdout_is_told(chaperone):
     with open("/dev/full", "wb") as full:
         result = chaperone("ls", stdout=full, stderr=subprocess.PIPE)
-    assert (result.returncode, result.stderr) == (os.EX_IOERR, "chaperone: unable to write to stdout: No space left on device\n")
+    assert (result.returncode, result.stderr) == (
+        os.EX_IOERR,
+        "chaperone: unable to write to stdout: No space left on device\n",
+    )
 
 
 def test_closed_stdout_is_told(spool):
-    result = subprocess.run(["/bin/sh", "-c", '"$@" >&-', "sh", *CHAPERONE, "ls"], capture_output=True, text=True)
-    assert (result.returncode, result.stderr) == (os.EX_IOERR, "chaperone: unable to write to stdout: Bad file descriptor\n")
+    result = subprocess.run(
+        ["/bin/sh", "-c", '"$@" >&-', "sh", *CHAPERONE, "ls"], capture_output=True, text=True
+    )
+    assert (result.returncode, result.stderr) == (
+        os.EX_IOERR,
+        "chaperone: unable to write to stdout: Bad file descriptor\n",
+    )
 
 
 def test_interrupt_is_no_traceback(held):
     held(READY)
-    with subprocess.Popen([*CHAPERONE, "tail", "-f", "ready"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [*CHAPERONE, "tail", "-f", "ready"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
         assert process.stdout.readline() == b"ready\n"
         process.send_signal(signal.SIGINT)
         assert process.communicate() == (b"", b"")
@@ -777,7 +1121,10 @@ def test_non_blocking_stdout_gets_it_all(chaperone, spool):
     chaperone("run", "-", spec=shell("many", "seq 100000"))
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
-    with subprocess.Popen([*CHAPERONE, "tail", "-n", "all", "many"], stdout=writing) as process, open(reading, "rb") as pipe:
+    with (
+        subprocess.Popen([*CHAPERONE, "tail", "-n", "all", "many"], stdout=writing) as process,
+        open(reading, "rb") as pipe,
+    ):
         os.close(writing)
         assert pipe.read() == (spool / "many" / "stdout").read_bytes()
     assert process.returncode == 0
@@ -803,34 +1150,63 @@ def test_non_blocking_stdout_gets_it_all(chaperone, spool):
     ],
 )
 def test_amounts_are_short(count, text):
-    assert show.amount(count) == text
+    assert terminal.amount(count) == text
 
 
 @pytest.mark.once
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(None, "-"), (-1, "0.0s"), (0.04, "0.0s"), (9.94, "9.9s"), (9.96, "10s"), (59.6, "1m00s"), (123, "2m03s"), (3_900, "1h05m"), (273_600, "3d04h")],
+    [
+        (None, "-"),
+        (-1, "0.0s"),
+        (0.04, "0.0s"),
+        (9.94, "9.9s"),
+        (9.96, "10s"),
+        (59.6, "1m00s"),
+        (123, "2m03s"),
+        (3_900, "1h05m"),
+        (273_600, "3d04h"),
+    ],
 )
 def test_durations_are_short(seconds, text):
-    assert show.duration(seconds) == text
+    assert terminal.duration(seconds) == text
 
 
-VALUES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
-JSON = st.recursive(VALUES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=10)
+VALUES = (
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
+)
+JSON = st.recursive(
+    VALUES,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=10,
+)
 FIELDS = st.sampled_from(sorted(status.last_known(None, "x")))
 
 
 @pytest.mark.once
 @settings(max_examples=500, deadline=None)
-@given(st.dictionaries(FIELDS, JSON), st.sampled_from(status.STATES), st.none() | st.integers(0, 200), st.booleans())
+@given(
+    st.dictionaries(FIELDS, JSON),
+    st.sampled_from(status.STATES),
+    st.none() | st.integers(0, 200),
+    st.booleans(),
+)
 def test_any_status_is_shown(fields, state, width, colour):
     found = status.last_known({**fields, "state": state}, "x")
-    text = show.table([found], 0.0, width, colour)
+    text = terminal.table([found], 0.0, width, colour)
     plain = re.sub(r"\x1b\[\d+m", "", text)
     assert all(char.isprintable() or char == "\n" for char in plain) and text.count("\n") == 2
-    assert width is None or all(show.columns_of(line) <= max(1, width) for line in plain.splitlines())
-    assert json.loads(show.status_json(found)) == found
-    assert all(isinstance(sentence, str) for stream in ("stdout", "stderr") for sentence in show.gaps(found, stream, 0))
+    assert width is None or all(
+        terminal.columns_of(line) <= max(1, width) for line in plain.splitlines()
+    )
+    assert json.loads(terminal.status_json(found)) == found
+    assert all(
+        isinstance(sentence, str)
+        for stream in ("stdout", "stderr")
+        for sentence in terminal.gaps(found, stream, 0)
+    )
 
 
 # -- completion
@@ -839,28 +1215,49 @@ def test_any_status_is_shown(fields, state, width, colour):
 def completed_in_bash(*words):
     script = '. <("${@:1:5}" completion bash); COMP_WORDS=("${@:6}"); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _chaperone; printf "%s\\n" "${COMPREPLY[@]}"'
     start = ["env", *CHAPERONE]
-    result = subprocess.run(["bash", "-c", script, "bash", *start, "chaperone", *words], capture_output=True, text=True, check=True, timeout=60)
+    result = subprocess.run(
+        ["bash", "-c", script, "bash", *start, "chaperone", *words],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
     assert result.stderr == ""
     return result.stdout.split()
 
 
 def completed_in_fish(*words):
     line = " ".join(["chaperone", *words])
-    script = subprocess.run([*CHAPERONE, "completion", "fish"], capture_output=True, text=True, check=True).stdout
-    result = subprocess.run(["fish", "-N", "-c", f"{script}\ncomplete -C '{line}'"], capture_output=True, text=True, check=True, timeout=60)
+    script = subprocess.run(
+        [*CHAPERONE, "completion", "fish"], capture_output=True, text=True, check=True
+    ).stdout
+    result = subprocess.run(
+        ["fish", "-N", "-c", f"{script}\ncomplete -C '{line}'"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
     assert result.stderr == ""
     return [row.split("\t")[0] for row in result.stdout.splitlines()]
 
 
 def completed_in_zsh(*words):
-    """By a Tab key, on a terminal: zsh completes nowhere else. A listing stands on lines of its own, a single match in the line."""
+    """
+    By a Tab key, on a terminal: zsh completes nowhere else. A listing stands on lines of its own, a
+    single match in the line.
+    """
     line = " ".join(["chaperone", *words])
-    script = subprocess.run([*CHAPERONE, "completion", "zsh"], capture_output=True, text=True, check=True).stdout
+    script = subprocess.run(
+        [*CHAPERONE, "completion", "zsh"], capture_output=True, text=True, check=True
+    ).stdout
     tidy = "autoload -U compinit; compinit -D -u; unsetopt auto_menu prompt_sp; zstyle ':completion:*' verbose no; LISTMAX=1000; COLUMNS=200"
     bound = """_show() { print -r -- "<$BUFFER>"; }; zle -N _show; bindkey '^K' _show; bindkey '^I' list-choices"""
     pid, terminal = pty.fork()
     if not pid:
-        os.execvpe("zsh", ["zsh", "-f", "-i"], {**os.environ, "TERM": "dumb", "PS1": "@", "script": script})
+        os.execvpe(
+            "zsh", ["zsh", "-f", "-i"], {**os.environ, "TERM": "dumb", "PS1": "@", "script": script}
+        )
     with open(terminal, "r+b", buffering=0) as keys:
         seen = bytearray()
 
@@ -901,7 +1298,12 @@ def test_shells_complete_verbs_options_and_ids(chaperone, held, name):
     assert sorted(completed("status", "")) == ["ended", "live"]
     assert sorted(completed("tail", "live", "")) == ["log", "stderr", "stdout"]
     assert sorted(completed("stop", "")) == ["live"]
-    assert sorted(word for word in completed("ls", "--") if word.startswith("--")) == ["--all", "--help", "--json", "--spool"]
+    assert sorted(word for word in completed("ls", "--") if word.startswith("--")) == [
+        "--all",
+        "--help",
+        "--json",
+        "--spool",
+    ]
 
 
 # -- the page
@@ -914,18 +1316,28 @@ def test_page_tells_of_every_verb_and_every_option():
     usages = dict(re.findall(r"^``chaperone (\w+)(.*)``$", text, re.M))
     assert sorted(usages) == sorted(arguments.VERBS)
     for verb, words in usages.items():
-        options = {name for names, _ in arguments.VERBS[verb][1] for name in names if name.startswith("-")}
+        options = {
+            name for names, _ in arguments.VERBS[verb][1] for name in names if name.startswith("-")
+        }
         told = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", words))
         assert told <= options, verb
-        assert {name for name in options if name.startswith("--")} - told <= {"--spool", "--follow", "--lines"}, verb
+        assert {name for name in options if name.startswith("--")} - told <= {
+            "--spool",
+            "--follow",
+            "--lines",
+        }, verb
 
 
 @pytest.mark.once
 def test_page_tells_of_every_exit_code():
     with open(os.path.join(ROOT, "docs", "command-line.rst")) as file:
         table = re.findall(r"^(\d+) +([A-Z]+) ", file.read(), re.M)
-    assert {int(code): name for code, name in table} == {getattr(os, f"EX_{name}"): name for _, name in table}
-    source = "".join(open_source(name) for name in ("cli", "verbs", "upkeep", "launch", "launcher", "supervise"))
+    assert {int(code): name for code, name in table} == {
+        getattr(os, f"EX_{name}"): name for _, name in table
+    }
+    source = "".join(
+        open_source(name) for name in ("cli", "verbs", "upkeep", "launch", "launcher", "supervise")
+    )
     assert {name for _, name in table} == set(re.findall(r"os\.EX_([A-Z]+)", source))
 
 

@@ -1,4 +1,7 @@
-"""Limits count on the monotonic clock: the wall clock is stepped by a day, or the chaperone is paused, while each of them runs alone."""
+"""
+Limits count on the monotonic clock: the wall clock is stepped by a day, or the chaperone is paused,
+while each of them runs alone.
+"""
 
 import ast
 import json
@@ -14,10 +17,24 @@ from spool_tests.conftest import ROOT, need, until
 from spool_tests.test_supervise import final, live, running, sh
 from spool_tests.test_survive import connected
 
-ADOPT = "from chaperone import adopt, prologue; sys.exit(adopt.held(sys.argv[1], sys.argv[2], prologue.settle(), prologue.announce))"
-HANGS = {"host": "nowhere.invalid", "options": {"ProxyCommand": "sh -c 'while read x; do :; done'", "ConnectTimeout": 30}}
-# What of the time module any module may use: the clocks, of which `Clock` stands in for the two that tell the time of day, and what only waits.
-READ = {"monotonic", "time", "time_ns", "clock_gettime", "CLOCK_BOOTTIME", "sleep", "strftime", "gmtime", "localtime"}
+ADOPT = "from chaperone.hold import adopt; from chaperone.hold import begin; sys.exit(adopt.hold_left_run(sys.argv[1], sys.argv[2], begin.shed_inherited_state(), begin.print_run_id))"
+HANGS = {
+    "host": "nowhere.invalid",
+    "options": {"ProxyCommand": "sh -c 'while read x; do :; done'", "ConnectTimeout": 30},
+}
+# What of the time module any module may use: the clocks, of which `Clock` stands in for the two
+# that tell the time of day, and what only waits.
+READ = {
+    "monotonic",
+    "time",
+    "time_ns",
+    "clock_gettime",
+    "CLOCK_BOOTTIME",
+    "sleep",
+    "strftime",
+    "gmtime",
+    "localtime",
+}
 LIMITS = {
     "run": {"program": sh("exec sleep 60"), "timeouts": {"run": 0.8}},
     "idle": {"program": sh("echo out; exec sleep 60"), "timeouts": {"idle": 0.8}},
@@ -31,7 +48,12 @@ def clock(spool):
 
 
 def start(spool, clock, run_id="r", **spec):
-    chaperone = subprocess.Popen([*clock.chaperone, "run", "--spool", str(spool), "-"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    chaperone = subprocess.Popen(
+        [*clock.chaperone, "run", "--spool", str(spool), "-"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     chaperone.stdin.write(json.dumps({"id": run_id, **spec}))
     chaperone.stdin.close()
     assert chaperone.stdout.readline() == f"{run_id}\n"
@@ -42,8 +64,14 @@ def start(spool, clock, run_id="r", **spec):
 def stopped_by(status):
     """Which limit ended it."""
     if status["state"] == "error":
-        return "connect" if status["exception"]["message"].endswith("no ready word within 0.8 s") else status["exception"]
-    return status["stop"] and {"timeout": "run"}.get(status["stop"]["reason"], status["stop"]["reason"])
+        return (
+            "connect"
+            if status["exception"]["message"].endswith("no ready word within 0.8 s")
+            else status["exception"]
+        )
+    return status["stop"] and {"timeout": "run"}.get(
+        status["stop"]["reason"], status["stop"]["reason"]
+    )
 
 
 def begun(spool, limit):
@@ -67,11 +95,15 @@ def test_limit_is_neither_hastened_nor_put_off_by_a_step(spool, clock, limit, st
     assert time.monotonic() - begin >= 0.8
     status = final(spool)
     assert stopped_by(status) == limit, status
-    assert status["elapsed"] is None or 0 < status["elapsed"] < 20  # though by the times of day it is a day
+    assert (
+        status["elapsed"] is None or 0 < status["elapsed"] < 20
+    )  # though by the times of day it is a day
 
 
 @pytest.mark.parametrize("limit", LIMITS)
-def test_limit_that_passes_while_the_chaperone_is_paused_counts_when_it_goes_on(spool, clock, limit):
+def test_limit_that_passes_while_the_chaperone_is_paused_counts_when_it_goes_on(
+    spool, clock, limit
+):
     if limit == "connect":
         need("ssh")
     chaperone = start(spool, clock, **LIMITS[limit])
@@ -86,7 +118,12 @@ def test_limit_that_passes_while_the_chaperone_is_paused_counts_when_it_goes_on(
 
 
 def test_step_ends_no_run_that_has_limits(spool, clock):
-    chaperone = start(spool, clock, program=sh("while [ ! -e go ]; do echo x; sleep 0.02; done; exit 3", cwd=str(spool)), timeouts={"run": 3600, "idle": 600})
+    chaperone = start(
+        spool,
+        clock,
+        program=sh("while [ ! -e go ]; do echo x; sleep 0.02; done; exit 3", cwd=str(spool)),
+        timeouts={"run": 3600, "idle": 600},
+    )
     running(spool)
     for step in (DAY, -DAY, 400 * DAY, 0):
         clock.step(step)
@@ -101,9 +138,13 @@ def test_step_ends_no_run_that_has_limits(spool, clock):
 
 @pytest.mark.parametrize("step", [DAY, -DAY])
 def test_adopted_run_keeps_its_time_whatever_the_clock_says(spool, clock, step, monkeypatch):
-    """Its limit goes on from when the program was started, though nobody who was there lives any more."""
+    """
+    Its limit goes on from when the program was started, though nobody who was there lives any more.
+    """
     monkeypatch.setenv("HOME", str(spool.parent))
-    chaperone = start(spool, clock, program=sh("exec sleep 60"), on_disconnect="survive", timeouts={"run": 3})
+    chaperone = start(
+        spool, clock, program=sh("exec sleep 60"), on_disconnect="survive", timeouts={"run": 3}
+    )
     began = connected(spool) and time.monotonic()
     chaperone.kill()
     chaperone.wait()
@@ -124,9 +165,17 @@ def test_nobody_reads_another_clock():
         with open(os.path.join(package, name)) as file:
             tree = ast.parse(file.read())
         for node in ast.walk(tree):
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "time":
+            if (
+                isinstance(node, ast.Attribute)
+                and isinstance(node.value, ast.Name)
+                and node.value.id == "time"
+            ):
                 assert node.attr in READ, f"{name}:{node.lineno}: time.{node.attr}"
-            if isinstance(node, ast.Attribute) and node.attr in ("now", "utcnow", "today") and isinstance(node.value, ast.Name):
+            if (
+                isinstance(node, ast.Attribute)
+                and node.attr in ("now", "utcnow", "today")
+                and isinstance(node.value, ast.Name)
+            ):
                 assert node.value.id not in ("datetime", "date"), f"{name}:{node.lineno}"
             if isinstance(node, ast.ImportFrom):
                 assert node.module != "time", f"{name}:{node.lineno}"

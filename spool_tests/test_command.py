@@ -3,10 +3,12 @@ import subprocess
 import pytest
 from hypothesis import given, strategies
 
-from chaperone import command
+from chaperone.model import hops as command
 from spool_tests.shells import path_of
 
-WORDS = strategies.text(strategies.characters(blacklist_characters="\0", blacklist_categories=("Cs",)))
+WORDS = strategies.text(
+    strategies.characters(blacklist_characters="\0", blacklist_categories=("Cs",))
+)
 
 
 def ssh(**fields):
@@ -18,10 +20,19 @@ def ssh(**fields):
     [
         ({"host": "db3"}, [ssh()]),
         ({"host": "db3", "user": "etl", "port": 22}, [ssh(user="etl", port=22)]),
-        ({"host": "db3", "user": "etl", "mode": "sudo-then-ssh"}, [{"sudo": {"user": "etl"}}, ssh()]),
-        ({"host": "db3", "user": "etl", "mode": "ssh-then-sudo"}, [ssh(), {"sudo": {"user": "etl"}}]),
+        (
+            {"host": "db3", "user": "etl", "mode": "sudo-then-ssh"},
+            [{"sudo": {"user": "etl"}}, ssh()],
+        ),
+        (
+            {"host": "db3", "user": "etl", "mode": "ssh-then-sudo"},
+            [ssh(), {"sudo": {"user": "etl"}}],
+        ),
         ({"user": "etl", "mode": "sudo"}, [{"sudo": {"user": "etl"}}]),
-        ({"hops": [{"ssh": {"host": "db3"}}, {"ssh": {"host": "db4", "port": 2}}]}, [ssh(), ssh(host="db4", port=2)]),
+        (
+            {"hops": [{"ssh": {"host": "db3"}}, {"ssh": {"host": "db4", "port": 2}}]},
+            [ssh(), ssh(host="db4", port=2)],
+        ),
     ],
 )
 def test_hops_are_what_the_mode_means(remote, hops):
@@ -33,25 +44,61 @@ def test_hops_are_what_the_mode_means(remote, hops):
     "remote, sentence",
     [
         ({}, "host: want a name that does not begin with '-', got None"),
-        ({"host": "-oProxyCommand=x"}, "host: want a name that does not begin with '-', got '-oProxyCommand=x'"),
-        ({"host": "a b"}, "host: want a name without white space, quotes or shell characters, got 'a b'"),
-        ({"host": "a\0"}, "host: want a name without white space, quotes or shell characters, got 'a\\x00'"),
-        ({"host": "a;b"}, "host: want a name without white space, quotes or shell characters, got 'a;b'"),
+        (
+            {"host": "-oProxyCommand=x"},
+            "host: want a name that does not begin with '-', got '-oProxyCommand=x'",
+        ),
+        (
+            {"host": "a b"},
+            "host: want a name without white space, quotes or shell characters, got 'a b'",
+        ),
+        (
+            {"host": "a\0"},
+            "host: want a name without white space, quotes or shell characters, got 'a\\x00'",
+        ),
+        (
+            {"host": "a;b"},
+            "host: want a name without white space, quotes or shell characters, got 'a;b'",
+        ),
         ({"host": "a@b"}, "host: want a name in plain text without '@', got 'a@b'"),
         ({"host": "a", "user": "-u"}, "user: want a name that does not begin with '-', got '-u'"),
         ({"host": "a", "port": 0}, "port: want a port from 1 to 65535, got 0"),
         ({"host": "a", "port": True}, "port: want a port from 1 to 65535, got True"),
-        ({"host": "a", "mode": "telnet"}, "mode: want 'ssh-as' or 'sudo-then-ssh' or 'ssh-then-sudo' or 'sudo', got 'telnet'"),
-        ({"host": "a", "mode": "sudo", "user": "b"}, "host: want none with mode 'sudo', which stays on this host, got 'a'"),
+        (
+            {"host": "a", "mode": "telnet"},
+            "mode: want 'ssh-as' or 'sudo-then-ssh' or 'ssh-then-sudo' or 'sudo', got 'telnet'",
+        ),
+        (
+            {"host": "a", "mode": "sudo", "user": "b"},
+            "host: want none with mode 'sudo', which stays on this host, got 'a'",
+        ),
         ({"mode": "sudo"}, "user: want a name that does not begin with '-', got None"),
         ({"host": "a", "options": {"a b": 1}}, "options: want names as in ssh_config, got 'a b'"),
-        ({"host": "a", "options": {"A": "x\ny"}}, "options.A: want one line of text, a number, true or false, got 'x\\ny'"),
-        ({"host": "a", "hops": [{"ssh": {"host": "b"}}]}, "host: want either hops or host, user, port, mode, options, got both"),
+        (
+            {"host": "a", "options": {"A": "x\ny"}},
+            "options.A: want one line of text, a number, true or false, got 'x\\ny'",
+        ),
+        (
+            {"host": "a", "hops": [{"ssh": {"host": "b"}}]},
+            "host: want either hops or host, user, port, mode, options, got both",
+        ),
         ({"hops": []}, "hops: want a non-empty list of hops, got []"),
-        ({"hops": [{"telnet": {}}]}, "hops[0]: want an object with one key, 'ssh' or 'sudo', got {'telnet': {}}"),
-        ({"hops": [{"ssh": {"host": "-x"}}]}, "hops[0].ssh.host: want a name that does not begin with '-', got '-x'"),
-        ({"hops": [{"sudo": {"user": "a", "x": 1}}]}, "hops[0].sudo.x: want one of user, got an unknown field"),
-        ({"speed": 1}, "speed: want one of host, user, port, mode, options, hops, got an unknown field"),
+        (
+            {"hops": [{"telnet": {}}]},
+            "hops[0]: want an object with one key, 'ssh' or 'sudo', got {'telnet': {}}",
+        ),
+        (
+            {"hops": [{"ssh": {"host": "-x"}}]},
+            "hops[0].ssh.host: want a name that does not begin with '-', got '-x'",
+        ),
+        (
+            {"hops": [{"sudo": {"user": "a", "x": 1}}]},
+            "hops[0].sudo.x: want one of user, got an unknown field",
+        ),
+        (
+            {"speed": 1},
+            "speed: want one of host, user, port, mode, options, hops, got an unknown field",
+        ),
     ],
 )
 def test_a_wrong_remote_is_refused_in_one_sentence(remote, sentence):
@@ -61,17 +108,33 @@ def test_a_wrong_remote_is_refused_in_one_sentence(remote, sentence):
 
 
 def test_ssh_hop_keeps_what_must_be_before_and_what_may_differ_behind_the_users_options():
-    words = command.ssh_argv(ssh(user="etl", port=22, options={"ConnectTimeout": 3, "BatchMode": False, "SendEnv": ["A", "B"]})["ssh"], ["true"], "/log")
+    words = command.ssh_argv(
+        ssh(
+            user="etl",
+            port=22,
+            options={"ConnectTimeout": 3, "BatchMode": False, "SendEnv": ["A", "B"]},
+        )["ssh"],
+        ["true"],
+        "/log",
+    )
     options = [word for before, word in zip(words, words[1:], strict=False) if before == "-o"]
     assert words[:4] == ["ssh", "-T", "-E", "/log"]
     assert options.index("BatchMode=yes") < options.index("BatchMode=no")
     assert options.index("ConnectTimeout=3") < options.index("ConnectTimeout=15")
-    assert {"SendEnv=A", "SendEnv=B", "ForwardAgent=no", "EscapeChar=none", "ServerAliveInterval=15"} <= set(options)
+    assert {
+        "SendEnv=A",
+        "SendEnv=B",
+        "ForwardAgent=no",
+        "EscapeChar=none",
+        "ServerAliveInterval=15",
+    } <= set(options)
     assert words[-7:] == ["-p", "22", "-l", "etl", "--", "db3", "exec true"]
 
 
 def test_hops_nest_nearest_first_and_only_the_first_gets_the_log():
-    words = command.hops_argv([{"sudo": {"user": "u"}}, ssh(), {"sudo": {"user": "v"}}], ["id", "-u n"], log="/log")
+    words = command.hops_argv(
+        [{"sudo": {"user": "u"}}, ssh(), {"sudo": {"user": "v"}}], ["id", "-u n"], log="/log"
+    )
     assert words[:7] == ["sudo", "-n", "-H", "-u", "u", "--", "ssh"]
     assert "-E" not in words
     assert words[-3:] == ["--", "db3", "exec sudo -n -H -u v -- id '-u n'"]
@@ -81,26 +144,65 @@ def test_hops_nest_nearest_first_and_only_the_first_gets_the_log():
 def test_build_program_and_build_command_make_argv_only():
     assert command.build_program(["ls", "a b", "it's", ""]) == "exec ls 'a b' 'it'\"'\"'s' ''"
     assert command.build_command("exec ls") == ["/bin/sh", "-c", "exec ls"]
-    assert command.build_command("exec ls", user="etl") == ["sudo", "-n", "-H", "-u", "etl", "--", "/bin/sh", "-c", "exec ls"]
-    words = command.build_command("exec ls", "db3", "etl", {"port": 2, "mode": "ssh-then-sudo", "ConnectTimeout": 3})
+    assert command.build_command("exec ls", user="etl") == [
+        "sudo",
+        "-n",
+        "-H",
+        "-u",
+        "etl",
+        "--",
+        "/bin/sh",
+        "-c",
+        "exec ls",
+    ]
+    words = command.build_command(
+        "exec ls", "db3", "etl", {"port": 2, "mode": "ssh-then-sudo", "ConnectTimeout": 3}
+    )
     assert words[-1] == "exec sudo -n -H -u etl -- /bin/sh -c 'exec ls'"
     assert "ConnectTimeout=3" in words and words[-5:-1] == ["-p", "2", "--", "db3"]
     for wrong in ([], "ls", ["a\0b"]):
-        with pytest.raises(ValueError, match="argv: want a non-empty list of strings without NUL bytes"):
+        with pytest.raises(
+            ValueError, match="argv: want a non-empty list of strings without NUL bytes"
+        ):
             command.build_program(wrong)
 
 
 @given(strategies.lists(WORDS, min_size=1, max_size=5))
 def test_quoted_words_come_back_from_sh(words):
-    text = command.quoted("sh") + " -c " + command.quoted(" ".join(["printf '%s\\0'", *map(command.quoted, words)]))
+    text = (
+        command.quoted("sh")
+        + " -c "
+        + command.quoted(" ".join(["printf '%s\\0'", *map(command.quoted, words)]))
+    )
     printed = subprocess.run(["/bin/sh", "-c", text], stdout=subprocess.PIPE, check=True).stdout
     assert printed == b"".join(word.encode() + b"\0" for word in words)
 
 
 @pytest.mark.parametrize("shell", ["bash", "dash", "fish", "ksh93", "mksh", "tcsh", "zsh"])
 def test_odd_words_come_back_from_every_login_shell(shell):
-    words = ["a\\b", "x'", "\\'", "!", "a!b", "$(id)", "`id`", '"', "~", "*", "-n", "", "a=b", "{a,b}", "é", " ", "#", "^x^y"]
+    words = [
+        "a\\b",
+        "x'",
+        "\\'",
+        "!",
+        "a!b",
+        "$(id)",
+        "`id`",
+        '"',
+        "~",
+        "*",
+        "-n",
+        "",
+        "a=b",
+        "{a,b}",
+        "é",
+        " ",
+        "#",
+        "^x^y",
+    ]
     words += [] if shell == "tcsh" else ["a\nb"]
     text = command.shell_command(["printf", "%s\\0", *words])
-    printed = subprocess.run([path_of(shell), "-c", text], stdout=subprocess.PIPE, check=True).stdout
+    printed = subprocess.run(
+        [path_of(shell), "-c", text], stdout=subprocess.PIPE, check=True
+    ).stdout
     assert printed == b"".join(word.encode() + b"\0" for word in words)

@@ -1,4 +1,7 @@
-"""Killed before and after each system call that changes something: what is on disk is true, nothing runs on, and nothing runs twice."""
+"""
+Killed before and after each system call that changes something: what is on disk is true, nothing
+runs on, and nothing runs twice.
+"""
 
 import contextlib
 import fcntl
@@ -15,12 +18,14 @@ import zlib
 
 import pytest
 
-from chaperone import jsontext, launcher, recover, retain
-from chaperone import spec as specs
-from chaperone import spool as spools
-from chaperone import status as statuses
-from chaperone.events import Ended, Lost
-from chaperone.scheduler import Spool
+from chaperone.api import Spool
+from chaperone.launch import process
+from chaperone.model import jsontext
+from chaperone.model import spec as specs
+from chaperone.model import status as statuses
+from chaperone.model.events import Ended, Lost
+from chaperone.spool import format, gc, look
+from chaperone.spool import reap as reaping
 from spool_tests import crash, sshd
 from spool_tests.conftest import CHAPERONE, need, processes_with, until
 
@@ -46,14 +51,16 @@ def server(tmp_path_factory):
 
 
 def looked(spool, run_id):
-    """(whether its chaperone lives, its status) as a reader concludes it; None where there is no run."""
-    spool_fd = spools.open_spool(str(spool))
+    """
+    (whether its chaperone lives, its status) as a reader concludes it; None where there is no run.
+    """
+    spool_fd = format.open_spool(str(spool))
     try:
-        if run_id not in spools.all_ids(spool_fd):
+        if run_id not in format.all_ids(spool_fd):
             return None
-        run_fd = spools.open_run(spool_fd, run_id)
+        run_fd = format.open_run(spool_fd, run_id)
         try:
-            return spools.look(run_fd, run_id)
+            return look.look(run_fd, run_id)
         finally:
             os.close(run_fd)
     finally:
@@ -72,7 +79,11 @@ def ends_told(spool):
 
 def locks(spool):
     """Whatever in a spool may be locked."""
-    return [path for pattern in ("*/lock", "*/stdout", "*/stderr", ".connect/*", ".running", ".ended") for path in spool.glob(pattern)]
+    return [
+        path
+        for pattern in ("*/lock", "*/stdout", "*/stderr", ".connect/*", ".running", ".ended")
+        for path in spool.glob(pattern)
+    ]
 
 
 def is_free(path):
@@ -105,7 +116,9 @@ class Cold:
 
     def __init__(self, directory, server=None):
         self.directory, self.server = directory, server
-        self.spool, self.mark, self.far, self.go = (directory / name for name in ("spool", "mark", ".chaperone", "go"))
+        self.spool, self.mark, self.far, self.go = (
+            directory / name for name in ("spool", "mark", ".chaperone", "go")
+        )
         self.env = {**os.environ, "CRASH": str(directory), "HOME": str(directory)}
 
     def run_spec(self, text=PROGRAM):
@@ -123,7 +136,15 @@ class Cold:
 
     def called(self, *words):
         """The exit code and the stderr of a verb."""
-        done = subprocess.run(self.command(*words), env=self.env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            self.command(*words),
+            env=self.env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
         return done.returncode, done.stderr
 
     def started(self):
@@ -140,7 +161,11 @@ class Cold:
     def settle(self):
         """Wait until nothing lives of what was killed."""
         marks = [f"CRASH={self.directory}".encode(), *([self.server.mark] if self.over_ssh else [])]
-        until(lambda: not any(processes_with(mark) for mark in marks), 20, "processes of a killed chaperone's run are gone")
+        until(
+            lambda: not any(processes_with(mark) for mark in marks),
+            20,
+            "processes of a killed chaperone's run are gone",
+        )
         for path in locks(self.spool):
             until(lambda path=path: is_free(path), what=f"{path} is free")
 
@@ -169,14 +194,26 @@ class Cold:
         alive, status = found
         assert not alive and status["state"] in self.states
         self.agree(status, ran)
-        assert told == {"terminated": [("r", Ended)], "lost": [("r", Lost)], "error": [("r", Ended)]}.get(status["state"], [])
+        assert told == {
+            "terminated": [("r", Ended)],
+            "lost": [("r", Lost)],
+            "error": [("r", Ended)],
+        }.get(status["state"], [])
         return status
 
     def agree(self, status, ran):
-        """Whether a verdict fits what the program did: it ran at most once, and its outcome is told only if it had one."""
+        """
+        Whether a verdict fits what the program did: it ran at most once, and its outcome is told
+        only if it had one.
+        """
         assert ran <= 1 and not (status["started"] is False and ran)
         if status["state"] == "terminated":
-            assert ran == 1 and (status["return_code"], status["signal"], status["started"], status["complete"]) == (3, None, True, True)
+            assert ran == 1 and (
+                status["return_code"],
+                status["signal"],
+                status["started"],
+                status["complete"],
+            ) == (3, None, True, True)
             assert (status["stdout"]["bytes"], status["stderr"]["bytes"]) == (4, 4)
         for stream, said in (("stdout", b"out\n"), ("stderr", b"err\n")):
             kept = (self.spool / "r" / stream).read_bytes()
@@ -198,7 +235,7 @@ class Cold:
 
     def recover(self, before):
         """reap leaves a final status, and changes no verdict."""
-        recover.reap(str(self.spool))
+        reaping.reap(str(self.spool))
         status = json.loads((self.spool / "r" / "status.json").read_text())
         assert status["state"] == ("terminated" if before is None else before["state"])
 
@@ -207,25 +244,52 @@ class Cold:
         alive, status = looked(self.spool, "r")
         assert not alive and status["state"] in statuses.FINAL
         self.agree(status, self.started())
-        assert {path.name for path in self.spool.iterdir()} - self.hidden == {".running", ".ended", *self.runs()}
+        assert {path.name for path in self.spool.iterdir()} - self.hidden == {
+            ".running",
+            ".ended",
+            *self.runs(),
+        }
         for run_id in self.runs():
-            assert {path.name for path in (self.spool / run_id).iterdir()} - {"log"} == {"spec.json", "status.json", "stdout", "stderr"}
+            assert {path.name for path in (self.spool / run_id).iterdir()} - {"log"} == {
+                "spec.json",
+                "status.json",
+                "stdout",
+                "stderr",
+            }
             final = json.loads((self.spool / run_id / "status.json").read_text())
             for stream in ("stdout", "stderr"):
                 assert (self.spool / run_id / stream).stat().st_size == final[stream]["bytes"]
-        assert not list((self.spool / ".running").iterdir()) and {path.name for path in (self.spool / ".ended").iterdir()} == self.runs()
+        assert (
+            not list((self.spool / ".running").iterdir())
+            and {path.name for path in (self.spool / ".ended").iterdir()} == self.runs()
+        )
         self.forget()
         self.settle()
-        until(lambda: not self.far.exists() or not list(self.far.iterdir()), what="nothing is kept on the far side")
+        until(
+            lambda: not self.far.exists() or not list(self.far.iterdir()),
+            what="nothing is kept on the far side",
+        )
 
     def forget(self):
-        """Wait until a far side has forgotten what it keeps on its own; where there is no patience, end it."""
+        """
+        Wait until a far side has forgotten what it keeps on its own; where there is no patience,
+        end it.
+        """
 
     def is_collected(self):
         """gc takes all of it."""
-        removed = retain.gc(str(self.spool), older_s=-1).removed
-        assert set(removed) >= {"r"} and not self.runs() and not list((self.spool / ".ended").iterdir())
-        assert {path.name for path in self.spool.iterdir()} <= {".connect", ".launcher.lock", ".running", ".ended"}
+        removed = gc.gc(str(self.spool), older_s=-1).removed
+        assert (
+            set(removed) >= {"r"}
+            and not self.runs()
+            and not list((self.spool / ".ended").iterdir())
+        )
+        assert {path.name for path in self.spool.iterdir()} <= {
+            ".connect",
+            ".launcher.lock",
+            ".running",
+            ".ended",
+        }
 
 
 class Durable(Cold):
@@ -247,17 +311,27 @@ class Warm(Cold):
 
     def prepare(self):
         self.spool.mkdir(0o700)
-        self.launcher = subprocess.Popen(self.command("launcher"), env=self.env, stdin=subprocess.DEVNULL)
+        self.launcher = subprocess.Popen(
+            self.command("launcher"), env=self.env, stdin=subprocess.DEVNULL
+        )
         until((self.spool / ".launcher").exists)
 
     def trace(self, tracer):
         spec = specs.checked(self.run_spec(), str(self.directory))
-        given = {"image": launcher.IMAGE, "key": uuid.uuid4().hex, "env": self.env, "umask": 0o022, "spec": spec}
+        given = {
+            "image": process.IMAGE,
+            "key": uuid.uuid4().hex,
+            "env": self.env,
+            "umask": 0o022,
+            "spec": spec,
+        }
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
-            fd = spools.open_spool(str(self.spool))  # a name that fits into a socket's address
-            asking.connect(f"/proc/self/fd/{fd}/{spools.LAUNCHER}")
+            fd = format.open_spool(str(self.spool))  # a name that fits into a socket's address
+            asking.connect(f"/proc/self/fd/{fd}/{format.LAUNCHER}")
             os.close(fd)
-            chaperone = until(lambda: children_of(self.launcher.pid))[0]  # it waits for what is asked
+            chaperone = until(lambda: children_of(self.launcher.pid))[
+                0
+            ]  # it waits for what is asked
             strace = tracer.attach(chaperone)
             asking.sendall((jsontext.dumps(given) + "\n").encode())
             asking.settimeout(60)
@@ -288,7 +362,10 @@ class Warm(Cold):
 
 
 class Launcher(Cold):
-    """The launcher, killed: what it has started goes on, who asks it starts cold, and the next launcher takes its place."""
+    """
+    The launcher, killed: what it has started goes on, who asks it starts cold, and the next
+    launcher takes its place.
+    """
 
     states = ("terminated",)
 
@@ -302,7 +379,9 @@ class Launcher(Cold):
 
     def settle(self):
         super().settle()
-        next_one = subprocess.Popen(self.command("launcher", "--idle", "0.05"), env=self.env, stdin=subprocess.DEVNULL)
+        next_one = subprocess.Popen(
+            self.command("launcher", "--idle", "0.05"), env=self.env, stdin=subprocess.DEVNULL
+        )
         assert next_one.wait(30) == 0 and not (self.spool / ".launcher.new").exists()
 
 
@@ -313,7 +392,10 @@ class Ssh(Cold):
 
 
 class Survive(Cold):
-    """A chaperone whose program may outlive it, killed: it is adopted, and ends as if nothing had been."""
+    """
+    A chaperone whose program may outlive it, killed: it is adopted, and ends as if nothing had
+    been.
+    """
 
     spec = {"on_disconnect": "survive", "lease": 40}
     states = ("unattended", "terminated", "error")
@@ -325,8 +407,13 @@ class Survive(Cold):
             super().settle()
 
     def is_over(self):
-        """Whether nobody need be over there: a chaperone that was killed after it had published leaves the far side to its lease."""
-        return (self.spool / "r" / "status.json").exists() and not (self.spool / "r" / "lock").exists()
+        """
+        Whether nobody need be over there: a chaperone that was killed after it had published leaves
+        the far side to its lease.
+        """
+        return (self.spool / "r" / "status.json").exists() and not (
+            self.spool / "r" / "lock"
+        ).exists()
 
     def forget(self):
         try:
@@ -340,7 +427,9 @@ class Survive(Cold):
 
     def is_forgotten(self):
         for pid, command in self.far_processes().items():
-            if command == "sleep 60 ":  # for a minute the far side keeps the sign that a run never began
+            if (
+                command == "sleep 60 "
+            ):  # for a minute the far side keeps the sign that a run never began
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         return not self.far.exists() or not list(self.far.iterdir())
@@ -355,7 +444,7 @@ class Survive(Cold):
 
     def recover(self, before):
         """reap lets it live, adopt takes it to its end."""
-        recover.reap(str(self.spool))
+        reaping.reap(str(self.spool))
         if before is not None and before["state"] == "unattended":
             assert looked(self.spool, "r")[1]["state"] == "unattended"
             assert self.called("adopt", "r") == (0, ""), self.said()
@@ -364,7 +453,11 @@ class Survive(Cold):
         assert status["state"] == ("terminated" if self.started() else "lost"), self.said()
 
     def said(self):
-        return {name: (self.spool / "r" / name).read_text() for name in ("log", "running.json") if (self.spool / "r" / name).exists()}
+        return {
+            name: (self.spool / "r" / name).read_text()
+            for name in ("log", "running.json")
+            if (self.spool / "r" / name).exists()
+        }
 
 
 class SurviveSsh(Survive):
@@ -379,9 +472,19 @@ class Adopt(Survive):
     def prepare(self):
         spec = self.directory / "held.json"
         spec.write_text(json.dumps(self.run_spec(HELD)))
-        first = subprocess.Popen(self.command("run", str(spec)), env=self.env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        first = subprocess.Popen(
+            self.command("run", str(spec)),
+            env=self.env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
         try:
-            until(lambda: (self.spool / "r" / "stderr").exists() and (self.spool / "r" / "stderr").stat().st_size)
+            until(
+                lambda: (
+                    (self.spool / "r" / "stderr").exists()
+                    and (self.spool / "r" / "stderr").stat().st_size
+                )
+            )
         finally:
             first.kill()
             first.wait()
@@ -402,7 +505,12 @@ class Reap(Cold):
 
     verb = ("reap",)
     hidden = {".gone.0123456789abcdef.gone"}  # gc's to sweep
-    wanted = {"r": ("lost", False), "half": ("terminated", True), "over": ("lost", False), "r0": ("terminated", True)}
+    wanted = {
+        "r": ("lost", False),
+        "half": ("terminated", True),
+        "over": ("lost", False),
+        "r0": ("terminated", True),
+    }
 
     def prepare(self):
         """A spool with all that reap may find; made once, by real deaths, and copied."""
@@ -420,9 +528,15 @@ class Reap(Cold):
             alive, status = looked(self.spool, run_id)
             assert not alive and status["state"] == state
         kinds = {"lost": Lost, "terminated": Ended}
-        assert sorted(ends_told(self.spool)) == sorted((run_id, kinds[state]) for run_id, (state, _) in self.wanted.items())
-        assert {reaped.done for reaped in recover.reap(str(self.spool))} <= {"lost", "finished", "swept"}
-        assert recover.reap(str(self.spool)) == []
+        assert sorted(ends_told(self.spool)) == sorted(
+            (run_id, kinds[state]) for run_id, (state, _) in self.wanted.items()
+        )
+        assert {reaped.done for reaped in reaping.reap(str(self.spool))} <= {
+            "lost",
+            "finished",
+            "swept",
+        }
+        assert reaping.reap(str(self.spool)) == []
         self.is_whole()
         assert self.runs() == set(self.wanted)
         for run_id, (state, _) in self.wanted.items():
@@ -446,25 +560,49 @@ class Gc(Reap):
             alive, status = looked(self.spool, run_id)
             assert not alive and status["state"] == self.wanted[run_id][0]
         ends_told(self.spool)
-        summary = retain.gc(str(self.spool), older_s=-1)
-        assert set(summary.removed) == left - {"r", "over"} and summary.live == 2 and not summary.failed
+        summary = gc.gc(str(self.spool), older_s=-1)
+        assert (
+            set(summary.removed) == left - {"r", "over"}
+            and summary.live == 2
+            and not summary.failed
+        )
         assert not [path for path in self.spool.iterdir() if path.name.endswith(".gone")]
         assert {looked(self.spool, run_id)[1]["state"] for run_id in ("r", "over")} == {"lost"}
-        recover.reap(str(self.spool))
+        reaping.reap(str(self.spool))
         self.is_whole()
         # An id that is free again is a new run's.
         spec = self.directory / "new.json"
         spec.write_text(json.dumps({"id": "half", "program": {"argv": ["true"]}}))
-        assert self.called("run", str(spec)) == (0, "") and looked(self.spool, "half")[1]["return_code"] == 0
+        assert (
+            self.called("run", str(spec)) == (0, "")
+            and looked(self.spool, "half")[1]["return_code"] == 0
+        )
         self.is_collected()
 
 
-KINDS = {kind.__name__: kind for kind in (Cold, Durable, Starter, Warm, Launcher, Ssh, Survive, SurviveSsh, Adopt, AdoptSsh, Reap, Gc)}
+KINDS = {
+    kind.__name__: kind
+    for kind in (
+        Cold,
+        Durable,
+        Starter,
+        Warm,
+        Launcher,
+        Ssh,
+        Survive,
+        SurviveSsh,
+        Adopt,
+        AdoptSsh,
+        Reap,
+        Gc,
+    )
+}
 
 
 def make_dead_spool(path, kind):
     """
-    A spool of deaths: a lost run, one whose lease is over, endings and a start half done, a deletion too.
+    A spool of deaths: a lost run, one whose lease is over, endings and a start half done, a
+        deletion too.
 
     Args:
         kind (Cold): For its directory and its environment.
@@ -489,8 +627,18 @@ def make_dead_spool(path, kind):
     for run_id, spec in (("r", {}), ("over", {"on_disconnect": "survive", "lease": 1})):
         spec_file = place / "held.json"
         spec_file.write_text(json.dumps({**maker.run_spec(HELD), "id": run_id, **spec}))
-        held = subprocess.Popen(maker.command("run", str(spec_file)), env=maker.env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        until(lambda run_id=run_id: (maker.spool / run_id / "stderr").exists() and (maker.spool / run_id / "stderr").stat().st_size)
+        held = subprocess.Popen(
+            maker.command("run", str(spec_file)),
+            env=maker.env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+        until(
+            lambda run_id=run_id: (
+                (maker.spool / run_id / "stderr").exists()
+                and (maker.spool / run_id / "stderr").stat().st_size
+            )
+        )
         held.kill()
         held.wait()
     maker.go.touch()
@@ -510,7 +658,10 @@ POINTS = {}
 
 
 def points(kind, place, server, traces=1):
-    """The crash points of a kind, found once in each worker; no two runs over ssh take the same way. The runs that find them are checked as well."""
+    """
+    The crash points of a kind, found once in each worker; no two runs over ssh take the same way.
+    The runs that find them are checked as well.
+    """
     if kind not in POINTS:
         found = {}
         for _ in range(traces):
@@ -571,10 +722,21 @@ def test_killed_at_some_calls_it_leaves_a_true_spool(spool, tmp_path, far, kind,
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_at_every_call_it_leaves_a_true_spool(spool, tmp_path, far, kind, shard, told):
     need("strace")
-    found = {point: words for point, words in points(kind, tmp_path, far, 3).items() if zlib.crc32(repr(point).encode()) % SHARDS == shard}
-    missed = [words for point, words in found.items() if not any(came_to_kill(kind, tmp_path, far, point, words, True) for _ in range(3))]
-    told(f"{kind}, part {shard + 1} of {SHARDS}: killed at {len(found) - len(missed)} of {len(found)} crash points; not come to: {missed}")
-    # How a connection's bytes come, and how many processes there are to look at, is another number of calls each time.
+    found = {
+        point: words
+        for point, words in points(kind, tmp_path, far, 3).items()
+        if zlib.crc32(repr(point).encode()) % SHARDS == shard
+    }
+    missed = [
+        words
+        for point, words in found.items()
+        if not any(came_to_kill(kind, tmp_path, far, point, words, True) for _ in range(3))
+    ]
+    told(
+        f"{kind}, part {shard + 1} of {SHARDS}: killed at {len(found) - len(missed)} of {len(found)} crash points; not come to: {missed}"
+    )
+    # How a connection's bytes come, and how many processes there are to look at, is another number
+    # of calls each time.
     assert len(missed) <= len(found) / 2
 
 
@@ -583,16 +745,37 @@ def test_points_are_what_changes_something(spool, tmp_path):
     need("strace")
     found = points("Cold", tmp_path, None)
     names = {name for name, _ in found}
-    assert {"mkdirat", "symlinkat", "renameat", "pwrite64", "fsync", "unlinkat", "flock", "readv", "close"} <= names
+    assert {
+        "mkdirat",
+        "symlinkat",
+        "renameat",
+        "pwrite64",
+        "fsync",
+        "unlinkat",
+        "flock",
+        "readv",
+        "close",
+    } <= names
     assert names & {"clone", "clone3", "vfork", "fork"} and len(found) > 120
 
 
 def test_call_that_is_new_on_the_path_is_a_new_point_by_itself(tmp_path):
-    """One that no list of ours has a word for, too; what only looks is none, nor what comes before the spool is named."""
-    lines = ['openat(3, "x.pyc", O_RDONLY|O_CLOEXEC) = 4', 'unlink("before") = 0', 'mkdirat(AT_FDCWD, "/spool", 0700) = 0', "fstat(4, {}) = 0"]
+    """
+    One that no list of ours has a word for, too; what only looks is none, nor what comes before the
+    spool is named.
+    """
+    lines = [
+        'openat(3, "x.pyc", O_RDONLY|O_CLOEXEC) = 4',
+        'unlink("before") = 0',
+        'mkdirat(AT_FDCWD, "/spool", 0700) = 0',
+        "fstat(4, {}) = 0",
+    ]
     (tmp_path / "trace").write_text("\n".join(lines) + "\n")
     tracer = crash.Tracer(tmp_path)
-    assert tracer.points("/spool") == {("mkdirat", 1): "before mkdirat 1", ("fstat", 1): "after mkdirat 1"}
+    assert tracer.points("/spool") == {
+        ("mkdirat", 1): "before mkdirat 1",
+        ("fstat", 1): "after mkdirat 1",
+    }
     lines[3:3] = ['futurecallat(4, "y") = 0', 'unlink("z") = 0']
     (tmp_path / "trace").write_text("\n".join(lines) + "\n")
     assert list(tracer.points("/spool").items()) == [
@@ -605,7 +788,10 @@ def test_call_that_is_new_on_the_path_is_a_new_point_by_itself(tmp_path):
 
 @pytest.mark.parametrize("kind", ["SurviveSsh"])
 def test_run_that_never_began_is_told_where_there_was_no_run_before(spool, tmp_path, far, kind):
-    """Its directory's parent is not there: the far side has to make it, or could not say that it knows nothing."""
+    """
+    Its directory's parent is not there: the far side has to make it, or could not say that it knows
+    nothing.
+    """
     need("strace")
     assert came_to_kill(kind, tmp_path, far, ("dup2", 2), "before it connects")
 
@@ -619,6 +805,9 @@ def test_far_side_forgets_no_outcome_that_is_not_published(spool, tmp_path, far,
 
 @pytest.mark.parametrize("kind", ["AdoptSsh"])
 def test_adopter_that_dies_at_once_leaves_no_connection_open(spool, tmp_path, far, kind):
-    """Its far side ends in the middle of its own start, with children that have not yet become what they are to be."""
+    """
+    Its far side ends in the middle of its own start, with children that have not yet become what
+    they are to be.
+    """
     need("strace")
     assert came_to_kill(kind, tmp_path, far, ("utimensat", 1), "at its first record")

@@ -4,10 +4,16 @@ import json
 
 import pytest
 
-from chaperone import cursor
 from chaperone.errors import SpecError
+from chaperone.model import cursor
 
-WHOLE = {"runs": {"r1": {"key": "k", "stdout": 5, "stderr": 0}, "r2": {"key": "q", "stdout": 0, "stderr": 7, "ended": True}, "r3": {}}}
+WHOLE = {
+    "runs": {
+        "r1": {"key": "k", "stdout": 5, "stderr": 0},
+        "r2": {"key": "q", "stdout": 0, "stderr": 7, "ended": True},
+        "r3": {},
+    }
+}
 
 
 @pytest.mark.parametrize("empty", [None, {}, {"runs": {}}])
@@ -32,14 +38,32 @@ def test_ended_false_is_the_same_as_absent():
         ({"runs": []}, "cursor.runs: want an object, got []"),
         ({"runs": {"../etc": {}}}, "cursor.runs: want run ids as its keys, got '../etc'"),
         ({"runs": {"r": None}}, "cursor.runs.r: want an object, got None"),
-        ({"runs": {"r": {"offset": 1}}}, "cursor.runs.r: want only key, stdout, stderr, ended in it, got 'offset'"),
+        (
+            {"runs": {"r": {"offset": 1}}},
+            "cursor.runs.r: want only key, stdout, stderr, ended in it, got 'offset'",
+        ),
         ({"runs": {"r": {"key": 1}}}, "cursor.runs.r.key: want a string, got 1"),
         ({"runs": {"r": {"stdout": -1}}}, "cursor.runs.r.stdout: want an offset in bytes, got -1"),
-        ({"runs": {"r": {"stdout": 1.0}}}, "cursor.runs.r.stdout: want an offset in bytes, got 1.0"),
-        ({"runs": {"r": {"stderr": True}}}, "cursor.runs.r.stderr: want an offset in bytes, got True"),
-        ({"runs": {"r": {"stderr": 2**63}}}, "cursor.runs.r.stderr: want an offset in bytes, got 9223372036854775808"),
-        ({"runs": {"r": {"key": "k", "ended": 1}}}, "cursor.runs.r.ended: want true or false, got 1"),
-        ({"runs": {"r": {"ended": True}}}, "cursor.runs.r: want a key beside ended, got {'ended': True}"),
+        (
+            {"runs": {"r": {"stdout": 1.0}}},
+            "cursor.runs.r.stdout: want an offset in bytes, got 1.0",
+        ),
+        (
+            {"runs": {"r": {"stderr": True}}},
+            "cursor.runs.r.stderr: want an offset in bytes, got True",
+        ),
+        (
+            {"runs": {"r": {"stderr": 2**63}}},
+            "cursor.runs.r.stderr: want an offset in bytes, got 9223372036854775808",
+        ),
+        (
+            {"runs": {"r": {"key": "k", "ended": 1}}},
+            "cursor.runs.r.ended: want true or false, got 1",
+        ),
+        (
+            {"runs": {"r": {"ended": True}}},
+            "cursor.runs.r: want a key beside ended, got {'ended': True}",
+        ),
     ],
 )
 def test_damaged_cursor_is_refused_with_one_sentence(value, sentence):
@@ -54,7 +78,10 @@ def test_step_leaves_the_entry_before_it_as_it_was():
     moved = cursor.advanced(started, "stderr", 9)
     ended = cursor.ended(moved)
     assert (waited, started) == ({}, {"key": "k", "stdout": 0, "stderr": 0})
-    assert (moved, ended) == ({"key": "k", "stdout": 0, "stderr": 9}, {"key": "k", "stdout": 0, "stderr": 9, "ended": True})
+    assert (moved, ended) == (
+        {"key": "k", "stdout": 0, "stderr": 9},
+        {"key": "k", "stdout": 0, "stderr": 9, "ended": True},
+    )
     assert [cursor.is_waited_for(entry) for entry in (waited, started)] == [True, False]
     assert [cursor.has_ended(entry) for entry in (moved, ended)] == [False, True]
 

@@ -1,4 +1,7 @@
-"""A run directory in which a file is torn, empty, garbage or something else: readers give a state, verbs a sentence, and nothing raises."""
+"""
+A run directory in which a file is torn, empty, garbage or something else: readers give a state,
+verbs a sentence, and nothing raises.
+"""
 
 import json
 import os
@@ -7,11 +10,15 @@ import subprocess
 
 import pytest
 
-from chaperone import launch, launcher, recover, retain, slots, spool
-from chaperone import status as statuses
+from chaperone.api import Spool
 from chaperone.errors import ChaperoneError, SpecError, SpoolError
-from chaperone.lines import Outbox
-from chaperone.scheduler import Spool
+from chaperone.farside import slots
+from chaperone.follow.batches import Outbox
+from chaperone.launch import client
+from chaperone.launch import start as starting
+from chaperone.model import status as statuses
+from chaperone.spool import format, gc
+from chaperone.spool import reap as reaping
 from spool_tests.conftest import CHAPERONE, until
 
 GARBAGE = bytes(range(256)) * 4
@@ -21,17 +28,40 @@ DAMAGES = {
     "torn": lambda path: path.write_bytes(path.old[: len(path.old) // 2]),
     "garbage": lambda path: path.write_bytes(GARBAGE),
     "other-json": lambda path: path.write_text('[1, {"state": []}]'),
-    "odd-types": lambda path: path.write_text(json.dumps(odd(json.loads(path.old)) if path.old[:1] == b"{" else {"state": 3})),
-    "newer": lambda path: path.write_text(json.dumps({**(json.loads(path.old) if path.old[:1] == b"{" else {}), "version": 99, "quantum": [1]})),
+    "odd-types": lambda path: path.write_text(
+        json.dumps(odd(json.loads(path.old)) if path.old[:1] == b"{" else {"state": 3})
+    ),
+    "newer": lambda path: path.write_text(
+        json.dumps(
+            {
+                **(json.loads(path.old) if path.old[:1] == b"{" else {}),
+                "version": 99,
+                "quantum": [1],
+            }
+        )
+    ),
     "deep": lambda path: path.write_text("[" * 100_000),
 }
 PLANTED = {
     "directory": lambda path: path.mkdir(),
     "fifo": lambda path: os.mkfifo(path),
-    "symlink": lambda path: path.symlink_to(next(above / "bait" for above in path.parents if (above / "bait").exists())),
+    "symlink": lambda path: path.symlink_to(
+        next(above / "bait" for above in path.parents if (above / "bait").exists())
+    ),
     "dangling": lambda path: path.symlink_to("nowhere"),
 }
-FILES = [spool.SPEC, spool.FINAL_STATUS, spool.LIVE_STATUS, spool.LOCK, "stdout", "stderr", spool.LOG, spool.CONTROL, spool.RESERVED, spool.BUILDING]
+FILES = [
+    format.SPEC,
+    format.FINAL_STATUS,
+    format.LIVE_STATUS,
+    format.LOCK,
+    "stdout",
+    "stderr",
+    format.LOG,
+    format.CONTROL,
+    format.RESERVED,
+    format.BUILDING,
+]
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +75,9 @@ def bait(tmp_path):
 
 def odd(value):
     """Every field of another type than it should be."""
-    return {name: "x" if not isinstance(field, str) else [field] for name, field in value.items()} | {"state": value.get("state")}
+    return {
+        name: "x" if not isinstance(field, str) else [field] for name, field in value.items()
+    } | {"state": value.get("state")}
 
 
 def damaged(path, how):
@@ -64,14 +96,26 @@ def damaged(path, how):
 
 @pytest.fixture(scope="module")
 def dead(tmp_path_factory):
-    """A spool with an ended run and one with a run whose chaperone was killed, by real ones; to be copied."""
+    """
+    A spool with an ended run and one with a run whose chaperone was killed, by real ones; to be
+    copied.
+    """
     place = tmp_path_factory.mktemp("dead")
-    for kind, text in (("ended", "echo out; echo err >&2; exit 3"), ("killed", "echo out; echo err >&2; exec sleep 60")):
+    for kind, text in (
+        ("ended", "echo out; echo err >&2; exit 3"),
+        ("killed", "echo out; echo err >&2; exec sleep 60"),
+    ):
         path = place / kind
         chaperone = begun(path, text)
         if kind == "killed":
             until(lambda path=path: (path / "r" / "stderr").read_bytes() == b"err\n")
-            status = until(lambda path=path: (found := json.loads((path / "r" / "running.json").read_text()))["state"] == "running" and found)
+            status = until(
+                lambda path=path: (
+                    (found := json.loads((path / "r" / "running.json").read_text()))["state"]
+                    == "running"
+                    and found
+                )
+            )
             os.kill(status["chaperone_pid"], signal.SIGKILL)
             until(lambda status=status: not os.path.exists(f"/proc/{status['pid']}"))
         chaperone.wait(20)
@@ -94,7 +138,9 @@ def run(spool, dead):
     """An ended run, or one whose chaperone was killed."""
 
     def make(killed):
-        subprocess.run(["cp", "-a", f"{dead}/{'killed' if killed else 'ended'}/.", spool], check=True)
+        subprocess.run(
+            ["cp", "-a", f"{dead}/{'killed' if killed else 'ended'}/.", spool], check=True
+        )
         return spool / "r"
 
     return make
@@ -107,20 +153,36 @@ def readers(path):
             pass
     with Outbox(path) as outbox:
         outbox.batch(0)
-    reads = (lambda run: run.read(), lambda run: run.read("stderr", 2), lambda run: run.wait(0), lambda run: run.spec())
+    reads = (
+        lambda run: run.read(),
+        lambda run: run.read("stderr", 2),
+        lambda run: run.wait(0),
+        lambda run: run.spec(),
+    )
     for read in reads:
         try:
             read(Spool(path)["r"])
         except ChaperoneError as error:
             assert "\n" not in str(error)
-    assert retain.gc(str(path), older_s=-1, keep_failed_s=9, max_bytes=0, dry_run=True).failed is not None
+    assert (
+        gc.gc(str(path), older_s=-1, keep_failed_s=9, max_bytes=0, dry_run=True).failed is not None
+    )
 
 
 def verbs(path):
     """All the verbs that only look; each exits, none with a traceback or a bug's exit code."""
     for words in (["ls", "--all"], ["ls", "--json"], ["status", "r"], ["tail", "r"], ["wait", "r"]):
-        done = subprocess.run([*CHAPERONE, *words, "--spool", str(path)], capture_output=True, timeout=20, stdin=subprocess.DEVNULL, check=False)
-        assert b"Traceback" not in done.stderr and done.returncode not in (os.EX_SOFTWARE, -signal.SIGSEGV), (words, done)
+        done = subprocess.run(
+            [*CHAPERONE, *words, "--spool", str(path)],
+            capture_output=True,
+            timeout=20,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+        assert b"Traceback" not in done.stderr and done.returncode not in (
+            os.EX_SOFTWARE,
+            -signal.SIGSEGV,
+        ), (words, done)
 
 
 @pytest.mark.parametrize("how", DAMAGES)
@@ -131,16 +193,16 @@ def test_damage_is_told_and_never_raised(run, dead_run, name, how):
     damaged(path / name, how)
     seen = Spool(path.parent)["r"].status()
     assert seen.state in statuses.STATES
-    if name not in (spool.FINAL_STATUS, spool.LOCK, spool.LIVE_STATUS) and not dead_run:
+    if name not in (format.FINAL_STATUS, format.LOCK, format.LIVE_STATUS) and not dead_run:
         assert (seen.state, seen.return_code) == ("terminated", 3)
-    if dead_run and name not in (spool.FINAL_STATUS, spool.LOCK):
+    if dead_run and name not in (format.FINAL_STATUS, format.LOCK):
         assert seen.state == "lost"
     readers(path.parent)
     if how == "torn":
         verbs(path.parent)
-    recover.reap(str(path.parent))
+    reaping.reap(str(path.parent))
     assert Spool(path.parent)["r"].status().state in statuses.STATES
-    retain.gc(str(path.parent), older_s=-1)
+    gc.gc(str(path.parent), older_s=-1)
 
 
 @pytest.mark.parametrize("how", PLANTED)
@@ -154,7 +216,7 @@ def test_what_is_no_file_of_ours_is_refused_in_a_sentence(run, name, how):
     except SpoolError as error:
         assert str(error).startswith(f"unable to open '{name}': ") and "\n" not in str(error)
     verbs(path.parent)
-    recover.reap(str(path.parent))
+    reaping.reap(str(path.parent))
     if how in ("symlink", "dangling"):
         assert not os.path.lexists(path / name) or os.path.islink(path / name)
     assert not (path / "nowhere").exists()
@@ -163,16 +225,26 @@ def test_what_is_no_file_of_ours_is_refused_in_a_sentence(run, name, how):
 # -- under a chaperone that lives
 
 
-# Not its pulse and its ear, nor what only its own hand makes appear: who plants a final status has the last word until then.
-LIVE_FILES = [name for name in FILES if name not in (spool.LOCK, spool.CONTROL, spool.FINAL_STATUS)]
+# Not its pulse and its ear, nor what only its own hand makes appear: who plants a final status has
+# the last word until then.
+LIVE_FILES = [
+    name for name in FILES if name not in (format.LOCK, format.CONTROL, format.FINAL_STATUS)
+]
 
 
 @pytest.mark.parametrize("how", DAMAGES)
 @pytest.mark.parametrize("survives", [False, True], ids=["kill", "survive"])
 def test_damage_under_a_live_chaperone_harms_no_run(spool, survives, how):
-    """All of its files at once: it holds the streams and its reserved room open, and asks the disk for nothing else."""
+    """
+    All of its files at once: it holds the streams and its reserved room open, and asks the disk for
+    nothing else.
+    """
     go = spool.parent / "go"
-    chaperone = begun(spool, f"echo out; until [ -e {go} ]; do sleep 0.01; done; exit 3", **({"on_disconnect": "survive"} if survives else {}))
+    chaperone = begun(
+        spool,
+        f"echo out; until [ -e {go} ]; do sleep 0.01; done; exit 3",
+        **({"on_disconnect": "survive"} if survives else {}),
+    )
     until(lambda: (spool / "r" / "stdout").read_bytes() == b"out\n")
     until(lambda: json.loads((spool / "r" / "running.json").read_text())["state"] == "running")
     for name in LIVE_FILES:
@@ -190,32 +262,63 @@ def test_damage_under_a_live_chaperone_harms_no_run(spool, survives, how):
 
 
 @pytest.mark.parametrize("how", [*DAMAGES, *PLANTED])
-@pytest.mark.parametrize("name", [spool.LAUNCHER, spool.LAUNCHER_LOCK, f"{spool.LAUNCHER}.new"])
-def test_damage_where_the_launcher_is_costs_a_cold_start_and_nothing_else(spool, monkeypatch, name, how):
-    monkeypatch.setattr(launcher, "ON_DEMAND_IDLE_S", 0.05)
+@pytest.mark.parametrize("name", [format.LAUNCHER, format.LAUNCHER_LOCK, f"{format.LAUNCHER}.new"])
+def test_damage_where_the_launcher_is_costs_a_cold_start_and_nothing_else(
+    spool, monkeypatch, name, how
+):
+    monkeypatch.setattr(client, "ON_DEMAND_IDLE_S", 0.05)
     damaged(spool / name, how)
-    launch.start(str(spool), {"id": "r", "program": {"argv": ["true"]}}, warm=True)
+    starting.start(str(spool), {"id": "r", "program": {"argv": ["true"]}}, warm=True)
     assert Spool(spool)["r"].wait(20).return_code == 0
-    done = subprocess.run([*CHAPERONE, "launcher", "--idle", "0.01", "--spool", str(spool)], capture_output=True, text=True, timeout=20, check=False)
-    assert (done.returncode, done.stderr) == (0, "") or (done.returncode == os.EX_IOERR and done.stderr.startswith("chaperone: unable to "))
+    done = subprocess.run(
+        [*CHAPERONE, "launcher", "--idle", "0.01", "--spool", str(spool)],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "") or (
+        done.returncode == os.EX_IOERR and done.stderr.startswith("chaperone: unable to ")
+    )
 
 
 @pytest.mark.parametrize("how", [*DAMAGES, *PLANTED])
-@pytest.mark.parametrize("name", [spool.CONNECT, f"{spool.CONNECT}/{slots.slot_names('127.0.0.1,1')[0]}"])
+@pytest.mark.parametrize(
+    "name", [format.CONNECT, f"{format.CONNECT}/{slots.slot_names('127.0.0.1,1')[0]}"]
+)
 def test_damage_where_slots_are_keeps_nobody_from_connecting(spool, name, how):
     if name != ".connect":
         (spool / ".connect").mkdir(0o700)
     damaged(spool / name, how)
-    chaperone = begun(spool, "true", remote={"host": "127.0.0.1", "port": 1, "options": {"UserKnownHostsFile": "/dev/null"}}, timeouts={"connect": 0.1})
+    chaperone = begun(
+        spool,
+        "true",
+        remote={"host": "127.0.0.1", "port": 1, "options": {"UserKnownHostsFile": "/dev/null"}},
+        timeouts={"connect": 0.1},
+    )
     assert chaperone.wait(30) == os.EX_OK
     used = set(os.listdir(spool / ".connect")) if (spool / ".connect").is_dir() else set()
     assert used <= set(slots.slot_names("127.0.0.1,1")), "another name was damaged than is used"
     status = Spool(spool)["r"].status()
-    assert (status.state, status.started) == ("error", False) and status.exception["stage"] in ("connect", "far-side")
+    assert (status.state, status.started) == ("error", False) and status.exception["stage"] in (
+        "connect",
+        "far-side",
+    )
 
 
 @pytest.mark.parametrize("how", [*DAMAGES, *PLANTED])
-@pytest.mark.parametrize("name", [".running/r", ".ended/r", ".running", ".ended", ".running/other", ".other.0123.new", ".other.0123.gone"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".running/r",
+        ".ended/r",
+        ".running",
+        ".ended",
+        ".running/other",
+        ".other.0123.new",
+        ".other.0123.gone",
+    ],
+)
 def test_damage_where_entries_are_is_no_run_and_no_fault(run, name, how):
     """A sentence at most; and the run that is there is told as it is."""
     path = run(False)
@@ -224,7 +327,11 @@ def test_damage_where_entries_are_is_no_run_and_no_fault(run, name, how):
         subprocess.run(["rm", "-r", place], check=True)
     damaged(place, how)
     assert Spool(path.parent)["r"].status().return_code == 3
-    for act in (lambda: readers(path.parent), lambda: recover.reap(str(path.parent)), lambda: Spool(path.parent).collect("r")):
+    for act in (
+        lambda: readers(path.parent),
+        lambda: reaping.reap(str(path.parent)),
+        lambda: Spool(path.parent).collect("r"),
+    ):
         try:
             act()
         except SpoolError as error:
@@ -255,11 +362,16 @@ def test_damaged_cursor_file_is_refused_in_a_sentence(run, how):
 @pytest.mark.parametrize("how", ["gone", "empty", "torn", "garbage"])
 @pytest.mark.parametrize("name", ["reader", "attached"])
 def test_damage_on_the_far_side_costs_no_outcome(spool, monkeypatch, name, how):
-    """In the files that say who is at work over there; what is lost of the streams and of the records is lost."""
+    """
+    In the files that say who is at work over there; what is lost of the streams and of the records
+    is lost.
+    """
     monkeypatch.setenv("HOME", str(spool.parent))
     go = spool.parent / "go"
     spec = {"on_disconnect": "survive", "lease": 20, "stop": {"grace_period": 0.2}}
-    chaperone = begun(spool, f"echo out; echo err >&2; until [ -e {go} ]; do sleep 0.01; done; exit 3", **spec)
+    chaperone = begun(
+        spool, f"echo out; echo err >&2; until [ -e {go} ]; do sleep 0.01; done; exit 3", **spec
+    )
     until(lambda: (spool / "r" / "stderr").read_bytes() == b"err\n")
     until(lambda: json.loads((spool / "r" / "running.json").read_text())["state"] == "running")
     chaperone.kill()
@@ -267,7 +379,11 @@ def test_damage_on_the_far_side_costs_no_outcome(spool, monkeypatch, name, how):
     (place,) = (spool.parent / ".chaperone").iterdir()
     overwritten(place / name, how)
     go.touch()
-    with subprocess.Popen([*CHAPERONE, "adopt", "r", "--spool", str(spool)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as adopter:
+    with subprocess.Popen(
+        [*CHAPERONE, "adopt", "r", "--spool", str(spool)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    ) as adopter:
         assert adopter.wait(50) == os.EX_OK
     status = Spool(spool)["r"].status()
     assert (status.state, status.return_code) == ("terminated", 3)

@@ -3,6 +3,7 @@ What the docs say is what happens: their transcripts are typed, their Python is 
 
 Knows: reStructuredText as far as code blocks go.  Must not know: what the commands do.
 """
+
 import os
 import pathlib
 import re
@@ -13,7 +14,8 @@ import textwrap
 
 import pytest
 
-from chaperone import rundir, supervise
+from chaperone.hold import chaperone
+from chaperone.spool import run_directory
 from spool_tests.conftest import ROOT, need
 
 pytestmark = pytest.mark.once
@@ -23,12 +25,16 @@ HELLO = '{"id": "hello", "program": {"command": "echo Hello; echo trouble >&2; e
 
 def blocks(path, language):
     """The code blocks of a language in a page, dedented."""
-    found = re.findall(rf"^\.\. code-block:: {language}\n((?:\n|    .*\n)+)", path.read_text() + "\n", re.M)
+    found = re.findall(
+        rf"^\.\. code-block:: {language}\n((?:\n|    .*\n)+)", path.read_text() + "\n", re.M
+    )
     return [textwrap.dedent(block).strip("\n") + "\n" for block in found]
 
 
 def typed(block):
-    """A transcript as [(command, what it printed)]; a command goes on in lines that begin with "> "."""
+    """
+    A transcript as [(command, what it printed)]; a command goes on in lines that begin with "> ".
+    """
     found = []
     for line in block.splitlines():
         if line.startswith("$ "):
@@ -41,7 +47,9 @@ def typed(block):
 
 
 def comparable(text):
-    """Without what differs from day to day: how long something took, and so how wide a column is."""
+    """
+    Without what differs from day to day: how long something took, and so how wide a column is.
+    """
     text = re.sub(r"\b\d+(\.\d+)?(ms|s)\b", "#s", text)
     text = re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+Z", "#time", text)
     return re.sub(r" +", " ", text)
@@ -61,16 +69,29 @@ def place(spool, tmp_path, monkeypatch):
     return tmp_path
 
 
-AT_HUMAN_SPEED = "while grep -qs '\"starting\"' spool/*/running.json; do sleep 0.01; done"  # nobody types so fast as to see that
+# nobody types so fast as to see that
+AT_HUMAN_SPEED = "while grep -qs '\"starting\"' spool/*/running.json; do sleep 0.01; done"
 
 
-@pytest.mark.parametrize("path", [path for path in PAGES if blocks(path, "console")], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [path for path in PAGES if blocks(path, "console")], ids=lambda path: path.name
+)
 def test_transcripts_of_a_page_happen_as_printed(path, place):
     steps = [step for block in blocks(path, "console") for step in typed(block)]
     script = "".join(f"{AT_HUMAN_SPEED}\nprintf '\\001'\n{command}\n" for command, _ in steps)
-    result = subprocess.run(["bash"], input=script, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=place, timeout=60)
+    result = subprocess.run(
+        ["bash"],
+        input=script,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=place,
+        timeout=60,
+    )
     got = result.stdout.split("\001")[1:]
-    assert [(command, comparable(text)) for (command, _), text in zip(steps, got, strict=True)] == [(command, comparable(text)) for command, text in steps]
+    assert [(command, comparable(text)) for (command, _), text in zip(steps, got, strict=True)] == [
+        (command, comparable(text)) for command, text in steps
+    ]
 
 
 def test_python_of_the_readme_runs(place):
@@ -81,23 +102,46 @@ def test_python_of_the_readme_runs(place):
 
 def test_each_figure_of_the_reliability_page_has_a_command_that_makes_it():
     """A section begins with it, and it names tests that are there."""
-    sections = re.split(r"^[A-Z].*\n-+\n", pathlib.Path(ROOT, "docs/reliability.rst").read_text(), flags=re.M)[1:]
+    sections = re.split(
+        r"^[A-Z].*\n-+\n", pathlib.Path(ROOT, "docs/reliability.rst").read_text(), flags=re.M
+    )[1:]
     commands = [re.match(r"\n``bin/test --as root (--long .*?)``", section) for section in sections]
     assert len(commands) >= 6 and all(commands)
     for command in commands:
-        collect = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider", *command[1].split()]
+        collect = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "--collect-only",
+            "-p",
+            "no:cacheprovider",
+            *command[1].split(),
+        ]
         result = subprocess.run(collect, cwd=ROOT, capture_output=True, text=True, timeout=60)
-        assert result.returncode == os.EX_OK, result.stdout + result.stderr  # 5 where it names no test
+        assert result.returncode == os.EX_OK, (
+            result.stdout + result.stderr
+        )  # 5 where it names no test
 
 
 def test_retention_of_the_page_about_timers_happens(place, monkeypatch):
     """Each of its gc and reap lines, and its Python, on a spool with a run that is old enough."""
     page = pathlib.Path(ROOT, "docs/systemd-and-cron.rst")
-    lines = re.findall(r"chaperone ((?:reap|gc) --spool .*?)(?: >/dev/null)?$", page.read_text(), re.M)
+    lines = re.findall(
+        r"chaperone ((?:reap|gc) --spool .*?)(?: >/dev/null)?$", page.read_text(), re.M
+    )
     assert [line.split()[0] for line in lines] == ["reap", "gc"] * 2
     (python,) = blocks(page, "python")
-    for do in (*(["sh", "-c", f"chaperone {line.replace('/var/lib/etl/spool', 'spool')}"] for line in lines), [sys.executable, "-c", python]):
-        subprocess.run(["chaperone", "run", "hello.json"], cwd=place, check=True, stdout=subprocess.PIPE)
+    for do in (
+        *(
+            ["sh", "-c", f"chaperone {line.replace('/var/lib/etl/spool', 'spool')}"]
+            for line in lines
+        ),
+        [sys.executable, "-c", python],
+    ):
+        subprocess.run(
+            ["chaperone", "run", "hello.json"], cwd=place, check=True, stdout=subprocess.PIPE
+        )
         os.utime(place / "spool/hello/status.json", (1, 1))
         told = subprocess.run(do, cwd=place, check=True, capture_output=True, text=True, timeout=60)
         assert told.stderr == "" and (place / "spool/hello").exists() == (" reap " in do[-1]), do
@@ -106,20 +150,37 @@ def test_retention_of_the_page_about_timers_happens(place, monkeypatch):
 
 
 def test_patience_with_a_disk_is_as_the_page_on_the_format_says():
-    times, minutes = 1 + len(supervise.PUBLISH_AGAIN_S), round(sum(supervise.PUBLISH_AGAIN_S) / 60)
-    kept = rundir.UNTOLD_BYTES // 1024
+    times, minutes = 1 + len(chaperone.PUBLISH_AGAIN_S), round(sum(chaperone.PUBLISH_AGAIN_S) / 60)
+    kept = run_directory.UNTOLD_BYTES // 1024
     text = pathlib.Path(ROOT, "docs/spool-format.rst").read_text()
-    assert f"is asked {times} times in {minutes} minutes.\n" in text and f"the first {kept} KiB of it;" in text
+    assert (
+        f"is asked {times} times in {minutes} minutes.\n" in text
+        and f"the first {kept} KiB of it;" in text
+    )
 
 
 def test_readme_says_what_setup_says(place):
     text = pathlib.Path(ROOT, "README.rst").read_text()
     setup = pathlib.Path(ROOT, "setup.py").read_text()
-    assert "Python 3.10 to 3.13" in text and 'range(10, 14)' in setup and 'python_requires=">=3.10"' in setup
-    assert 'name="chaperone-spool"' in setup and "``chaperone-spool``, and needs attrs, filelock and inotify-simple" in text
-    assert re.findall(r'"([a-z-]+)>=', setup.partition("install_requires")[2]) == ["attrs", "filelock", "inotify-simple"]
+    assert (
+        "Python 3.10 to 3.13" in text
+        and "range(10, 14)" in setup
+        and 'python_requires=">=3.10"' in setup
+    )
+    assert (
+        'name="chaperone-spool"' in setup
+        and "``chaperone-spool``, and needs attrs, filelock and inotify-simple" in text
+    )
+    assert re.findall(r'"([a-z-]+)>=', setup.partition("install_requires")[2]) == [
+        "attrs",
+        "filelock",
+        "inotify-simple",
+    ]
     version = re.search(r'version="(.*?)"', setup)[1]
-    assert subprocess.run(["chaperone", "--version"], capture_output=True, text=True).stdout == f"chaperone {version}\n"
+    assert (
+        subprocess.run(["chaperone", "--version"], capture_output=True, text=True).stdout
+        == f"chaperone {version}\n"
+    )
     assert f"\n{version} (" in pathlib.Path(ROOT, "CHANGELOG.rst").read_text()
 
 
@@ -135,10 +196,20 @@ def test_scheduler_of_sixty_lines_has_sixty_lines():
 
 
 def test_demo_ends_well(tmp_path):
-    """The demo is the promise: with sshd where there is one, in a directory of its own, and nothing is left of it."""
+    """
+    The demo is the promise: with sshd where there is one, in a directory of its own, and nothing is
+    left of it.
+    """
     need("ssh", "sshd")
     environment = {**os.environ, "TMPDIR": str(tmp_path), "VENV": sys.prefix}
-    result = subprocess.run([f"{ROOT}/bin/demo"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=90, env=environment)
+    result = subprocess.run(
+        [f"{ROOT}/bin/demo"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        env=environment,
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.endswith("\nEach byte arrived once.\n")
     assert "SIGUSR2" in result.stdout, "one of them over ssh"
@@ -148,5 +219,7 @@ def test_demo_ends_well(tmp_path):
 def test_completion_is_at_home_in_its_shell(place):
     for shell in ("bash", "zsh", "fish"):
         if shutil.which(shell):
-            script = subprocess.run(["chaperone", "completion", shell], capture_output=True, text=True, check=True).stdout
+            script = subprocess.run(
+                ["chaperone", "completion", shell], capture_output=True, text=True, check=True
+            ).stdout
             subprocess.run([shell, "-n"], input=script, text=True, check=True)

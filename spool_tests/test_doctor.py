@@ -6,7 +6,8 @@ import subprocess
 
 import pytest
 
-from chaperone import doctor, watching
+from chaperone.cli.verbs import doctor
+from chaperone.follow import descriptors
 
 
 def found(path, host=None):
@@ -19,7 +20,11 @@ def found(path, host=None):
 
 def test_a_good_spool_fits_in_everything(spool):
     findings = found(spool)
-    assert {name: finding.fits for name, finding in findings.items() if name in ("spool", "filesystem", "inotify", "locks", "guard")} == {
+    assert {
+        name: finding.fits
+        for name, finding in findings.items()
+        if name in ("spool", "filesystem", "inotify", "locks", "guard")
+    } == {
         "spool": True,
         "filesystem": True,
         "inotify": True,
@@ -32,7 +37,11 @@ def test_a_good_spool_fits_in_everything(spool):
 def test_a_spool_that_others_can_write_to_is_told_with_its_remedy(spool):
     spool.chmod(0o777)
     finding = found(spool)["spool"]
-    assert not finding.fits and finding.says == f"unable to use spool '{spool}': want nobody else to write to it, got mode 0777"
+    assert (
+        not finding.fits
+        and finding.says
+        == f"unable to use spool '{spool}': want nobody else to write to it, got mode 0777"
+    )
     assert finding.remedy == "run as its owner, or make a spool of your own: chmod 700"
 
 
@@ -44,11 +53,14 @@ def test_a_spool_that_is_not_there_yet_is_no_fault(tmp_path):
 
 def test_a_spool_that_can_not_be_made_is_told(tmp_path):
     finding = found(tmp_path / "no" / "new")["spool"]
-    assert not finding.fits and finding.says == f"it is not there, and can't be made in '{tmp_path / 'no'}'"
+    assert (
+        not finding.fits
+        and finding.says == f"it is not there, and can't be made in '{tmp_path / 'no'}'"
+    )
 
 
 def test_a_filesystem_that_keeps_silent_is_named(spool, monkeypatch):
-    monkeypatch.setattr(watching, "silent_filesystem", lambda fd: "nfs")
+    monkeypatch.setattr(descriptors, "silent_filesystem", lambda fd: "nfs")
     finding = found(spool)["filesystem"]
     assert not finding.fits and finding.says.startswith("it is nfs, which other hosts can write to")
 
@@ -56,7 +68,10 @@ def test_a_filesystem_that_keeps_silent_is_named(spool, monkeypatch):
 def test_a_kernel_that_tells_nothing_of_the_spool_is_told(spool, monkeypatch):
     monkeypatch.setattr(doctor, "TELLS_S", 0)
     monkeypatch.setattr(doctor.INotify, "read", lambda watch, timeout: [])
-    assert found(spool)["inotify"].says == "nothing was told of a change in it: followers would hear of nothing"
+    assert (
+        found(spool)["inotify"].says
+        == "nothing was told of a change in it: followers would hear of nothing"
+    )
 
 
 def test_inotify_instances_that_are_used_up_are_told(spool, monkeypatch):
@@ -70,14 +85,23 @@ def test_inotify_instances_that_are_used_up_are_told(spool, monkeypatch):
 
 @pytest.mark.parametrize(
     ("blocks", "files", "wrong"),
-    [(10**9, 10**6, set()), (0, 10**6, {"free room"}), (10**9, 5, {"free inodes"}), (10**9, 0, set())],
+    [
+        (10**9, 10**6, set()),
+        (0, 10**6, {"free room"}),
+        (10**9, 5, {"free inodes"}),
+        (10**9, 0, set()),
+    ],
     ids=["enough", "no-room", "no-inodes", "no-inode-count"],
 )
 def test_little_room_is_told(spool, monkeypatch, blocks, files, wrong):
     values = list(os.statvfs("/"))
     values[1], values[4], values[5], values[7] = 4096, blocks, files, files
     monkeypatch.setattr(os, "fstatvfs", lambda fd: os.statvfs_result(values))
-    assert {name for name, finding in found(spool).items() if finding.fits is False and name.startswith("free")} == wrong
+    assert {
+        name
+        for name, finding in found(spool).items()
+        if finding.fits is False and name.startswith("free")
+    } == wrong
 
 
 def test_a_host_that_no_argv_can_name_is_refused(spool):
@@ -100,10 +124,16 @@ def fake_ssh(tmp_path, monkeypatch):
 
 
 def test_a_far_side_is_told_with_what_it_lacks(spool, fake_ssh, tmp_path):
-    fake_ssh(f'for last; do :; done\nmkdir -p {tmp_path}/few; ln -sf "$(command -v sleep)" {tmp_path}/few/\nPATH={tmp_path}/few; eval "$last"')
+    fake_ssh(
+        f'for last; do :; done\nmkdir -p {tmp_path}/few; ln -sf "$(command -v sleep)" {tmp_path}/few/\nPATH={tmp_path}/few; eval "$last"'
+    )
     findings = found(spool, "little")
     assert findings["far side"].fits is True and findings["login noise"].says == "none"
-    assert {name: findings[name].fits for name in ("awk", "setsid", "grep")} == {"awk": False, "setsid": False, "grep": False}
+    assert {name: findings[name].fits for name in ("awk", "setsid", "grep")} == {
+        "awk": False,
+        "setsid": False,
+        "grep": False,
+    }
     assert findings["awk"].says == "there is none: signals are told as 128+n, ambiguous"
 
 
@@ -111,7 +141,10 @@ def test_startup_files_that_print_are_told(spool, fake_ssh):
     fake_ssh('for last; do :; done\necho Welcome; eval "$last"')
     findings = found(spool, "noisy")
     assert findings["far side"].fits is True and findings["awk"].fits in (True, False)
-    assert findings["login noise"].says == "startup files there print; it goes to a run's log, not to its output"
+    assert (
+        findings["login noise"].says
+        == "startup files there print; it goes to a run's log, not to its output"
+    )
 
 
 def test_a_far_side_that_says_nothing_is_told(spool, fake_ssh, monkeypatch):
@@ -129,4 +162,8 @@ def test_a_far_side_that_says_nothing_is_told(spool, fake_ssh, monkeypatch):
 def test_a_far_side_that_refuses_is_told_in_ssh_s_words(spool, fake_ssh):
     fake_ssh("echo 'ssh: connect to host gone port 22: Connection refused' >&2; exit 255")
     finding = found(spool, "gone")["far side"]
-    assert not finding.fits and finding.says == "unable to run a shell on 'gone': ssh: connect to host gone port 22: Connection refused"
+    assert (
+        not finding.fits
+        and finding.says
+        == "unable to run a shell on 'gone': ssh: connect to host gone port 22: Connection refused"
+    )

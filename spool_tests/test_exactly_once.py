@@ -1,4 +1,7 @@
-"""A scheduler is SIGKILLed again and again while runs write; what it has committed in the end is what the runs wrote, once."""
+"""
+A scheduler is SIGKILLed again and again while runs write; what it has committed in the end is what
+the runs wrote, once.
+"""
 
 import base64
 import collections
@@ -12,8 +15,8 @@ import traceback
 
 import pytest
 
-from chaperone.events import Changed, Ended, Lost, Output
-from chaperone.follow import Follower
+from chaperone.follow.follower import Follower
+from chaperone.model.events import Changed, Ended, Lost, Output
 from spool_tests.writer import WORDS, Writer
 
 RUNS = 70
@@ -21,7 +24,10 @@ AT_ONCE = 50  # so many write at the time, to the last kill
 
 
 def in_a_child(work, *arguments):
-    """Fork; return the child's pid. All that is imported is there at once: the child's life is what is tested, not its start."""
+    """
+    Fork; return the child's pid. All that is imported is there at once: the child's life is what is
+    tested, not its start.
+    """
     pid = os.fork()
     if pid:
         return pid
@@ -54,7 +60,8 @@ def write(spool, seed, go_on):
             cut = dice.randrange(len(data) + 1)  # a write may end inside a character
             for part in (data[:cut], data[cut:], dice.randbytes(3)):
                 writer.write(part, dice.choice(["stdout", "stdout", "stderr"]))
-        # Runs begin and end all the time; the last fifty stay, so that there is always something to miss.
+        # Runs begin and end all the time; the last fifty stay, so that there is always something to
+        # miss.
         if held and (stopped or dice.random() < 0.01 and len(waiting) > 0):
             writer = held.pop(dice.randrange(len(held)))
             if dice.random() < 0.2:
@@ -68,12 +75,21 @@ def write(spool, seed, go_on):
 
 def plain(event):
     if isinstance(event, Output):
-        return ["output", event.run_id, event.stream, event.offset, base64.b64encode(event.data).decode()]
+        return [
+            "output",
+            event.run_id,
+            event.stream,
+            event.offset,
+            base64.b64encode(event.data).decode(),
+        ]
     return [type(event).__name__.lower(), event.run_id]
 
 
 def committed(store):
-    """The commits so far, oldest first; a last one that was cut off by SIGKILL never happened, and is cut off for good."""
+    """
+    The commits so far, oldest first; a last one that was cut off by SIGKILL never happened, and is
+    cut off for good.
+    """
     try:
         with open(store, "rb+") as file:
             lines = file.read().split(b"\n")
@@ -84,7 +100,9 @@ def committed(store):
 
 
 def last_committed(store):
-    """The last commit alone, from the end of the store: a scheduler doesn't read its history either."""
+    """
+    The last commit alone, from the end of the store: a scheduler doesn't read its history either.
+    """
     try:
         with open(store, "rb+") as file:
             end = file.seek(0, os.SEEK_END)
@@ -105,7 +123,8 @@ def schedule(spool, store, seed, dies_after):
     Follow, commit events and cursor together, then collect; until all runs have ended.
 
     Args:
-        dies_after (int): The number of the step, from here on, at which it kills itself; None for never.
+        dies_after (int): The number of the step, from here on, at which it kills itself; None for
+            never.
     """
     dice = random.Random(f"scheduler {seed}")
     steps = 0
@@ -131,7 +150,11 @@ def schedule(spool, store, seed, dies_after):
                 step()
             endings = [event.run_id for event in events if isinstance(event, (Ended, Lost))]
             ended += len(endings)
-            kept = {"cursor": follower.cursor, "ended": ended, "events": [plain(event) for event in events if not isinstance(event, Changed)]}
+            kept = {
+                "cursor": follower.cursor,
+                "ended": ended,
+                "events": [plain(event) for event in events if not isinstance(event, Changed)],
+            }
             file.write(json.dumps(kept).encode() + b"\n")
             step()
             for run_id in endings:
@@ -144,18 +167,35 @@ def kill_again_and_again(spool, store, seed, kills):
     dice = random.Random(f"killer {seed}")
     for number in range(kills):
         at_step = dice.random() < 0.5
-        pid = in_a_child(schedule, str(spool), store, f"{seed} {number}", dice.randrange(1, 60) if at_step else None)
+        pid = in_a_child(
+            schedule,
+            str(spool),
+            store,
+            f"{seed} {number}",
+            dice.randrange(1, 60) if at_step else None,
+        )
         pidfd = os.pidfd_open(pid)
         try:
             if not select.select([pidfd], [], [], 0.2 if at_step else dice.random() ** 2 * 0.04)[0]:
                 os.kill(pid, signal.SIGKILL)
-            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL, f"seed {seed}, scheduler {number}"
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL, (
+                f"seed {seed}, scheduler {number}"
+            )
         finally:
             os.close(pidfd)
 
 
-@pytest.mark.parametrize("seed, kills", [(1, 40), (2, 40), *(pytest.param(seed, 1_000, marks=pytest.mark.long) for seed in range(10, 20))])
-def test_killed_schedulers_have_committed_each_byte_and_each_ending_once(spool, tmp_path, seed, kills):
+@pytest.mark.parametrize(
+    "seed, kills",
+    [
+        (1, 40),
+        (2, 40),
+        *(pytest.param(seed, 1_000, marks=pytest.mark.long) for seed in range(10, 20)),
+    ],
+)
+def test_killed_schedulers_have_committed_each_byte_and_each_ending_once(
+    spool, tmp_path, seed, kills
+):
     with Follower(spool):
         pass  # the first inotify instance of a process looks for libc, by way of a child
     store = str(tmp_path / "store")
@@ -184,7 +224,9 @@ def test_killed_schedulers_have_committed_each_byte_and_each_ending_once(spool, 
     runs = [f"run-{number}" for number in range(RUNS)]
     for run_id in runs:
         for stream in ("stdout", "stderr"):
-            assert streams[run_id, stream] == (spool / run_id / stream).read_bytes(), f"seed {seed}: {run_id} {stream}"
+            assert streams[run_id, stream] == (spool / run_id / stream).read_bytes(), (
+                f"seed {seed}: {run_id} {stream}"
+            )
         ending = "ended" if (spool / run_id / "status.json").exists() else "lost"
         told = {kind: others[kind, run_id] for kind in ("started", "ended", "lost")}
         assert told == {"started": 1, "ended": 0, "lost": 0, ending: 1}, f"seed {seed}: {run_id}"

@@ -13,9 +13,9 @@ import time
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies
 
-from chaperone import farside
-from chaperone import records as records_of
-from chaperone import spec as specs
+from chaperone.farside import payload
+from chaperone.farside import records as records_of
+from chaperone.model import spec as specs
 from spool_tests import shells
 from spool_tests.conftest import processes_with, until
 
@@ -25,23 +25,30 @@ NONCE = "\x1e0123456789abcdef"
 class Far:
     """One life of the text in one shell, with the near side's end of its pipes."""
 
-    def __init__(self, shell, program, payload=None, env=None, argv=None, **spec):
-        self.spec = specs.checked({"id": "r", "program": program, "remote": {"host": "there"}, **spec}, "/")
+    def __init__(self, shell, program, alter=None, env=None, argv=None, **spec):
+        self.spec = specs.checked(
+            {"id": "r", "program": program, "remote": {"host": "there"}, **spec}, "/"
+        )
         self.cookie = os.urandom(8).hex()
         self.records, self.output = [], {"stdout": bytearray(), "stderr": bytearray()}
         self._parsers = {name: records_of.Records(NONCE) for name in self.output}
-        argv = argv or [shells.as_sh(shell), *farside.CONSTANT[1:]]
-        self.process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env)
-        assert self.process.stderr.readline() == farside.READY
+        argv = argv or [shells.as_sh(shell), *payload.CONSTANT[1:]]
+        self.process = subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env
+        )
+        assert self.process.stderr.readline() == payload.READY
         self._fds = {self.process.stdout.fileno(): "stdout", self.process.stderr.fileno(): "stderr"}
         stdin = (self.spec["program"]["stdin"] or "").encode()
-        self.send((payload or (lambda whole: whole))(self.payload(len(stdin))) + stdin)
+        self.send((alter or (lambda whole: whole))(self.payload(len(stdin))) + stdin)
 
     def payload(self, stdin_size):
         marks = {"CHAPERONE_RUN_ID": "r", "CHAPERONE_COOKIE": self.cookie}
-        text = farside.program_text(self.spec["program"], marks, True)
+        text = payload.program_text(self.spec["program"], marks, True)
         more = {"program": text, "stdin_size": stdin_size, "stdin_name": os.urandom(8).hex()}
-        return farside.payload(farside.settings(self.spec, NONCE, self.cookie, "kill", **more), "@" + os.urandom(8).hex())
+        return payload.payload(
+            payload.settings(self.spec, NONCE, self.cookie, "kill", **more),
+            "@" + os.urandom(8).hex(),
+        )
 
     def send(self, data):
         data = data if isinstance(data, bytes) else data.encode() + b"\n"
@@ -57,7 +64,9 @@ class Far:
             data = os.read(fd, 65_536)
             if not data:
                 del self._fds[fd]
-            clean, records = self._parsers[stream].feed(data) if data else (self._parsers[stream].end(), [])
+            clean, records = (
+                self._parsers[stream].feed(data) if data else (self._parsers[stream].end(), [])
+            )
             self.output[stream] += clean
             self.records += records
 
@@ -65,7 +74,9 @@ class Far:
         """The rest of the first record that begins with `word`."""
         deadline = time.monotonic() + timeout
         while not (found := [record[1:] for record in self.records if record[0] == word]):
-            assert self._fds and time.monotonic() < deadline, f"no {word} in {self.records}, {self.output}"
+            assert self._fds and time.monotonic() < deadline, (
+                f"no {word} in {self.records}, {self.output}"
+            )
             self.read(0.1)
         return found[0]
 
@@ -86,7 +97,11 @@ class Far:
 
     def alive(self):
         """Its processes, but for the far side's own search for them."""
-        return {pid: command for pid, command in processes_with(self.cookie.encode()).items() if not command.startswith("grep ")}
+        return {
+            pid: command
+            for pid, command in processes_with(self.cookie.encode()).items()
+            if not command.startswith("grep ")
+        }
 
 
 @pytest.fixture
@@ -120,15 +135,37 @@ every_sh = pytest.mark.parametrize("shell", shells.SH)
 
 @every_sh
 def test_program_gets_its_environment_directory_limits_and_input(shell, far):
-    script = 'cat; echo err >&2; printf "%s|" "$A" "$CHAPERONE_RUN_ID"; pwd; ulimit -n; umask; exit 7'
-    program = {"argv": ["/bin/sh", "-c", script], "env": {"A": "x'y\n\\z!"}, "cwd": "/usr", "umask": "027", "rlimits": {"nofile": 100}, "stdin": "in\n" * 3}
+    script = (
+        'cat; echo err >&2; printf "%s|" "$A" "$CHAPERONE_RUN_ID"; pwd; ulimit -n; umask; exit 7'
+    )
+    program = {
+        "argv": ["/bin/sh", "-c", script],
+        "env": {"A": "x'y\n\\z!"},
+        "cwd": "/usr",
+        "umask": "027",
+        "rlimits": {"nofile": 100},
+        "stdin": "in\n" * 3,
+    }
     run = far(shell, program)
     found = run.outcome()
     run.send("q 5")
     assert run.ended() == 0
-    assert run.output == {"stdout": b"in\nin\nin\nx'y\n\\z!|r|/usr\n100\n0027\n", "stderr": b"err\n"}
+    assert run.output == {
+        "stdout": b"in\nin\nin\nx'y\n\\z!|r|/usr\n100\n0027\n",
+        "stderr": b"err\n",
+    }
     assert (found["wait_status"], found["return_code"], found["ambiguous"]) == (7 << 8, 7, False)
-    assert set(found["rusage"]) == {"utime", "stime", "maxrss", "minflt", "majflt", "inblock", "oublock", "nvcsw", "nivcsw"}
+    assert set(found["rusage"]) == {
+        "utime",
+        "stime",
+        "maxrss",
+        "minflt",
+        "majflt",
+        "inblock",
+        "oublock",
+        "nvcsw",
+        "nivcsw",
+    }
     assert run.wait("left") == ["0"]
 
 
@@ -146,10 +183,18 @@ def test_input_of_any_size_arrives_whole_and_leaves_the_control_lines_free(shell
 
 @every_sh
 def test_input_is_kept_for_nobody_else_to_read(shell, far, tmp_path):
-    run = far(shell, {"argv": ["sleep", "1000"], "stdin": "s3cr3t"}, env={**os.environ, "TMPDIR": str(tmp_path)})
+    run = far(
+        shell,
+        {"argv": ["sleep", "1000"], "stdin": "s3cr3t"},
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
     kept = f"/proc/{run.wait('start')[0]}/fd/0"
     until(lambda: os.readlink(kept).startswith(str(tmp_path)))
-    assert (os.stat(kept).st_size, os.stat(kept).st_mode & 0o777, os.stat(kept).st_nlink) == (6, 0o600, 0)
+    assert (os.stat(kept).st_size, os.stat(kept).st_mode & 0o777, os.stat(kept).st_nlink) == (
+        6,
+        0o600,
+        0,
+    )
     assert os.listdir(tmp_path) == []
 
 
@@ -157,7 +202,7 @@ def test_input_is_kept_for_nobody_else_to_read(shell, far, tmp_path):
 def test_nothing_runs_of_a_payload_that_was_cut(shell, far, tmp_path):
     program = {"argv": ["touch", str(tmp_path / "ran")], "stdin": "abc"}
     for cut in (1, 200, 2_000, -200, -1):
-        run = far(shell, program, payload=lambda whole, cut=cut: whole[:cut])
+        run = far(shell, program, alter=lambda whole, cut=cut: whole[:cut])
         run.process.stdin.close()
         assert run.ended() in (0, 97, 2, 1, 127)
         assert not (tmp_path / "ran").exists()
@@ -189,7 +234,10 @@ def test_what_can_not_be_started_is_said_and_not_started(shell, program, why, fa
     script = tmp_path / "script"
     script.write_text("#! /no/such/interpreter -x\n")
     script.chmod(0o755)
-    run = far(shell, {**program, "argv": [word.replace("{tmp}", str(tmp_path)) for word in program["argv"]]})
+    run = far(
+        shell,
+        {**program, "argv": [word.replace("{tmp}", str(tmp_path)) for word in program["argv"]]},
+    )
     assert run.wait("fail") == [why]
     assert run.ended() == 0
     assert not any(record[0] == "start" for record in run.records)
@@ -199,31 +247,67 @@ def test_what_can_not_be_started_is_said_and_not_started(shell, program, why, fa
 @pytest.mark.parametrize("inherit, expected", [(False, {b"A"}), (["KEPT"], {b"A", b"KEPT"})])
 def test_environment_is_clean_where_that_is_asked_for(shell, inherit, expected, far):
     env = {"PATH": os.environ["PATH"], "KEPT": "k", "LOST": "a\nKEPT2=b", "HOME": "/"}
-    run = far(shell, {"argv": ["/usr/bin/env", "-0"], "inherit_env": inherit, "env": {"A": "v"}}, env=env)
+    run = far(
+        shell, {"argv": ["/usr/bin/env", "-0"], "inherit_env": inherit, "env": {"A": "v"}}, env=env
+    )
     run.outcome()
     run.send("q 5")
     run.ended()
     names = {pair.partition(b"=")[0] for pair in bytes(run.output["stdout"]).split(b"\0") if pair}
-    assert names - {b"_", b"PWD", b"OLDPWD", b"SHLVL", b"CHAPERONE_RUN_ID", b"CHAPERONE_COOKIE", b"_AST_FEATURES"} == expected
+    assert (
+        names
+        - {
+            b"_",
+            b"PWD",
+            b"OLDPWD",
+            b"SHLVL",
+            b"CHAPERONE_RUN_ID",
+            b"CHAPERONE_COOKIE",
+            b"_AST_FEATURES",
+        }
+        == expected
+    )
 
 
 @every_sh
 def test_names_that_the_text_itself_uses_are_the_program_s_too(shell, far):
-    names = set(re.findall(r"\b(\w+)=", farside._FIND.decode())) | {"IFS", "nonce", "cookie", "pid", "program", "grace", "dir", "l", "s", "g", "nl"}
+    names = set(re.findall(r"\b(\w+)=", payload._FIND.decode())) | {
+        "IFS",
+        "nonce",
+        "cookie",
+        "pid",
+        "program",
+        "grace",
+        "dir",
+        "l",
+        "s",
+        "g",
+        "nl",
+    }
     assert {"c_why", "c_found"} <= names
     env = dict.fromkeys(names, "0123456789 x")
     text = "import os,sys;os.write(1,b'%d ' % os.getpid() + b''.join(n.encode() + b'=' + os.environb.get(n.encode(), b'-') + b'|' for n in sys.argv[1:]))"
     for argv in (["/usr/bin/python3"], ["python3"]):  # the one is looked for in PATH
-        run = far(shell, {"argv": [*argv, "-I", "-S", "-c", text, *sorted(env)], "env": {**env, "PATH": "/usr/bin:/bin"}})
+        run = far(
+            shell,
+            {
+                "argv": [*argv, "-I", "-S", "-c", text, *sorted(env)],
+                "env": {**env, "PATH": "/usr/bin:/bin"},
+            },
+        )
         pid = run.wait("start")[0]
         run.outcome()
         run.send("q 5")
         run.ended()
-        assert run.output["stdout"].decode() == f"{pid} " + "".join(f"{name}={env[name]}|" for name in sorted(env))
+        assert run.output["stdout"].decode() == f"{pid} " + "".join(
+            f"{name}={env[name]}|" for name in sorted(env)
+        )
 
 
 @every_sh
-@pytest.mark.parametrize("merge, expected", [(True, (b"out\nerr\n", b"")), (False, (b"out\n", b"err\n"))])
+@pytest.mark.parametrize(
+    "merge, expected", [(True, (b"out\nerr\n", b"")), (False, (b"out\n", b"err\n"))]
+)
 def test_stderr_goes_where_it_should(shell, merge, expected, far):
     run = far(shell, {"argv": ["sh", "-c", "echo out; echo err >&2"], "merge_stderr": merge})
     run.outcome()
@@ -248,7 +332,9 @@ def test_nothing_is_left_when_the_connection_ends(shell, program, far):
     run.wait("start")
     until(lambda: run.read(0.05) or run.output["stdout"])
     run.close()
-    until(lambda: run.read(0.01) or not run.alive(), 0.4 + 5.5)  # 5 s more than it takes alone: the machine is shared with the other tests
+    until(
+        lambda: run.read(0.01) or not run.alive(), 0.4 + 5.5
+    )  # 5 s more than it takes alone: the machine is shared with the other tests
 
 
 @every_sh
@@ -256,7 +342,12 @@ def test_supervisor_is_gone_when_its_connection_is(shell, far):
     """To the last tick of its lease."""
     token = os.urandom(8).hex()
     for turn in range(8):
-        run = far(shell, {"argv": ["true" if turn % 2 else "sleep", "1000"]}, env={**os.environ, "TOKEN": token}, stop={"grace_period": 0})
+        run = far(
+            shell,
+            {"argv": ["true" if turn % 2 else "sleep", "1000"]},
+            env={**os.environ, "TOKEN": token},
+            stop={"grace_period": 0},
+        )
         run.wait("start")
         if turn % 2:
             run.outcome()
@@ -268,12 +359,20 @@ def test_supervisor_is_gone_when_its_connection_is(shell, far):
 
 
 def lease_watcher(token):
-    """The pid of D: it ignores SIGPIPE, as R does, but has no control lines; its sleeper may be such a shell too."""
+    """
+    The pid of D: it ignores SIGPIPE, as R does, but has no control lines; its sleeper may be such a
+    shell too.
+    """
     found = {}
     for pid in processes_with(token.encode()):
         with contextlib.suppress(OSError):
-            fields = dict(line.split(":", 1) for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines())
-            if int(fields["SigIgn"], 16) >> (signal.SIGPIPE - 1) & 1 and not os.path.lexists(f"/proc/{pid}/fd/3"):
+            fields = dict(
+                line.split(":", 1)
+                for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines()
+            )
+            if int(fields["SigIgn"], 16) >> (signal.SIGPIPE - 1) & 1 and not os.path.lexists(
+                f"/proc/{pid}/fd/3"
+            ):
                 found[pid] = int(fields["PPid"])
     return next((pid for pid, parent in found.items() if parent not in found), None)
 
@@ -281,7 +380,12 @@ def lease_watcher(token):
 @every_sh
 def test_program_is_ended_whatever_becomes_of_who_watches_the_lease(shell, far):
     token = os.urandom(8).hex()
-    run = far(shell, {"argv": ["sleep", "1000"]}, env={**os.environ, "TOKEN": token}, stop={"grace_period": 0})
+    run = far(
+        shell,
+        {"argv": ["sleep", "1000"]},
+        env={**os.environ, "TOKEN": token},
+        stop={"grace_period": 0},
+    )
     run.wait("start")
     watcher = until(lambda: lease_watcher(token))
     os.kill(watcher, signal.SIGSTOP)
@@ -296,13 +400,18 @@ def test_program_is_ended_whatever_becomes_of_who_watches_the_lease(shell, far):
 
 
 def test_no_trap_of_the_far_side_waits():
-    """zsh, asked to wait in a trap while it waits already, may hear of no end any more: one time in 7,000."""
-    assert re.findall(r"trap '[^']*\bwait\b", farside.SUPERVISOR) == []
+    """
+    zsh, asked to wait in a trap while it waits already, may hear of no end any more: one time in
+    7,000.
+    """
+    assert re.findall(r"trap '[^']*\bwait\b", payload.SUPERVISOR) == []
 
 
 @every_sh
 def test_lease_ends_what_is_not_asked_for_any_more(shell, far):
-    run = far(shell, {"argv": ["sh", "-c", PROGRAMS["setsid child"]]}, stop={"grace_period": 0.2}, lease=1)
+    run = far(
+        shell, {"argv": ["sh", "-c", PROGRAMS["setsid child"]]}, stop={"grace_period": 0.2}, lease=1
+    )
     run.wait("start")
     assert run.wait("lost", 5) == ["1"]
     until(lambda: run.read(0.01) or not run.alive(), 5)
@@ -330,14 +439,23 @@ def test_signals_go_to_the_program_or_to_all_of_it(shell, far):
     run.send("k USR1")
     until(lambda: run.read(0.05) or run.output["stdout"] == b"up\nup\nprogram\n")
     run.send("g USR1")
-    until(lambda: run.read(0.05) or run.output["stdout"].count(b"child\n") == 1 and run.output["stdout"].count(b"program\n") == 2)
+    until(
+        lambda: (
+            run.read(0.05)
+            or run.output["stdout"].count(b"child\n") == 1
+            and run.output["stdout"].count(b"program\n") == 2
+        )
+    )
     run.send("k INT")
     assert run.outcome()["wait_status"] == signal.SIGINT
 
 
 @every_sh
 def test_each_process_gets_a_signal_once(shell, far):
-    """A process of the group carries the cookie too; a real-time signal is queued as often as it is sent."""
+    """
+    A process of the group carries the cookie too; a real-time signal is queued as often as it is
+    sent.
+    """
     text = "import os,signal as s\nb={34,s.SIGUSR1}\ns.pthread_sigmask(s.SIG_BLOCK,b)\nos.write(1,b'up ')\ns.sigwait({s.SIGUSR1})\nn=0\n"
     text += "while s.sigtimedwait({34},0): n+=1\nos.write(1,b'%d' % n)"
     run = far(shell, {"argv": ["/usr/bin/python3", "-I", "-S", "-c", text]})
@@ -354,10 +472,17 @@ def test_each_process_gets_a_signal_once(shell, far):
 @pytest.mark.parametrize("end", ["connection", "lease", "leftovers"])
 def test_what_is_ended_has_its_grace(shell, end, far, tmp_path):
     """To clean up on TERM, before KILL comes; what left its group has it too."""
-    (tmp_path / "clean").write_text("trap 'sleep 0.3; : > cleaned; exit' TERM; echo up; while :; do sleep 0.02; done\n")
+    (tmp_path / "clean").write_text(
+        "trap 'sleep 0.3; : > cleaned; exit' TERM; echo up; while :; do sleep 0.02; done\n"
+    )
     text = "setsid sh clean & "
     text += "while [ ! -e go ]; do sleep 0.02; done" if end == "leftovers" else "exec sleep 1000"
-    run = far(shell, {"argv": ["sh", "-c", text], "cwd": str(tmp_path)}, stop={"grace_period": 20}, lease=1 if end == "lease" else 60)
+    run = far(
+        shell,
+        {"argv": ["sh", "-c", text], "cwd": str(tmp_path)},
+        stop={"grace_period": 20},
+        lease=1 if end == "lease" else 60,
+    )
     until(lambda: run.read(0.05) or run.output["stdout"] == b"up\n")
     if end == "connection":
         run.close()
@@ -384,11 +509,34 @@ def test_leftovers_are_counted_and_ended_or_left(shell, far):
 
 def only_what_sh_needs(directory):
     """Make it the PATH of a host without awk, setsid and a sleep of fractions."""
-    for name in ("cat", "sleep", "env", "sed", "grep", "ps", "kill", "dd", "rm", "sh", "wc", "sort", "mkdir", "mkfifo", "tail"):
-        path = subprocess.run(["/bin/sh", "-c", f"command -v {name}"], capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"}).stdout.strip()
+    for name in (
+        "cat",
+        "sleep",
+        "env",
+        "sed",
+        "grep",
+        "ps",
+        "kill",
+        "dd",
+        "rm",
+        "sh",
+        "wc",
+        "sort",
+        "mkdir",
+        "mkfifo",
+        "tail",
+    ):
+        path = subprocess.run(
+            ["/bin/sh", "-c", f"command -v {name}"],
+            capture_output=True,
+            text=True,
+            env={"PATH": "/usr/bin:/bin"},
+        ).stdout.strip()
         if path.startswith("/") and name != "sleep":
             os.symlink(path, os.path.join(directory, name))
-    with open(os.open(os.path.join(directory, "sleep"), os.O_CREAT | os.O_WRONLY, 0o755), "w") as sleep:
+    with open(
+        os.open(os.path.join(directory, "sleep"), os.O_CREAT | os.O_WRONLY, 0o755), "w"
+    ) as sleep:
         sleep.write('#!/bin/sh\ncase $1 in *.*) exit 1;; esac\nexec /bin/sleep "$1"\n')
 
 
@@ -406,7 +554,11 @@ def test_family_is_ended_where_there_is_no_group_and_no_cookie(shell, far, littl
     run = far(shell, {"argv": ["sh", "-c", script]}, env=little, stop={"grace_period": 0.2})
 
     def sleepers():
-        return [pid for pid, command in processes_with(token.encode()).items() if command.startswith("/bin/sleep")]
+        return [
+            pid
+            for pid, command in processes_with(token.encode()).items()
+            if command.startswith("/bin/sleep")
+        ]
 
     try:
         until(lambda: run.read(0.05) or len(sleepers()) == 2)
@@ -420,7 +572,12 @@ def test_family_is_ended_where_there_is_no_group_and_no_cookie(shell, far, littl
 
 @every_sh
 def test_hosts_with_little_say_what_they_can_not_know(shell, far, little):
-    run = far(shell, {"argv": ["sh", "-c", "sleep 1000 & kill -INT $$; sleep 1000"]}, env=little, stop={"grace_period": 0.2})
+    run = far(
+        shell,
+        {"argv": ["sh", "-c", "sleep 1000 & kill -INT $$; sleep 1000"]},
+        env=little,
+        stop={"grace_period": 0.2},
+    )
     assert "setsid=" in run.wait("hello")
     found = run.outcome()
     # ksh93 alone tells a signal from an exit by its own `$?`.
@@ -435,7 +592,16 @@ def test_hosts_with_little_say_what_they_can_not_know(shell, far, little):
 @every_sh
 def test_host_without_proc_still_ends_the_group_and_says_what_it_can_not_know(shell, far):
     """What the near side does with it: `environ=` becomes a line of the log."""
-    hidden = ["unshare", "--mount", "/bin/sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', "sh", shells.as_sh(shell), *farside.CONSTANT[1:]]
+    hidden = [
+        "unshare",
+        "--mount",
+        "/bin/sh",
+        "-c",
+        'mount -t tmpfs none /proc && exec "$@"',
+        "sh",
+        shells.as_sh(shell),
+        *payload.CONSTANT[1:],
+    ]
     run = far(shell, {"argv": ["sh", "-c", "sleep 1000 & kill -INT $$"]}, argv=hidden)
     assert run.wait("hello")[1:] == ["setsid=setsid", "environ="]
     assert (run.outcome()["wait_status"], run.outcome()["ambiguous"]) == (signal.SIGINT, False)
@@ -444,7 +610,12 @@ def test_host_without_proc_still_ends_the_group_and_says_what_it_can_not_know(sh
     assert run.ended() == 0
     assert run.alive() == {}
     for end in ("connection", "signal"):
-        run = far(shell, {"argv": ["sh", "-c", PROGRAMS["stubborn"]]}, argv=hidden, stop={"grace_period": 0.2})
+        run = far(
+            shell,
+            {"argv": ["sh", "-c", PROGRAMS["stubborn"]]},
+            argv=hidden,
+            stop={"grace_period": 0.2},
+        )
         until(lambda run=run: run.read(0.05) or run.output["stdout"])
         if end == "connection":
             run.close()
@@ -459,9 +630,24 @@ def test_host_without_proc_still_ends_the_group_and_says_what_it_can_not_know(sh
 def test_program_alone_is_ended_where_nothing_tells_of_others(shell, far, little, tmp_path):
     """No group, no cookie, no ps: as the docs say."""
     (tmp_path / "ps").unlink()
-    hidden = ["/usr/bin/unshare", "--mount", "/bin/sh", "-c", '/bin/mount -t tmpfs none /proc && exec "$@"', "sh", shells.as_sh(shell), *farside.CONSTANT[1:]]
+    hidden = [
+        "/usr/bin/unshare",
+        "--mount",
+        "/bin/sh",
+        "-c",
+        '/bin/mount -t tmpfs none /proc && exec "$@"',
+        "sh",
+        shells.as_sh(shell),
+        *payload.CONSTANT[1:],
+    ]
     text = "trap '' TERM; sleep 1000 & echo up; while :; do sleep 1; done"
-    run = far(shell, {"argv": ["sh", "-c", text]}, argv=hidden, env={**little, "PATH": f"{tmp_path}:/nowhere"}, stop={"grace_period": 0.2})
+    run = far(
+        shell,
+        {"argv": ["sh", "-c", text]},
+        argv=hidden,
+        env={**little, "PATH": f"{tmp_path}:/nowhere"},
+        stop={"grace_period": 0.2},
+    )
     until(lambda: run.read(0.05) or run.output["stdout"] == b"up\n")
     pid = int(run.wait("start")[0])
     assert run.wait("hello")[1:] == ["setsid=", "environ="]
@@ -472,7 +658,9 @@ def test_program_alone_is_ended_where_nothing_tells_of_others(shell, far, little
 
 def test_busybox_awk_that_lies_is_found_out(far, tmp_path):
     (tmp_path / "awk").symlink_to(shells.path_of("busybox"))
-    run = far("dash", {"argv": ["sh", "-c", "kill -KILL $$"]}, env={"PATH": f"{tmp_path}:/usr/bin:/bin"})
+    run = far(
+        "dash", {"argv": ["sh", "-c", "kill -KILL $$"]}, env={"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    )
     found = run.outcome()
     assert (found["wait_status"], found["return_code"], found["ambiguous"]) == (None, 137, True)
 
@@ -501,7 +689,10 @@ def test_binary_stderr_is_exact_with_records_between(shell, far):
 # -- the parser
 
 
-PIECES = strategies.one_of(strategies.binary(max_size=40), strategies.sampled_from([b"\x1e", b"\x1e0123", NONCE[:-1].encode(), b"\n"]))
+PIECES = strategies.one_of(
+    strategies.binary(max_size=40),
+    strategies.sampled_from([b"\x1e", b"\x1e0123", NONCE[:-1].encode(), b"\n"]),
+)
 
 
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
@@ -558,13 +749,23 @@ def test_what_may_be_the_clients_farewell_is_held_back(data, kept):
 )
 def test_outcome_says_only_what_is_known(words, expected):
     found = records_of.outcome(words.split())
-    assert (found["wait_status"], found["return_code"], found["ambiguous"], found["rusage"]["utime"]) == expected
+    assert (
+        found["wait_status"],
+        found["return_code"],
+        found["ambiguous"],
+        found["rusage"]["utime"],
+    ) == expected
     assert records_of.outcome(["B", "0m0s"]) == {}
 
 
 @every_sh
 def test_lease_ends_what_fills_a_pipe_that_nobody_reads(shell, far):
-    run = far(shell, {"argv": ["sh", "-c", "trap '' TERM; exec yes >&2"]}, stop={"grace_period": 0.2}, lease=1)
+    run = far(
+        shell,
+        {"argv": ["sh", "-c", "trap '' TERM; exec yes >&2"]},
+        stop={"grace_period": 0.2},
+        lease=1,
+    )
     run.wait("start")
     until(run.alive)
     until(lambda: not run.alive(), 10)

@@ -16,11 +16,12 @@ import time
 
 import pytest
 
-from chaperone import follow, followed, opened, retain, watching
-from chaperone import spool as spools
 from chaperone.errors import NoRunError, SpecError, SpoolError, UnreadableRunError
-from chaperone.events import Changed, Ended, Lost, Output, Shrank, Started
-from chaperone.follow import Follower
+from chaperone.follow import descriptors, followed
+from chaperone.follow import follower as followers
+from chaperone.follow.follower import Follower
+from chaperone.model.events import Changed, Ended, Lost, Output, Shrank, Started
+from chaperone.spool import format, gc, look
 from spool_tests.conftest import open_fds
 from spool_tests.writer import Writer
 
@@ -67,20 +68,30 @@ def test_run_is_told_from_its_start_to_its_end_in_order(spool):
         with Writer(spool) as writer:
             assert told(follower) == [("started", "r"), ("changed", "r", "starting")]
             writer.running().write(b"one\n").write(b"oops\n", "stderr")
-            assert told(follower) == [("changed", "r", "running"), ("output", "r", "stdout", 0, b"one\n"), ("output", "r", "stderr", 0, b"oops\n")]
+            assert told(follower) == [
+                ("changed", "r", "running"),
+                ("output", "r", "stdout", 0, b"one\n"),
+                ("output", "r", "stderr", 0, b"oops\n"),
+            ]
             writer.write(b"two\n").end(3)
         output, last = follower.next(0), follower.next(0)
         assert brief(output) == ("output", "r", "stdout", 4, b"two\n")
         assert (type(last), last.status.return_code, last.status.stdout.bytes) == (Ended, 3, 8)
         assert told(follower) == []
-        assert follower.cursor == {"runs": {"r": {"key": writer.run.key, "stdout": 8, "stderr": 5, "ended": True}}}
+        assert follower.cursor == {
+            "runs": {"r": {"key": writer.run.key, "stdout": 8, "stderr": 5, "ended": True}}
+        }
 
 
 def test_run_that_began_and_ended_unseen_is_told_whole(spool):
     with Writer(spool) as writer:
         writer.write(b"all of it").end()
     with Follower(spool) as follower:
-        assert told(follower) == [("started", "r"), ("output", "r", "stdout", 0, b"all of it"), ("ended", "r", "terminated")]
+        assert told(follower) == [
+            ("started", "r"),
+            ("output", "r", "stdout", 0, b"all of it"),
+            ("ended", "r", "terminated"),
+        ]
 
 
 def test_status_is_told_once_for_each_change(spool):
@@ -93,22 +104,28 @@ def test_status_is_told_once_for_each_change(spool):
 
 
 def once_looked_at(monkeypatch, function):
-    """Call a function right after the first look into a run, before anything is made of what was seen."""
-    real = spools.look
+    """
+    Call a function right after the first look into a run, before anything is made of what was seen.
+    """
+    real = look.look
 
     def looked(*arguments):
         found = real(*arguments)
-        monkeypatch.setattr(spools, "look", real)
+        monkeypatch.setattr(look, "look", real)
         function()
         return found
 
-    monkeypatch.setattr(spools, "look", looked)
+    monkeypatch.setattr(look, "look", looked)
 
 
 def test_run_is_watched_before_it_is_looked_at(spool, monkeypatch):
     with Writer(spool) as writer, Follower(spool) as follower:
         once_looked_at(monkeypatch, writer.running)
-        assert told(follower) == [("started", "r"), ("changed", "r", "starting"), ("changed", "r", "running")]
+        assert told(follower) == [
+            ("started", "r"),
+            ("changed", "r", "starting"),
+            ("changed", "r", "running"),
+        ]
 
 
 def test_run_that_is_moved_away_while_it_is_looked_at_is_not_lost(spool, monkeypatch):
@@ -148,7 +165,9 @@ def test_stream_that_was_not_asked_for_is_not_told_when_it_grows(spool):
 
 
 def test_stream_that_no_run_has_is_refused(spool):
-    with pytest.raises(SpecError, match=r"^unable to follow streams \('log',\): want some of stdout and stderr$"):
+    with pytest.raises(
+        SpecError, match=r"^unable to follow streams \('log',\): want some of stdout and stderr$"
+    ):
         Follower(spool, streams=["log"])
 
 
@@ -157,7 +176,10 @@ def test_bytes_beyond_the_final_status_are_not_told(spool):
         writer.running().write(b"mine").publish()
         os.write(writer.run.streams["stdout"], b" a leftover's")
         with Follower(spool) as follower:
-            assert told(follower)[1:] == [("output", "r", "stdout", 0, b"mine"), ("ended", "r", "terminated")]
+            assert told(follower)[1:] == [
+                ("output", "r", "stdout", 0, b"mine"),
+                ("ended", "r", "terminated"),
+            ]
 
 
 def test_stream_that_was_cut_short_is_told_once_and_read_anew(spool):
@@ -166,7 +188,10 @@ def test_stream_that_was_cut_short_is_told_once_and_read_anew(spool):
         told(follower)
         os.truncate(spool / "r" / "stdout", 0)
         writer.write(b"oops")
-        assert told(follower) == [("shrank", "r", "stdout", 24, 4), ("output", "r", "stdout", 0, b"oops")]
+        assert told(follower) == [
+            ("shrank", "r", "stdout", 24, 4),
+            ("output", "r", "stdout", 0, b"oops"),
+        ]
         writer.write(b"!")
         assert told(follower) == [("output", "r", "stdout", 4, b"!")]
 
@@ -209,7 +234,7 @@ def test_streams_of_one_run_take_turns(spool):
 
 
 def test_more_streams_than_fds_are_read_all_the_same(spool, monkeypatch):
-    monkeypatch.setattr(follow, "OpenStreams", lambda: opened.OpenStreams(most=2))
+    monkeypatch.setattr(followers, "OpenStreams", lambda: descriptors.OpenStreams(most=2))
     with contextlib.ExitStack() as stack:
         writers = [stack.enter_context(Writer(spool, f"r{number}")) for number in range(6)]
         follower = stack.enter_context(Follower(spool))
@@ -218,7 +243,9 @@ def test_more_streams_than_fds_are_read_all_the_same(spool, monkeypatch):
             for writer in writers:
                 writer.write(b"x")
             assert [event[3] for event in told(follower)] == [round_] * 6
-            assert len([fd for fd in open_fds(str(spool)) if fd.endswith("/stdout")]) <= 6 + 2  # the writers' own
+            assert (
+                len([fd for fd in open_fds(str(spool)) if fd.endswith("/stdout")]) <= 6 + 2
+            )  # the writers' own
 
 
 def test_event_queue_that_overflowed_loses_nothing(spool):
@@ -227,24 +254,43 @@ def test_event_queue_that_overflowed_loses_nothing(spool):
     with Writer(spool, "old") as old, Writer(spool, "dead") as dead, Follower(spool) as follower:
         told(follower)
         for _ in range(depth // 2 + 100):
-            old.write(b"o").write(b"e", "stderr")  # alternating, so that the kernel can't merge them
+            old.write(b"o").write(
+                b"e", "stderr"
+            )  # alternating, so that the kernel can't merge them
         with Writer(spool, "new") as new:
             new.write(b"hello").end()
         old.end()
         dead.die()
         events = told(follower)
         events += [brief(follower.next(5))] if ("lost", "dead", "lost") not in events else []
-    assert {("output", "new", "stdout", 0, b"hello"), ("ended", "new", "terminated"), ("ended", "old", "terminated"), ("lost", "dead", "lost")} <= set(events)
+    assert {
+        ("output", "new", "stdout", 0, b"hello"),
+        ("ended", "new", "terminated"),
+        ("ended", "old", "terminated"),
+        ("lost", "dead", "lost"),
+    } <= set(events)
     for stream in ("stdout", "stderr"):
-        assert len(b"".join(event[4] for event in events if event[:3] == ("output", "old", stream))) == depth // 2 + 100
+        assert (
+            len(b"".join(event[4] for event in events if event[:3] == ("output", "old", stream)))
+            == depth // 2 + 100
+        )
 
 
 def test_the_deeper_the_queue_the_more_events_are_taken_at_once(spool, monkeypatch):
-    """A write a run is told one by one; of 6,000 that wait, each run has one event, and a few reads of the queue take them all."""
+    """
+    A write a run is told one by one; of 6,000 that wait, each run has one event, and a few reads of
+    the queue take them all.
+    """
     reads = []
-    monkeypatch.setattr(watching.Watcher, "read", lambda self, whole=watching.Watcher.read: (reads.append(told := whole(self)), told)[1])
+    monkeypatch.setattr(
+        descriptors.Watcher,
+        "read",
+        lambda self, whole=descriptors.Watcher.read: (reads.append(told := whole(self)), told)[1],
+    )
     with contextlib.ExitStack() as stack:
-        writers = [stack.enter_context(Writer(spool, f"r{number}").running()) for number in range(10)]
+        writers = [
+            stack.enter_context(Writer(spool, f"r{number}").running()) for number in range(10)
+        ]
         follower = stack.enter_context(Follower(spool))
         told(follower)
         for writer in writers:
@@ -254,15 +300,24 @@ def test_the_deeper_the_queue_the_more_events_are_taken_at_once(spool, monkeypat
         for _ in range(600):
             for writer in writers:  # never the same twice in a row: the kernel would merge the two
                 writer.write(b"y")
-        assert sorted(event[1:] for event in told(follower)) == sorted((f"r{number}", "stdout", 1, b"y" * 600) for number in range(10))
+        assert sorted(event[1:] for event in told(follower)) == sorted(
+            (f"r{number}", "stdout", 1, b"y" * 600) for number in range(10)
+        )
         sizes = [len(read) for read in reads if read]
         assert (sum(sizes), len(sizes) <= 4) == (6_000, True), sizes
 
 
 def test_queue_is_left_to_fill_while_there_is_work_on_hand(spool, monkeypatch):
-    """With a flood to tell, it is read each millisecond and not each time: GATHER_S is what that costs the others."""
-    monkeypatch.setattr(follow, "GATHER_S", 60)
-    with Writer(spool, "flood") as flood, Writer(spool, "quiet") as quiet, Follower(spool) as follower:
+    """
+    With a flood to tell, it is read each millisecond and not each time: GATHER_S is what that costs
+    the others.
+    """
+    monkeypatch.setattr(followers, "GATHER_S", 60)
+    with (
+        Writer(spool, "flood") as flood,
+        Writer(spool, "quiet") as quiet,
+        Follower(spool) as follower,
+    ):
         told(follower)
         os.truncate(spool / "flood" / "stdout", 3 << 20)
         flood.write(b"\n")
@@ -296,7 +351,9 @@ def test_scheduler_that_is_killed_after_any_event_hears_each_once(spool):
                 event = follower.next(0)
                 if event is None:
                     break
-                assert brief(event) == brief(follower_again(spool, cursor)), "what was not committed comes again"
+                assert brief(event) == brief(follower_again(spool, cursor)), (
+                    "what was not committed comes again"
+                )
                 heard.append(event)
                 cursor = again(follower)
             if heard[-1] == heard[0]:
@@ -304,13 +361,23 @@ def test_scheduler_that_is_killed_after_any_event_hears_each_once(spool):
             if isinstance(event, Changed):
                 live.end()
     brief_heard = [brief(event) for event in heard]
-    assert sorted(event for event in brief_heard if event[0] in ("started", "ended", "lost")) == sorted(
+    assert sorted(
+        event for event in brief_heard if event[0] in ("started", "ended", "lost")
+    ) == sorted(
         [("started", run) for run in ("ended", "dead", "empty", "live")]
         + [("ended", run, "terminated") for run in ("ended", "empty", "live")]
         + [("lost", "dead", "lost")]
     )
-    for run, stream, data in [("ended", "stdout", b"e" * 100), ("ended", "stderr", b"f"), ("dead", "stdout", b"d"), ("live", "stdout", b"l" * 10 + b"more")]:
-        assert b"".join(event[4] for event in brief_heard if event[:3] == ("output", run, stream)) == data
+    for run, stream, data in [
+        ("ended", "stdout", b"e" * 100),
+        ("ended", "stderr", b"f"),
+        ("dead", "stdout", b"d"),
+        ("live", "stdout", b"l" * 10 + b"more"),
+    ]:
+        assert (
+            b"".join(event[4] for event in brief_heard if event[:3] == ("output", run, stream))
+            == data
+        )
 
 
 def follower_again(spool, cursor):
@@ -325,7 +392,11 @@ def test_collected_run_is_never_told_again(spool):
         told(follower)
         assert follower.uncollected == ["r"]
         follower.collect("r")
-        assert (follower.cursor, follower.uncollected, os.listdir(spool / ".ended")) == ({"runs": {}}, [], [])
+        assert (follower.cursor, follower.uncollected, os.listdir(spool / ".ended")) == (
+            {"runs": {}},
+            [],
+            [],
+        )
         cursor = again(follower)
     with Follower(spool, cursor) as follower:
         assert told(follower) == []
@@ -355,18 +426,29 @@ def test_run_that_was_collected_before_its_cursor_was_committed_is_forgotten(spo
 
 
 def test_run_may_be_collected_before_its_entry_has_moved(spool):
-    """The final status appears first: whoever collects at once must not leave an entry that tells the run a second time."""
+    """
+    The final status appears first: whoever collects at once must not leave an entry that tells the
+    run a second time.
+    """
     with Writer(spool) as writer, Follower(spool) as follower:
         writer.running().publish()
         assert told(follower)[-1] == ("ended", "r", "terminated")
         follower.collect("r")
         assert (list(follower.cursor["runs"]), follower.uncollected) == (["r"], [])
         writer.end()
-        assert (told(follower), follower.cursor, os.listdir(spool / ".ended")) == ([], {"runs": {}}, [])
+        assert (told(follower), follower.cursor, os.listdir(spool / ".ended")) == (
+            [],
+            {"runs": {}},
+            [],
+        )
 
 
 def test_named_run_that_was_collected_is_not_told_again_by_an_event_that_was_late(spool):
-    with Writer(spool, "other") as other, Writer(spool) as writer, Follower(spool, runs=["r", "other"]) as follower:
+    with (
+        Writer(spool, "other") as other,
+        Writer(spool) as writer,
+        Follower(spool, runs=["r", "other"]) as follower,
+    ):
         other.running()
         writer.running().publish()
         assert told(follower)[-1] == ("ended", "r", "terminated")
@@ -400,12 +482,18 @@ def test_lost_run_is_collected_once_it_was_reaped(spool):
         assert (told(follower), follower.uncollected) == ([], ["r"])
         follower.collect("r")
         os.rename(spool / ".running" / "r", spool / ".ended" / "r")
-        assert (told(follower), follower.cursor, os.listdir(spool / ".ended")) == ([], {"runs": {}}, [])
+        assert (told(follower), follower.cursor, os.listdir(spool / ".ended")) == (
+            [],
+            {"runs": {}},
+            [],
+        )
 
 
 def test_run_whose_ending_was_not_told_can_not_be_collected(spool):
     with Writer(spool), Follower(spool) as follower:
-        with pytest.raises(SpecError, match="^unable to collect run 'r': its ending was not handed out$"):
+        with pytest.raises(
+            SpecError, match="^unable to collect run 'r': its ending was not handed out$"
+        ):
             follower.collect("r")
 
 
@@ -413,7 +501,11 @@ def test_entry_of_one_run_is_its_part_of_the_cursor(spool):
     with Writer(spool) as writer, Follower(spool) as follower:
         assert (follower.entry("r"), follower.cursor) == (None, {"runs": {}})
         next_of(follower, Started)
-        assert follower.entry("r") == {"key": writer.run.key, "stdout": 0, "stderr": 0} == follower.cursor["runs"]["r"]
+        assert (
+            follower.entry("r")
+            == {"key": writer.run.key, "stdout": 0, "stderr": 0}
+            == follower.cursor["runs"]["r"]
+        )
         assert follower.entry("unknown") is None
 
 
@@ -433,8 +525,13 @@ def test_follower_of_named_runs_ends_with_the_last_of_them(spool):
             told(follower)
             for writer in (a, c, b):
                 writer.end()
-            assert [brief(event) for event in follower] == [("ended", "a", "terminated"), ("ended", "b", "terminated")]
-            assert follower.cursor["runs"]["c"] == {"key": c.run.key}, "what it does not follow stays as it was"
+            assert [brief(event) for event in follower] == [
+                ("ended", "a", "terminated"),
+                ("ended", "b", "terminated"),
+            ]
+            assert follower.cursor["runs"]["c"] == {"key": c.run.key}, (
+                "what it does not follow stays as it was"
+            )
 
 
 @pytest.mark.parametrize("cursor, kinds", [({}, []), ({"runs": {"r": {}}}, [Started, Ended])])
@@ -448,12 +545,14 @@ def test_named_run_that_was_collected_is_over_unless_the_cursor_waits_for_it(spo
 
 def test_new_runs_are_learned_without_listing(spool, monkeypatch):
     with Follower(spool) as follower:
-        monkeypatch.setattr(spools, "live_ids", None)
-        monkeypatch.setattr(spools, "ended_ids", None)
+        monkeypatch.setattr(format, "live_ids", None)
+        monkeypatch.setattr(format, "ended_ids", None)
         for number in range(3):
             with Writer(spool, f"r{number}") as writer:
                 writer.end()
-        assert [event[:2] for event in told(follower)] == [(kind, f"r{number}") for kind in ("started", "ended") for number in range(3)]
+        assert [event[:2] for event in told(follower)] == [
+            (kind, f"r{number}") for kind in ("started", "ended") for number in range(3)
+        ]
 
 
 def test_dangling_entry_of_a_dead_starter_tells_nothing(spool):
@@ -472,20 +571,31 @@ def test_dangling_entry_of_a_dead_starter_tells_nothing(spool):
 def test_killed_chaperone_is_lost_with_its_last_bytes(spool):
     text = "import sys; from spool_tests.writer import Writer; w = Writer(*sys.argv[1:]).running().write(b'last'); print(flush=True); sys.stdin.read()"
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    chaperone = subprocess.Popen([sys.executable, "-c", text, spool, "r"], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    chaperone = subprocess.Popen(
+        [sys.executable, "-c", text, spool, "r"],
+        cwd=root,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
     with chaperone, Follower(spool) as follower:
         chaperone.stdout.readline()
         told(follower)
         chaperone.kill()
         event = follower.next(10)
-        assert (brief(event), event.status.return_code, event.status.complete) == (("lost", "r", "lost"), None, False)
+        assert (brief(event), event.status.return_code, event.status.complete) == (
+            ("lost", "r", "lost"),
+            None,
+            False,
+        )
         assert (told(follower), follower.entry("r")["stdout"]) == ([], 4)
 
 
 def test_lock_that_still_looks_held_is_probed_until_it_falls(spool, monkeypatch):
     with Writer(spool) as writer, Follower(spool) as follower:
         told(follower)
-        keeper = os.dup(writer.run.lock_fd)  # as if the kernel were slow between the event and the fall of the lock
+        keeper = os.dup(
+            writer.run.lock_fd
+        )  # as if the kernel were slow between the event and the fall of the lock
         os.close(os.open(spool / "r" / "lock", os.O_WRONLY))
         assert told(follower) == []
         assert select.select([follower], [], [], 1)[0], "a deadline makes it readable"
@@ -517,12 +627,19 @@ def test_lost_waits_for_what_the_guard_still_writes(spool):
         assert brief(follower.next(1)) == ("output", "r", "stdout", 0, b"from the pipe")
         os.write(guard, b"!")
         os.close(guard)
-        assert [brief(follower.next(5)) for _ in range(2)] == [("output", "r", "stdout", 13, b"!"), ("lost", "r", "lost")]
+        assert [brief(follower.next(5)) for _ in range(2)] == [
+            ("output", "r", "stdout", 13, b"!"),
+            ("lost", "r", "lost"),
+        ]
 
 
 def test_guard_that_never_ends_does_not_hold_up_lost_for_ever(spool, monkeypatch):
     monkeypatch.setattr(followed, "DRAIN_S", 0.02)
-    with Writer(spool) as writer, Follower(spool) as follower, open(spool / "r" / "stdout", "ab") as guard:
+    with (
+        Writer(spool) as writer,
+        Follower(spool) as follower,
+        open(spool / "r" / "stdout", "ab") as guard,
+    ):
         fcntl.flock(guard, fcntl.LOCK_SH)
         writer.die()
         assert next_of(follower, Lost).run_id == "r"
@@ -541,7 +658,10 @@ def test_chaperone_that_died_between_status_and_entry_has_ended_its_run(spool):
     with Writer(spool) as writer:
         writer.running().write(b"x").publish()
     with Follower(spool) as follower:
-        assert told(follower)[1:] == [("output", "r", "stdout", 0, b"x"), ("ended", "r", "terminated")]
+        assert told(follower)[1:] == [
+            ("output", "r", "stdout", 0, b"x"),
+            ("ended", "r", "terminated"),
+        ]
 
 
 # -- what others do to the spool
@@ -573,30 +693,44 @@ def test_gc_while_a_run_is_read_tells_its_end_once_and_disturbs_no_other(spool):
             writer.write(b"x" * (3 << 20)).end()
         while brief(follower.next(0))[:3] != ("output", "r", "stdout"):
             pass
-        assert retain.gc(str(spool), older_s=-1).removed == ["r"]
+        assert gc.gc(str(spool), older_s=-1).removed == ["r"]
         other.write(b"y").end()
         events = told(follower)
-        assert [event for event in events if event[1] == "r" and event[0] != "output"] in ([("ended", "r", None)], [("ended", "r", "terminated")])
-        assert [event[:2] for event in events if event[1] == "other"][-2:] == [("output", "other"), ("ended", "other")]
+        assert [event for event in events if event[1] == "r" and event[0] != "output"] in (
+            [("ended", "r", None)],
+            [("ended", "r", "terminated")],
+        )
+        assert [event[:2] for event in events if event[1] == "other"][-2:] == [
+            ("output", "other"),
+            ("ended", "other"),
+        ]
         for run_id in ("r", "other"):
             follower.collect(run_id)
         assert follower.cursor == {"runs": {}}
 
 
-@pytest.mark.parametrize("seed, runs", [(1, 50), *(pytest.param(seed, 300, marks=pytest.mark.long) for seed in range(2, 6))])
+@pytest.mark.parametrize(
+    "seed, runs",
+    [(1, 50), *(pytest.param(seed, 300, marks=pytest.mark.long) for seed in range(2, 6))],
+)
 def test_gc_that_never_rests_takes_no_run_s_end_from_its_follower(spool, seed, runs):
-    """Runs begin, write and end; gc deletes each as soon as it may; the follower dawdles. What was told to start ends, once."""
+    """
+    Runs begin, write and end; gc deletes each as soon as it may; the follower dawdles. What was
+    told to start ends, once.
+    """
     dice = random.Random(seed)
     live, events = {}, []
     with Follower(spool) as follower:
         for number in range(runs):
             live[f"r{number}"] = Writer(spool, f"r{number}").running()
             for writer in dice.sample(list(live.values()), k=min(3, len(live))):
-                writer.write(dice.randbytes(dice.choice([1, 100, 3_000])), dice.choice(["stdout", "stderr"]))
+                writer.write(
+                    dice.randbytes(dice.choice([1, 100, 3_000])), dice.choice(["stdout", "stderr"])
+                )
             while len(live) > 5:
                 live.pop(dice.choice(list(live))).end()
             if dice.random() < 0.3:
-                retain.gc(str(spool), older_s=-1)
+                gc.gc(str(spool), older_s=-1)
             for _ in range(dice.choice([0, 1, 2, 20])):
                 if (event := follower.next(0)) is not None:
                     events.append(brief(event))
@@ -608,7 +742,9 @@ def test_gc_that_never_rests_takes_no_run_s_end_from_its_follower(spool, seed, r
         assert (told(follower), follower.cursor) == ([], {"runs": {}})
     started = [event[1] for event in events if event[0] == "started"]
     ended = {event[1]: event[2] for event in events if event[0] == "ended"}
-    assert len(started) == len(set(started)) == len([event for event in events if event[0] == "ended"]), f"seed {seed}"
+    assert (
+        len(started) == len(set(started)) == len([event for event in events if event[0] == "ended"])
+    ), f"seed {seed}"
     assert set(started) == set(ended), f"seed {seed}"
     assert set(ended.values()) == {"terminated", None}, f"seed {seed}: the dice gave both cases"
     positions = {}
@@ -641,7 +777,12 @@ def test_run_of_a_reused_id_is_another_run(spool):
     with Writer(spool, key="second") as writer:
         writer.write(b"2").end()
     with Follower(spool, cursor) as follower:
-        assert told(follower) == [("ended", "r", None), ("started", "r"), ("output", "r", "stdout", 0, b"2"), ("ended", "r", "terminated")]
+        assert told(follower) == [
+            ("ended", "r", None),
+            ("started", "r"),
+            ("output", "r", "stdout", 0, b"2"),
+            ("ended", "r", "terminated"),
+        ]
         assert follower.entry("r")["key"] == "second"
 
 
@@ -654,17 +795,26 @@ def test_id_that_is_reused_before_its_follower_looks_is_another_run(spool):
             with Writer(spool, key="second") as second:
                 second.running().write(b"the second").end()
                 events = told(follower)
-    assert events == [("ended", "r", None), ("started", "r"), ("output", "r", "stdout", 0, b"the second"), ("ended", "r", "terminated")]
+    assert events == [
+        ("ended", "r", None),
+        ("started", "r"),
+        ("output", "r", "stdout", 0, b"the second"),
+        ("ended", "r", "terminated"),
+    ]
 
 
-def test_run_that_is_deleted_before_all_its_bytes_were_read_has_ended_without_a_status(spool, monkeypatch):
+def test_run_that_is_deleted_before_all_its_bytes_were_read_has_ended_without_a_status(
+    spool, monkeypatch
+):
     """Its status was seen; but an ending with a status says that every byte was handed out."""
-    monkeypatch.setattr(follow, "OpenStreams", lambda: opened.OpenStreams(most=1))
+    monkeypatch.setattr(followers, "OpenStreams", lambda: descriptors.OpenStreams(most=1))
     with Writer(spool, "other") as other, Follower(spool) as follower:
         with Writer(spool) as writer:
             writer.write(b"x" * (3 << 20)).end()
         other.write(b"y")
-        events = [next_of(follower, Output) for _ in range(2)]  # the other's stream takes the place of its own
+        events = [
+            next_of(follower, Output) for _ in range(2)
+        ]  # the other's stream takes the place of its own
         assert {event.run_id for event in events} == {"r", "other"}
         follower.streams.drop("r")
         deleted_by_gc(spool, writer)
@@ -677,7 +827,12 @@ def test_id_that_is_reused_while_followed_is_another_run(spool):
             with Writer(spool, key=key) as writer:
                 writer.write(key.encode()).end()
             assert told(follower)[0] == ("started", "r")
-            assert follower.entry("r") == {"key": key, "stdout": len(key), "stderr": 0, "ended": True}
+            assert follower.entry("r") == {
+                "key": key,
+                "stdout": len(key),
+                "stderr": 0,
+                "ended": True,
+            }
             shutil.rmtree(spool / "r")
             os.unlink(spool / ".ended" / "r")
 
@@ -701,7 +856,9 @@ def test_removed_spool_is_an_error_after_the_last_ending(spool):
         told(follower)
         shutil.rmtree(spool)
         assert brief(follower.next(5)) == ("ended", "r", None)
-        with pytest.raises(SpoolError, match="^unable to follow spool '.*/spool' any longer: it was removed$"):
+        with pytest.raises(
+            SpoolError, match="^unable to follow spool '.*/spool' any longer: it was removed$"
+        ):
             follower.next(5)
 
 
@@ -710,7 +867,9 @@ def test_removed_spool_is_an_error_where_it_is_polled_too(spool):
         told(follower)
         shutil.rmtree(spool)
         assert brief(follower.next(5)) == ("ended", "r", None)
-        with pytest.raises(SpoolError, match="^unable to follow spool '.*/spool' any longer: it was removed$"):
+        with pytest.raises(
+            SpoolError, match="^unable to follow spool '.*/spool' any longer: it was removed$"
+        ):
             follower.next(5)
 
 
@@ -724,7 +883,12 @@ def test_run_that_can_not_be_read_is_told_once_and_disturbs_no_other(spool):
                 events.append(brief(event))
         events += told(follower)
         good.end()
-        assert events + told(follower) == [("started", "bad"), ("started", "good"), ("changed", "good", "starting"), ("ended", "good", "terminated")]
+        assert events + told(follower) == [
+            ("started", "bad"),
+            ("started", "good"),
+            ("changed", "good", "starting"),
+            ("ended", "good", "terminated"),
+        ]
 
 
 def test_want_of_fds_loses_nothing(spool, monkeypatch):
@@ -735,7 +899,7 @@ def test_want_of_fds_loses_nothing(spool, monkeypatch):
             raise NoRunError("unable to find run 'r': Too many open files", errno.EMFILE)
 
         with monkeypatch.context() as patch:
-            patch.setattr(spools, "open_run", refused)
+            patch.setattr(format, "open_run", refused)
             with pytest.raises(SpoolError, match="Too many open files"):
                 follower.next(0)
         assert [event[0] for event in told(follower)] == ["started", "changed", "output"]
@@ -746,16 +910,18 @@ def test_want_of_fds_for_a_look_at_everything_loses_nothing(spool, monkeypatch, 
     """Neither the look that failed, after an overflow say, nor those that would come after it."""
 
     def refused(spool_fd):
-        raise SpoolError("unable to open '.running' of the spool: Too many open files", errno.EMFILE)
+        raise SpoolError(
+            "unable to open '.running' of the spool: Too many open files", errno.EMFILE
+        )
 
     with Follower(spool, poll_s=poll_s) as follower:
         assert told(follower) == []
         if poll_s is None:
-            overflow = iter([[watching.inotify_simple.Event(-1, watching.OVERFLOW, 0, "")]])
+            overflow = iter([[descriptors.inotify_simple.Event(-1, descriptors.OVERFLOW, 0, "")]])
             monkeypatch.setattr(follower._watcher, "read", lambda: next(overflow, []))
         with Writer(spool) as writer:
             with monkeypatch.context() as patch:
-                patch.setattr(spools, "live_ids", refused)
+                patch.setattr(format, "live_ids", refused)
                 with pytest.raises(SpoolError, match="Too many open files"):
                     follower.next(5)
                 assert is_readable(follower)
@@ -778,38 +944,53 @@ def test_polling_tells_the_same(spool):
             assert next_of(follower, Lost).run_id == "dead"
             writer.end()
             assert next_of(follower, Ended).status.return_code == 0
-        assert follower.polling == f"looking at spool {str(spool)!r} every 0.005 s: it was asked for"
+        assert (
+            follower.polling == f"looking at spool {str(spool)!r} every 0.005 s: it was asked for"
+        )
         shutil.rmtree(spool)
 
 
 @pytest.mark.parametrize("poll_s", [0, -1, float("nan"), float("inf")])
 def test_time_in_which_nobody_can_poll_is_refused(spool, poll_s):
-    with pytest.raises(SpecError, match=f"^unable to poll every {poll_s!r} s: want a number of seconds greater than 0$"):
+    with pytest.raises(
+        SpecError,
+        match=f"^unable to poll every {poll_s!r} s: want a number of seconds greater than 0$",
+    ):
         Follower(spool, poll_s=poll_s)
 
 
 def test_silent_filesystem_is_polled_and_said_so(spool, monkeypatch):
-    monkeypatch.setattr(follow, "silent_filesystem", lambda fd: "nfs")
-    monkeypatch.setattr(follow, "POLL_S", 0.005)
+    monkeypatch.setattr(followers, "silent_filesystem", lambda fd: "nfs")
+    monkeypatch.setattr(followers, "POLL_S", 0.005)
     sentence = f"looking at spool {str(spool)!r} every 0.005 s: inotify may be silent on nfs"
     with pytest.warns(RuntimeWarning) as warned, Follower(spool) as follower:
-        assert ([str(warning.message) for warning in warned], follower.polling) == ([sentence], sentence)
+        assert ([str(warning.message) for warning in warned], follower.polling) == (
+            [sentence],
+            sentence,
+        )
         with Writer(spool):
             assert next_of(follower, Started).run_id == "r"
 
 
 @pytest.mark.parametrize("granted", [0, 1, 2, 3])
 def test_more_runs_than_watches_are_polled_and_said_so(spool, monkeypatch, granted):
-    def watch(self, directory_fd, mask, whole=watching.Watcher.watch):
+    def watch(self, directory_fd, mask, whole=descriptors.Watcher.watch):
         if len(watches) >= granted:
-            raise watching.OutOfWatchesError("unable to watch another directory: the limit is reached", errno.ENOSPC)
+            raise descriptors.OutOfWatchesError(
+                "unable to watch another directory: the limit is reached", errno.ENOSPC
+            )
         watches.append(whole(self, directory_fd, mask))
         return watches[-1]
 
     watches = []
-    monkeypatch.setattr(watching.Watcher, "watch", watch)
-    monkeypatch.setattr(follow, "POLL_S", 0.005)
-    with pytest.warns(RuntimeWarning, match="unable to watch another directory: the limit is reached$"), Follower(spool) as follower:
+    monkeypatch.setattr(descriptors.Watcher, "watch", watch)
+    monkeypatch.setattr(followers, "POLL_S", 0.005)
+    with (
+        pytest.warns(
+            RuntimeWarning, match="unable to watch another directory: the limit is reached$"
+        ),
+        Follower(spool) as follower,
+    ):
         with Writer(spool, "a") as a, Writer(spool, "b") as b:
             assert {next_of(follower, Started).run_id for _ in range(2)} == {"a", "b"}
             told(follower)
@@ -823,28 +1004,42 @@ def test_limits_are_named_in_the_error(spool, monkeypatch):
     def refused(*arguments, **keywords):
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr(watching.inotify_simple, "INotify", refused)
+    monkeypatch.setattr(descriptors.inotify_simple, "INotify", refused)
     sentence = r"^unable to follow: want at most \d+ inotify instances for this user \(sysctl fs.inotify.max_user_instances\) and a free fd$"
     with pytest.raises(SpoolError, match=sentence):
         Follower(spool)
 
 
 def test_silent_filesystem_is_told_by_what_the_kernel_says_it_is(spool, monkeypatch):
-    """No test has an NFS: the filesystem that is here is put among the silent ones, by the number that stat(1) finds."""
-    magic = int(subprocess.run(["stat", "-f", "-c", "%t", spool], capture_output=True, text=True, check=True).stdout, 16)
-    monkeypatch.setitem(watching.SILENT_FILESYSTEMS, magic, "far away")
+    """
+    No test has an NFS: the filesystem that is here is put among the silent ones, by the number that
+    stat(1) finds.
+    """
+    magic = int(
+        subprocess.run(
+            ["stat", "-f", "-c", "%t", spool], capture_output=True, text=True, check=True
+        ).stdout,
+        16,
+    )
+    monkeypatch.setitem(descriptors.SILENT_FILESYSTEMS, magic, "far away")
     with pytest.warns(RuntimeWarning), Follower(spool) as follower:
-        assert follower.polling == f"looking at spool {str(spool)!r} every 1 s: inotify may be silent on far away"
+        assert (
+            follower.polling
+            == f"looking at spool {str(spool)!r} every 1 s: inotify may be silent on far away"
+        )
 
 
-@pytest.mark.parametrize("name, magic", [("nfs", 0x6969), ("beegfs", 0x19830326), ("panfs", 0xAAD7AAEA), ("k-afs", 0x6B414653)])
+@pytest.mark.parametrize(
+    "name, magic",
+    [("nfs", 0x6969), ("beegfs", 0x19830326), ("panfs", 0xAAD7AAEA), ("k-afs", 0x6B414653)],
+)
 def test_filesystems_that_several_hosts_share_are_silent(name, magic):
-    assert watching.SILENT_FILESYSTEMS[magic] == name
+    assert descriptors.SILENT_FILESYSTEMS[magic] == name
 
 
 def test_local_filesystem_is_not_silent(spool):
     fd = os.open(spool, os.O_RDONLY)
-    assert watching.silent_filesystem(fd) is None
+    assert descriptors.silent_filesystem(fd) is None
     os.close(fd)
 
 
@@ -873,12 +1068,14 @@ def test_next_returns_none_when_the_time_is_over(spool):
         assert follower.next(0.01) is None
 
 
-def test_next_returns_when_the_time_is_over_whatever_is_told_of_what_it_does_not_follow(spool, monkeypatch):
+def test_next_returns_when_the_time_is_over_whatever_is_told_of_what_it_does_not_follow(
+    spool, monkeypatch
+):
     """Another stream's flood keeps the fd readable without a pause, and there is no event in it."""
     with Writer(spool) as writer, Follower(spool, streams=["stdout"]) as follower:
         told(follower)
 
-        def flooded(self, whole=watching.Watcher.read):
+        def flooded(self, whole=descriptors.Watcher.read):
             nonlocal looks
             looks += 1
             assert looks < 1_000, "it never returns"
@@ -886,8 +1083,8 @@ def test_next_returns_when_the_time_is_over_whatever_is_told_of_what_it_does_not
             return whole(self)
 
         looks = 0
-        monkeypatch.setattr(watching.Watcher, "read", flooded)
-        monkeypatch.setattr(watching.Watcher, "wait", lambda self, timeout_s: True)
+        monkeypatch.setattr(descriptors.Watcher, "read", flooded)
+        monkeypatch.setattr(descriptors.Watcher, "wait", lambda self, timeout_s: True)
         assert (follower.next(0), follower.next(0.001)) == (None, None)
         writer.write(b"y")
         assert brief(follower.next(0)) == ("output", "r", "stdout", 0, b"y")
@@ -910,7 +1107,11 @@ def test_async_for_tells_the_same_without_threads(spool):
     import threading
 
     before = threading.active_count()
-    assert asyncio.run(scheduler()) == [("started", "r"), ("changed", "r", "starting"), ("ended", "r", "terminated")]
+    assert asyncio.run(scheduler()) == [
+        ("started", "r"),
+        ("changed", "r", "starting"),
+        ("ended", "r", "terminated"),
+    ]
 
 
 @pytest.mark.parametrize("where", ["waiting", "in the backlog", "in the body", "by an error"])
@@ -922,9 +1123,13 @@ def test_task_that_ends_leaves_nothing_open(spool, where):
         taking.cancel()
         with pytest.raises(KeyError if where == "by an error" else asyncio.CancelledError):
             await taking
-        await asyncio.sleep(0)  # what was cancelled in its body is closed by the loop, one turn later
+        await asyncio.sleep(
+            0
+        )  # what was cancelled in its body is closed by the loop, one turn later
         await asyncio.sleep(0)
-        assert sorted(asyncio.get_running_loop()._selector.get_map()) == readers, "the loop listens to nothing of it"
+        assert sorted(asyncio.get_running_loop()._selector.get_map()) == readers, (
+            "the loop listens to nothing of it"
+        )
         assert len(open_fds(str(spool))) == len(before) + 1, "the loop's own epoll"
         return follower
 
@@ -943,7 +1148,9 @@ def test_task_that_ends_leaves_nothing_open(spool, where):
     readers, begun = [], asyncio.Event()
     with Writer(spool) as writer:
         if where != "waiting":
-            os.truncate(spool / "r" / "stdout", 1 << 40)  # more than it can read before it is cancelled
+            os.truncate(
+                spool / "r" / "stdout", 1 << 40
+            )  # more than it can read before it is cancelled
             writer.write(b"\n")
         before = open_fds(str(spool))
         follower = asyncio.run(scheduler())
@@ -1019,7 +1226,12 @@ def test_clock_that_jumps_changes_nothing(spool, monkeypatch):
     monkeypatch.setattr(time, "time_ns", lambda: real + next(years) * 31_557_600 * 10**9)
     monkeypatch.setattr(time, "time", lambda: time.time_ns() / 1e9)
     with Writer(spool) as writer, Writer(spool, "dead") as dead, Follower(spool) as follower:
-        assert {event[:2] for event in told(follower)} == {("started", "r"), ("changed", "r"), ("started", "dead"), ("changed", "dead")}
+        assert {event[:2] for event in told(follower)} == {
+            ("started", "r"),
+            ("changed", "r"),
+            ("started", "dead"),
+            ("changed", "dead"),
+        }
         writer.running().write(b"1")
         assert told(follower) == [("changed", "r", "running"), ("output", "r", "stdout", 0, b"1")]
         begun = time.monotonic()
@@ -1031,7 +1243,10 @@ def test_clock_that_jumps_changes_nothing(spool, monkeypatch):
         writer.write(b"2").end()
         dead.die()
         events = [brief(follower.next(10)) for _ in range(3)]
-        assert [event for event in events if event[1] == "r"] == [("output", "r", "stdout", 1, b"2"), ("ended", "r", "terminated")]
+        assert [event for event in events if event[1] == "r"] == [
+            ("output", "r", "stdout", 1, b"2"),
+            ("ended", "r", "terminated"),
+        ]
         assert ("lost", "dead", "lost") in events
 
 
@@ -1041,4 +1256,3 @@ def test_no_wall_clock_is_looked_at():
     for name in ("cursor", "follow", "followed", "opened", "watching", "scheduler"):
         with open(os.path.join(os.path.dirname(chaperone.__file__), f"{name}.py")) as file:
             assert "time.time" not in file.read(), name
-

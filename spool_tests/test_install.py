@@ -1,8 +1,11 @@
 """
-The package as a user installs it: a wheel in a fresh environment, and the command that comes with it.
+The package as a user installs it: a wheel in a fresh environment, and the command that comes with
+it.
 
-Knows: pip, the wheels that bin/venv laid by.  Must not know: the source tree, once the wheel is made.
+Knows: pip, the wheels that bin/venv laid by.  Must not know: the source tree, once the wheel is
+made.
 """
+
 import json
 import os
 import pathlib
@@ -52,8 +55,24 @@ def wheel(tmp_path_factory):
         for name in ("setup.py", "README.rst", "LICENSE"):
             shutil.copy(f"{ROOT}/{name}", place / "tree")
         for name in ("chaperone", "bin"):
-            shutil.copytree(f"{ROOT}/{name}", place / "tree" / name, ignore=shutil.ignore_patterns("__pycache__"))
-        run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-index", "--no-build-isolation", "-w", place, place / "tree")
+            shutil.copytree(
+                f"{ROOT}/{name}",
+                place / "tree" / name,
+                ignore=shutil.ignore_patterns("__pycache__"),
+            )
+        run(
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "-q",
+            "--no-deps",
+            "--no-index",
+            "--no-build-isolation",
+            "-w",
+            place,
+            place / "tree",
+        )
 
     (made,) = once_for_all_workers(tmp_path_factory, "wheel", make).glob("*.whl")
     return made
@@ -65,7 +84,19 @@ def installed(wheel, tmp_path_factory):
 
     def make(place):
         run(sys.executable, "-m", "venv", "--without-pip", place)
-        run(sys.executable, "-m", "pip", "--python", place / "bin/python", "install", "-q", "--no-index", "--find-links", WHEELS, wheel)
+        run(
+            sys.executable,
+            "-m",
+            "pip",
+            "--python",
+            place / "bin/python",
+            "install",
+            "-q",
+            "--no-index",
+            "--find-links",
+            WHEELS,
+            wheel,
+        )
 
     return once_for_all_workers(tmp_path_factory, "installed", make) / "bin"
 
@@ -74,24 +105,37 @@ def test_wheel_holds_all_that_runs_and_no_more(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     parts = {name.partition("/")[2] for name in names if name.startswith("chaperone/")}
-    shipped = {path.name for path in pathlib.Path(ROOT, "chaperone").iterdir() if path.suffix in (".py", ".sh", ".typed")}
-    assert wheel.name == "chaperone_spool-0.1.0-py3-none-any.whl"
-    assert parts == shipped
-    assert {name for name in names if "/" in name and ".dist-info" not in name and not name.startswith("chaperone/")} == {
-        "chaperone_spool-0.1.0.data/scripts/chaperone"
+    package = pathlib.Path(ROOT, "chaperone")
+    shipped = {
+        str(path.relative_to(package))
+        for path in package.rglob("*")
+        if path.suffix in (".py", ".sh", ".typed")
     }
+    assert wheel.name == "chaperone_spool-0.2.0-py3-none-any.whl"
+    assert parts == shipped
+    assert {
+        name
+        for name in names
+        if "/" in name and ".dist-info" not in name and not name.startswith("chaperone/")
+    } == {"chaperone_spool-0.2.0.data/scripts/chaperone"}
 
 
 def test_installed_command_is_the_one_of_the_source(installed):
-    assert (installed / "chaperone").read_bytes() == pathlib.Path(ROOT, "bin/chaperone").read_bytes()
-    assert run(installed / "chaperone", "--version", cwd="/") == "chaperone 0.1.0\n"
+    assert (installed / "chaperone").read_bytes() == pathlib.Path(
+        ROOT, "bin/chaperone"
+    ).read_bytes()
+    assert run(installed / "chaperone", "--version", cwd="/") == "chaperone 0.2.0\n"
 
 
 def test_installed_command_holds_a_run_and_shows_it(installed, spool):
     spec = {"id": "first", "program": {"command": "echo out; echo err >&2; exit 3"}}
     assert run(installed / "chaperone", "run", "-", input=json.dumps(spec), cwd="/") == "first\n"
     status = json.loads(run(installed / "chaperone", "status", "first", cwd="/"))
-    assert (status["state"], status["return_code"], status["stdout"]["bytes"]) == ("terminated", 3, 4)
+    assert (status["state"], status["return_code"], status["stdout"]["bytes"]) == (
+        "terminated",
+        3,
+        4,
+    )
     assert subprocess.run([installed / "chaperone", "wait", "first"], cwd="/").returncode == 3
 
 
@@ -108,20 +152,39 @@ def test_installed_package_starts_and_follows_from_python(installed, spool):
 def test_command_is_found_through_a_symlink_and_by_a_relative_path(installed, tmp_path):
     os.symlink(installed / "chaperone", tmp_path / "linked")
     os.symlink("linked", tmp_path / "again")
-    assert run("./again", "--version", cwd=tmp_path) == "chaperone 0.1.0\n"
-    assert run("sh", "chaperone", "--version", cwd=installed) == "chaperone 0.1.0\n"
+    assert run("./again", "--version", cwd=tmp_path) == "chaperone 0.2.0\n"
+    assert run("sh", "chaperone", "--version", cwd=installed) == "chaperone 0.2.0\n"
 
 
 def test_command_starts_without_site(installed, spool, tmp_path):
-    """Half of the time of a start; only where nothing else finds the package does it go the long way."""
-    program = {"argv": [str(installed / "python"), "-c", "import os; print(open(f'/proc/{os.getppid()}/cmdline').read())"]}
-    run(installed / "chaperone", "run", "--id", "a", "-", input=json.dumps({"program": program}), cwd="/")
+    """
+    Half of the time of a start; only where nothing else finds the package does it go the long way.
+    """
+    program = {
+        "argv": [
+            str(installed / "python"),
+            "-c",
+            "import os; print(open(f'/proc/{os.getppid()}/cmdline').read())",
+        ]
+    }
+    run(
+        installed / "chaperone",
+        "run",
+        "--id",
+        "a",
+        "-",
+        input=json.dumps({"program": program}),
+        cwd="/",
+    )
     words = (spool / "a" / "stdout").read_text().split("\0")
     assert words[1:4] == ["-I", "-S", str(installed / "chaperone")]
 
 
 def test_command_of_an_editable_install_goes_the_long_way(tmp_path):
-    """Beside such a command there is no package: `site` knows where it is; and a ./chaperone of the caller's is not taken for it."""
+    """
+    Beside such a command there is no package: `site` knows where it is; and a ./chaperone of the
+    caller's is not taken for it.
+    """
     place = tmp_path / "venv"
     run(sys.executable, "-m", "venv", "--without-pip", place)
     shutil.copy(f"{ROOT}/bin/chaperone", place / "bin")
@@ -129,13 +192,16 @@ def test_command_of_an_editable_install_goes_the_long_way(tmp_path):
     (site_packages / "editable.pth").write_text(f"{ROOT}\n")
     (tmp_path / "chaperone").mkdir()
     (tmp_path / "chaperone" / "__main__.py").write_text("print('planted')")
-    assert run(place / "bin/chaperone", "--version", cwd=tmp_path) == "chaperone 0.1.0\n"
+    assert run(place / "bin/chaperone", "--version", cwd=tmp_path) == "chaperone 0.2.0\n"
 
 
 def test_entry_works_by_module_and_by_path(spool, tmp_path):
     main = f"{ROOT}/chaperone/__main__.py"
     for argv in (["-m", "chaperone"], [main], ["-I", "-S", main]):
-        assert run(sys.executable, *argv, "--version", cwd=ROOT if "-m" in argv else tmp_path) == "chaperone 0.1.0\n"
+        assert (
+            run(sys.executable, *argv, "--version", cwd=ROOT if "-m" in argv else tmp_path)
+            == "chaperone 0.2.0\n"
+        )
         assert "usage: chaperone tail" in run(sys.executable, *argv, "tail", "--help", cwd=ROOT)
         assert run(sys.executable, *argv, "ls", "--json", cwd=ROOT) == ""
 
@@ -152,17 +218,27 @@ def removed(place):
 
 
 def upgraded(place):
-    """Another version, that shares no word with the one that runs, in the same files; and nothing else is in `site-packages`."""
+    """
+    Another version, that shares no word with the one that runs, in the same files; and nothing else
+    is in `site-packages`.
+    """
     (site_packages,) = place.glob("lib/python*/site-packages")
     for path in site_packages.rglob("*"):
         if path.is_file():
             path.unlink()
-            path.write_text("raise SystemExit('the new version was imported')\n" if path.suffix == ".py" else "exit 99\n")
+            path.write_text(
+                "raise SystemExit('the new version was imported')\n"
+                if path.suffix == ".py"
+                else "exit 99\n"
+            )
 
 
 @pytest.mark.parametrize("change", [removed, upgraded])
 def test_every_run_outlives_its_installation(installed, spool, tmp_path, sshd, monkeypatch, change):
-    """Whoever upgrades or removes the package harms nothing that runs: cold, warm, over ssh, surviving, cut and connected again, adopted, stopped."""
+    """
+    Whoever upgrades or removes the package harms nothing that runs: cold, warm, over ssh,
+    surviving, cut and connected again, adopted, stopped.
+    """
     monkeypatch.setenv("HOME", str(tmp_path))
     place, go = tmp_path / "venv", tmp_path / "go"
     shutil.copytree(installed.parent, place, symlinks=True)
@@ -182,15 +258,35 @@ def test_every_run_outlives_its_installation(installed, spool, tmp_path, sshd, m
     launcher = subprocess.Popen([command, "launcher"], stdin=subprocess.DEVNULL, cwd="/")
     until((spool / ".launcher").exists)
     for run_id, fields in runs.items():
-        spec = {"id": run_id, "program": {"command": WAITS.format(go=go)}, "stop": {"grace_period": 5}, **fields}
-        run(command, "run", "--warm" if run_id == "warm" else "--detach", "-", input=json.dumps(spec), cwd="/")
+        spec = {
+            "id": run_id,
+            "program": {"command": WAITS.format(go=go)},
+            "stop": {"grace_period": 5},
+            **fields,
+        }
+        run(
+            command,
+            "run",
+            "--warm" if run_id == "warm" else "--detach",
+            "-",
+            input=json.dumps(spec),
+            cwd="/",
+        )
     for run_id in runs:
         until(lambda run_id=run_id: (spool / run_id / "stdout").read_bytes() == b"out\n")
     for run_id in ("adopted", "adopted-ssh"):
         os.kill(live(spool, run_id)["chaperone_pid"], signal.SIGKILL)
-        until(lambda run_id=run_id: json.loads(run(command, "status", run_id))["state"] == "unattended")
+        until(
+            lambda run_id=run_id: (
+                json.loads(run(command, "status", run_id))["state"] == "unattended"
+            )
+        )
         run(command, "adopt", "--detach", run_id, cwd="/")
-    up = {run_id: connected(spool, run_id) for run_id in runs if run_id not in ("cold", "stopped", "timeout", "warm")}
+    up = {
+        run_id: connected(spool, run_id)
+        for run_id in runs
+        if run_id not in ("cold", "stopped", "timeout", "warm")
+    }
 
     change(place)
 
@@ -199,7 +295,12 @@ def test_every_run_outlives_its_installation(installed, spool, tmp_path, sshd, m
             os.kill(status["connection"]["pid"], signal.SIGKILL)
     for run_id, status in up.items():
         if run_id != "ssh":
-            until(lambda run_id=run_id, status=status: connected(spool, run_id)["connection"]["drops"] > status["connection"]["drops"], 20)
+            until(
+                lambda run_id=run_id, status=status: (
+                    connected(spool, run_id)["connection"]["drops"] > status["connection"]["drops"]
+                ),
+                20,
+            )
     (spool / "stopped" / "control").write_text("nonsense\nsignal USR9\nstop 0.1 by=test\n")
     go.touch()
     for run_id in runs:
@@ -207,12 +308,24 @@ def test_every_run_outlives_its_installation(installed, spool, tmp_path, sshd, m
     launcher.kill()
     launcher.wait()
     ends = {run_id: json.loads((spool / run_id / "status.json").read_text()) for run_id in runs}
-    for run_id, signum, reason in (("stopped", "SIGKILL", "request"), ("timeout", "SIGTERM", "timeout")):
-        assert (ends[run_id]["signal"], ends[run_id]["stop"]["reason"], ends[run_id]["complete"]) == (signum, reason, True)
+    for run_id, signum, reason in (
+        ("stopped", "SIGKILL", "request"),
+        ("timeout", "SIGTERM", "timeout"),
+    ):
+        assert (
+            ends[run_id]["signal"],
+            ends[run_id]["stop"]["reason"],
+            ends[run_id]["complete"],
+        ) == (signum, reason, True)
         del ends[run_id]
     for run_id, status in ends.items():
         log = spool / run_id / "log"
-        assert (status["state"], status["return_code"], status["complete"], status["leftovers"]) == ("terminated", 9, True, 1), (run_id, log.read_text())
+        assert (
+            status["state"],
+            status["return_code"],
+            status["complete"],
+            status["leftovers"],
+        ) == ("terminated", 9, True, 1), (run_id, log.read_text())
         assert (spool / run_id / "stdout").read_bytes() == b"out\nmore\n"
     until(lambda: not os.listdir(spool / ".running"))
     for far in (tmp_path / ".chaperone", tmp_path / "far"):
@@ -225,4 +338,12 @@ def live(spool, run_id):
 
 def connected(spool, run_id):
     """Its status, when its connection is up."""
-    return until(lambda: (status := live(spool, run_id))["connection"] and status["connection"]["state"] == "up" and status["pid"] and status, 20)
+    return until(
+        lambda: (
+            (status := live(spool, run_id))["connection"]
+            and status["connection"]["state"] == "up"
+            and status["pid"]
+            and status
+        ),
+        20,
+    )

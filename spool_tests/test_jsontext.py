@@ -1,4 +1,7 @@
-"""JSON text to values and back: what the lean reader takes, what it refuses, and that it says so in one sentence."""
+"""
+JSON text to values and back: what the lean reader takes, what it refuses, and that it says so in
+one sentence.
+"""
 
 import json
 import subprocess
@@ -8,11 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chaperone import jsontext
+from chaperone.model import jsontext
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(10**300), 10**300) | finite | st.text(st.characters(exclude_categories=[])),
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**300), 10**300)
+    | finite
+    | st.text(st.characters(exclude_categories=[])),
     lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(), inner, max_size=5),
     max_leaves=20,
 )
@@ -80,12 +87,12 @@ def test_what_is_no_json_is_not_written(value: object) -> None:
 
 def test_bad_text_is_told_without_the_json_package() -> None:
     """
-    The C scanner looks its exception up in `json.decoder` and fails with a SystemError when nobody has imported that:
-    so it is in a chaperone, and never in a test that runs beside pytest.
+    The C scanner looks its exception up in `json.decoder` and fails with a SystemError when nobody
+    has imported that: so it is in a chaperone, and never in a test that runs beside pytest.
     """
     script = """
 import sys
-from chaperone import jsontext
+from chaperone.model import jsontext
 assert jsontext.loads("[1]") == [1] and jsontext.dumps([1]) == "[1]"
 assert "json" not in sys.modules
 try:
@@ -94,4 +101,7 @@ except ValueError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("want JSON, got expecting ':' delimiter at character 5\n", "")
+    assert (done.stdout, done.stderr) == (
+        "want JSON, got expecting ':' delimiter at character 5\n",
+        "",
+    )

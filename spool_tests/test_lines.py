@@ -1,4 +1,7 @@
-"""Events as JSON lines: text that is never cut inside a character, and batches that a consumer in any language takes exactly once."""
+"""
+Events as JSON lines: text that is never cut inside a character, and batches that a consumer in any
+language takes exactly once.
+"""
 
 import base64
 import collections
@@ -20,9 +23,9 @@ import time
 
 import pytest
 
-from chaperone import lines as chaperone_lines
 from chaperone.errors import SpecError, SpoolError
-from chaperone.lines import Outbox, conversation
+from chaperone.follow import batches
+from chaperone.follow.batches import Outbox, conversation
 from spool_tests.conftest import CHAPERONE, ROOT, absent, need, until
 from spool_tests.writer import WORDS, Writer
 
@@ -39,7 +42,11 @@ def objects(lines):
 
 
 def outputs(lines):
-    return [(line["stream"], line["offset"], line.get("text", line.get("base64"))) for line in objects(lines) if line["event"] == "output"]
+    return [
+        (line["stream"], line["offset"], line.get("text", line.get("base64")))
+        for line in objects(lines)
+        if line["event"] == "output"
+    ]
 
 
 def test_life_of_a_run_is_told_in_lines(spool, file):
@@ -80,7 +87,9 @@ def test_beginning_of_a_character_that_waits_is_not_lost_with_its_reader(spool, 
             outbox.acknowledge(2)
         writer.write(DUCK[1:])
         with Outbox(spool, file) as outbox:
-            assert outputs(outbox.batch(0)) == [("stdout", 1, "🦆b")], "the last batch, word for word"
+            assert outputs(outbox.batch(0)) == [("stdout", 1, "🦆b")], (
+                "the last batch, word for word"
+            )
             outbox.acknowledge(2)
             assert outputs(outbox.batch(0)) == [("stdout", 6, "🦆")]
 
@@ -117,7 +126,9 @@ def test_character_is_not_cut_where_the_other_stream_shrinks(spool, file):
 @pytest.mark.parametrize("seed", range(20))
 def test_wherever_bytes_are_cut_each_character_is_whole_in_one_line(spool, file, seed):
     dice = random.Random(seed)
-    data = b"".join(dice.choice([DUCK, b"\xff", "ß".encode(), "名".encode(), b"a"]) for _ in range(60))
+    data = b"".join(
+        dice.choice([DUCK, b"\xff", "ß".encode(), "名".encode(), b"a"]) for _ in range(60)
+    )
     pieces = []
     with Outbox(spool, file) as outbox, Writer(spool) as writer:
         begin = 0
@@ -131,14 +142,18 @@ def test_wherever_bytes_are_cut_each_character_is_whole_in_one_line(spool, file,
         writer.end()
         pieces += outputs(outbox.batch(0))
     whole = data.decode("utf-8", "surrogateescape")
-    bounds = {len(whole[:number].encode("utf-8", "surrogateescape")) for number in range(len(whole) + 1)}
+    bounds = {
+        len(whole[:number].encode("utf-8", "surrogateescape")) for number in range(len(whole) + 1)
+    }
     assert {offset for _, offset, _ in pieces} <= bounds, f"seed {seed}"
 
 
 def test_next_batch_waits_for_the_acknowledgement(spool, file):
     with Outbox(spool, file) as outbox, Writer(spool):
         outbox.batch(0)
-        with pytest.raises(SpecError, match="^unable to make the next batch: batch 1 was not acknowledged$"):
+        with pytest.raises(
+            SpecError, match="^unable to make the next batch: batch 1 was not acknowledged$"
+        ):
             outbox.batch(0)
         with pytest.raises(SpecError, match="^unable to acknowledge batch 2: want 1$"):
             outbox.acknowledge(2)
@@ -168,7 +183,11 @@ def test_outbox_without_a_file_tells_all_and_collects_nothing(spool):
             if not (spool / "r").exists():
                 with Writer(spool) as writer:
                     writer.end()
-            assert [line["event"] for line in objects(outbox.batch(0))] == ["started", "ended", "batch"]
+            assert [line["event"] for line in objects(outbox.batch(0))] == [
+                "started",
+                "ended",
+                "batch",
+            ]
             assert outbox.batch(0) is None
 
 
@@ -188,26 +207,39 @@ def test_large_output_is_spread_over_batches(spool, file):
     [
         ("", "want JSON, got Expecting value: line 1 column 1 (char 0)"),
         ("[]", "want version 1 with batch, cursor and lines, got something else"),
-        ('{"version": 2, "batch": 1, "cursor": {}, "lines": []}', "want version 1 with batch, cursor and lines, got something else"),
-        ('{"version": 1, "batch": 1, "cursor": {}, "lines": ["x"]}', "want version 1 with batch, cursor and lines, got something else"),
+        (
+            '{"version": 2, "batch": 1, "cursor": {}, "lines": []}',
+            "want version 1 with batch, cursor and lines, got something else",
+        ),
+        (
+            '{"version": 1, "batch": 1, "cursor": {}, "lines": ["x"]}',
+            "want version 1 with batch, cursor and lines, got something else",
+        ),
     ],
 )
 def test_damaged_cursor_file_is_refused_with_one_sentence(spool, file, text, sentence):
     with open(file, "w") as opened:
         opened.write(text)
-    with pytest.raises(SpecError, match="^" + re.escape(f"unable to read cursor file {file!r}: {sentence}") + "$"):
+    with pytest.raises(
+        SpecError, match="^" + re.escape(f"unable to read cursor file {file!r}: {sentence}") + "$"
+    ):
         Outbox(spool, file)
 
 
 def test_cursor_file_that_can_not_be_written_hands_out_nothing(spool, file):
     os.mkdir(f"{file}.new")
     with Writer(spool), Outbox(spool, file) as outbox:
-        with pytest.raises(SpoolError, match="^" + re.escape(f"unable to write cursor file {file!r}: Is a directory") + "$"):
+        with pytest.raises(
+            SpoolError,
+            match="^" + re.escape(f"unable to write cursor file {file!r}: Is a directory") + "$",
+        ):
             outbox.batch(0)
 
 
 def test_batch_that_could_not_be_kept_is_the_next_one(spool, file):
-    """A disk that was full for a while: what the follower has told already it tells no second time."""
+    """
+    A disk that was full for a while: what the follower has told already it tells no second time.
+    """
     with Writer(spool) as writer, Outbox(spool, file) as outbox:
         writer.running().write(b"one")
         os.mkdir(f"{file}.new")
@@ -216,7 +248,12 @@ def test_batch_that_could_not_be_kept_is_the_next_one(spool, file):
                 outbox.batch(0)
         os.rmdir(f"{file}.new")
         lines = outbox.batch(0)
-        assert [line["event"] for line in objects(lines)] == ["started", "changed", "output", "batch"]
+        assert [line["event"] for line in objects(lines)] == [
+            "started",
+            "changed",
+            "output",
+            "batch",
+        ]
         outbox.acknowledge(1)
         writer.write(b"two")
         assert outputs(outbox.batch(0)) == [("stdout", 3, "two")]
@@ -229,14 +266,22 @@ def test_ending_is_handed_out_before_the_removal_of_its_spool_is_told(spool, fil
         outbox.batch(0)
         outbox.acknowledge(1)
         shutil.rmtree(spool)
-        assert objects(outbox.batch(5)) == [{"event": "ended", "run_id": "r", "status": None}, {"event": "batch", "batch": 2}]
+        assert objects(outbox.batch(5)) == [
+            {"event": "ended", "run_id": "r", "status": None},
+            {"event": "batch", "batch": 2},
+        ]
         outbox.acknowledge(2)
-        with pytest.raises(SpoolError, match="^unable to follow spool '.*' any longer: it was removed$"):
+        with pytest.raises(
+            SpoolError, match="^unable to follow spool '.*' any longer: it was removed$"
+        ):
             outbox.batch(5)
 
 
 def test_batch_is_on_the_disk_under_its_name_before_it_is_handed_out(spool, file, monkeypatch):
-    """Else a power cut could take it back from under a consumer that has its number, and another batch would come with that number."""
+    """
+    Else a power cut could take it back from under a consumer that has its number, and another batch
+    would come with that number.
+    """
     steps = []
     synced, renamed = os.fsync, os.rename
 
@@ -253,11 +298,18 @@ def test_batch_is_on_the_disk_under_its_name_before_it_is_handed_out(spool, file
         monkeypatch.setattr(os, "rename", rename)
         steps.clear()
         outbox.batch(0)
-        assert steps == [("fsync", f"{file}.new"), ("rename", file), ("fsync", os.path.dirname(file))]
+        assert steps == [
+            ("fsync", f"{file}.new"),
+            ("rename", file),
+            ("fsync", os.path.dirname(file)),
+        ]
 
 
 def test_cursor_file_in_no_directory_is_refused(spool):
-    with pytest.raises(SpoolError, match="^unable to lock cursor file '.*/no/cursor.json': No such file or directory$"):
+    with pytest.raises(
+        SpoolError,
+        match="^unable to lock cursor file '.*/no/cursor.json': No such file or directory$",
+    ):
         Outbox(spool, str(spool / "no" / "cursor.json"))
 
 
@@ -272,15 +324,22 @@ def test_conversation_ends_with_its_consumer_and_refuses_nonsense(spool, file):
         outbox.acknowledge(2)
         told = conversation(outbox, ["no\n"])
         next(told)
-        with pytest.raises(SpecError, match="^unable to understand the answer 'no': want the number of a batch$"):
+        with pytest.raises(
+            SpecError, match="^unable to understand the answer 'no': want the number of a batch$"
+        ):
             next(told)
 
 
 def test_cursor_file_that_another_outbox_uses_is_refused(spool, file, monkeypatch):
-    monkeypatch.setattr(chaperone_lines, "PATIENCE_S", 0.01)
+    monkeypatch.setattr(batches, "PATIENCE_S", 0.01)
     with Outbox(spool, file) as outbox, Writer(spool):
         assert outbox.batch(0)
-        with pytest.raises(SpoolError, match="^" + re.escape(f"unable to use cursor file {file!r}: it belongs to pid {os.getpid()}") + "$"):
+        with pytest.raises(
+            SpoolError,
+            match="^"
+            + re.escape(f"unable to use cursor file {file!r}: it belongs to pid {os.getpid()}")
+            + "$",
+        ):
             Outbox(spool, file)
         outbox.acknowledge(1)
     with Outbox(spool, file) as outbox:
@@ -292,14 +351,24 @@ def test_cursor_file_that_another_outbox_uses_is_refused(spool, file, monkeypatc
 
 def following(file, **keywords):
     command = [*CHAPERONE, "follow", "--cursor", file]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **keywords)
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **keywords,
+    )
 
 
 def test_second_follow_with_the_same_cursor_file_is_refused_with_one_sentence(spool, file):
     with Writer(spool), following(file) as first:
         assert json.loads(first.stdout.readline())["event"] == "started"
         with following(file) as second:
-            assert second.communicate(timeout=30) == ("", f"chaperone: unable to use cursor file {file!r}: it belongs to pid {first.pid}\n")
+            assert second.communicate(timeout=30) == (
+                "",
+                f"chaperone: unable to use cursor file {file!r}: it belongs to pid {first.pid}\n",
+            )
         assert second.returncode == os.EX_IOERR
         first.stdin.close()
         assert json.loads(first.stdout.readlines()[-1]) == {"event": "batch", "batch": 1}
@@ -317,7 +386,10 @@ def test_run_that_can_not_be_read_is_told_on_stderr_and_holds_up_no_other(spool,
                 told.append(json.loads(follow.stdout.readline())["event"])
             follow.stdin.write("1\n")
             follow.stdin.close()
-            assert follow.stderr.read() == "chaperone: unable to follow run 'bad': unable to open 'lock': want a file of ours without other links\n"
+            assert (
+                follow.stderr.read()
+                == "chaperone: unable to follow run 'bad': unable to open 'lock': want a file of ours without other links\n"
+            )
     assert (follow.returncode, told) == (0, ["started", "started", "output", "ended", "batch"])
 
 
@@ -357,16 +429,22 @@ def sleeps(pid):
 def test_follow_that_takes_answers_from_a_file_waits_for_events_all_the_same(spool, file, tmp_path):
     (tmp_path / "answers").write_text("1\n2\n")
     with open(tmp_path / "answers") as answers, Writer(spool) as writer:
-        with subprocess.Popen([*CHAPERONE, "follow", "--cursor", file], stdin=answers, stdout=subprocess.PIPE) as follow:
+        with subprocess.Popen(
+            [*CHAPERONE, "follow", "--cursor", file], stdin=answers, stdout=subprocess.PIPE
+        ) as follow:
             read = [json.loads(follow.stdout.readline())["event"] for _ in range(3)]
             writer.running()
             read += [json.loads(follow.stdout.readline())["event"] for _ in range(2)]
             writer.write(b"x")
             read += [json.loads(line)["event"] for line in follow.stdout]
-    assert (follow.returncode, read) == (0, ["started", "changed", "batch", "changed", "batch", "output", "batch"])
+    assert (follow.returncode, read) == (
+        0,
+        ["started", "changed", "batch", "changed", "batch", "output", "batch"],
+    )
 
 
-# A consumer of its own: commits a batch with its number in one write, then answers; a number that it has committed it only answers.
+# A consumer of its own: commits a batch with its number in one write, then answers; a number that
+# it has committed it only answers.
 TAKES = """
 import json, os, sys
 try:
@@ -392,9 +470,17 @@ for text in sys.stdin.buffer:
 """
 
 
-@pytest.mark.parametrize("seed, kills", [(1, 8), *(pytest.param(seed, 40, marks=pytest.mark.long) for seed in range(10, 14))])
-def test_follow_and_its_consumer_that_are_killed_in_turn_take_each_event_once(spool, file, seed, kills):
-    """One of them dies, or both; the other ends by itself, and they are started again while the runs go on."""
+@pytest.mark.parametrize(
+    "seed, kills",
+    [(1, 8), *(pytest.param(seed, 40, marks=pytest.mark.long) for seed in range(10, 14))],
+)
+def test_follow_and_its_consumer_that_are_killed_in_turn_take_each_event_once(
+    spool, file, seed, kills
+):
+    """
+    One of them dies, or both; the other ends by itself, and they are started again while the runs
+    go on.
+    """
     dice = random.Random(seed)
     store = f"{file}.store"
     writers, over = [], 0
@@ -407,12 +493,18 @@ def test_follow_and_its_consumer_that_are_killed_in_turn_take_each_event_once(sp
             for writer in writers:
                 data = "".join(dice.choices(WORDS, k=dice.choice([1, 5, 40]))).encode()
                 cut = dice.randrange(len(data) + 1)
-                for part in (data[:cut], data[cut:], dice.randbytes(2) if dice.random() < 0.1 else b"!"):
+                for part in (
+                    data[:cut],
+                    data[cut:],
+                    dice.randbytes(2) if dice.random() < 0.1 else b"!",
+                ):
                     writer.write(part, dice.choice(["stdout", "stdout", "stderr"]))
 
         for kill in range(kills + 1):
             with following(file, close_fds=True) as follow:
-                consumer = subprocess.Popen([sys.executable, "-c", TAKES, store], stdin=follow.stdout, stdout=follow.stdin)
+                consumer = subprocess.Popen(
+                    [sys.executable, "-c", TAKES, store], stdin=follow.stdout, stdout=follow.stdin
+                )
                 follow.stdout.close()
                 follow.stdin.close()
                 try:
@@ -420,7 +512,13 @@ def test_follow_and_its_consumer_that_are_killed_in_turn_take_each_event_once(sp
                         seen = size_of(store)
                         late = dice.random() < 0.8
                         patience = time.monotonic() + dice.random() * 0.6
-                        while time.monotonic() < patience or late and size_of(store) == seen and follow.poll() is None and consumer.poll() is None:
+                        while (
+                            time.monotonic() < patience
+                            or late
+                            and size_of(store) == seen
+                            and follow.poll() is None
+                            and consumer.poll() is None
+                        ):
                             write()
                             select.select([], [], [], dice.random() * 0.01)
                         if writers and dice.random() < 0.5:
@@ -432,7 +530,11 @@ def test_follow_and_its_consumer_that_are_killed_in_turn_take_each_event_once(sp
                         while writers:
                             writers.pop().end()
                             over += 1
-                        until(lambda wanted=over: endings_in(store) == wanted, timeout=60, what=f"seed {seed}: {over} endings")
+                        until(
+                            lambda wanted=over: endings_in(store) == wanted,
+                            timeout=60,
+                            what=f"seed {seed}: {over} endings",
+                        )
                         consumer.kill()
                     follow.wait(30)
                     consumer.wait(30)
@@ -448,14 +550,20 @@ def test_follow_and_its_consumer_that_are_killed_in_turn_take_each_event_once(sp
             if line["event"] == "output":
                 name = (line["run_id"], line["stream"])
                 assert line["offset"] == len(told[name]), f"seed {seed}: {name}"
-                told[name] += line["text"].encode() if "text" in line else base64.b64decode(line["base64"])
+                told[name] += (
+                    line["text"].encode() if "text" in line else base64.b64decode(line["base64"])
+                )
             elif line["event"] != "changed":
                 others[line["event"], line["run_id"]] += 1
     runs = [f"r{number}" for number in range(over)]
-    assert others == {(event, run_id): 1 for event in ("started", "ended") for run_id in runs}, f"seed {seed}"
+    assert others == {(event, run_id): 1 for event in ("started", "ended") for run_id in runs}, (
+        f"seed {seed}"
+    )
     for run_id in runs:
         for stream in ("stdout", "stderr"):
-            assert told[run_id, stream] == (spool / run_id / stream).read_bytes(), f"seed {seed}: {run_id} {stream}"
+            assert told[run_id, stream] == (spool / run_id / stream).read_bytes(), (
+                f"seed {seed}: {run_id} {stream}"
+            )
     assert os.listdir(spool / ".ended") == []
 
 
@@ -470,13 +578,26 @@ def committed(store):
 
 
 def endings_in(store):
-    return sum(line["event"] in ("ended", "lost") for batch in committed(store) for line in batch["lines"])
+    return sum(
+        line["event"] in ("ended", "lost") for batch in committed(store) for line in batch["lines"]
+    )
 
 
 def granted(watches):
-    """What to put before a command so that the kernel grants it so few watches: in a user namespace of its own, for the limit is the namespace's."""
+    """
+    What to put before a command so that the kernel grants it so few watches: in a user namespace of
+    its own, for the limit is the namespace's.
+    """
     need("unshare")
-    prefix = ["unshare", "--user", "--map-root-user", "sh", "-c", f'echo {watches} >/proc/sys/user/max_inotify_watches && exec "$@"', "sh"]
+    prefix = [
+        "unshare",
+        "--user",
+        "--map-root-user",
+        "sh",
+        "-c",
+        f'echo {watches} >/proc/sys/user/max_inotify_watches && exec "$@"',
+        "sh",
+    ]
     if subprocess.run([*prefix, "true"], capture_output=True).returncode:
         absent("may not make a user namespace and set its limits")
     return prefix
@@ -490,7 +611,13 @@ def test_more_runs_than_watches_are_polled_and_said_so_on_stderr(spool, words, w
     with Writer(spool) as writer, Writer(spool, "other"):
         writer.running()
         command = [*granted(watches), *CHAPERONE, *words]
-        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as reader:
+        with subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as reader:
             told = "" if enough else reader.stderr.readline()
             writer.write(b"found all the same\n").end()
             line = ""
@@ -505,13 +632,29 @@ def test_more_runs_than_watches_are_polled_and_said_so_on_stderr(spool, words, w
 
 
 def test_silent_filesystem_is_polled_and_said_so_on_stderr(spool):
-    script = "import sys; from chaperone import cli, follow; follow.silent_filesystem = lambda fd: 'nfs'; sys.exit(cli.main(['follow']))"
+    script = "import sys; from chaperone.cli import main; from chaperone.follow import follower; follower.silent_filesystem = lambda fd: 'nfs'; sys.exit(main.main(['follow']))"
     with Writer(spool) as writer:
-        with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as reader:
-            assert reader.stderr.readline() == f"chaperone: looking at spool {str(spool)!r} every 1 s: inotify may be silent on nfs\n"
-            assert [json.loads(reader.stdout.readline())["event"] for _ in range(3)] == ["started", "changed", "batch"]
+        with subprocess.Popen(
+            [sys.executable, "-c", script],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as reader:
+            assert (
+                reader.stderr.readline()
+                == f"chaperone: looking at spool {str(spool)!r} every 1 s: inotify may be silent on nfs\n"
+            )
+            assert [json.loads(reader.stdout.readline())["event"] for _ in range(3)] == [
+                "started",
+                "changed",
+                "batch",
+            ]
             writer.write(b"found all the same").end()
-            assert [json.loads(reader.stdout.readline())["event"] for _ in range(2)] == ["output", "ended"]
+            assert [json.loads(reader.stdout.readline())["event"] for _ in range(2)] == [
+                "output",
+                "ended",
+            ]
             reader.kill()
 
 
@@ -535,14 +678,18 @@ def test_consumer_in_shell_that_is_killed_takes_each_event_once(spool, tmp_path)
         for number in range(6):
             with Writer(spool, f"r{number}") as writer:
                 writer.write(f"größer {number} ".encode() * 100).end(number)
-            consuming = subprocess.Popen(["sh", "-c", consumer()], cwd=home, env=env, start_new_session=True)
+            consuming = subprocess.Popen(
+                ["sh", "-c", consumer()], cwd=home, env=env, start_new_session=True
+            )
             pidfd = os.pidfd_open(consuming.pid)
             select.select([pidfd], [], [], 0.15 + number * 0.05)
             os.close(pidfd)
             os.killpg(consuming.pid, signal.SIGKILL)
             consuming.wait()
         last.end(9)
-        consuming = subprocess.Popen(["sh", "-c", consumer()], cwd=home, env=env, start_new_session=True)
+        consuming = subprocess.Popen(
+            ["sh", "-c", consumer()], cwd=home, env=env, start_new_session=True
+        )
         pidfd = os.pidfd_open(consuming.pid)
         try:
             for _ in range(600):
@@ -557,9 +704,16 @@ def test_consumer_in_shell_that_is_killed_takes_each_event_once(spool, tmp_path)
     for number in range(6):
         run = [line for line in lines if line["run_id"] == f"r{number}"]
         assert [line["event"] for line in run if line["event"] != "output"] == ["started", "ended"]
-        assert "".join(line["text"] for line in run if line["event"] == "output") == f"größer {number} " * 100
+        assert (
+            "".join(line["text"] for line in run if line["event"] == "output")
+            == f"größer {number} " * 100
+        )
 
 
 def everything(home):
     batches = home / "batches"
-    return "".join((batches / name).read_text() for name in sorted(os.listdir(batches), key=int)) if batches.exists() else ""
+    return (
+        "".join((batches / name).read_text() for name in sorted(os.listdir(batches), key=int))
+        if batches.exists()
+        else ""
+    )

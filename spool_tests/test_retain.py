@@ -1,4 +1,6 @@
-"""gc: which runs go, that no other run is touched, and that it may be killed or raced at any step."""
+"""
+gc: which runs go, that no other run is touched, and that it may be killed or raced at any step.
+"""
 
 import contextlib
 import fcntl
@@ -13,15 +15,15 @@ from unittest import mock
 import attrs
 import pytest
 
-from chaperone import recover, retain
-from chaperone import spool as spools
+from chaperone.api import Spool
 from chaperone.errors import NoRunError, RunExistsError, SpoolError
-from chaperone.scheduler import Spool
+from chaperone.spool import format, gc, look
+from chaperone.spool import reap as reaping
 from spool_tests import disk
 from spool_tests.conftest import ROOT, open_fds
 
 DAY_S = 86_400
-NOTHING = retain.Summary(removed=[], freed=0, kept=0, kept_bytes=0, live=0, swept=0, failed=[])
+NOTHING = gc.Summary(removed=[], freed=0, kept=0, kept_bytes=0, live=0, swept=0, failed=[])
 
 
 def ended(spool, run_id, days=0.0, code=0, size=0):
@@ -37,20 +39,25 @@ def ids(spool):
     return sorted(name for name in os.listdir(spool) if not name.startswith("."))
 
 
-def gc(spool, **wanted):
-    return retain.gc(str(spool), **wanted)
+def delete(spool, **wanted):
+    return gc.gc(str(spool), **wanted)
 
 
 def test_nothing_is_asked_and_nothing_goes(spool):
     ended(spool, "old", days=1000)
-    assert gc(spool) == attrs.evolve(NOTHING, kept=1) and ids(spool) == ["old"]
+    assert delete(spool) == attrs.evolve(NOTHING, kept=1) and ids(spool) == ["old"]
 
 
 def test_old_runs_go_oldest_first_with_their_entries(spool):
     for run_id, days in (("new", 0), ("old", 8), ("older", 9), ("edge", 6.9)):
         ended(spool, run_id, days)
-    summary = gc(spool, older_s=7 * DAY_S)
-    assert (summary.removed, summary.kept, summary.live, summary.failed) == (["older", "old"], 2, 0, []) and summary.freed > 0
+    summary = delete(spool, older_s=7 * DAY_S)
+    assert (summary.removed, summary.kept, summary.live, summary.failed) == (
+        ["older", "old"],
+        2,
+        0,
+        [],
+    ) and summary.freed > 0
     assert ids(spool) == sorted(os.listdir(spool / ".ended")) == ["edge", "new"]
 
 
@@ -58,38 +65,49 @@ def test_failed_runs_are_kept_longer(spool):
     ended(spool, "good", 8), ended(spool, "bad", 8, code=1), ended(spool, "worse", 31, code=1)
     run = disk.create(spool, "lost")
     run.close()
-    recover.reap(str(spool))
-    summary = gc(spool, older_s=7 * DAY_S, keep_failed_s=30 * DAY_S)
+    reaping.reap(str(spool))
+    summary = delete(spool, older_s=7 * DAY_S, keep_failed_s=30 * DAY_S)
     assert summary.removed == ["worse", "good"] and ids(spool) == ["bad", "lost"]
     # A run that failed is protected from the room that is wanted, too.
-    assert gc(spool, max_bytes=0, keep_failed_s=30 * DAY_S).removed == [] and ids(spool) == ["bad", "lost"]
-    assert gc(spool, max_bytes=0).removed == ["bad", "lost"]
+    assert delete(spool, max_bytes=0, keep_failed_s=30 * DAY_S).removed == [] and ids(spool) == [
+        "bad",
+        "lost",
+    ]
+    assert delete(spool, max_bytes=0).removed == ["bad", "lost"]
 
 
 def test_oldest_go_until_the_rest_fits(spool):
     for number in range(4):
         ended(spool, f"r{number}", days=9 - number, size=100_000)
-    sizes = gc(spool, max_bytes=2**60).kept_bytes
+    sizes = delete(spool, max_bytes=2**60).kept_bytes
     assert 400_000 < sizes < 600_000
-    summary = gc(spool, max_bytes=sizes // 2)
-    assert summary.removed == ["r0", "r1"] and summary.kept_bytes <= sizes // 2 and summary.freed == sizes - summary.kept_bytes
-    assert gc(spool, older_s=6.5 * DAY_S, max_bytes=sizes // 4).removed == ["r2"] and ids(spool) == ["r3"]
+    summary = delete(spool, max_bytes=sizes // 2)
+    assert (
+        summary.removed == ["r0", "r1"]
+        and summary.kept_bytes <= sizes // 2
+        and summary.freed == sizes - summary.kept_bytes
+    )
+    assert delete(spool, older_s=6.5 * DAY_S, max_bytes=sizes // 4).removed == ["r2"] and ids(
+        spool
+    ) == ["r3"]
 
 
 def test_it_is_asked_for_from_python_too(spool):
     ended(spool, "old", 8), ended(spool, "bad", 8, code=1), ended(spool, "new")
     told = []
     would = Spool(spool).gc(older_s=DAY_S, keep_failed_s=9 * DAY_S, dry_run=True)
-    assert Spool(spool).gc(DAY_S, 9 * DAY_S, progress=lambda *each: told.append(each)) == attrs.evolve(would, freed=mock.ANY)
+    assert Spool(spool).gc(
+        DAY_S, 9 * DAY_S, progress=lambda *each: told.append(each)
+    ) == attrs.evolve(would, freed=mock.ANY)
     assert (would.removed, ids(spool), told[-1]) == (["old"], ["bad", "new"], (1, 1))
 
 
 def test_dry_run_says_the_same_and_deletes_nothing(spool):
     ended(spool, "old", 8), ended(spool, "new")
     before = disk.tree(spool)
-    would = gc(spool, older_s=DAY_S, max_bytes=2**60, dry_run=True)
+    would = delete(spool, older_s=DAY_S, max_bytes=2**60, dry_run=True)
     assert disk.tree(spool) == before
-    assert gc(spool, older_s=DAY_S, max_bytes=2**60) == would
+    assert delete(spool, older_s=DAY_S, max_bytes=2**60) == would
 
 
 def test_what_has_not_ended_is_never_touched(spool):
@@ -99,8 +117,10 @@ def test_what_has_not_ended_is_never_touched(spool):
     ending = disk.create(spool, "ending")
     ending.publish(disk.terminated(ending))
     before = disk.tree(spool)
-    summary = gc(spool, older_s=-1, max_bytes=0)
-    assert (summary.removed, summary.live, summary.failed) == ([], 4, []) and disk.tree(spool) == before
+    summary = delete(spool, older_s=-1, max_bytes=0)
+    assert (summary.removed, summary.live, summary.failed) == ([], 4, []) and disk.tree(
+        spool
+    ) == before
     live.close(), ending.close()
 
 
@@ -108,14 +128,14 @@ def test_ending_half_done_may_go_and_leaves_no_entry(spool):
     run = disk.create(spool)
     run.publish(disk.terminated(run))
     run.close()
-    assert gc(spool, older_s=-1).removed == ["r"] and disk.tree(spool) == [".ended", ".running"]
+    assert delete(spool, older_s=-1).removed == ["r"] and disk.tree(spool) == [".ended", ".running"]
 
 
 def test_ending_that_somebody_finishes_is_left_alone(spool, monkeypatch):
     run = disk.create(spool)
     run.publish(disk.terminated(run))
     run.close()
-    real = retain._chosen
+    real = gc._chosen
 
     def taken(*arguments):
         with open(spool / "r" / "lock") as lock:
@@ -124,15 +144,18 @@ def test_ending_that_somebody_finishes_is_left_alone(spool, monkeypatch):
         return real(*arguments)
 
     held = []
-    monkeypatch.setattr(retain, "_chosen", taken)
-    summary = gc(spool, older_s=-1)
-    assert (summary.removed, summary.failed) == ([], ["unable to delete run 'r': somebody holds its lock"]) and ids(spool) == ["r"]
+    monkeypatch.setattr(gc, "_chosen", taken)
+    summary = delete(spool, older_s=-1)
+    assert (summary.removed, summary.failed) == (
+        [],
+        ["unable to delete run 'r': somebody holds its lock"],
+    ) and ids(spool) == ["r"]
     os.close(held[0])
 
 
 def test_run_that_was_replaced_meanwhile_is_not_deleted(spool, monkeypatch):
     ended(spool, "r")
-    real, new = retain._chosen, []
+    real, new = gc._chosen, []
 
     def replaced(*arguments):
         os.rename(spool / "r", spool / "elsewhere")
@@ -140,16 +163,19 @@ def test_run_that_was_replaced_meanwhile_is_not_deleted(spool, monkeypatch):
         new.append(disk.create(spool))
         return real(*arguments)
 
-    monkeypatch.setattr(retain, "_chosen", replaced)
-    summary = gc(spool, older_s=-1)
-    assert (summary.removed, summary.failed) == ([], ["unable to delete run 'r': somebody holds its lock"])
-    assert disk.look(spool)[0] and os.listdir(spool / ".running") == ["r"]
+    monkeypatch.setattr(gc, "_chosen", replaced)
+    summary = delete(spool, older_s=-1)
+    assert (summary.removed, summary.failed) == (
+        [],
+        ["unable to delete run 'r': somebody holds its lock"],
+    )
+    assert disk.seen(spool)[0] and os.listdir(spool / ".running") == ["r"]
     new[0].close()
 
 
 def test_run_that_took_its_place_while_it_was_opened_is_not_deleted(spool, monkeypatch):
     ended(spool, "r"), ended(spool, "other")
-    real = retain._locked
+    real = gc._locked
 
     def replaced(run_fd, run_id):
         if run_id == "r":
@@ -157,9 +183,12 @@ def test_run_that_took_its_place_while_it_was_opened_is_not_deleted(spool, monke
             os.rename(spool / "other", spool / "r")
         return real(run_fd, run_id)
 
-    monkeypatch.setattr(retain, "_locked", replaced)
-    summary = gc(spool, older_s=-1)
-    assert "unable to delete run 'r': it is not the one that had ended" in summary.failed and (spool / "r" / "status.json").exists()
+    monkeypatch.setattr(gc, "_locked", replaced)
+    summary = delete(spool, older_s=-1)
+    assert (
+        "unable to delete run 'r': it is not the one that had ended" in summary.failed
+        and (spool / "r" / "status.json").exists()
+    )
 
 
 def test_two_at_once_are_one_too_many(spool):
@@ -167,9 +196,12 @@ def test_two_at_once_are_one_too_many(spool):
     with Directory(spool / ".ended") as fd:
         fcntl.flock(fd, fcntl.LOCK_EX)
         with pytest.raises(SpoolError) as caught:
-            gc(spool, older_s=-1)
-    assert str(caught.value) == f"unable to collect garbage in spool {str(spool)!r}: another gc is at work"
-    assert gc(spool, older_s=-1).removed == ["r"]
+            delete(spool, older_s=-1)
+    assert (
+        str(caught.value)
+        == f"unable to collect garbage in spool {str(spool)!r}: another gc is at work"
+    )
+    assert delete(spool, older_s=-1).removed == ["r"]
 
 
 class Directory:
@@ -186,16 +218,18 @@ class Directory:
 def test_id_is_free_again_and_told_apart(spool):
     ended(spool, "r")
     with disk.opened(spool) as spool_fd:
-        old_fd = spools.open_run(spool_fd, "r")
-        old = spools.read_spec(old_fd)["key"]
+        old_fd = format.open_run(spool_fd, "r")
+        old = look.read_spec(old_fd)["key"]
         with pytest.raises(RunExistsError):
             disk.create(spool)
-        gc(spool, older_s=-1)
+        delete(spool, older_s=-1)
         run = disk.create(spool)
-        new_fd = spools.open_run(spool_fd, "r")
-        assert spools.read_spec(new_fd)["key"] == run.key != old and not spools.is_path_of(spool_fd, "r", old_fd)
+        new_fd = format.open_run(spool_fd, "r")
+        assert look.read_spec(new_fd)["key"] == run.key != old and not format.is_path_of(
+            spool_fd, "r", old_fd
+        )
         with pytest.raises(NoRunError, match="it is being deleted"):
-            spools.look(old_fd, "r")
+            look.look(old_fd, "r")
         os.close(old_fd), os.close(new_fd)
     run.close()
 
@@ -203,7 +237,7 @@ def test_id_is_free_again_and_told_apart(spool):
 def test_reader_with_an_fd_never_takes_a_deleted_run_for_a_lost_one(spool, monkeypatch):
     ended(spool, "r")
     with disk.opened(spool) as spool_fd:
-        run_fd = spools.open_run(spool_fd, "r")
+        run_fd = format.open_run(spool_fd, "r")
         seen, gone = [], []
         for name in ("rename", "rmdir", "unlink"):
             real = getattr(os, name)
@@ -211,29 +245,33 @@ def test_reader_with_an_fd_never_takes_a_deleted_run_for_a_lost_one(spool, monke
             def looked(*arguments, name=name, real=real, **fds):
                 gone.extend(arguments[:1] if name == "unlink" else [])
                 try:
-                    seen.append(spools.look(run_fd, "r")[1]["state"])
+                    seen.append(look.look(run_fd, "r")[1]["state"])
                 except NoRunError:
                     seen.append("deleted")
                 return real(*arguments, **fds)
 
             monkeypatch.setattr(os, name, looked)
-        gc(spool, older_s=-1)
-        assert spools.found(spool_fd, "r") is None
+        delete(spool, older_s=-1)
+        assert format.found(spool_fd, "r") is None
         os.close(run_fd)
-    assert set(seen) == {"terminated", "deleted"} and seen == sorted(seen, reverse=True) and gone[-1] == "status.json"
+    assert (
+        set(seen) == {"terminated", "deleted"}
+        and seen == sorted(seen, reverse=True)
+        and gone[-1] == "status.json"
+    )
 
 
 def deleted_after_a_probe(spool, monkeypatch):
     """From now on gc deletes what has ended right after the next probe of a lock."""
-    real = spools.pulse
+    real = look.pulse
 
     def deleted_then(run_fd):
         alive = real(run_fd)
-        monkeypatch.setattr(spools, "pulse", real)
-        assert gc(spool, older_s=-1).removed == ["r"]
+        monkeypatch.setattr(look, "pulse", real)
+        assert delete(spool, older_s=-1).removed == ["r"]
         return alive
 
-    monkeypatch.setattr(spools, "pulse", deleted_then)
+    monkeypatch.setattr(look, "pulse", deleted_then)
 
 
 def test_run_that_is_deleted_between_two_looks_is_not_lost(spool, monkeypatch):
@@ -243,14 +281,14 @@ def test_run_that_is_deleted_between_two_looks_is_not_lost(spool, monkeypatch):
     run.close()
     deleted_after_a_probe(spool, monkeypatch)
     with pytest.raises(NoRunError, match="^unable to look into run 'r': it is being deleted$"):
-        disk.look(spool)
+        disk.seen(spool)
 
 
 def test_run_that_is_deleted_while_it_is_reaped_is_not_there(spool, monkeypatch):
     ended(spool, "r")
     deleted_after_a_probe(spool, monkeypatch)
     with pytest.raises(NoRunError, match="^unable to reap run 'r': it is being deleted$"):
-        recover.reap(str(spool), ["r"])
+        reaping.reap(str(spool), ["r"])
 
 
 def test_killed_at_any_step_it_is_finished_by_the_next(spool):
@@ -264,12 +302,12 @@ def test_killed_at_any_step_it_is_finished_by_the_next(spool):
         os.utime(spool / "half" / "status.json", (1, 1))
 
     prepare()
-    for number in disk.crash_points(lambda: gc(spool, older_s=DAY_S)):
+    for number in disk.crash_points(lambda: delete(spool, older_s=DAY_S)):
         points = number
         for run_id in ids(spool):
-            assert disk.look(spool, run_id)[1]["state"] == "terminated"
-        gc(spool, older_s=DAY_S)
-        recover.reap(str(spool))
+            assert disk.seen(spool, run_id)[1]["state"] == "terminated"
+        delete(spool, older_s=DAY_S)
+        reaping.reap(str(spool))
         assert ids(spool) == ["new"] and sorted(os.listdir(spool)) == [".ended", ".running", "new"]
         assert os.listdir(spool / ".ended") == ["new"] and os.listdir(spool / ".running") == []
         for name in os.listdir(spool):
@@ -289,7 +327,7 @@ def test_whatever_somebody_put_there_goes_and_nothing_outside_does(spool, tmp_pa
     (spool / "r" / "notes" / "link").symlink_to(outside / "file")
     os.link(outside / "file", spool / "r" / "hard")
     os.mkfifo(spool / "r" / "fifo")
-    assert gc(spool, older_s=-1).removed == ["r"] and ids(spool) == []
+    assert delete(spool, older_s=-1).removed == ["r"] and ids(spool) == []
     assert (outside / "file").read_text() == "mine" and open_fds(str(tmp_path)) == []
 
 
@@ -299,23 +337,40 @@ def test_what_is_no_run_is_told_and_left_alone(spool, tmp_path):
     (tmp_path / "elsewhere" / "status.json").touch()
     (spool / "planted").symlink_to(tmp_path / "elsewhere")
     (spool / "file").touch()
-    summary = gc(spool, older_s=-1)
+    summary = delete(spool, older_s=-1)
     assert summary.removed == ["good"]
-    assert summary.failed == ["unable to open run 'file': Not a directory", "unable to open run 'planted': Not a directory"]
+    assert summary.failed == [
+        "unable to open run 'file': Not a directory",
+        "unable to open run 'planted': Not a directory",
+    ]
     assert (tmp_path / "elsewhere" / "status.json").exists()
 
 
-@pytest.mark.parametrize("plant", [os.mkfifo, lambda path: path.symlink_to("r"), lambda path: path.symlink_to("nowhere"), lambda path: path.touch()])
+@pytest.mark.parametrize(
+    "plant",
+    [
+        os.mkfifo,
+        lambda path: path.symlink_to("r"),
+        lambda path: path.symlink_to("nowhere"),
+        lambda path: path.touch(),
+    ],
+)
 def test_deletion_that_nobody_can_finish_is_told_and_keeps_no_other_run(spool, plant):
     ended(spool, "r")
     plant(spool / ".planted.0123.gone")
-    summary = gc(spool, older_s=-1)
-    assert (summary.removed, summary.swept, summary.failed) == (["r"], 0, ["unable to delete '.planted.0123.gone': Not a directory"])
+    summary = delete(spool, older_s=-1)
+    assert (summary.removed, summary.swept, summary.failed) == (
+        ["r"],
+        0,
+        ["unable to delete '.planted.0123.gone': Not a directory"],
+    )
     assert os.path.lexists(spool / ".planted.0123.gone")
 
 
 def test_starts_reaps_and_looks_go_on_beside_it(spool):
-    """New runs end all the time, under ids that gc makes free again, while gcs and reaps are at work."""
+    """
+    New runs end all the time, under ids that gc makes free again, while gcs and reaps are at work.
+    """
     rounds = 60
 
     def start(worker):
@@ -325,16 +380,16 @@ def test_starts_reaps_and_looks_go_on_beside_it(spool):
                 run = disk.create(spool, run_id)
             except RunExistsError:
                 continue
-            assert disk.look(spool, run_id)[0]
+            assert disk.seen(spool, run_id)[0]
             disk.end(run)
 
     def clean():
         while True:
             try:
-                assert gc(spool, older_s=-1).failed == []
+                assert delete(spool, older_s=-1).failed == []
             except SpoolError as error:
                 assert "another gc" in str(error)
-            assert {found.done for found in recover.reap(str(spool))} <= {"alive", "ended", "swept"}
+            assert {found.done for found in reaping.reap(str(spool))} <= {"alive", "ended", "swept"}
 
     disk.end(disk.create(spool, "first"))
     cleaners = [disk.forked(clean) for _ in range(2)]
@@ -343,7 +398,7 @@ def test_starts_reaps_and_looks_go_on_beside_it(spool):
         assert [disk.waited(pid) for pid in starters] == [0, 0]
     finally:
         assert [disk.killed(pid) for pid in cleaners] == [-signal.SIGKILL] * 2
-    gc(spool, older_s=-1), recover.reap(str(spool))
+    delete(spool, older_s=-1), reaping.reap(str(spool))
     assert disk.tree(spool) == [".ended", ".running"]
 
 
@@ -351,7 +406,7 @@ def test_progress_is_told(spool):
     for number in range(3):
         ended(spool, f"r{number}")
     told = []
-    gc(spool, older_s=-1, progress=lambda done, of: told.append((done, of)))
+    delete(spool, older_s=-1, progress=lambda done, of: told.append((done, of)))
     assert told == [(1, 3), (2, 3), (3, 3)] * 2
 
 
@@ -359,16 +414,24 @@ def test_progress_is_shown_on_a_terminal_and_wiped(spool):
     for number in range(3):
         ended(spool, f"r{number}")
     ours, theirs = os.openpty()
-    code = "from chaperone import cli, upkeep; upkeep.PROGRESS_S = 0; raise SystemExit(cli.main())"
+    code = "from chaperone.cli import main; from chaperone.cli.verbs import upkeep; upkeep.PROGRESS_S = 0; raise SystemExit(main.main())"
     argv = [sys.executable, "-c", code, "gc", "--spool", str(spool), "--older", "0s"]
-    result = subprocess.run(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=theirs, text=True, timeout=60, check=False)
+    result = subprocess.run(
+        argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=theirs, text=True, timeout=60, check=False
+    )
     os.close(theirs)
     shown = b""
-    with open(ours, "rb", buffering=0) as terminal, contextlib.suppress(OSError):  # EIO: that was all
+    with (
+        open(ours, "rb", buffering=0) as terminal,
+        contextlib.suppress(OSError),
+    ):  # EIO: that was all
         while True:
             shown += terminal.read(65_536)
     assert (result.returncode, result.stdout.partition(" (")[0]) == (0, "removed 3 runs")
-    assert shown == b"".join(b"\r%d of 3 runs\x1b[K" % done for done in (1, 2, 3, 1, 2, 3)) + b"\r\x1b[K"
+    assert (
+        shown
+        == b"".join(b"\r%d of 3 runs\x1b[K" % done for done in (1, 2, 3, 1, 2, 3)) + b"\r\x1b[K"
+    )
 
 
 def test_ten_thousand_runs_go_beside_a_thousand_live_ones(spool):
@@ -389,7 +452,7 @@ def test_ten_thousand_runs_go_beside_a_thousand_live_ones(spool):
         locks.append(os.open(directory / "lock", os.O_CREAT | os.O_WRONLY, 0o600))
         fcntl.flock(locks[-1], fcntl.LOCK_EX)
         (directory / "running.json").touch()
-    summary = gc(spool, older_s=7 * DAY_S)
+    summary = delete(spool, older_s=7 * DAY_S)
     assert (len(summary.removed), summary.live, summary.failed) == (9_001, 1_000, [])
     for fd in locks:
         os.close(fd)

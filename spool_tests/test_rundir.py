@@ -1,4 +1,7 @@
-"""A run directory as its chaperone writes it: rules W1-W5 of docs/spool-format.rst, each broken by nothing that may happen."""
+"""
+A run directory as its chaperone writes it: rules W1-W5 of docs/spool-format.rst, each broken by
+nothing that may happen.
+"""
 
 import errno
 import fcntl
@@ -11,10 +14,11 @@ import textwrap
 
 import pytest
 
-from chaperone import jsontext, recover, rundir
-from chaperone import spool as spools
-from chaperone import status as statuses
 from chaperone.errors import RunExistsError, SpoolError
+from chaperone.model import jsontext
+from chaperone.model import status as statuses
+from chaperone.spool import format, run_directory
+from chaperone.spool import reap as reaping
 from spool_tests import disk
 from spool_tests.conftest import ROOT, absent, need, open_fds
 
@@ -44,10 +48,17 @@ def test_run_directory_appears_complete_locked_and_entered(spool, monkeypatch):
         if target == "r":
             built = spool / source
             assert not (spool / "r").exists() and os.readlink(spool / ".running" / "r") == "../r"
-            assert sorted(os.listdir(built)) == LIVE_FILES and not free(built / "lock", fcntl.LOCK_SH)
+            assert sorted(os.listdir(built)) == LIVE_FILES and not free(
+                built / "lock", fcntl.LOCK_SH
+            )
             assert json.loads((built / "running.json").read_text())["state"] == "starting"
-            assert json.loads((built / "spec.json").read_text())["key"] and (built / "stdout").stat().st_size == 0
-            assert not free(spool / ".running"), "a starter holds the lock on .running/ until its run is there"
+            assert (
+                json.loads((built / "spec.json").read_text())["key"]
+                and (built / "stdout").stat().st_size == 0
+            )
+            assert not free(spool / ".running"), (
+                "a starter holds the lock on .running/ until its run is there"
+            )
             seen.append(source)
         return real(source, target, **fds)
 
@@ -96,14 +107,20 @@ def test_second_start_is_refused_and_leaves_nothing(spool):
     before, fds = disk.tree(spool), open_fds(str(spool))
     with pytest.raises(RunExistsError) as caught:
         disk.create(spool)
-    assert (str(caught.value), caught.value.errno) == ("unable to create run 'r': it exists", errno.EEXIST)
+    assert (str(caught.value), caught.value.errno) == (
+        "unable to create run 'r': it exists",
+        errno.EEXIST,
+    )
     assert (disk.tree(spool), open_fds(str(spool))) == (before, fds)
     disk.end(with_run)
     with pytest.raises(RunExistsError):
         disk.create(spool)
 
 
-@pytest.mark.parametrize("make", [lambda path: path.mkdir(), lambda path: path.touch(), lambda path: path.symlink_to("nowhere")])
+@pytest.mark.parametrize(
+    "make",
+    [lambda path: path.mkdir(), lambda path: path.touch(), lambda path: path.symlink_to("nowhere")],
+)
 def test_start_is_refused_where_anything_has_that_name(spool, make):
     """An empty directory above all: a rename onto one succeeds."""
     make(spool / "r")
@@ -126,20 +143,28 @@ def test_simultaneous_starts_of_one_id_make_one_run(spool):
 
     for number in range(rounds):
         go, told = os.pipe()
-        pids = [disk.forked(lambda go=go, number=number: start(number, go)) for _ in range(starters)]
+        pids = [
+            disk.forked(lambda go=go, number=number: start(number, go)) for _ in range(starters)
+        ]
         os.write(told, b"." * starters)
         assert [disk.waited(pid) for pid in pids] == [0] * starters
         os.close(go), os.close(told)
         assert (spool / f"r{number}" / "stdout").read_text() == "won\n"
-    recover.reap(str(spool))
-    assert os.listdir(spool / ".running") == [] and sorted(os.listdir(spool / ".ended")) == sorted(f"r{number}" for number in range(rounds))
-    assert sorted(os.listdir(spool)) == sorted([".running", ".ended", *(f"r{number}" for number in range(rounds))])
+    reaping.reap(str(spool))
+    assert os.listdir(spool / ".running") == [] and sorted(os.listdir(spool / ".ended")) == sorted(
+        f"r{number}" for number in range(rounds)
+    )
+    assert sorted(os.listdir(spool)) == sorted(
+        [".running", ".ended", *(f"r{number}" for number in range(rounds))]
+    )
 
 
 @pytest.mark.parametrize("ends", [False, True])
 @pytest.mark.parametrize("moment", ["mkdir", "symlink", "rename"])
 def test_loser_of_a_race_never_takes_the_winners_entry(spool, monkeypatch, moment, ends):
-    """Another start of the same id comes through, and perhaps to its end, just before a step of ours."""
+    """
+    Another start of the same id comes through, and perhaps to its end, just before a step of ours.
+    """
     winner = []
     real = getattr(os, moment)
 
@@ -156,10 +181,14 @@ def test_loser_of_a_race_never_takes_the_winners_entry(spool, monkeypatch, momen
     with pytest.raises(RunExistsError):
         disk.create(spool)
     where = ".ended" if ends else ".running"
-    assert os.listdir(spool / where) == ["r"] and sorted(os.listdir(spool)) == [".ended", ".running", "r"]
+    assert os.listdir(spool / where) == ["r"] and sorted(os.listdir(spool)) == [
+        ".ended",
+        ".running",
+        "r",
+    ]
     assert os.listdir(spool / (".running" if ends else ".ended")) == []
     if not ends:
-        assert disk.look(spool) == (True, disk.look(spool)[1])
+        assert disk.seen(spool) == (True, disk.seen(spool)[1])
         disk.end(winner[0])
         assert os.listdir(spool / ".ended") == ["r"]
 
@@ -167,22 +196,28 @@ def test_loser_of_a_race_never_takes_the_winners_entry(spool, monkeypatch, momen
 def test_entry_that_two_starters_share_stays_while_one_is_at_work(spool):
     disk.create(spool, "other").close()
     os.symlink("../r", spool / ".running" / "r")
-    with disk.opened(spool) as spool_fd, Directory(spool / ".running") as at_work, Directory(spool / ".running") as running_fd:
+    with (
+        disk.opened(spool) as spool_fd,
+        Directory(spool / ".running") as at_work,
+        Directory(spool / ".running") as running_fd,
+    ):
         fcntl.flock(at_work, fcntl.LOCK_SH)
-        assert not rundir.sweep_entry(spool_fd, running_fd, "r")
+        assert not run_directory.sweep_entry(spool_fd, running_fd, "r")
         fcntl.flock(at_work, fcntl.LOCK_UN)
-        assert rundir.sweep_entry(spool_fd, running_fd, "r")
+        assert run_directory.sweep_entry(spool_fd, running_fd, "r")
     assert os.listdir(spool / ".running") == ["other"]
 
 
 def test_entry_of_a_run_that_has_not_ended_to_its_last_step_is_not_swept(spool):
     run = disk.create(spool)
     with disk.opened(spool) as spool_fd, Directory(spool / ".running") as running_fd:
-        assert not rundir.sweep_entry(spool_fd, running_fd, "r")
+        assert not run_directory.sweep_entry(spool_fd, running_fd, "r")
         run.publish(disk.terminated(run))
-        assert not rundir.sweep_entry(spool_fd, running_fd, "r"), "the chaperone is about to move it"
+        assert not run_directory.sweep_entry(spool_fd, running_fd, "r"), (
+            "the chaperone is about to move it"
+        )
         run.close()
-        assert not rundir.sweep_entry(spool_fd, running_fd, "r"), "reap is going to move it"
+        assert not run_directory.sweep_entry(spool_fd, running_fd, "r"), "reap is going to move it"
     assert os.listdir(spool / ".running") == ["r"]
 
 
@@ -192,13 +227,15 @@ def test_starter_killed_at_any_step_harms_nobody_after_it(spool):
         points = number
         if (spool / "r").exists():
             visible += 1
-            assert disk.look(spool)[1]["state"] in ("lost", "starting")
+            assert disk.seen(spool)[1]["state"] in ("lost", "starting")
             with pytest.raises(RunExistsError):
                 disk.create(spool)
         else:
             disk.end(disk.create(spool))
-        recover.reap(str(spool))
-        assert disk.tree(spool) == sorted([".ended", ".ended/r", ".running", "r", *(f"r/{name}" for name in ENDED_FILES)])
+        reaping.reap(str(spool))
+        assert disk.tree(spool) == sorted(
+            [".ended", ".ended/r", ".running", "r", *(f"r/{name}" for name in ENDED_FILES)]
+        )
         subprocess.run(["rm", "-r", str(spool / "r"), str(spool / ".ended" / "r")], check=True)
     assert points > 25 and 0 < visible < points
 
@@ -221,9 +258,17 @@ def test_failed_start_leaves_nothing(spool, monkeypatch):
             try:
                 disk.end(disk.create(spool, f"r{number}"))
             except SpoolError as error:
-                assert str(error).endswith("Too many open files") and error.errno in (errno.EMFILE, errno.ENOSPC)
-                assert not (spool / f"r{number}").exists() and [name for name in os.listdir(spool) if name.endswith(".new")] == []
-                assert f"r{number}" not in (os.listdir(spool / ".running") if (spool / ".running").exists() else [])
+                assert str(error).endswith("Too many open files") and error.errno in (
+                    errno.EMFILE,
+                    errno.ENOSPC,
+                )
+                assert (
+                    not (spool / f"r{number}").exists()
+                    and [name for name in os.listdir(spool) if name.endswith(".new")] == []
+                )
+                assert f"r{number}" not in (
+                    os.listdir(spool / ".running") if (spool / ".running").exists() else []
+                )
             else:
                 assert calls > 11
                 break
@@ -249,7 +294,9 @@ def test_modes_are_ours_alone_whatever_the_umask(tmp_path):
     for name in ["", *disk.tree(tmp_path / "new")]:
         found = os.lstat(tmp_path / "new" / name)
         if not stat.S_ISLNK(found.st_mode):
-            assert stat.S_IMODE(found.st_mode) == (0o700 if stat.S_ISDIR(found.st_mode) else 0o600), name
+            assert stat.S_IMODE(found.st_mode) == (
+                0o700 if stat.S_ISDIR(found.st_mode) else 0o600
+            ), name
 
 
 # -- W2: streams only grow
@@ -296,7 +343,7 @@ def test_reader_never_sees_half_a_status(spool):
             assert status["pid"] % 500 == len(status["stop"]["by"]) and status["pid"] >= last
             seen += status["pid"] > last
             last = status["pid"]
-            alive, found = spools.look(run_fd, "r")
+            alive, found = look.look(run_fd, "r")
             assert alive and found["pid"] >= last
         assert seen > 50, seen
 
@@ -304,7 +351,10 @@ def test_reader_never_sees_half_a_status(spool):
     reader = disk.forked(look)
     os.close(read)
     for number in range(1, 10_001):
-        assert run.replace_running({**status, "pid": number, "stop": {"by": "x" * (number % 500)}}) is None
+        assert (
+            run.replace_running({**status, "pid": number, "stop": {"by": "x" * (number % 500)}})
+            is None
+        )
     os.close(write)
     assert disk.waited(reader) == 0
     os.close(run_fd)
@@ -319,7 +369,7 @@ def test_planted_file_is_not_written_into(spool, tmp_path):
     disk.running(run)
     os.symlink(other, spool / "r" / ".running.json")
     disk.running(run)
-    assert other.read_text() == "mine" and disk.look(spool)[1]["state"] == "running"
+    assert other.read_text() == "mine" and disk.seen(spool)[1]["state"] == "running"
     run.close()
 
 
@@ -331,7 +381,11 @@ def calls(monkeypatch):
         real = getattr(os, name)
 
         def call(first, *rest, name=name, real=real, **keywords):
-            told = os.path.basename(os.readlink(f"/proc/self/fd/{first}")) if name == "fsync" else f"{first} {rest[0]}"
+            told = (
+                os.path.basename(os.readlink(f"/proc/self/fd/{first}"))
+                if name == "fsync"
+                else f"{first} {rest[0]}"
+            )
             made.append(f"{name} {told}")
             return real(first, *rest, **keywords)
 
@@ -342,21 +396,45 @@ def calls(monkeypatch):
 def test_outcome_is_synced_before_it_appears(spool, calls):
     run = disk.create(spool)
     disk.running(run)
-    assert calls == ["rename .running.json running.json", f"rename .r.{run.key}.new r", "rename .running.json running.json"]
+    assert calls == [
+        "rename .running.json running.json",
+        f"rename .r.{run.key}.new r",
+        "rename .running.json running.json",
+    ]
     calls.clear()
     os.write(run.streams["stdout"], b"out"), os.write(run.streams["stderr"], b"err")
     disk.end(run)
-    assert calls == ["fsync stdout", "fsync stderr", "fsync .status", "rename .status status.json", "rename r r"]
+    assert calls == [
+        "fsync stdout",
+        "fsync stderr",
+        "fsync .status",
+        "rename .status status.json",
+        "rename r r",
+    ]
 
 
 def test_durable_run_has_its_start_and_its_directories_synced(spool, calls):
     run = disk.create(spool, durable=True)
     built = f".r.{run.key}.new"
-    assert calls == ["fsync spec.json", "rename .running.json running.json", f"fsync {built}", f"rename {built} r", "fsync .running", "fsync spool"]
+    assert calls == [
+        "fsync spec.json",
+        "rename .running.json running.json",
+        f"fsync {built}",
+        f"rename {built} r",
+        "fsync .running",
+        "fsync spool",
+    ]
     calls.clear()
     os.write(run.streams["stderr"], b"err")  # an empty stream has no end to lose
     disk.end(run, durable=True)
-    assert calls == ["fsync stderr", "fsync .status", "rename .status status.json", "fsync r", "rename r r", "fsync .ended"]
+    assert calls == [
+        "fsync stderr",
+        "fsync .status",
+        "rename .status status.json",
+        "fsync r",
+        "rename r r",
+        "fsync .ended",
+    ]
 
 
 # -- W4: how a run ends
@@ -367,7 +445,11 @@ def test_ending_goes_in_its_order(spool, monkeypatch):
     lock_fd = run.lock_fd
     recorded = disk.Calls(monkeypatch)
     disk.end(run)
-    order = [call[:2] for call in recorded.made if call[0] in ("rename", "unlink") or call == ("close", lock_fd)]
+    order = [
+        call[:2]
+        for call in recorded.made
+        if call[0] in ("rename", "unlink") or call == ("close", lock_fd)
+    ]
     assert order == [
         ("rename", ".status"),
         ("unlink", "control"),
@@ -379,8 +461,12 @@ def test_ending_goes_in_its_order(spool, monkeypatch):
         ("unlink", "lock"),
         ("close", lock_fd),
     ]
-    assert ("flock", lock_fd) not in recorded.named("flock"), "it is let go by its close, and not before"
-    assert disk.tree(spool) == sorted([".ended", ".ended/r", ".running", "r", *(f"r/{name}" for name in ENDED_FILES)])
+    assert ("flock", lock_fd) not in recorded.named("flock"), (
+        "it is let go by its close, and not before"
+    )
+    assert disk.tree(spool) == sorted(
+        [".ended", ".ended/r", ".running", "r", *(f"r/{name}" for name in ENDED_FILES)]
+    )
     assert open_fds(str(spool)) == []
 
 
@@ -392,13 +478,20 @@ def test_log_with_words_in_it_stays(spool):
 
 
 def test_run_ends_where_it_is_and_not_where_it_was(spool, tmp_path):
-    """By fds: a directory or a spool that was moved still gets its outcome, and what took its place gets none."""
+    """
+    By fds: a directory or a spool that was moved still gets its outcome, and what took its place
+    gets none.
+    """
     run = disk.create(spool)
     os.rename(spool, tmp_path / "moved")
     spool.mkdir(0o700)
     os.rename(tmp_path / "moved" / "r", tmp_path / "moved" / "s")
     disk.end(run)
-    assert disk.tree(spool) == [] and (tmp_path / "moved" / "s" / "status.json").exists() and os.listdir(tmp_path / "moved" / ".ended") == ["r"]
+    assert (
+        disk.tree(spool) == []
+        and (tmp_path / "moved" / "s" / "status.json").exists()
+        and os.listdir(tmp_path / "moved" / ".ended") == ["r"]
+    )
 
 
 def test_chaperone_killed_at_any_step_of_the_end_leaves_an_outcome_to_finish(spool):
@@ -415,19 +508,33 @@ def test_chaperone_killed_at_any_step_of_the_end_leaves_an_outcome_to_finish(spo
         points = number
         if (spool / "r").exists():
             start = start or number
-            before = disk.look(spool)
+            before = disk.seen(spool)
             assert not before[0] and before[1]["state"] in ("lost", "terminated")
             states.append(before[1]["state"])
-            recover.reap(str(spool))
-            alive, after = disk.look(spool)
-            assert not alive and after["state"] == before[1]["state"] and after["stdout"]["bytes"] == os.stat(spool / "r" / "stdout").st_size
+            reaping.reap(str(spool))
+            alive, after = disk.seen(spool)
+            assert (
+                not alive
+                and after["state"] == before[1]["state"]
+                and after["stdout"]["bytes"] == os.stat(spool / "r" / "stdout").st_size
+            )
             if after["state"] == "terminated":
                 assert after["return_code"] == 3 and after["stdout"]["bytes"] == 3
-        recover.reap(str(spool))
-        ended = [".ended/r", "r", *(f"r/{name}" for name in ENDED_FILES)] if (spool / "r").exists() else []
-        assert disk.tree(spool) == sorted([".ended", ".running", *ended][: None if (spool / ".running").exists() else 0])
+        reaping.reap(str(spool))
+        ended = (
+            [".ended/r", "r", *(f"r/{name}" for name in ENDED_FILES)]
+            if (spool / "r").exists()
+            else []
+        )
+        assert disk.tree(spool) == sorted(
+            [".ended", ".running", *ended][: None if (spool / ".running").exists() else 0]
+        )
         subprocess.run(["rm", "-rf", str(spool / "r"), str(spool / ".ended" / "r")], check=True)
-    assert {"lost", "terminated"} == set(states) and states.index("terminated") > 10 and len(states) - states.index("terminated") > 10
+    assert (
+        {"lost", "terminated"} == set(states)
+        and states.index("terminated") > 10
+        and len(states) - states.index("terminated") > 10
+    )
     assert states == sorted(states), "once it has an outcome it keeps it"
     assert points > 50
 
@@ -444,8 +551,12 @@ def test_entry_that_cant_be_moved_leaves_the_ending_to_reap(spool, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, "rename", refusing)
         disk.end(run)
-    assert disk.look(spool)[1]["state"] == "terminated" and "lock" in os.listdir(spool / "r") and os.listdir(spool / ".running") == ["r"]
-    assert [found.done for found in recover.reap(str(spool))] == ["finished"]
+    assert (
+        disk.seen(spool)[1]["state"] == "terminated"
+        and "lock" in os.listdir(spool / "r")
+        and os.listdir(spool / ".running") == ["r"]
+    )
+    assert [found.done for found in reaping.reap(str(spool))] == ["finished"]
     assert sorted(os.listdir(spool / "r")) == ENDED_FILES and os.listdir(spool / ".ended") == ["r"]
 
 
@@ -454,7 +565,9 @@ def test_entry_that_cant_be_moved_leaves_the_ending_to_reap(spool, monkeypatch):
 
 SMALL = """
 import errno, os, sys, time
-from chaperone import jsontext, status as statuses, spool as spools
+from chaperone.model import jsontext
+from chaperone.model import status as statuses
+from chaperone.spool import format, look
 from spool_tests import disk
 
 spool = sys.argv[1] + "/spool"
@@ -476,7 +589,7 @@ def fill():
 fill()
 told = run.replace_running({**before, "pid": 1})
 assert told == "unable to replace 'running.json': No space left on device", told
-assert disk.look(spool)[1]["pid"] == 4711
+assert disk.seen(spool)[1]["pid"] == 4711
 fill()
 status = {**statuses.stopping(before, "SIGTERM", "request", "\\U0001f600" * 5000, time.time_ns()), "labels": {"team": "\\U0001f600" * 4000}}
 status = {**status, "connection": {"argv": ["'" * 100000], "pid": 1, "drops": 0, "state": "down", "since": None}}
@@ -488,7 +601,7 @@ def truncated(fd, length):  # whatever room is given up, somebody else takes at 
 os.ftruncate = truncated
 run.publish(final)
 run.end()
-alive, found = disk.look(spool)
+alive, found = disk.seen(spool)
 assert not alive and found["state"] == "lost" and found["pid"] == 4711 and found["stop"]["reason"] == "request", found
 assert found["exception"]["message"].startswith("\\U0001f600" * 600) and found["labels"]["team"] == "\\U0001f600" * 4000
 assert found["connection"]["argv"] is None and found["connection"]["pid"] == 1
@@ -504,13 +617,31 @@ def mounted(script, options, directory):
     if subprocess.run([*namespace, "true"], capture_output=True, check=False).returncode:
         absent("needs a mount namespace: unshare -Urm is not allowed here")
     script = f"import os\n{textwrap.dedent(script)}"
-    words = ["sh", "-c", 'mount -t tmpfs -o "$1" tmpfs "$2" && exec "$3" -c "$4" "$2"', "sh", options, str(directory), sys.executable, script]
-    done = subprocess.run([*namespace, *words], capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": ROOT}, timeout=60)
+    words = [
+        "sh",
+        "-c",
+        'mount -t tmpfs -o "$1" tmpfs "$2" && exec "$3" -c "$4" "$2"',
+        "sh",
+        options,
+        str(directory),
+        sys.executable,
+        script,
+    ]
+    done = subprocess.run(
+        [*namespace, *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": ROOT},
+        timeout=60,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-@pytest.mark.parametrize("options", ["size=1m,nr_inodes=200,mode=700", "size=8m,nr_inodes=40,mode=700"])
+@pytest.mark.parametrize(
+    "options", ["size=1m,nr_inodes=200,mode=700", "size=8m,nr_inodes=40,mode=700"]
+)
 def test_full_disk_does_not_eat_the_outcome(tmp_path, options):
     assert mounted(SMALL, options, tmp_path) == "kept\n"
 
@@ -535,30 +666,39 @@ def test_start_without_room_for_the_outcome_is_refused(tmp_path):
 def test_room_is_secured_before_the_run_appears(spool):
     run = disk.create(spool)
     found = os.stat(spool / "r" / ".status")
-    assert found.st_size >= spools.RESERVE and found.st_blocks * 512 >= found.st_size
+    assert found.st_size >= format.RESERVE and found.st_blocks * 512 >= found.st_size
     run.close()
 
 
 def test_nothing_that_fails_in_bookkeeping_is_raised(spool):
     run = disk.create(spool)
     os.mkdir(spool / "r" / ".running.json")
-    assert run.replace_running(disk.starting(disk.spec())) == "unable to replace 'running.json': Is a directory"
+    assert (
+        run.replace_running(disk.starting(disk.spec()))
+        == "unable to replace 'running.json': Is a directory"
+    )
     os.rmdir(spool / "r" / ".running.json")
     disk.end(run)
 
 
 def test_log_that_a_disk_refused_for_long_goes_on_with_whole_lines(spool):
-    """The first of them are kept; what is said once the disk takes bytes again is there in any case."""
+    """
+    The first of them are kept; what is said once the disk takes bytes again is there in any case.
+    """
     run = disk.create(spool)
     log, full = os.dup(run.log_fd), os.open("/dev/full", os.O_WRONLY)
     os.dup2(full, run.log_fd, inheritable=False)
-    lines = [b"line %d\n" % number for number in range(rundir.UNTOLD_BYTES // 8)]
+    lines = [b"line %d\n" % number for number in range(run_directory.UNTOLD_BYTES // 8)]
     assert not any(run.tell(line) for line in lines)
     os.dup2(log, run.log_fd, inheritable=False)
     assert run.tell(b"again\n") and run.tell(b"and again\n")
     *kept, again, last = (spool / "r" / "log").read_bytes().splitlines(keepends=True)
     assert (kept, again, last) == (lines[: len(kept)], b"again\n", b"and again\n")
-    assert rundir.UNTOLD_BYTES - len(lines[-1]) < len(b"".join(kept)) <= rundir.UNTOLD_BYTES
+    assert (
+        run_directory.UNTOLD_BYTES - len(lines[-1])
+        < len(b"".join(kept))
+        <= run_directory.UNTOLD_BYTES
+    )
     run.close()
     os.close(log)
     os.close(full)
@@ -577,10 +717,12 @@ def test_directory_that_was_removed_is_told(spool):
 def test_statuses_are_read_back_as_they_were_written(spool):
     run = disk.create(spool)
     status = disk.running(run)
-    assert disk.look(spool) == (True, status)
+    assert disk.seen(spool) == (True, status)
     final = disk.terminated(run, 7)
     run.publish(final)
-    assert disk.look(spool) == (False, final)
+    assert disk.seen(spool) == (False, final)
     run.end()
-    assert jsontext.loads((spool / "r" / "status.json").read_bytes()) == final == disk.look(spool)[1]
+    assert (
+        jsontext.loads((spool / "r" / "status.json").read_bytes()) == final == disk.seen(spool)[1]
+    )
     assert statuses.exit_code(final) == 7

@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
+from chaperone.api import Run, Spool
 from chaperone.errors import NoRunError, RunExistsError, SpecError
-from chaperone.events import Counts, Ended, Output, Started, status_view
-from chaperone.scheduler import Run, Spool
+from chaperone.model.events import Counts, Ended, Output, Started, status_view
 from spool_tests.conftest import ROOT, need, until
 from spool_tests.writer import Writer
 
@@ -26,7 +26,13 @@ def sh(text, **program):
 def test_run_is_started_waited_for_and_read(spool):
     run = Spool(spool).start(sh("echo out; echo err >&2; exit 3"))
     status = run.wait(30)
-    assert (run.run_id, status.state, status.return_code, status.exit_code, status.is_final()) == ("r", "terminated", 3, 3, True)
+    assert (run.run_id, status.state, status.return_code, status.exit_code, status.is_final()) == (
+        "r",
+        "terminated",
+        3,
+        3,
+        True,
+    )
     assert (run.read("stdout"), run.read("stderr"), run.read("log")) == (b"out\n", b"err\n", b"")
     assert (run.size(), run.read("stdout", 2, 1), run.read("stdout", 99)) == (4, b"t", b"")
     assert run.status() == status
@@ -41,7 +47,9 @@ def test_used_id_is_refused(spool):
 
 
 def test_bad_spec_is_refused_before_anything_is_made(spool):
-    with pytest.raises(SpecError, match="program.argv: want a non-empty list of strings, got 'ls'$"):
+    with pytest.raises(
+        SpecError, match="program.argv: want a non-empty list of strings, got 'ls'$"
+    ):
         Spool(spool).start({"program": {"argv": "ls"}})
     assert os.listdir(spool) == []
 
@@ -55,7 +63,9 @@ def test_wait_gives_up_when_the_time_is_over(spool):
 
 
 def test_stop_without_waiting_returns_at_once(spool):
-    run = Spool(spool).start(sh("trap 'echo stopping; sleep 0.2; exit 4' TERM; echo ready; while :; do sleep 0.05; done"))
+    run = Spool(spool).start(
+        sh("trap 'echo stopping; sleep 0.2; exit 4' TERM; echo ready; while :; do sleep 0.05; done")
+    )
     until(lambda: run.read("stdout"))
     assert not run.stop(wait=False).is_final()
     assert run.wait(30).return_code == 4
@@ -79,7 +89,9 @@ def test_request_to_an_ended_run_changes_nothing(spool):
     run = Spool(spool).start(sh("exit 0"))
     run.wait(30)
     assert (run.stop().return_code, run.kill().return_code) == (0, 0)
-    until(lambda: not (spool / "r" / "control").exists())  # it goes a moment after the outcome has appeared
+    until(
+        lambda: not (spool / "r" / "control").exists()
+    )  # it goes a moment after the outcome has appeared
     with pytest.raises(NoRunError, match="^unable to ask run 'r': no chaperone is there$"):
         run.signal("USR1")
 
@@ -87,10 +99,22 @@ def test_request_to_an_ended_run_changes_nothing(spool):
 @pytest.mark.parametrize(
     "request_of, sentence",
     [
-        (lambda run: run.signal("NOPE"), "unable to signal run 'r': want a signal's name such as 'SIGTERM', got 'NOPE'"),
-        (lambda run: run.stop(grace_s=-1), "unable to stop run 'r': want a grace of at least 0 seconds, got -1"),
-        (lambda run: run.stop(by="two words"), "unable to ask run 'r': want one word of at most 128 characters for `by`, got 'two words'"),
-        (lambda run: run.stop(by="x\nkill"), "unable to ask run 'r': want one word of at most 128 characters for `by`, got 'x\\nkill'"),
+        (
+            lambda run: run.signal("NOPE"),
+            "unable to signal run 'r': want a signal's name such as 'SIGTERM', got 'NOPE'",
+        ),
+        (
+            lambda run: run.stop(grace_s=-1),
+            "unable to stop run 'r': want a grace of at least 0 seconds, got -1",
+        ),
+        (
+            lambda run: run.stop(by="two words"),
+            "unable to ask run 'r': want one word of at most 128 characters for `by`, got 'two words'",
+        ),
+        (
+            lambda run: run.stop(by="x\nkill"),
+            "unable to ask run 'r': want one word of at most 128 characters for `by`, got 'x\\nkill'",
+        ),
         (lambda run: next(run.tail("log")), "unable to follow stream 'log': want stdout or stderr"),
     ],
 )
@@ -103,16 +127,29 @@ def test_request_that_can_not_be_meant_is_refused(spool, request_of, sentence):
 def test_follower_tells_real_runs_from_start_to_end(spool):
     scheduler = Spool(spool)
     with scheduler.follow() as follower:
-        run_ids = {scheduler.start({"program": {"command": f"echo {number}; exit {number}"}}).run_id for number in range(3)}
+        run_ids = {
+            scheduler.start({"program": {"command": f"echo {number}; exit {number}"}}).run_id
+            for number in range(3)
+        }
         events = []
         while len([event for event in events if isinstance(event, Ended)]) < 3:
             events.append(follower.next(30))
         assert {event.run_id for event in events if isinstance(event, Started)} == run_ids
-        assert sorted(event.data for event in events if isinstance(event, Output)) == [b"0\n", b"1\n", b"2\n"]
-        assert sorted(event.status.return_code for event in events if isinstance(event, Ended)) == [0, 1, 2]
+        assert sorted(event.data for event in events if isinstance(event, Output)) == [
+            b"0\n",
+            b"1\n",
+            b"2\n",
+        ]
+        assert sorted(event.status.return_code for event in events if isinstance(event, Ended)) == [
+            0,
+            1,
+            2,
+        ]
         for run_id in run_ids:
             follower.collect(run_id)
-        until(lambda: follower.next(0) is None and follower.cursor == {"runs": {}})  # an entry may still be on its way
+        until(
+            lambda: follower.next(0) is None and follower.cursor == {"runs": {}}
+        )  # an entry may still be on its way
     assert os.listdir(spool / ".running") == os.listdir(spool / ".ended") == []
 
 
@@ -124,7 +161,12 @@ def test_killed_chaperone_is_lost_with_what_the_pipe_still_held(spool):
     with run_follower(spool) as follower:
         os.kill(chaperone_pid, signal.SIGKILL)
         status = until_lost(follower)
-    assert (status.state, status.return_code, status.signal, status.complete) == ("lost", None, None, False)
+    assert (status.state, status.return_code, status.signal, status.complete) == (
+        "lost",
+        None,
+        None,
+        False,
+    )
     assert run.wait(5).state == "lost"
 
 
@@ -142,11 +184,18 @@ def until_lost(follower):
 
 def test_runs_are_found_by_where_they_stand(spool):
     scheduler = Spool(spool)
-    with Writer(spool, "live"), Writer(spool, "over") as over, Writer(spool, "collected") as collected:
+    with (
+        Writer(spool, "live"),
+        Writer(spool, "over") as over,
+        Writer(spool, "collected") as collected,
+    ):
         over.end()
         collected.end()
         scheduler.collect("collected")
-        found = [[run.run_id for run in runs] for runs in (scheduler.live(), scheduler.ended(), scheduler.all())]
+        found = [
+            [run.run_id for run in runs]
+            for runs in (scheduler.live(), scheduler.ended(), scheduler.all())
+        ]
     assert found == [["live"], ["over"], ["collected", "live", "over"]]
 
 
@@ -167,22 +216,32 @@ def test_deleted_run_is_an_error(spool):
 
 def test_run_that_is_deleted_while_waited_for_is_an_error(spool):
     with Writer(spool):
-        waiting = subprocess.Popen([sys.executable, "-c", WAITS, spool], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        waiting = subprocess.Popen(
+            [sys.executable, "-c", WAITS, spool],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         assert waiting.stdout.readline() == "waits\n"
         os.rename(spool / "r", spool / ".r.x.gone")
-        assert waiting.communicate(timeout=30)[0].splitlines()[-1] == "unable to wait for run 'r': it was deleted"
+        assert (
+            waiting.communicate(timeout=30)[0].splitlines()[-1]
+            == "unable to wait for run 'r': it was deleted"
+        )
 
 
 WAITS = """
 import sys
-from chaperone import follow, scheduler
-run = scheduler.Spool(sys.argv[1])["r"]
-take = follow.Follower.next
-follow.Follower.next = lambda *arguments: (print("waits", flush=True), take(*arguments))[1]
+from chaperone.follow import follower as followers
+from chaperone import api
+run = api.Spool(sys.argv[1])["r"]
+take = followers.Follower.next
+followers.Follower.next = lambda *arguments: (print("waits", flush=True), take(*arguments))[1]
 try:
     status = run.wait()
     print(status.state)
-except scheduler.NoRunError as error:
+except api.NoRunError as error:
     print(error)
 """
 
@@ -193,7 +252,17 @@ def test_waiting_looks_at_no_clock_and_sets_no_timer(spool):
         writer.running()
         trace = spool.parent / "trace"
         calls = "epoll_wait,epoll_pwait,timerfd_settime,poll,select,nanosleep,clock_nanosleep"
-        command = ["strace", "-o", trace, "-e", f"trace={calls}", sys.executable, "-c", WAITS, spool]
+        command = [
+            "strace",
+            "-o",
+            trace,
+            "-e",
+            f"trace={calls}",
+            sys.executable,
+            "-c",
+            WAITS,
+            spool,
+        ]
         waiting = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         if not waiting.stdout.readline():
             pytest.skip("strace may not trace here")
@@ -204,7 +273,9 @@ def test_waiting_looks_at_no_clock_and_sets_no_timer(spool):
         assert waiting.communicate(timeout=30)[0].splitlines()[-1] == "terminated"
     calls = [line for line in trace.read_text().splitlines() if "epoll" in line]
     assert 1 <= len(calls) <= 4 and all(", -1" in call for call in calls), calls
-    assert not [line for line in trace.read_text().splitlines() if "timer" in line or "sleep" in line]
+    assert not [
+        line for line in trace.read_text().splitlines() if "timer" in line or "sleep" in line
+    ]
 
 
 def test_tail_gives_the_bytes_as_they_come_to_the_end(spool):
@@ -254,7 +325,10 @@ def test_paths_do_not_depend_on_where_we_are(spool, monkeypatch):
     scheduler = Spool("spool")
     monkeypatch.chdir("/")
     with Writer(spool):
-        assert (scheduler["r"].path, repr(scheduler["r"])) == (f"{spool}/r", f"Run({str(spool)!r}, 'r')")
+        assert (scheduler["r"].path, repr(scheduler["r"])) == (
+            f"{spool}/r",
+            f"Run({str(spool)!r}, 'r')",
+        )
         assert scheduler["r"].spec()["id"] == "r"
 
 
@@ -265,13 +339,35 @@ def test_view_has_times_and_counts_as_values(spool):
     with Writer(spool) as writer:
         writer.running().write(b"1234").end()
     status = Spool(spool)["r"].status()
-    assert (status.stdout, status.stderr) == (Counts(bytes=4, dropped=0), Counts(bytes=0, dropped=0))
+    assert (status.stdout, status.stderr) == (
+        Counts(bytes=4, dropped=0),
+        Counts(bytes=0, dropped=0),
+    )
     assert status.start_time.tzinfo is datetime.timezone.utc and status.raw["return_code"] == 0
     assert isinstance(Run(str(spool), "r").status(), type(status))
 
 
 def test_view_of_a_newer_writers_status_is_tolerant():
-    raw = {"run_id": "r", "state": "running", "pid": "many", "core_dump": 1, "start_time": "yesterday", "stdout": [], "elapsed": True, "shiny": "new"}
+    raw = {
+        "run_id": "r",
+        "state": "running",
+        "pid": "many",
+        "core_dump": 1,
+        "start_time": "yesterday",
+        "stdout": [],
+        "elapsed": True,
+        "shiny": "new",
+    }
     status = status_view(raw)
-    assert (status.state, status.pid, status.core_dump, status.start_time, status.elapsed) == ("running", None, False, None, None)
-    assert (status.stdout, status.labels, status.raw["shiny"]) == (Counts(bytes=None, dropped=None), {}, "new")
+    assert (status.state, status.pid, status.core_dump, status.start_time, status.elapsed) == (
+        "running",
+        None,
+        False,
+        None,
+        None,
+    )
+    assert (status.stdout, status.labels, status.raw["shiny"]) == (
+        Counts(bytes=None, dropped=None),
+        {},
+        "new",
+    )

@@ -1,4 +1,7 @@
-"""Secrets of a run are in nobody's argv, here or there, while it starts, works, is cut off, is adopted and ends."""
+"""
+Secrets of a run are in nobody's argv, here or there, while it starts, works, is cut off, is adopted
+and ends.
+"""
 
 import contextlib
 import os
@@ -19,7 +22,8 @@ from spool_tests.test_survive import adopt, connected
 sshd = server.sshd
 sshd_with = server.sshd_with
 
-# Told the secret by its input, for its own argv is looked at too; ends with its input, and says how often it looked and what it saw.
+# Told the secret by its input, for its own argv is looked at too; ends with its input, and says how
+# often it looked and what it saw.
 POLL = """
 import os, sys
 secret, looks, seen = sys.stdin.buffer.readline().strip(), 0, set()
@@ -44,8 +48,16 @@ print(looks, *(word.split(b"\\0")[0].decode() for word in seen))
 
 @contextlib.contextmanager
 def polled(secret, found):
-    """Meanwhile every /proc/*/cmdline is read again and again; afterwards `found` holds the words that were seen in any."""
-    poll = subprocess.Popen([sys.executable, "-I", "-S", "-c", POLL], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    """
+    Meanwhile every /proc/*/cmdline is read again and again; afterwards `found` holds the words that
+    were seen in any.
+    """
+    poll = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", POLL],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     poll.stdin.write(secret + "\n")
     poll.stdin.flush()
     try:
@@ -57,14 +69,28 @@ def polled(secret, found):
 
 
 def through_its_life(spool, secret, life, remote):
-    """A run with secrets from its start to its end; if it survives, its client and its chaperone die on the way."""
+    """
+    A run with secrets from its start to its end; if it survives, its client and its chaperone die
+    on the way.
+    """
     script = 'echo up; while [ ! -e go ]; do sleep 0.05; done; [ "$(cat)" = "$S" ] && echo same'
-    process = start(spool, sh(script, env={"S": secret}, stdin=secret, cwd=str(spool)), remote=remote, on_disconnect=life)
+    process = start(
+        spool,
+        sh(script, env={"S": secret}, stdin=secret, cwd=str(spool)),
+        remote=remote,
+        on_disconnect=life,
+    )
     until(lambda: stdout(spool) == b"up\n")
     if life == "survive":
         status = connected(spool)
         os.kill(status["connection"]["pid"], signal.SIGKILL)
-        drops = until(lambda: (now := connected(spool)["connection"]["drops"]) > status["connection"]["drops"] and now, 20)
+        drops = until(
+            lambda: (
+                (now := connected(spool)["connection"]["drops"]) > status["connection"]["drops"]
+                and now
+            ),
+            20,
+        )
         process.kill()
         process.wait()
         process = adopt(spool)
@@ -72,20 +98,36 @@ def through_its_life(spool, secret, life, remote):
     (spool / "go").touch()
     assert process.wait(30) == 0
     (spool / "go").unlink()
-    assert (final(spool)["state"], final(spool)["return_code"], stdout(spool)) == ("terminated", 0, b"up\nsame\n")
+    assert (final(spool)["state"], final(spool)["return_code"], stdout(spool)) == (
+        "terminated",
+        0,
+        b"up\nsame\n",
+    )
     assert not far_processes(spool)
 
 
 @pytest.mark.parametrize("life", ["kill", "survive"])
-@pytest.mark.parametrize("mode", ["here", "ssh-as", pytest.param("ssh-then-sudo", marks=sudo), pytest.param("sudo-then-ssh", marks=sudo)])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "here",
+        "ssh-as",
+        pytest.param("ssh-then-sudo", marks=sudo),
+        pytest.param("sudo-then-ssh", marks=sudo),
+    ],
+)
 def test_secrets_are_in_no_argv_while_a_run_lives(spool, sshd, mode, life, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     secret, found = "s3cr3t" + os.urandom(8).hex(), []
-    remote = None if mode == "here" else {**remotes(sshd, mode), "remote_dir": str(tmp_path / "far")}
+    remote = (
+        None if mode == "here" else {**remotes(sshd, mode), "remote_dir": str(tmp_path / "far")}
+    )
     with polled(secret, found):
         through_its_life(spool, secret, life, remote)
     assert secret not in found
-    assert set(found) >= {("here", "kill"): set(), (mode, "kill"): {"chaperone-ready-1"}}.get((mode, life), {"chaperone-ready-1", "tail"}), "too few looks"
+    assert set(found) >= {("here", "kill"): set(), (mode, "kill"): {"chaperone-ready-1"}}.get(
+        (mode, life), {"chaperone-ready-1", "tail"}
+    ), "too few looks"
     for path in (spool / "r").iterdir():
         assert path.name == "spec.json" or secret not in path.read_text(), path
 
@@ -96,11 +138,32 @@ def test_secrets_are_in_no_argv_that_any_sh_makes(spool, sshd_with, shell, tmp_p
     """However short-lived: a trace of every exec below an sshd, its /bin/sh any that there is."""
     need("strace")
     there, trace, secret = sshd_with(shell), tmp_path / "trace", "s3cr3t" + os.urandom(8).hex()
-    argv = ["strace", "-f", "-qq", "-e", "trace=execve", "-e", "signal=none", "-s", "1000000", "-o", str(trace), "-p", str(there.pid)]
+    argv = [
+        "strace",
+        "-f",
+        "-qq",
+        "-e",
+        "trace=execve",
+        "-e",
+        "signal=none",
+        "-s",
+        "1000000",
+        "-o",
+        str(trace),
+        "-p",
+        str(there.pid),
+    ]
     with subprocess.Popen(argv, stderr=subprocess.DEVNULL) as tracer:
-        until(lambda: f"TracerPid:\t{tracer.pid}\n" in pathlib.Path(f"/proc/{there.pid}/status").read_text())
+        until(
+            lambda: (
+                f"TracerPid:\t{tracer.pid}\n"
+                in pathlib.Path(f"/proc/{there.pid}/status").read_text()
+            )
+        )
         try:
-            through_its_life(spool, secret, "survive", there.remote(remote_dir=str(tmp_path / "far")))
+            through_its_life(
+                spool, secret, "survive", there.remote(remote_dir=str(tmp_path / "far"))
+            )
         finally:
             tracer.terminate()
     execs = trace.read_text()

@@ -1,8 +1,10 @@
 """
-What docs/security.rst says, claim by claim: who may do what, what planted things come to, what can't be smuggled and what is never told.
+What docs/security.rst says, claim by claim: who may do what, what planted things come to, what
+can't be smuggled and what is never told.
 
 Knows: the command line, other users.  Must not know: how chaperone works inside.
 """
+
 import contextlib
 import itertools
 import json
@@ -17,17 +19,22 @@ import subprocess
 
 import pytest
 
-from chaperone import cli, command, verbs  # noqa: F401  imported once here, and not by each child
-from chaperone import spec as specs
+from chaperone.api import Spool
+from chaperone.cli import main  # noqa: F401  imported once here, and not by each child
+from chaperone.cli.verbs import look as look_verbs  # noqa: F401  imported once here, and not by each child
 from chaperone.errors import NoRunError
-from chaperone.scheduler import Spool
+from chaperone.model import hops as command  # noqa: F401  imported once here, and not by each child
+from chaperone.model import spec as specs
 from spool_tests import disk
 from spool_tests.conftest import need, open_fds, processes_with, until
 
 NOBODY = 65_534
 SECRETS = {"TOKEN": "hunter2-in-env"}
 STDIN = "hunter2-in-stdin"
-AGENT = {"callback": {"url": "https://scheduler/", "token": "hunter2-in-callback"}, "config": {"deep": {"er": "hunter2-in-config"}}}
+AGENT = {
+    "callback": {"url": "https://scheduler/", "token": "hunter2-in-callback"},
+    "config": {"deep": {"er": "hunter2-in-config"}},
+}
 
 
 @contextlib.contextmanager
@@ -44,12 +51,13 @@ def telling(path):
 
 def said(tmp_path, *each_words, seconds=20):
     """
-    What command lines print, [(exit code, text)], one after the other in a child of ours; verbs that become a chaperone each in their own.
+    What command lines print, [(exit code, text)], one after the other in a child of ours; verbs
+    that become a chaperone each in their own.
 
     A verb that hangs dies of SIGALRM, and fails the test.
     """
     found, path = [], tmp_path / "said"
-    for lean, each in itertools.groupby(each_words, key=lambda words: words[0] in cli.LEAN):
+    for lean, each in itertools.groupby(each_words, key=lambda words: words[0] in main.LEAN):
         for group in [[words] for words in each] if lean else [list(each)]:
             path.unlink(missing_ok=True)
 
@@ -57,14 +65,18 @@ def said(tmp_path, *each_words, seconds=20):
                 with telling(path):
                     for words in group:
                         signal.alarm(seconds)
-                        code = cli.main([*map(str, words)])
+                        code = main.main([*map(str, words)])
                         os.write(1, f"\1{code}\2".encode()) if len(group) > 1 else os._exit(code)
                 os._exit(0)
 
             code = disk.waited(disk.forked(act))
             text = path.read_text()
             assert code >= 0, (group, text)
-            found += [(code, text)] if len(group) == 1 else [(int(code), text) for text, code in re.findall("([^\1]*)\1(\\d+)\2", text)]
+            found += (
+                [(code, text)]
+                if len(group) == 1
+                else [(int(code), text) for text, code in re.findall("([^\1]*)\1(\\d+)\2", text)]
+            )
     assert len(found) == len(each_words)
     return found
 
@@ -94,7 +106,12 @@ def refused(tmp_path, spool, sentence):
     """Every verb says so, in one sentence, and changes nothing."""
     before = disk.tree(spool)
     (tmp_path / "spec").write_text('{"program": {"argv": ["true"]}}')
-    for words in [*VERBS, ["run", tmp_path / "spec"], ["run", "--detach", tmp_path / "spec"], ["run", "--warm", tmp_path / "spec"]]:
+    for words in [
+        *VERBS,
+        ["run", tmp_path / "spec"],
+        ["run", "--detach", tmp_path / "spec"],
+        ["run", "--warm", tmp_path / "spec"],
+    ]:
         ((code, text),) = said(tmp_path, words)
         assert code in (os.EX_IOERR, os.EX_CANTCREAT) and text == f"chaperone: {sentence}\n", words
     assert disk.tree(spool) == before
@@ -104,28 +121,60 @@ def refused(tmp_path, spool, sentence):
 def test_spool_that_others_may_write_to_is_refused_by_every_verb(spool, tmp_path, mode):
     disk.end(disk.create(spool))
     spool.chmod(mode)
-    refused(tmp_path, spool, f"unable to use spool {str(spool)!r}: want nobody else to write to it, got mode {mode:04o}")
+    refused(
+        tmp_path,
+        spool,
+        f"unable to use spool {str(spool)!r}: want nobody else to write to it, got mode {mode:04o}",
+    )
 
 
 @pytest.mark.root
 def test_spool_of_somebody_else_is_refused_by_every_verb_for_root_too(spool, tmp_path):
     disk.end(disk.create(spool))
     os.chown(spool, NOBODY, NOBODY)
-    refused(tmp_path, spool, f"unable to use spool {str(spool)!r}: want it owned by uid 0, got uid {NOBODY}")
+    refused(
+        tmp_path,
+        spool,
+        f"unable to use spool {str(spool)!r}: want it owned by uid 0, got uid {NOBODY}",
+    )
     os.chown(spool, 0, 0)
 
 
 def test_everything_in_a_spool_is_its_owners_alone_whatever_the_umask(tmp_path, chaperone):
     spool, spec = tmp_path / "mine", {"id": "live", "program": {"argv": ["sleep", "60"]}}
     for run_id, umask in (("open", 0), ("closed", 0o777)):
-        assert chaperone("run", "--spool", spool, "--id", run_id, "-", spec={"program": {"argv": ["true"]}}, umask=umask).returncode == 0
+        assert (
+            chaperone(
+                "run",
+                "--spool",
+                spool,
+                "--id",
+                run_id,
+                "-",
+                spec={"program": {"argv": ["true"]}},
+                umask=umask,
+            ).returncode
+            == 0
+        )
     chaperone("launcher", "--spool", spool, "--detach", umask=0)
     chaperone("run", "--spool", spool, "--detach", "-", spec=spec, umask=0)
     kinds = {stat.S_IFDIR: 0o700, stat.S_IFREG: 0o600, stat.S_IFIFO: 0o600, stat.S_IFSOCK: 0o600}
     paths = [path for path in (spool, *spool.rglob("*")) if not path.is_symlink()]
     modes = {str(path.relative_to(spool)): path.lstat().st_mode for path in paths}
-    assert {"live/control", "live/.status", "closed/status.json", ".launcher", ".launcher.lock", ".running", "."} <= modes.keys()
-    assert {name: oct(mode) for name, mode in modes.items() if stat.S_IMODE(mode) != kinds[stat.S_IFMT(mode)]} == {}
+    assert {
+        "live/control",
+        "live/.status",
+        "closed/status.json",
+        ".launcher",
+        ".launcher.lock",
+        ".running",
+        ".",
+    } <= modes.keys()
+    assert {
+        name: oct(mode)
+        for name, mode in modes.items()
+        if stat.S_IMODE(mode) != kinds[stat.S_IFMT(mode)]
+    } == {}
     os.kill(int((spool / ".launcher.lock").read_text()), signal.SIGTERM)
     assert chaperone("kill", "--spool", spool, "live").returncode == 0
     until(lambda: not processes_with(os.fsencode(spool)))
@@ -135,7 +184,12 @@ def test_directory_that_was_there_keeps_its_mode_and_shows_no_more_than_ids(tmp_
     spool = tmp_path / "there"
     spool.mkdir(mode=0o755)
     spool.chmod(0o755)
-    assert chaperone("run", "--spool", spool, "--id", "r", "-", spec={"program": {"argv": ["true"]}}).returncode == 0
+    assert (
+        chaperone(
+            "run", "--spool", spool, "--id", "r", "-", spec={"program": {"argv": ["true"]}}
+        ).returncode
+        == 0
+    )
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (spool, *spool.iterdir())}
     assert modes == {"there": 0o755, ".running": 0o700, ".ended": 0o700, "r": 0o700}
 
@@ -144,7 +198,10 @@ def test_directory_that_was_there_keeps_its_mode_and_shows_no_more_than_ids(tmp_
 
 
 def as_nobody(directory, function):
-    """Call a function as another user, who starts in a directory however closed its parents are; what it returns must be true."""
+    """
+    Call a function as another user, who starts in a directory however closed its parents are; what
+    it returns must be true.
+    """
 
     def act():
         os.chdir(directory)
@@ -168,16 +225,26 @@ def denied(call, *arguments):
 def test_other_users_read_nothing_and_stop_nothing(spool, held, chaperone):
     chaperone("launcher", "--detach")
     directory = held({"id": "r", "program": {"argv": ["sleep", "60"]}})
-    status = until(lambda: (found := json.loads((directory / "running.json").read_text()))["pid"] and found)
+    status = until(
+        lambda: (found := json.loads((directory / "running.json").read_text()))["pid"] and found
+    )
 
     def asks():
         connection = socket.socket(socket.AF_UNIX)
         paths = [os.path.join(base, name) for base in ("r", ".") for name in files]
         return (
             denied(connection.connect, ".launcher")
-            and all(denied(os.open, path, flags | os.O_NONBLOCK) for path in paths for flags in (os.O_RDONLY, os.O_WRONLY))
+            and all(
+                denied(os.open, path, flags | os.O_NONBLOCK)
+                for path in paths
+                for flags in (os.O_RDONLY, os.O_WRONLY)
+            )
             and denied(os.open, "r/new", os.O_CREAT | os.O_WRONLY)
-            and all(denied(os.kill, pid, number) for pid in (status["pid"], status["chaperone_pid"]) for number in (0, signal.SIGTERM, signal.SIGKILL))
+            and all(
+                denied(os.kill, pid, number)
+                for pid in (status["pid"], status["chaperone_pid"])
+                for number in (0, signal.SIGTERM, signal.SIGKILL)
+            )
         )
 
     files = [path.name for path in directory.iterdir()]
@@ -189,7 +256,9 @@ def test_other_users_read_nothing_and_stop_nothing(spool, held, chaperone):
     def asks_inside():
         connection = socket.socket(socket.AF_UNIX)
         return denied(connection.connect, ".launcher") and all(
-            denied(os.open, f"r/{name}", flags | os.O_NONBLOCK) for name in files for flags in (os.O_RDONLY, os.O_WRONLY)
+            denied(os.open, f"r/{name}", flags | os.O_NONBLOCK)
+            for name in files
+            for flags in (os.O_RDONLY, os.O_WRONLY)
         )
 
     assert {"control", "stdout", "spec.json", "running.json", "lock"} <= set(files)
@@ -202,7 +271,10 @@ def test_other_users_read_nothing_and_stop_nothing(spool, held, chaperone):
         return b"unable to launch for uid 65534: want uid 0" in connection.recv(1_000)
 
     as_nobody(spool, is_told_off)
-    assert chaperone("status", "r").returncode == 0 and json.loads((directory / "running.json").read_text())["state"] == "running"
+    assert (
+        chaperone("status", "r").returncode == 0
+        and json.loads((directory / "running.json").read_text())["state"] == "running"
+    )
     os.kill(int((spool / ".launcher.lock").read_text()), signal.SIGTERM)
 
 
@@ -217,7 +289,18 @@ PLANTS = {
     "directory": lambda path, outside: path.mkdir(),
     "socket": lambda path, outside: os.mknod(path, stat.S_IFSOCK | 0o600),
 }
-RUN_FILES = ["spec.json", "lock", "control", "running.json", ".running.json", ".status", "status.json", "stdout", "stderr", "log"]
+RUN_FILES = [
+    "spec.json",
+    "lock",
+    "control",
+    "running.json",
+    ".running.json",
+    ".status",
+    "status.json",
+    "stdout",
+    "stderr",
+    "log",
+]
 SPOOL_FILES = [".running", ".ended", ".launcher", ".launcher.lock", ".launcher.new", "r"]
 
 
@@ -227,11 +310,25 @@ def outside(tmp_path):
     directory = tmp_path / "outside"
     directory.mkdir()
     # What a reader would believe, if it were read: an outcome, a spec, bytes.
-    (directory / "file").write_text(json.dumps({"version": 1, "run_id": "r", "state": "terminated", "return_code": 0, "labels": {"stolen": "yes"}}))
+    (directory / "file").write_text(
+        json.dumps(
+            {
+                "version": 1,
+                "run_id": "r",
+                "state": "terminated",
+                "return_code": 0,
+                "labels": {"stolen": "yes"},
+            }
+        )
+    )
     (directory / "file").chmod(0o640)
 
     def seen():
-        return disk.tree(directory), (directory / "file").read_bytes(), (directory / "file").stat().st_mode
+        return (
+            disk.tree(directory),
+            (directory / "file").read_bytes(),
+            (directory / "file").stat().st_mode,
+        )
 
     before = seen()
     yield directory
@@ -247,9 +344,16 @@ def replaced(path, plant, outside):
 
 
 def checked(results):
-    """Each a state, or one sentence a line; nothing from outside is believed or told, and nothing is our bug."""
+    """
+    Each a state, or one sentence a line; nothing from outside is believed or told, and nothing is
+    our bug.
+    """
     for words, (code, text) in results:
-        assert code != os.EX_SOFTWARE and "Traceback" not in text and "stolen" not in text, (words, code, text)
+        assert code != os.EX_SOFTWARE and "Traceback" not in text and "stolen" not in text, (
+            words,
+            code,
+            text,
+        )
 
 
 def make(spool, state):
@@ -265,7 +369,12 @@ def make(spool, state):
 
 # A dead run is looked into by the most verbs; the others differ in which of them wait.
 CASES = [
-    pytest.param(state, plant, marks=() if state == "dead" or plant in ("symlink", "hard-link") else pytest.mark.long, id=f"{state}-{plant}")
+    pytest.param(
+        state,
+        plant,
+        marks=() if state == "dead" or plant in ("symlink", "hard-link") else pytest.mark.long,
+        id=f"{state}-{plant}",
+    )
     for state in ("live", "dead", "ended")
     for plant in PLANTS
 ]
@@ -277,7 +386,11 @@ def test_planted_file_in_a_run_is_followed_by_no_verb(spool, tmp_path, outside, 
         let_go = make(spool, state)
         replaced(spool / "r" / name, plant, outside)
         waits = [] if state == "live" else [["wait", "r"], ["tail", "-f", "r"]]
-        words = [words for words in VERBS if words[0] not in ("follow", "wait", "launcher") and "-f" not in words] + waits
+        words = [
+            words
+            for words in VERBS
+            if words[0] not in ("follow", "wait", "launcher") and "-f" not in words
+        ] + waits
         checked(zip(words, said(tmp_path, *words), strict=True))
         let_go()
         assert open_fds(str(spool)) == []
@@ -292,7 +405,10 @@ def test_planted_file_in_a_spool_is_followed_by_no_verb(spool, tmp_path, outside
     replaced(spool / name, plant, outside)
     (tmp_path / "spec").write_text('{"program": {"argv": ["true"]}}')
     words = [words for words in VERBS if words != ["follow"]]
-    words += [["run", "--id", f"r{number}", *options, tmp_path / "spec"] for number, options in enumerate(([], ["--detach"], ["--warm"]))]
+    words += [
+        ["run", "--id", f"r{number}", *options, tmp_path / "spec"]
+        for number, options in enumerate(([], ["--detach"], ["--warm"]))
+    ]
     words += [["run", "--id", "r", tmp_path / "spec"]]
     checked(zip(words, said(tmp_path, *words), strict=True))
     until(lambda: not processes_with(os.fsencode(spool)))
@@ -300,9 +416,40 @@ def test_planted_file_in_a_spool_is_followed_by_no_verb(spool, tmp_path, outside
 
 # -- what can't be smuggled
 
-WRONG = ["-oProxyCommand=touch x", "-", "--", "a b", "a\nb", "a\tb", "", "a;b", "$(a)", "`a`", "a|b", "a'b", "a\\b", "\x7f", "a\u2028b"]
+WRONG = [
+    "-oProxyCommand=touch x",
+    "-",
+    "--",
+    "a b",
+    "a\nb",
+    "a\tb",
+    "",
+    "a;b",
+    "$(a)",
+    "`a`",
+    "a|b",
+    "a'b",
+    "a\\b",
+    "\x7f",
+    "a\u2028b",
+]
 # What a spec accepts as a host or a user, odd as it is.
-ODD = ["a" * 255, "::1", "fe80::1%eth0", "10.0.0.1", "%h", "a:b", "~root", "*", "a!b", "k=v", "#", "[::1]", "é", "a,b"]
+ODD = [
+    "a" * 255,
+    "::1",
+    "fe80::1%eth0",
+    "10.0.0.1",
+    "%h",
+    "a:b",
+    "~root",
+    "*",
+    "a!b",
+    "k=v",
+    "#",
+    "[::1]",
+    "é",
+    "a,b",
+]
 
 
 @pytest.mark.parametrize("text", WRONG)
@@ -316,7 +463,10 @@ def test_name_that_could_be_an_option_or_a_command_is_refused(field, text):
 
 def test_id_is_no_path_and_no_option(spool, chaperone):
     for run_id in ("-x", "--id", "../x", "a/b", ".running", ".x", "", "a b", "a\n", "é", "a" * 129):
-        assert chaperone("run", "-", spec={"id": run_id, "program": {"argv": ["true"]}}).returncode == os.EX_DATAERR
+        assert (
+            chaperone("run", "-", spec={"id": run_id, "program": {"argv": ["true"]}}).returncode
+            == os.EX_DATAERR
+        )
         with pytest.raises(NoRunError):
             Spool(spool)[run_id].status()
     assert not spool.exists() or os.listdir(spool) == []
@@ -324,9 +474,16 @@ def test_id_is_no_path_and_no_option(spool, chaperone):
 
 @pytest.mark.parametrize("odd", ODD)
 def test_ssh_takes_odd_names_for_names(odd):
-    """ssh's own word for what an argv means (-G): the host and the user that were asked for, and no option that was not."""
+    """
+    ssh's own word for what an argv means (-G): the host and the user that were asked for, and no
+    option that was not.
+    """
     need("ssh")
-    remote = {"host": odd, "user": odd, "options": {"Port": "2222", "SetEnv": "A=b -oProxyCommand=x"}}
+    remote = {
+        "host": odd,
+        "user": odd,
+        "options": {"Port": "2222", "SetEnv": "A=b -oProxyCommand=x"},
+    }
     argv = specs.checked({"program": {"argv": ["true"]}, "remote": remote}, "/")["remote"]["hops"]
     ssh = command.hops_argv(argv, ["true"])
     ssh = [*ssh[: ssh.index("--")], "-F", "none", "-G", *ssh[ssh.index("--") :]]
@@ -335,8 +492,14 @@ def test_ssh_takes_odd_names_for_names(odd):
     if result.returncode:  # ssh would not go there at all, and says so
         assert result.stderr.count("\n") >= 1 and meant == {}
         return
-    assert (meant["host"] if "host" in meant else meant["hostname"], meant["user"], meant["port"]) == (odd, odd, "2222")
-    assert meant["batchmode"] == "yes" and "proxycommand" not in meant and "localcommand" not in meant
+    assert (
+        meant["host"] if "host" in meant else meant["hostname"],
+        meant["user"],
+        meant["port"],
+    ) == (odd, odd, "2222")
+    assert (
+        meant["batchmode"] == "yes" and "proxycommand" not in meant and "localcommand" not in meant
+    )
 
 
 # -- secrets
@@ -346,7 +509,12 @@ def test_ssh_takes_odd_names_for_names(odd):
 @pytest.mark.parametrize("way", [(), ("--warm",)], ids=["cold", "warm"])
 def test_secrets_are_told_to_nobody_but_the_program(spool, tmp_path, chaperone, way, keep):
     chaperone("launcher", "--detach") if way else None
-    program = {"command": 'cat > got; printf %s "$TOKEN" >> got; touch there; exec sleep 60', "env": SECRETS, "stdin": STDIN, "cwd": str(tmp_path)}
+    program = {
+        "command": 'cat > got; printf %s "$TOKEN" >> got; touch there; exec sleep 60',
+        "env": SECRETS,
+        "stdin": STDIN,
+        "cwd": str(tmp_path),
+    }
     spec = {"id": "r", "program": program, "keep_secrets": keep, **AGENT}
     assert chaperone("run", "--detach", *way, "-", spec=spec).returncode == 0
     until((tmp_path / "there").exists)
@@ -364,23 +532,54 @@ def test_secrets_are_told_to_nobody_but_the_program(spool, tmp_path, chaperone, 
     def told():
         """All that is on disk but the spec, and all that is shown."""
         run = Spool(spool)["r"]
-        shown = [repr(run), repr(run.status()), repr(Spool(spool)), repr(vars(run.status()) if hasattr(run.status(), "__dict__") else run.status().raw)]
-        shown += [chaperone(*words).stdout for words in (("ls", "--all"), ("ls", "--json"), ("status", "r"), ("tail", "r"))]
-        shown += [chaperone("check", "-", spec=spec).stdout, chaperone("run", "-", spec=spec).stderr]
-        kept = [path.read_text(errors="replace") for path in (spool / "r").iterdir() if path.is_file() and path.name != "spec.json"]
+        shown = [
+            repr(run),
+            repr(run.status()),
+            repr(Spool(spool)),
+            repr(vars(run.status()) if hasattr(run.status(), "__dict__") else run.status().raw),
+        ]
+        shown += [
+            chaperone(*words).stdout
+            for words in (("ls", "--all"), ("ls", "--json"), ("status", "r"), ("tail", "r"))
+        ]
+        shown += [
+            chaperone("check", "-", spec=spec).stdout,
+            chaperone("run", "-", spec=spec).stderr,
+        ]
+        kept = [
+            path.read_text(errors="replace")
+            for path in (spool / "r").iterdir()
+            if path.is_file() and path.name != "spec.json"
+        ]
         return [text for text in shown + kept if "hunter2" in text]
 
     assert told() == []
     kept = (spool / "r" / "spec.json").read_text()
-    assert [secret in kept for secret in (SECRETS["TOKEN"], STDIN, "hunter2-in-callback", "hunter2-in-config")] == [keep] * 4
+    assert [
+        secret in kept
+        for secret in (SECRETS["TOKEN"], STDIN, "hunter2-in-callback", "hunter2-in-config")
+    ] == [keep] * 4
     assert '"TOKEN"' in kept and '"token"' in kept and '"deep"' in kept
     assert chaperone("kill", "r").returncode == 0 and told() == []
     os.kill(int((spool / ".launcher.lock").read_text()), signal.SIGTERM) if way else None
 
 
-@pytest.mark.parametrize("wrong", [{"cwd": "/nowhere"}, {"argv": ["/nowhere"]}, {"umask": "9"}, {"env": {"TOKEN": ["hunter2"]}}, {"rlimits": {"nofile": "x"}}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"cwd": "/nowhere"},
+        {"argv": ["/nowhere"]},
+        {"umask": "9"},
+        {"env": {"TOKEN": ["hunter2"]}},
+        {"rlimits": {"nofile": "x"}},
+    ],
+)
 def test_secrets_are_in_no_error(spool, chaperone, wrong):
-    spec = {"id": "r", "program": {"argv": ["true"], "env": SECRETS, "stdin": STDIN, **wrong}, **AGENT}
+    spec = {
+        "id": "r",
+        "program": {"argv": ["true"], "env": SECRETS, "stdin": STDIN, **wrong},
+        **AGENT,
+    }
     for verb in ("exec", "run", "check"):
         result = chaperone(verb, "-", spec=spec)
         assert "hunter2" not in result.stdout + result.stderr

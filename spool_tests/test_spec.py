@@ -1,4 +1,7 @@
-"""The spec: every field with its default and its refusals, told by one sentence that never shows a secret."""
+"""
+The spec: every field with its default and its refusals, told by one sentence that never shows a
+secret.
+"""
 
 import copy
 import json
@@ -8,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chaperone import jsontext
-from chaperone import spec as specs
 from chaperone.errors import SpecError
+from chaperone.model import jsontext
+from chaperone.model import spec as specs
 
 CWD = "/srv/etl"
 ARGV = {"argv": ["true"]}
@@ -74,7 +77,10 @@ def test_every_field_has_its_default() -> None:
 
 
 def test_canonical_form_is_a_fixed_point_and_the_argument_stays_as_it_was() -> None:
-    given_spec = {"program": {"command": "ls", "cwd": "sub", "stdin": {"file": "in"}, "env": {"K": "v"}}, "stop": {"signal": "int"}}
+    given_spec = {
+        "program": {"command": "ls", "cwd": "sub", "stdin": {"file": "in"}, "env": {"K": "v"}},
+        "stop": {"signal": "int"},
+    }
     before = copy.deepcopy(given_spec)
     canonical = specs.checked(given_spec, CWD)
     assert given_spec == before
@@ -105,7 +111,11 @@ def test_canonical_form_is_a_fixed_point_and_the_argument_stays_as_it_was() -> N
         ("program.umask", "0777", "777"),
         ("program.rlimits", {"nofile": 1024}, {"nofile": [1024, 1024]}),
         ("program.rlimits", {"core": "unlimited"}, {"core": [None, None]}),
-        ("program.rlimits", {"core": [0, "unlimited"], "cpu": [1, 2]}, {"core": [0, None], "cpu": [1, 2]}),
+        (
+            "program.rlimits",
+            {"core": [0, "unlimited"], "cpu": [1, 2]},
+            {"core": [0, None], "cpu": [1, 2]},
+        ),
         ("program.merge_stderr", True, True),
         ("lease", 1.5, 1.5),
         ("leftovers", "leave", "leave"),
@@ -122,7 +132,11 @@ def test_canonical_form_is_a_fixed_point_and_the_argument_stays_as_it_was() -> N
         ("output.through", "file", "file"),
         ("durable", True, True),
         ("keep_secrets", False, False),
-        ("callback", {"url": "https://h/", "token": "t", "more": [1, {"a": None}]}, {"url": "https://h/", "token": "t", "more": [1, {"a": None}]}),
+        (
+            "callback",
+            {"url": "https://h/", "token": "t", "more": [1, {"a": None}]},
+            {"url": "https://h/", "token": "t", "more": [1, {"a": None}]},
+        ),
         ("config", {}, {}),
         ("labels", {"team": "etl", "any key": ""}, {"team": "etl", "any key": ""}),
         ("remote.remote_dir", None, None),
@@ -144,8 +158,14 @@ def test_command_becomes_argv() -> None:
 
 
 def test_remote_becomes_hops_and_its_program_starts_at_home() -> None:
-    spec = specs.checked({"program": ARGV, "remote": {"host": "db3", "user": "etl", "port": 22}}, CWD)
-    assert spec["remote"] == {"hops": [{"ssh": {"host": "db3", "user": "etl", "port": 22, "options": {}}}], "supervise": True, "remote_dir": None}
+    spec = specs.checked(
+        {"program": ARGV, "remote": {"host": "db3", "user": "etl", "port": 22}}, CWD
+    )
+    assert spec["remote"] == {
+        "hops": [{"ssh": {"host": "db3", "user": "etl", "port": 22, "options": {}}}],
+        "supervise": True,
+        "remote_dir": None,
+    }
     assert spec["program"]["cwd"] is None and spec["lease"] == 60
     assert specs.checked(spec, "/elsewhere") == spec
 
@@ -157,13 +177,20 @@ def test_seeds_program_json_is_a_spec() -> None:
         "config": {"buffer": 65536, "latency": 1},
     }
     spec = specs.checked(seed, CWD)
-    assert (spec["callback"], spec["config"], spec["program"]["argv"]) == (seed["callback"], seed["config"], ["/bin/echo", "hello"])
+    assert (spec["callback"], spec["config"], spec["program"]["argv"]) == (
+        seed["callback"],
+        seed["config"],
+        ["/bin/echo", "hello"],
+    )
 
 
 def test_surviving_has_a_longer_lease_and_wants_a_supervisor() -> None:
     asked = {"program": ARGV, "on_disconnect": "survive"}
     assert specs.checked(asked, CWD)["lease"] == 2400
-    assert complaint({**asked, "remote": {"host": "h", "supervise": False}}) == "on_disconnect: want 'kill' where remote.supervise is false, got 'survive'"
+    assert (
+        complaint({**asked, "remote": {"host": "h", "supervise": False}})
+        == "on_disconnect: want 'kill' where remote.supervise is false, got 'survive'"
+    )
 
 
 FIELDS = "callback, config, durable, id, keep_secrets, labels, lease, leftovers, on_disconnect, output, program, remote, stop, timeouts"
@@ -187,47 +214,127 @@ ID = "[A-Za-z0-9][A-Za-z0-9._-]* of at most 128 characters"
         ("program.argv", ["ls", 5], "program.argv[1]: want a string, got 5"),
         ("program.argv", ["ls", ["a"]], "program.argv[1]: want a string, got a list"),
         ("program.argv", ["", "x"], "program.argv[0]: want a non-empty string, got ''"),
-        ("program.argv", ["x", "a\0b"], "program.argv[1]: want a string without NUL bytes, got one at character 1"),
-        ("program.argv", ["x", "a\ud800"], "program.argv[1]: want text or escaped bytes, got a lone surrogate at character 1"),
+        (
+            "program.argv",
+            ["x", "a\0b"],
+            "program.argv[1]: want a string without NUL bytes, got one at character 1",
+        ),
+        (
+            "program.argv",
+            ["x", "a\ud800"],
+            "program.argv[1]: want text or escaped bytes, got a lone surrogate at character 1",
+        ),
         ("program.command", "", "program.command: want a non-empty string, got ''"),
         ("program.command", ["ls"], "program.command: want a non-empty string, got a list"),
         ("program.cwd", "", "program.cwd: want a non-empty string, got ''"),
-        ("program.cwd", "a\0", "program.cwd: want a string without NUL bytes, got one at character 1"),
+        (
+            "program.cwd",
+            "a\0",
+            "program.cwd: want a string without NUL bytes, got one at character 1",
+        ),
         ("program.env", ["K=v"], "program.env: want an object of strings, got a list"),
         ("program.env", {"": "v"}, "program.env: want a name, got ''"),
         ("program.env", {"K=hunter2": "v"}, "program.env: want a name without '=', got 'K=...'"),
         ("program.env", {"K": 5}, "program.env.K: want a string, got a number"),
         ("program.env", {"K": None}, "program.env.K: want a string, got null"),
-        ("program.env", {"K": "hunter2\0"}, "program.env.K: want a string without NUL bytes, got one at character 7"),
-        ("program.env", {"K": "\udc00"}, "program.env.K: want text or escaped bytes, got a lone surrogate at character 0"),
+        (
+            "program.env",
+            {"K": "hunter2\0"},
+            "program.env.K: want a string without NUL bytes, got one at character 7",
+        ),
+        (
+            "program.env",
+            {"K": "\udc00"},
+            "program.env.K: want text or escaped bytes, got a lone surrogate at character 0",
+        ),
         ("program.env", {"\x1b[31m": 1}, 'program.env["\\u001b[31m"]: want a string, got a number'),
-        ("program.inherit_env", "PATH", "program.inherit_env: want true, false or a list of names, got a string"),
-        ("program.inherit_env", {"K": "hunter2"}, "program.inherit_env: want true, false or a list of names, got an object"),
-        ("program.inherit_env", ["PATH", "K=hunter2"], "program.inherit_env[1]: want a name without '=', got 'K=...'"),
+        (
+            "program.inherit_env",
+            "PATH",
+            "program.inherit_env: want true, false or a list of names, got a string",
+        ),
+        (
+            "program.inherit_env",
+            {"K": "hunter2"},
+            "program.inherit_env: want true, false or a list of names, got an object",
+        ),
+        (
+            "program.inherit_env",
+            ["PATH", "K=hunter2"],
+            "program.inherit_env[1]: want a name without '=', got 'K=...'",
+        ),
         ("program.inherit_env", ["PATH", 5], "program.inherit_env[1]: want a name, got 5"),
         ("program.stdin", 5, 'program.stdin: want null, a text or {"file": path}, got a number'),
-        ("program.stdin", ["hunter2"], 'program.stdin: want null, a text or {"file": path}, got a list'),
-        ("program.stdin", "hunter2\ud800", "program.stdin: want text or escaped bytes, got a lone surrogate at character 7"),
+        (
+            "program.stdin",
+            ["hunter2"],
+            'program.stdin: want null, a text or {"file": path}, got a list',
+        ),
+        (
+            "program.stdin",
+            "hunter2\ud800",
+            "program.stdin: want text or escaped bytes, got a lone surrogate at character 7",
+        ),
         ("program.stdin", {}, "program.stdin.file: want it, got nothing"),
         ("program.stdin", {"file": ""}, "program.stdin.file: want a non-empty string, got ''"),
-        ("program.stdin", {"text": "hunter2"}, "program.stdin.text: want one of file, got an unknown field"),
+        (
+            "program.stdin",
+            {"text": "hunter2"},
+            "program.stdin.text: want one of file, got an unknown field",
+        ),
         ("program.umask", 18, 'program.umask: want an octal string such as "022", got 18'),
         ("program.umask", "", "program.umask: want an octal string such as \"022\", got ''"),
-        ("program.umask", "1777", "program.umask: want an octal string such as \"022\", got '1777'"),
-        ("program.umask", "0o22", "program.umask: want an octal string such as \"022\", got '0o22'"),
+        (
+            "program.umask",
+            "1777",
+            "program.umask: want an octal string such as \"022\", got '1777'",
+        ),
+        (
+            "program.umask",
+            "0o22",
+            "program.umask: want an octal string such as \"022\", got '0o22'",
+        ),
         ("program.rlimits", 5, "program.rlimits: want an object of limits, got 5"),
         (
             "program.rlimits",
             {"files": 5},
             "program.rlimits.files: want one of as, core, cpu, data, fsize, memlock, nofile, nproc, rss, stack, got an unknown limit",
         ),
-        ("program.rlimits", {"core": -1}, 'program.rlimits.core: want a whole number, "unlimited" or a pair of them, got -1'),
-        ("program.rlimits", {"core": True}, 'program.rlimits.core: want a whole number, "unlimited" or a pair of them, got true'),
-        ("program.rlimits", {"core": 1.5}, 'program.rlimits.core: want a whole number, "unlimited" or a pair of them, got 1.5'),
-        ("program.rlimits", {"core": [1, 2, 3]}, 'program.rlimits.core: want a whole number, "unlimited" or a pair of them, got a list'),
-        ("program.rlimits", {"core": 2**63}, f'program.rlimits.core: want a whole number, "unlimited" or a pair of them, got {2**63}'),
-        ("program.rlimits", {"core": [2, 1]}, "program.rlimits.core: want a soft limit not above the hard one, got 2 above 1"),
-        ("program.rlimits", {"core": ["unlimited", 1]}, "program.rlimits.core: want a soft limit not above the hard one, got unlimited above 1"),
+        (
+            "program.rlimits",
+            {"core": -1},
+            'program.rlimits.core: want a whole number, "unlimited" or a pair of them, got -1',
+        ),
+        (
+            "program.rlimits",
+            {"core": True},
+            'program.rlimits.core: want a whole number, "unlimited" or a pair of them, got true',
+        ),
+        (
+            "program.rlimits",
+            {"core": 1.5},
+            'program.rlimits.core: want a whole number, "unlimited" or a pair of them, got 1.5',
+        ),
+        (
+            "program.rlimits",
+            {"core": [1, 2, 3]},
+            'program.rlimits.core: want a whole number, "unlimited" or a pair of them, got a list',
+        ),
+        (
+            "program.rlimits",
+            {"core": 2**63},
+            f'program.rlimits.core: want a whole number, "unlimited" or a pair of them, got {2**63}',
+        ),
+        (
+            "program.rlimits",
+            {"core": [2, 1]},
+            "program.rlimits.core: want a soft limit not above the hard one, got 2 above 1",
+        ),
+        (
+            "program.rlimits",
+            {"core": ["unlimited", 1]},
+            "program.rlimits.core: want a soft limit not above the hard one, got unlimited above 1",
+        ),
         ("program.merge_stderr", 1, "program.merge_stderr: want true or false, got 1"),
         (
             "program.agv",
@@ -236,8 +343,16 @@ ID = "[A-Za-z0-9][A-Za-z0-9._-]* of at most 128 characters"
         ),
         ("remote", "db3", "remote: want an object, got a string"),
         ("remote", {}, "remote.host: want a name that does not begin with '-', got None"),
-        ("remote", {"host": "h", "supervise": "no"}, "remote.supervise: want true or false, got 'no'"),
-        ("remote", {"host": "h", "remote_dir": ""}, "remote.remote_dir: want a non-empty string, got ''"),
+        (
+            "remote",
+            {"host": "h", "supervise": "no"},
+            "remote.supervise: want true or false, got 'no'",
+        ),
+        (
+            "remote",
+            {"host": "h", "remote_dir": ""},
+            "remote.remote_dir: want a non-empty string, got ''",
+        ),
         (
             "remote",
             {"host": "h", "prot": 22},
@@ -252,39 +367,79 @@ ID = "[A-Za-z0-9][A-Za-z0-9._-]* of at most 128 characters"
         ("leftovers", "kill", "leftovers: want 'stop' or 'leave', got 'kill'"),
         ("stop", 5, "stop: want an object, got a number"),
         ("stop.signal", 15, "stop.signal: want a signal's name such as 'SIGTERM', got 15"),
-        ("stop.signal", "SIGFOO", "stop.signal: want a signal's name such as 'SIGTERM', got 'SIGFOO'"),
-        ("stop.signal", "9" * 5000, f"stop.signal: want a signal's name such as 'SIGTERM', got '{'9' * 76}..."),
+        (
+            "stop.signal",
+            "SIGFOO",
+            "stop.signal: want a signal's name such as 'SIGTERM', got 'SIGFOO'",
+        ),
+        (
+            "stop.signal",
+            "9" * 5000,
+            f"stop.signal: want a signal's name such as 'SIGTERM', got '{'9' * 76}...",
+        ),
         ("stop.grace_period", -1, "stop.grace_period: want a number of at least 0, got -1"),
         ("stop.grace", 5, "stop.grace: want one of grace_period, signal, got an unknown field"),
         ("timeouts.connect", 0, "timeouts.connect: want a number above 0, got 0"),
         ("timeouts.connect", None, "timeouts.connect: want a number above 0, got null"),
         ("timeouts.run", float("nan"), "timeouts.run: want a number above 0, got nan"),
-        ("timeouts.run", float("inf"), "timeouts.run: want a number above 0 and at most 1e+10, got inf"),
+        (
+            "timeouts.run",
+            float("inf"),
+            "timeouts.run: want a number above 0 and at most 1e+10, got inf",
+        ),
         ("timeouts.idle", -1, "timeouts.idle: want a number above 0, got -1"),
-        ("timeouts.total", 1, "timeouts.total: want one of connect, idle, run, got an unknown field"),
+        (
+            "timeouts.total",
+            1,
+            "timeouts.total: want one of connect, idle, run, got an unknown field",
+        ),
         ("output.through", "tty", "output.through: want 'pipe' or 'file', got 'tty'"),
         ("output.max_bytes", 1.0, "output.max_bytes: want a whole number of at least 0, got 1.0"),
         ("output.max_bytes", -1, "output.max_bytes: want a whole number of at least 0, got -1"),
         ("output.on_full", "block", "output.on_full: want 'drop' or 'stop', got 'block'"),
-        ("output.to", "x", "output.to: want one of max_bytes, on_full, through, got an unknown field"),
+        (
+            "output.to",
+            "x",
+            "output.to: want one of max_bytes, on_full, through, got an unknown field",
+        ),
         ("durable", "yes", "durable: want true or false, got 'yes'"),
         ("keep_secrets", 0, "keep_secrets: want true or false, got 0"),
         ("callback", "https://u:hunter2@h/", "callback: want an object, got a string"),
         ("config", ["hunter2"], "config: want an object, got a list"),
-        ("config", {"a": float("nan")}, "config: want JSON values, at most 100 deep, got something else"),
-        ("config", {"a": b"hunter2"}, "config: want JSON values, at most 100 deep, got something else"),
+        (
+            "config",
+            {"a": float("nan")},
+            "config: want JSON values, at most 100 deep, got something else",
+        ),
+        (
+            "config",
+            {"a": b"hunter2"},
+            "config: want JSON values, at most 100 deep, got something else",
+        ),
         ("labels", ["a"], "labels: want an object of strings, got a list"),
         ("labels", {"n": 5}, "labels.n: want a string, got 5"),
         ("labels", {"two words": 5}, 'labels["two words"]: want a string, got 5'),
-        ("labels", {"n": "a\0"}, "labels.n: want a string without NUL bytes, got one at character 1"),
-        ("labels", {"n": "\ud800"}, "labels.n: want text or escaped bytes, got a lone surrogate at character 0"),
+        (
+            "labels",
+            {"n": "a\0"},
+            "labels.n: want a string without NUL bytes, got one at character 1",
+        ),
+        (
+            "labels",
+            {"n": "\ud800"},
+            "labels.n: want text or escaped bytes, got a lone surrogate at character 0",
+        ),
         ("version", 1, f"version: want one of {FIELDS}, got an unknown field"),
         ("a\nb", 1, f'["a\\nb"]: want one of {FIELDS}, got an unknown field'),
         ("k" * 500, 1, f'["{"k" * 76}...]: want one of {FIELDS}, got an unknown field'),
     ],
 )
 def test_field_is_refused_by_a_whole_sentence(path: str, value: object, sentence: str) -> None:
-    spec = made(path, value) if set(path) <= set("abcdefghijklmnopqrstuvwxyz._") and len(path) < 100 else {"program": ARGV, path: value}
+    spec = (
+        made(path, value)
+        if set(path) <= set("abcdefghijklmnopqrstuvwxyz._") and len(path) < 100
+        else {"program": ARGV, path: value}
+    )
     assert complaint(spec) == sentence
 
 
@@ -296,7 +451,10 @@ def test_field_is_refused_by_a_whole_sentence(path: str, value: object, sentence
         ("hunter2", "spec: want an object, got a string"),
         ({}, "program: want it, got nothing"),
         ({"program": {}}, "program: want exactly one of argv and command, got neither"),
-        ({"program": {"argv": ["a"], "command": "a"}}, "program: want exactly one of argv and command, got both"),
+        (
+            {"program": {"argv": ["a"], "command": "a"}},
+            "program: want exactly one of argv and command, got both",
+        ),
         ({"program": ARGV, 5: 1}, f"[a number]: want one of {FIELDS}, got an unknown field"),
         (
             {"program": {**ARGV, "env": {"a-b": "hunter2"}}, "remote": {"host": "h"}},
@@ -325,7 +483,11 @@ def test_spec_is_refused_by_a_whole_sentence(spec: object, sentence: str) -> Non
 
 
 def test_table_of_refusals_covers_every_field() -> None:
-    tested = {mark.args[1][number][0] for mark in test_field_is_refused_by_a_whole_sentence.pytestmark for number in range(len(mark.args[1]))}  # type: ignore[attr-defined]
+    tested = {
+        mark.args[1][number][0]
+        for mark in test_field_is_refused_by_a_whole_sentence.pytestmark
+        for number in range(len(mark.args[1]))
+    }  # type: ignore[attr-defined]
     named = {"program.argv" if path == "program.command" else path for path in tested}
     for name, default in CANONICAL.items():
         if isinstance(default, dict) and default:
@@ -346,7 +508,9 @@ def test_names_alone_are_left_without_the_secrets() -> None:
     before = copy.deepcopy(spec)
     shown = specs.without_secrets(spec)
     assert "hunter2" not in json.dumps(shown) and spec == before
-    assert shown["program"]["env"] == {"TOKEN": None} and shown["program"]["stdin"] == {"hidden": True}
+    assert shown["program"]["env"] == {"TOKEN": None} and shown["program"]["stdin"] == {
+        "hidden": True
+    }
     assert shown["callback"] == {"url": None, "token": None} and shown["config"] == {"deep": None}
     with_file = specs.checked({"program": {**ARGV, "stdin": {"file": "/in"}}}, CWD)
     assert specs.without_secrets(with_file) == with_file
@@ -360,7 +524,27 @@ def test_run_id_is_taken(name: str) -> None:
     assert specs.is_run_id(name)
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", ".a", "-a", "_a", "a/b", "a b", "a\n", "a\0", "é", "A" * 129, None, 5, b"a", ["a"]])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        ".",
+        "..",
+        ".a",
+        "-a",
+        "_a",
+        "a/b",
+        "a b",
+        "a\n",
+        "a\0",
+        "é",
+        "A" * 129,
+        None,
+        5,
+        b"a",
+        ["a"],
+    ],
+)
 def test_run_id_is_refused(name: object) -> None:
     assert not specs.is_run_id(name)
 
@@ -368,11 +552,22 @@ def test_run_id_is_refused(name: object) -> None:
 def test_signal_names_go_both_ways() -> None:
     for number in range(1, specs.SIGNALS["SIGRTMAX"] + 1):
         assert specs.signal_number_of(specs.signal_name_of(number)) == number
-    assert specs.signal_name_of(9) == "SIGKILL" and specs.signal_name_of(35) == "SIGRTMIN+1" and specs.signal_name_of(32) == "SIG32"
+    assert (
+        specs.signal_name_of(9) == "SIGKILL"
+        and specs.signal_name_of(35) == "SIGRTMIN+1"
+        and specs.signal_name_of(32) == "SIG32"
+    )
     assert specs.signal_number_of("SIGNONE") is None
-    assert [specs.signal_name(text) for text in ("TERM", "sigterm", "15", "0", "9" * 5000, "", "SIG", "15 ")] == ["SIGTERM"] * 3 + [None] * 5
+    assert [
+        specs.signal_name(text)
+        for text in ("TERM", "sigterm", "15", "0", "9" * 5000, "", "SIG", "15 ")
+    ] == ["SIGTERM"] * 3 + [None] * 5
     for number in range(specs.SIGNALS["SIGRTMIN"], specs.SIGNALS["SIGRTMAX"] + 1):
-        assert specs.signal_name(str(number)) == specs.signal_name(specs.signal_name_of(number)) == specs.signal_name_of(number)
+        assert (
+            specs.signal_name(str(number))
+            == specs.signal_name(specs.signal_name_of(number))
+            == specs.signal_name_of(number)
+        )
     wrong = ["SIGRTMIN+31", "RTMIN+", "RTMIN+-1", "RTMIN+" + "9" * 5000, "32", "65"]
     assert [specs.signal_name(text) for text in ("rtmin+3", *wrong)] == ["SIGRTMIN+3"] + [None] * 6
 
@@ -380,10 +575,37 @@ def test_signal_names_go_both_ways() -> None:
 # -- random input
 
 scalars = (
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(exclude_categories=[]), max_size=8) | st.sampled_from(["stop", "kill", "h"])
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters(exclude_categories=[]), max_size=8)
+    | st.sampled_from(["stop", "kill", "h"])
 )
-anything = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=8)
-names = st.sampled_from([*CANONICAL, *CANONICAL["program"], "command", "host", "hops", "ssh", "sudo", "user", "mode", "options", "port", "signal", "file"])  # type: ignore[misc]
+anything = st.recursive(
+    scalars,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+names = st.sampled_from(
+    [
+        *CANONICAL,
+        *CANONICAL["program"],
+        "command",
+        "host",
+        "hops",
+        "ssh",
+        "sudo",
+        "user",
+        "mode",
+        "options",
+        "port",
+        "signal",
+        "file",
+    ]
+)  # type: ignore[misc]
 likely = st.recursive(
     anything | st.lists(st.text(min_size=1), min_size=1, max_size=3),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=6),
@@ -392,7 +614,8 @@ likely = st.recursive(
 nearly = st.fixed_dictionaries(
     {
         "program": st.fixed_dictionaries(
-            {"argv": st.lists(st.text(min_size=1), min_size=1)}, optional={name: likely for name in CANONICAL["program"] if name != "argv"}
+            {"argv": st.lists(st.text(min_size=1), min_size=1)},
+            optional={name: likely for name in CANONICAL["program"] if name != "argv"},
         )
     },  # type: ignore[attr-defined]
     optional={name: likely for name in CANONICAL if name != "program"},
@@ -413,7 +636,15 @@ def test_anything_is_refused_in_one_sentence_or_has_a_fixed_point(value: object)
     specs.without_secrets(canonical)
 
 
-@given(st.dictionaries(names, st.just("hunter2") | st.just(["hunter2"]) | st.just({"hunter2": 5}) | st.just({"K": "hunter2", "L": 5})))
+@given(
+    st.dictionaries(
+        names,
+        st.just("hunter2")
+        | st.just(["hunter2"])
+        | st.just({"hunter2": 5})
+        | st.just({"K": "hunter2", "L": 5}),
+    )
+)
 def test_secrets_are_never_told(program: dict[str, object]) -> None:
     for hidden in ("env", "stdin", "inherit_env"):
         value = program.get(hidden)

@@ -15,10 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from chaperone import lease
-from chaperone import spool as spools
-from chaperone import status as statuses
 from chaperone.errors import NoRunError, SpoolError
+from chaperone.model import status as statuses
+from chaperone.spool import format, look
 from spool_tests import disk
 from spool_tests.conftest import open_fds
 
@@ -28,62 +27,94 @@ from spool_tests.conftest import open_fds
 def test_spool_is_made_for_us_alone(tmp_path):
     old = os.umask(0)
     try:
-        os.close(spools.open_spool(str(tmp_path / "new"), create=True))
+        os.close(format.open_spool(str(tmp_path / "new"), create=True))
     finally:
         os.umask(old)
-    assert [stat.S_IMODE(os.stat(tmp_path / "new" / name).st_mode) for name in ("", ".running", ".ended")] == [0o700] * 3
-    os.close(spools.open_spool(str(tmp_path / "new"), create=True))
+    assert [
+        stat.S_IMODE(os.stat(tmp_path / "new" / name).st_mode)
+        for name in ("", ".running", ".ended")
+    ] == [0o700] * 3
+    os.close(format.open_spool(str(tmp_path / "new"), create=True))
 
 
 def refusal(path, create=False):
     before = open_fds(str(path))
     with pytest.raises(SpoolError) as caught:
-        spools.open_spool(str(path), create)
+        format.open_spool(str(path), create)
     assert open_fds(str(path)) == before
     return str(caught.value)
 
 
 def test_spool_that_is_not_there_is_told(tmp_path):
-    assert refusal(tmp_path / "no") == f"unable to open spool {str(tmp_path / 'no')!r}: No such file or directory"
-    assert refusal(tmp_path / "no" / "parent", create=True) == f"unable to open spool {str(tmp_path / 'no' / 'parent')!r}: No such file or directory"
+    assert (
+        refusal(tmp_path / "no")
+        == f"unable to open spool {str(tmp_path / 'no')!r}: No such file or directory"
+    )
+    assert (
+        refusal(tmp_path / "no" / "parent", create=True)
+        == f"unable to open spool {str(tmp_path / 'no' / 'parent')!r}: No such file or directory"
+    )
     (tmp_path / "file").touch()
-    assert refusal(tmp_path / "file") == f"unable to open spool {str(tmp_path / 'file')!r}: Not a directory"
+    assert (
+        refusal(tmp_path / "file")
+        == f"unable to open spool {str(tmp_path / 'file')!r}: Not a directory"
+    )
 
 
 @pytest.mark.parametrize("mode", [0o720, 0o702, 0o777, 0o1777])
 def test_spool_that_others_may_write_to_is_refused(spool, mode):
     spool.chmod(mode)
-    assert refusal(spool) == f"unable to use spool {str(spool)!r}: want nobody else to write to it, got mode {mode:04o}"
+    assert (
+        refusal(spool)
+        == f"unable to use spool {str(spool)!r}: want nobody else to write to it, got mode {mode:04o}"
+    )
     spool.chmod(0o755)
-    os.close(spools.open_spool(str(spool)))
+    os.close(format.open_spool(str(spool)))
 
 
 @pytest.mark.root
 def test_spool_of_somebody_else_is_refused(spool):
     os.chown(spool, 12345, 12345)
-    assert refusal(spool) == f"unable to use spool {str(spool)!r}: want it owned by uid 0, got uid 12345"
+    assert (
+        refusal(spool)
+        == f"unable to use spool {str(spool)!r}: want it owned by uid 0, got uid 12345"
+    )
     os.chown(spool, 0, 0)
 
 
 @pytest.mark.user
 def test_spool_of_root_is_refused():
-    assert refusal("/") == f"unable to use spool '/': want it owned by uid {os.geteuid()}, got uid 0"
+    assert (
+        refusal("/") == f"unable to use spool '/': want it owned by uid {os.geteuid()}, got uid 0"
+    )
 
 
 @pytest.mark.root
-@pytest.mark.parametrize("what", [".running", ".ended", "r", "r/lock", "r/stdout", "r/status.json", "r/running.json", "r/control"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        ".running",
+        ".ended",
+        "r",
+        "r/lock",
+        "r/stdout",
+        "r/status.json",
+        "r/running.json",
+        "r/control",
+    ],
+)
 def test_parts_of_somebody_else_are_refused(spool, what):
     run = disk.create(spool)
     if what == "r/status.json":
         run.publish(disk.terminated(run))
     os.chown(spool / what, 12345, 12345)
     with disk.opened(spool) as spool_fd, pytest.raises(SpoolError):
-        spools.live_ids(spool_fd), spools.ended_ids(spool_fd)
-        run_fd = spools.open_run(spool_fd, "r")
+        format.live_ids(spool_fd), format.ended_ids(spool_fd)
+        run_fd = format.open_run(spool_fd, "r")
         try:
-            spools.look(run_fd, "r")
-            os.close(spools.open_stream(run_fd, "stdout"))
-            spools.request(run_fd, "r", "stop")
+            look.look(run_fd, "r")
+            os.close(look.open_stream(run_fd, "stdout"))
+            look.request(run_fd, "r", "stop")
         finally:
             os.close(run_fd)
     run.close()
@@ -95,20 +126,33 @@ def test_parts_of_somebody_else_are_refused(spool, what):
 def test_ids_are_told_apart_from_everything_else(spool):
     live, ended, collected = (disk.create(spool, name) for name in ("live", "ended", "collected"))
     disk.end(ended), disk.end(collected)
-    (spool / ".x.1.new").mkdir(), (spool / ".x.1.gone").mkdir(), (spool / ".running" / ".tmp").touch()
+    (
+        (spool / ".x.1.new").mkdir(),
+        (spool / ".x.1.gone").mkdir(),
+        (spool / ".running" / ".tmp").touch(),
+    )
     with disk.opened(spool) as spool_fd:
-        spools.collect(spool_fd, "collected")
-        assert (spools.live_ids(spool_fd), spools.ended_ids(spool_fd)) == (["live"], ["ended"])
-        assert spools.all_ids(spool_fd) == ["collected", "ended", "live"]
-        assert [spools.where_entered(spool_fd, name) for name in ("live", "ended", "collected")] == [".running", ".ended", None]
-        assert spools.hidden_directories(spool_fd, spools.NEW) == [".x.1.new"] and spools.hidden_directories(spool_fd, spools.GONE) == [".x.1.gone"]
+        look.collect(spool_fd, "collected")
+        assert (format.live_ids(spool_fd), format.ended_ids(spool_fd)) == (["live"], ["ended"])
+        assert format.all_ids(spool_fd) == ["collected", "ended", "live"]
+        assert [
+            format.where_entered(spool_fd, name) for name in ("live", "ended", "collected")
+        ] == [".running", ".ended", None]
+        assert format.hidden_directories(spool_fd, format.NEW) == [
+            ".x.1.new"
+        ] and format.hidden_directories(spool_fd, format.GONE) == [".x.1.gone"]
     live.close()
 
 
 def test_fresh_spool_has_no_runs(spool):
     with disk.opened(spool) as spool_fd:
-        assert spools.live_ids(spool_fd) == spools.ended_ids(spool_fd) == spools.all_ids(spool_fd) == []
-        spools.collect(spool_fd, "r")
+        assert (
+            format.live_ids(spool_fd)
+            == format.ended_ids(spool_fd)
+            == format.all_ids(spool_fd)
+            == []
+        )
+        look.collect(spool_fd, "r")
 
 
 @pytest.mark.parametrize("name", ["../outside", "..", ".", "", ".running", "a/b", "a\0b", "\udcff"])
@@ -117,41 +161,47 @@ def test_no_id_leads_out_of_the_spool(spool, tmp_path, name):
     disk.create(spool).close()
     with disk.opened(spool) as spool_fd:
         with pytest.raises(NoRunError) as caught:
-            spools.open_run(spool_fd, name)
+            format.open_run(spool_fd, name)
         assert str(caught.value) == f"unable to find run {name!r}: that is no run id"
-        spools.collect(spool_fd, name)
+        look.collect(spool_fd, name)
     assert (tmp_path / "outside").exists() and os.listdir(spool / ".running") == ["r"]
 
 
 def test_run_that_is_not_there_is_told(spool):
     with disk.opened(spool) as spool_fd, pytest.raises(NoRunError) as caught:
-        spools.open_run(spool_fd, "r")
-    assert (str(caught.value), caught.value.errno) == ("unable to find run 'r': No such file or directory", errno.ENOENT)
+        format.open_run(spool_fd, "r")
+    assert (str(caught.value), caught.value.errno) == (
+        "unable to find run 'r': No such file or directory",
+        errno.ENOENT,
+    )
 
 
 def test_collect_takes_an_ended_run_and_no_live_one(spool):
     run = disk.create(spool)
     with disk.opened(spool) as spool_fd:
-        spools.collect(spool_fd, "r")
+        look.collect(spool_fd, "r")
         assert os.listdir(spool / ".running") == ["r"]
         run.publish(disk.terminated(run))
-        spools.collect(spool_fd, "r")  # its chaperone lives and will move the entry
+        look.collect(spool_fd, "r")  # its chaperone lives and will move the entry
         assert os.listdir(spool / ".running") == ["r"]
         run.end()
-        spools.collect(spool_fd, "r"), spools.collect(spool_fd, "r")
-    assert os.listdir(spool / ".running") == os.listdir(spool / ".ended") == [] and (spool / "r" / "status.json").exists()
+        look.collect(spool_fd, "r"), look.collect(spool_fd, "r")
+    assert (
+        os.listdir(spool / ".running") == os.listdir(spool / ".ended") == []
+        and (spool / "r" / "status.json").exists()
+    )
 
 
 def test_collected_run_does_not_come_back_when_its_ending_is_finished(spool):
-    from chaperone import recover
+    from chaperone.spool import reap as reaping
 
     run = disk.create(spool)
-    run.publish({**disk.terminated(run), "boot_id": lease.boot_id()})
+    run.publish({**disk.terminated(run), "boot_id": look.boot_id()})
     run.close()  # killed before it could move the entry
     with disk.opened(spool) as spool_fd:
-        spools.collect(spool_fd, "r")
-        assert [found.done for found in recover.reap(str(spool))] == ["finished"]
-        assert spools.ended_ids(spool_fd) == spools.live_ids(spool_fd) == []
+        look.collect(spool_fd, "r")
+        assert [found.done for found in reaping.reap(str(spool))] == ["finished"]
+        assert format.ended_ids(spool_fd) == format.live_ids(spool_fd) == []
     assert "lock" not in os.listdir(spool / "r")
 
 
@@ -169,7 +219,9 @@ PLANTS = {
 
 
 @pytest.mark.parametrize("plant", PLANTS)
-@pytest.mark.parametrize("name", ["lock", "running.json", "status.json", "spec.json", "stdout", "log", "control"])
+@pytest.mark.parametrize(
+    "name", ["lock", "running.json", "status.json", "spec.json", "stdout", "log", "control"]
+)
 def test_planted_file_is_refused_and_nothing_hangs(spool, tmp_path, plant, name):
     run = disk.create(spool)
     outside = tmp_path / "outside"
@@ -187,13 +239,13 @@ def test_planted_file_is_refused_and_nothing_hangs(spool, tmp_path, plant, name)
             return None
 
     with disk.opened(spool) as spool_fd:
-        run_fd = spools.open_run(spool_fd, "r")
-        found = tried(lambda: spools.look(run_fd, "r"))
+        run_fd = format.open_run(spool_fd, "r")
+        found = tried(lambda: look.look(run_fd, "r"))
         assert found is None or "stolen" not in found[1]["labels"]
-        tried(lambda: spools.request(run_fd, "r", "stop"))
-        if name in spools.STREAMS or name == "log":
+        tried(lambda: look.request(run_fd, "r", "stop"))
+        if name in format.STREAMS or name == "log":
             with pytest.raises(SpoolError):
-                spools.open_stream(run_fd, name)
+                look.open_stream(run_fd, name)
         os.close(run_fd)
     assert open_fds(str(tmp_path)) == before
     run.close()
@@ -204,7 +256,7 @@ def test_entries_behind_a_symlink_are_not_read(spool, tmp_path):
     (tmp_path / "elsewhere" / "r").touch()
     (spool / ".ended").symlink_to(tmp_path / "elsewhere")
     with disk.opened(spool) as spool_fd:
-        for what in (lambda: spools.ended_ids(spool_fd), lambda: spools.collect(spool_fd, "r")):
+        for what in (lambda: format.ended_ids(spool_fd), lambda: look.collect(spool_fd, "r")):
             with pytest.raises(SpoolError) as caught:
                 what()
             assert str(caught.value) == "unable to open '.ended' of the spool: Not a directory"
@@ -214,10 +266,10 @@ def test_entries_behind_a_symlink_are_not_read(spool, tmp_path):
 def test_only_streams_and_the_log_are_opened_as_such(spool):
     run = disk.create(spool)
     for name in ("stdout", "stderr", "log"):
-        os.close(spools.open_stream(run.fd, name))
+        os.close(look.open_stream(run.fd, name))
     for name in ("spec.json", "../../etc/passwd", "", "lock"):
         with pytest.raises(SpoolError) as caught:
-            spools.open_stream(run.fd, name)
+            look.open_stream(run.fd, name)
         assert str(caught.value) == f"unable to open stream {name!r}: want stdout, stderr or log"
     run.close()
 
@@ -234,15 +286,19 @@ def test_reader_looks_at_the_lock_first_and_at_the_outcome_next(spool, monkeypat
         return real(name, *rest, **keywords)
 
     monkeypatch.setattr(os, "open", recorded)
-    spools.look(run.fd, "r")
+    look.look(run.fd, "r")
     assert opened == ["lock", "status.json", "running.json"]
     run.close()
 
 
-@pytest.mark.parametrize("moment", [spools.LOCK, spools.FINAL_STATUS, spools.LIVE_STATUS])
+@pytest.mark.parametrize("moment", [format.LOCK, format.FINAL_STATUS, format.LIVE_STATUS])
 @pytest.mark.parametrize("steps", ["published", "cleared", "ended"])
-def test_run_that_ends_while_it_is_looked_at_is_live_or_ended_but_never_lost(spool, monkeypatch, moment, steps):
-    """Just before the reader opens a file, the chaperone takes its last steps, some of them or all."""
+def test_run_that_ends_while_it_is_looked_at_is_live_or_ended_but_never_lost(
+    spool, monkeypatch, moment, steps
+):
+    """
+    Just before the reader opens a file, the chaperone takes its last steps, some of them or all.
+    """
     run = disk.create(spool)
     disk.running(run)
     run_fd, real = os.dup(run.fd), os.open
@@ -259,8 +315,10 @@ def test_run_that_ends_while_it_is_looked_at_is_live_or_ended_but_never_lost(spo
         return real(name, *rest, **keywords)
 
     monkeypatch.setattr(os, "open", ending)
-    alive, status = spools.look(run_fd, "r")
-    assert (alive, status["state"]) in ((True, "running"), (False, "terminated")) and status["pid"] == 4711
+    alive, status = look.look(run_fd, "r")
+    assert (alive, status["state"]) in ((True, "running"), (False, "terminated")) and status[
+        "pid"
+    ] == 4711
     os.close(run_fd)
     run.close()
 
@@ -281,13 +339,15 @@ def test_readers_of_many_short_runs_lose_no_last_write(spool):
         for number in range(rounds):
             while True:
                 try:
-                    run_fd = spools.open_run(spool_fd, f"r{number}")
+                    run_fd = format.open_run(spool_fd, f"r{number}")
                 except NoRunError:
                     continue
-                alive, status = spools.look(run_fd, f"r{number}")
+                alive, status = look.look(run_fd, f"r{number}")
                 size = os.stat("stdout", dir_fd=run_fd).st_size
                 os.close(run_fd)
-                assert status["state"] in ("starting", "running", "terminated") and alive == (status["state"] != "terminated")
+                assert status["state"] in ("starting", "running", "terminated") and alive == (
+                    status["state"] != "terminated"
+                )
                 if not alive:
                     assert status["stdout"]["bytes"] == size == number
                     break
@@ -295,27 +355,40 @@ def test_readers_of_many_short_runs_lose_no_last_write(spool):
 
 
 def test_killed_chaperones_run_is_lost_at_once(spool):
-    pid = disk.held(lambda: disk.running(disk.create(spool), stop={"signal": "SIGTERM", "reason": "request", "by": "ops", "time": "t"}))
-    assert disk.look(spool)[0]
+    pid = disk.held(
+        lambda: disk.running(
+            disk.create(spool),
+            stop={"signal": "SIGTERM", "reason": "request", "by": "ops", "time": "t"},
+        )
+    )
+    assert disk.seen(spool)[0]
     assert disk.killed(pid) == -signal.SIGKILL
-    alive, status = disk.look(spool)
-    assert (alive, status["state"], status["pid"], status["complete"]) == (False, "lost", 4711, False)
-    assert status["exception"]["message"] == "the chaperone died before the program's end was recorded" and status["stop"]["by"] == "ops"
+    alive, status = disk.seen(spool)
+    assert (alive, status["state"], status["pid"], status["complete"]) == (
+        False,
+        "lost",
+        4711,
+        False,
+    )
+    assert (
+        status["exception"]["message"] == "the chaperone died before the program's end was recorded"
+        and status["stop"]["by"] == "ops"
+    )
 
 
 def test_final_state_is_believed_only_where_it_is_published(spool):
     run = disk.create(spool)
     run.replace_running(disk.terminated(run))
-    assert (disk.look(spool)[0], disk.look(spool)[1]["state"]) == (True, "running")
+    assert (disk.seen(spool)[0], disk.seen(spool)[1]["state"]) == (True, "running")
     run.close()
-    assert disk.look(spool)[1]["state"] == "lost"
+    assert disk.seen(spool)[1]["state"] == "lost"
 
 
 def test_run_without_its_lock_is_lost(spool):
     run = disk.create(spool)
     run.close()
     (spool / "r" / "lock").unlink()
-    assert disk.look(spool)[1]["state"] == "lost"
+    assert disk.seen(spool)[1]["state"] == "lost"
 
 
 # -- R4: probes
@@ -324,13 +397,13 @@ def test_run_without_its_lock_is_lost(spool):
 def test_probes_disturb_nobody(spool):
     run = disk.create(spool)
     run_fd = os.dup(run.fd)
-    assert spools.pulse(run_fd) is True
+    assert look.pulse(run_fd) is True
     run.close()
     with open(spool / "r" / "lock") as other:
         fcntl.flock(other, fcntl.LOCK_SH)  # somebody else's probe
-        assert spools.pulse(run_fd) is False
+        assert look.pulse(run_fd) is False
     (spool / "r" / "lock").unlink()
-    assert spools.pulse(run_fd) is None
+    assert look.pulse(run_fd) is None
     os.close(run_fd)
 
 
@@ -343,7 +416,7 @@ def test_probe_is_shared_and_cant_write(spool, monkeypatch):
         return real(fd, how)
 
     monkeypatch.setattr(fcntl, "flock", recorded)
-    spools.look(run.fd, "r")
+    look.look(run.fd, "r")
     assert probes == [(fcntl.LOCK_SH | fcntl.LOCK_NB, os.O_RDONLY)]
     run.close()
 
@@ -351,19 +424,26 @@ def test_probe_is_shared_and_cant_write(spool, monkeypatch):
 # -- unattended
 
 
-def surviving(spool, lease_s, unheard_s, boot=lease.boot_id(), clock_s=0.0):  # noqa: B008  the same all the time
-    """A run that may survive, whose dead chaperone last heard of it some seconds ago; the wall clock was stepped since."""
+def surviving(spool, lease_s, unheard_s, boot=look.boot_id(), clock_s=0.0):  # noqa: B008  the same all the time
+    """
+    A run that may survive, whose dead chaperone last heard of it some seconds ago; the wall clock
+    was stepped since.
+    """
     run = disk.create(spool, on_disconnect="survive", lease=lease_s)
     disk.running(run, boot_id=boot)
-    since_boot, now = lease.stamp()
+    since_boot, now = look.stamp()
     os.utime(run.lock_fd, (since_boot - unheard_s, now - unheard_s + clock_s))
     run.close()
-    return disk.look(spool)
+    return disk.seen(spool)
 
 
 @pytest.mark.parametrize("clock_s", [0.0, 86_400.0, -86_400.0])
-@pytest.mark.parametrize(("unheard_s", "state"), [(0.0, "unattended"), (99.0, "unattended"), (101.0, "lost")])
-def test_run_that_may_survive_is_unattended_until_its_lease_is_over(spool, clock_s, unheard_s, state):
+@pytest.mark.parametrize(
+    ("unheard_s", "state"), [(0.0, "unattended"), (99.0, "unattended"), (101.0, "lost")]
+)
+def test_run_that_may_survive_is_unattended_until_its_lease_is_over(
+    spool, clock_s, unheard_s, state
+):
     assert surviving(spool, 100, unheard_s, clock_s=clock_s)[1]["state"] == state
 
 
@@ -375,19 +455,19 @@ def test_after_a_boot_the_wall_clock_counts(spool, unheard_s, state):
 def test_reader_of_the_lock_file_makes_no_lease_endless(spool):
     """Whoever reads a file may set its atime to the time of day, which is no time since boot."""
     run = disk.create(spool, on_disconnect="survive", lease=100)
-    disk.running(run, boot_id=lease.boot_id())
+    disk.running(run, boot_id=look.boot_id())
     os.utime(run.lock_fd, (time.time(), time.time() - 101))
     run.close()
-    assert disk.look(spool)[1]["state"] == "lost"
+    assert disk.seen(spool)[1]["state"] == "lost"
 
 
 def test_heartbeat_renews_the_lease(spool):
     run = disk.create(spool, on_disconnect="survive", lease=100)
-    disk.running(run, boot_id=lease.boot_id())
+    disk.running(run, boot_id=look.boot_id())
     os.utime(run.lock_fd, (0, 0))
     run.touch()
     run.close()
-    assert disk.look(spool)[1]["state"] == "unattended"
+    assert disk.seen(spool)[1]["state"] == "unattended"
 
 
 # -- R5 and whatever a disk may hold
@@ -405,12 +485,19 @@ def broken(tmp_path_factory):
 
 FINAL_TEXT = json.dumps(statuses.lost(disk.starting(disk.spec()), "gone")).encode()
 contents = st.one_of(
-    st.none(), st.binary(), st.just(b""), st.integers(0, len(FINAL_TEXT)).map(lambda size: FINAL_TEXT[:size]), st.just(FINAL_TEXT.replace(b"lost", b"newer"))
+    st.none(),
+    st.binary(),
+    st.just(b""),
+    st.integers(0, len(FINAL_TEXT)).map(lambda size: FINAL_TEXT[:size]),
+    st.just(FINAL_TEXT.replace(b"lost", b"newer")),
 )
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
-@given(st.dictionaries(st.sampled_from(["spec.json", "running.json", "status.json"]), contents), st.booleans())
+@given(
+    st.dictionaries(st.sampled_from(["spec.json", "running.json", "status.json"]), contents),
+    st.booleans(),
+)
 def test_no_content_of_any_file_makes_a_reader_raise(broken, files, locked):
     run, path = broken
     fcntl.flock(run.lock_fd, fcntl.LOCK_EX if locked else fcntl.LOCK_UN)
@@ -419,17 +506,19 @@ def test_no_content_of_any_file_makes_a_reader_raise(broken, files, locked):
     for name, content in files.items():
         if content is not None:
             (path / "r" / name).write_bytes(content)
-    alive, status = disk.look(path)
+    alive, status = disk.seen(path)
     assert status["run_id"] == "r" and alive <= locked
-    assert status["state"] in (("starting", "running", "lost", "terminated") if locked else ("lost", "terminated"))
+    assert status["state"] in (
+        ("starting", "running", "lost", "terminated") if locked else ("lost", "terminated")
+    )
     if alive:
         assert status["state"] in ("starting", "running")
 
 
 def test_huge_file_is_not_read_into_memory(spool):
     run = disk.create(spool)
-    os.truncate(spool / "r" / "running.json", spools.JSON_LIMIT + 1)
-    assert disk.look(spool) == (True, statuses.last_known(None, "r"))
+    os.truncate(spool / "r" / "running.json", format.JSON_LIMIT + 1)
+    assert disk.seen(spool) == (True, statuses.last_known(None, "r"))
     run.close()
 
 
@@ -438,7 +527,7 @@ def test_huge_file_is_not_read_into_memory(spool):
 
 def test_request_reaches_the_chaperone(spool):
     run = disk.create(spool)
-    spools.request(run.fd, "r", "stop 5 by=öps\udcff")
+    look.request(run.fd, "r", "stop 5 by=öps\udcff")
     assert os.read(run.control_fd, 100) == "stop 5 by=öps\\udcff\n".encode()
     run.close()
 
@@ -447,7 +536,7 @@ def test_request_reaches_the_chaperone(spool):
 def test_request_is_one_line_that_fits(spool, line):
     run = disk.create(spool)
     with pytest.raises(SpoolError) as caught:
-        spools.request(run.fd, "r", line)
+        look.request(run.fd, "r", line)
     assert str(caught.value) == "unable to ask run 'r': want one line of at most 4096 bytes"
     run.close()
 
@@ -455,11 +544,14 @@ def test_request_is_one_line_that_fits(spool, line):
 def test_request_to_nobody_is_told(spool):
     disk.create(spool).close()
     with disk.opened(spool) as spool_fd:
-        run_fd = spools.open_run(spool_fd, "r")
+        run_fd = format.open_run(spool_fd, "r")
         for expected in (errno.ENXIO, errno.ENOENT):
             with pytest.raises(NoRunError) as caught:
-                spools.request(run_fd, "r", "stop")
-            assert (str(caught.value), caught.value.errno) == ("unable to ask run 'r': no chaperone is there", expected)
+                look.request(run_fd, "r", "stop")
+            assert (str(caught.value), caught.value.errno) == (
+                "unable to ask run 'r': no chaperone is there",
+                expected,
+            )
             (spool / "r" / "control").unlink(missing_ok=True)
         os.close(run_fd)
 
@@ -468,8 +560,11 @@ def test_request_to_a_full_fifo_is_told_and_does_not_block(spool):
     run = disk.create(spool)
     with pytest.raises(SpoolError) as caught:
         for _ in range(100_000):
-            spools.request(run.fd, "r", "signal USR1")
-    assert (str(caught.value), caught.value.errno) == ("unable to ask run 'r': Resource temporarily unavailable", errno.EAGAIN)
+            look.request(run.fd, "r", "signal USR1")
+    assert (str(caught.value), caught.value.errno) == (
+        "unable to ask run 'r': Resource temporarily unavailable",
+        errno.EAGAIN,
+    )
     run.close()
 
 
@@ -503,12 +598,19 @@ def frozen(tmp_path):
 
 def test_frozen_samples_are_read_as_ever(frozen):
     with disk.opened(frozen) as spool_fd:
-        assert spools.all_ids(spool_fd) == sorted(FROZEN)
+        assert format.all_ids(spool_fd) == sorted(FROZEN)
         live = ["adoptable", "dead", "just-starting"]
-        assert spools.live_ids(spool_fd) == live and spools.ended_ids(spool_fd) == sorted(set(FROZEN) - {*live, "stopped"})
+        assert format.live_ids(spool_fd) == live and format.ended_ids(spool_fd) == sorted(
+            set(FROZEN) - {*live, "stopped"}
+        )
     for run_id, state in FROZEN.items():
-        alive, status = disk.look(frozen, run_id)
-        assert (alive, status["state"], status["run_id"], status["version"]) == (False, state, run_id, 1)
+        alive, status = disk.seen(frozen, run_id)
+        assert (alive, status["state"], status["run_id"], status["version"]) == (
+            False,
+            state,
+            run_id,
+            1,
+        )
         if (frozen / run_id / "status.json").exists():
             assert status == json.loads((frozen / run_id / "status.json").read_text())
 
@@ -526,7 +628,10 @@ def test_frozen_samples_were_never_edited():
 
 
 def test_new_files_have_the_fields_of_the_frozen_ones(spool):
-    """A new field is a new version, or old readers were promised that it may come: then freeze a sample of it."""
+    """
+    A new field is a new version, or old readers were promised that it may come: then freeze a
+    sample of it.
+    """
     run = disk.create(spool)
     disk.running(run)
     with open(os.path.join(DATA, "dead", "running.json")) as file:

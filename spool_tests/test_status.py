@@ -1,4 +1,7 @@
-"""Statuses: which state may follow which, what is said of an outcome, and what is made of one that was read."""
+"""
+Statuses: which state may follow which, what is said of an outcome, and what is made of one that was
+read.
+"""
 
 import json
 import os
@@ -10,9 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chaperone import jsontext, spool
-from chaperone import status as statuses
 from chaperone.errors import TransitionError
+from chaperone.model import jsontext
+from chaperone.model import status as statuses
+from chaperone.spool import format
 from spool_tests import disk
 
 NOW_NS = 1_795_550_066_123_456_789
@@ -24,7 +28,9 @@ MOVES = {
     "starting": lambda status: {**status, "state": "starting"},
     "running": lambda status: statuses.running(status, 1, NOW_NS),
     "stopping": lambda status: statuses.stopping(status, "SIGTERM", "request", None, NOW_NS),
-    "terminated": lambda status: statuses.terminated({**status, "return_code": 0, "signal": None}, True),
+    "terminated": lambda status: statuses.terminated(
+        {**status, "return_code": 0, "signal": None}, True
+    ),
     "unattended": lambda status: statuses.unattended(status),
     "error": lambda status: statuses.failed(status, "spawn", "no", NOW_NS),
     "lost": lambda status: statuses.lost(status, "gone"),
@@ -37,8 +43,15 @@ def test_times_are_told_in_utc_with_microseconds() -> None:
 
 
 def test_first_status_knows_what_was_asked_and_no_secret() -> None:
-    assert START["program"] == {"argv": ["true"], "cwd": "/", "env": ["TOKEN"]} and START["labels"] == {"team": "etl"}
-    assert (START["state"], START["started"], START["complete"], START["create_time"]) == ("starting", None, False, statuses.timestamp(NOW_NS))
+    assert START["program"] == {"argv": ["true"], "cwd": "/", "env": ["TOKEN"]} and START[
+        "labels"
+    ] == {"team": "etl"}
+    assert (START["state"], START["started"], START["complete"], START["create_time"]) == (
+        "starting",
+        None,
+        False,
+        statuses.timestamp(NOW_NS),
+    )
     assert "hunter2" not in jsontext.dumps(START)
 
 
@@ -50,7 +63,9 @@ def test_state_follows_only_as_the_table_says(before: str, after: str) -> None:
     if after in statuses.TRANSITIONS[before]:
         assert MOVES[after](status)["state"] == after
     elif (before, after) == ("starting", "stopping"):
-        assert MOVES[after](status)["state"] == "starting"  # remembered until there is something to stop
+        assert (
+            MOVES[after](status)["state"] == "starting"
+        )  # remembered until there is something to stop
     else:
         with pytest.raises(TransitionError):
             MOVES[after](status)
@@ -58,7 +73,9 @@ def test_state_follows_only_as_the_table_says(before: str, after: str) -> None:
 
 
 def test_nothing_follows_a_final_state() -> None:
-    assert all(statuses.TRANSITIONS[state] == () for state in statuses.FINAL) and set(statuses.TRANSITIONS) == set(statuses.STATES)
+    assert all(statuses.TRANSITIONS[state] == () for state in statuses.FINAL) and set(
+        statuses.TRANSITIONS
+    ) == set(statuses.STATES)
     final = statuses.terminated(EXITED, True)
     for more in (lambda: statuses.noted(final, pid=1), lambda: statuses.ended(final, pid=1)):
         with pytest.raises(TransitionError) as caught:
@@ -66,7 +83,14 @@ def test_nothing_follows_a_final_state() -> None:
         assert str(caught.value) == "unable to record more of run 'r': it has ended"
 
 
-@pytest.mark.parametrize("record", [statuses.noted, statuses.ended, lambda status, **facts: statuses.running(status, 1, NOW_NS, **facts)])
+@pytest.mark.parametrize(
+    "record",
+    [
+        statuses.noted,
+        statuses.ended,
+        lambda status, **facts: statuses.running(status, 1, NOW_NS, **facts),
+    ],
+)
 @pytest.mark.parametrize("status", [START, RUNNING])
 def test_field_that_no_status_has_is_refused(record: object, status: dict[str, object]) -> None:
     with pytest.raises(TransitionError) as caught:
@@ -75,7 +99,11 @@ def test_field_that_no_status_has_is_refused(record: object, status: dict[str, o
 
 
 def test_start_is_recorded_once() -> None:
-    assert (RUNNING["pid"], RUNNING["started"], RUNNING["start_time"]) == (4711, True, statuses.timestamp(NOW_NS))
+    assert (RUNNING["pid"], RUNNING["started"], RUNNING["start_time"]) == (
+        4711,
+        True,
+        statuses.timestamp(NOW_NS),
+    )
     again = statuses.running(statuses.unattended(RUNNING), 4711, NOW_NS + 10**9)
     assert again["start_time"] == RUNNING["start_time"]
 
@@ -83,7 +111,12 @@ def test_start_is_recorded_once() -> None:
 def test_first_reason_of_a_stop_stays() -> None:
     first = statuses.stopping(RUNNING, "SIGTERM", "timeout", "timeouts.run 5", NOW_NS)
     second = statuses.stopping(first, "SIGKILL", "request", "ops", NOW_NS + 10**9)
-    assert second["stop"] == {"signal": "SIGKILL", "reason": "timeout", "by": "timeouts.run 5", "time": statuses.timestamp(NOW_NS)}
+    assert second["stop"] == {
+        "signal": "SIGKILL",
+        "reason": "timeout",
+        "by": "timeouts.run 5",
+        "time": statuses.timestamp(NOW_NS),
+    }
     with pytest.raises(TransitionError) as caught:
         statuses.stopping(RUNNING, "SIGTERM", "mood", None, NOW_NS)
     assert str(caught.value) == "unable to stop run 'r': 'mood' is no reason"
@@ -97,18 +130,32 @@ def test_every_real_exit_and_signal_is_told_apart() -> None:
         raw.returncode = 0
         assert (status["return_code"], status["signal"], status["core_dump"]) == (code, None, False)
         told.add(str(status))
-    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV, signal.SIGRTMIN, signal.SIGRTMIN + 3):
+    for number in (
+        signal.SIGKILL,
+        signal.SIGTERM,
+        signal.SIGSEGV,
+        signal.SIGRTMIN,
+        signal.SIGRTMIN + 3,
+    ):
         script = f"import os, resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); os.kill(os.getpid(), {int(number)})"
         raw = subprocess.Popen([sys.executable, "-ISc", script])
         status = statuses.outcome(os.waitpid(raw.pid, 0)[1])
         raw.returncode = 0
-        assert status["return_code"] is None and statuses.exit_code({**RUNNING, **status, "state": "terminated"}) == 128 + number
+        assert (
+            status["return_code"] is None
+            and statuses.exit_code({**RUNNING, **status, "state": "terminated"}) == 128 + number
+        )
         told.add(str(status))
     assert len(told) == 13
 
 
 def test_core_dump_is_told() -> None:
-    assert statuses.outcome(11 | 0x80) == {"status": 139, "return_code": None, "signal": "SIGSEGV", "core_dump": True}
+    assert statuses.outcome(11 | 0x80) == {
+        "status": 139,
+        "return_code": None,
+        "signal": "SIGSEGV",
+        "core_dump": True,
+    }
 
 
 @pytest.mark.parametrize("facts", [{}, {"return_code": 1, "signal": "SIGTERM"}])
@@ -119,11 +166,28 @@ def test_end_wants_exactly_one_of_code_and_signal(facts: dict[str, object]) -> N
 
 
 def test_lost_run_keeps_what_is_known_and_unknows_the_rest() -> None:
-    known = statuses.stopping(statuses.ended(EXITED, rusage={"utime": 1}, elapsed=5.0), "SIGTERM", "request", "ops", NOW_NS)
+    known = statuses.stopping(
+        statuses.ended(EXITED, rusage={"utime": 1}, elapsed=5.0),
+        "SIGTERM",
+        "request",
+        "ops",
+        NOW_NS,
+    )
     lost = statuses.lost(known, "gone", "2026-11-24T00:00:00.000000Z", NOW_NS)
-    assert (lost["pid"], lost["start_time"], lost["stop"], lost["started"]) == (4711, known["start_time"], known["stop"], True)
-    assert all(lost[name] is None for name in ("status", "return_code", "signal", "rusage", "elapsed")) and lost["complete"] is False
-    assert lost["exception"] == {"stage": "chaperone", "type": None, "errno": None, "message": "gone"} and lost["gone_by"]
+    assert (lost["pid"], lost["start_time"], lost["stop"], lost["started"]) == (
+        4711,
+        known["start_time"],
+        known["stop"],
+        True,
+    )
+    assert (
+        all(lost[name] is None for name in ("status", "return_code", "signal", "rusage", "elapsed"))
+        and lost["complete"] is False
+    )
+    assert (
+        lost["exception"] == {"stage": "chaperone", "type": None, "errno": None, "message": "gone"}
+        and lost["gone_by"]
+    )
     assert statuses.lost(START, "gone")["started"] is None
 
 
@@ -134,7 +198,10 @@ def test_lost_run_keeps_what_is_known_and_unknows_the_rest() -> None:
         ({"state": "terminated", "return_code": 255}, 255),
         ({"state": "terminated", "signal": "SIGKILL", "status": 9}, 137),
         ({"state": "terminated", "signal": "SIGINT", "status": None}, 130),
-        ({"state": "terminated", "signal": "SIGRTMIN+2", "status": None}, 128 + signal.SIGRTMIN + 2),
+        (
+            {"state": "terminated", "signal": "SIGRTMIN+2", "status": None},
+            128 + signal.SIGRTMIN + 2,
+        ),
         ({"state": "terminated", "signal": "SIGWHAT"}, 125),
         ({"state": "terminated"}, 125),
         ({"state": "error"}, 125),
@@ -151,37 +218,71 @@ def test_exit_code_follows_the_shell(facts: dict[str, object], code: int) -> Non
 @pytest.mark.parametrize("char", ["x", "\n", "\u00e9", "\U0001f600", "\udcff"])
 def test_longest_status_fits_its_room(char: str) -> None:
     """What others choose is cut; what the spec chose has twice its own size."""
-    spec = disk.spec("r" * 128, program={**disk.spec()["program"], "argv": [char * 500] * 9}, labels={char * 90: char * 900})
-    status = statuses.running(statuses.starting(spec, 2**31, "h" * 64, "b" * 36, NOW_NS), 2**31, NOW_NS)
+    spec = disk.spec(
+        "r" * 128,
+        program={**disk.spec()["program"], "argv": [char * 500] * 9},
+        labels={char * 90: char * 900},
+    )
+    status = statuses.running(
+        statuses.starting(spec, 2**31, "h" * 64, "b" * 36, NOW_NS), 2**31, NOW_NS
+    )
     status = statuses.stopping(status, "SIGTERM", "request", char * 4000, NOW_NS)
-    status = statuses.noted(status, connection={"argv": [char * 20_000], "pid": 2**31, "drops": 2**31, "state": "down", "since": statuses.timestamp(NOW_NS)})
+    status = statuses.noted(
+        status,
+        connection={
+            "argv": [char * 20_000],
+            "pid": 2**31,
+            "drops": 2**31,
+            "state": "down",
+            "since": statuses.timestamp(NOW_NS),
+        },
+    )
     final = statuses.lost(status, char * 100_000, statuses.timestamp(NOW_NS), NOW_NS)
-    room = spool.RESERVE + 2 * len(jsontext.dumps(spec))
+    room = format.RESERVE + 2 * len(jsontext.dumps(spec))
     text = statuses.fitted(final, room)
     assert len(text.encode()) <= room and text.endswith("}\n")
-    assert jsontext.loads(text)["connection"] == {**status["connection"], "argv": None if char * 20_000 not in text else [char * 20_000]}  # type: ignore[index]
+    assert jsontext.loads(text)["connection"] == {
+        **status["connection"],
+        "argv": None if char * 20_000 not in text else [char * 20_000],
+    }  # type: ignore[index]
 
 
 def test_status_that_fits_is_written_whole() -> None:
-    status = statuses.noted(RUNNING, connection={"argv": ["ssh"], "pid": 1, "drops": 0, "state": "up", "since": None})
+    status = statuses.noted(
+        RUNNING, connection={"argv": ["ssh"], "pid": 1, "drops": 0, "state": "up", "since": None}
+    )
     assert statuses.fitted(status, 100_000) == jsontext.dumps(status) + "\n"
 
 
 # -- what was read (R5)
 
-FINAL = statuses.terminated(statuses.ended(EXITED, end_time=statuses.timestamp(NOW_NS), elapsed=1), True)
+FINAL = statuses.terminated(
+    statuses.ended(EXITED, end_time=statuses.timestamp(NOW_NS), elapsed=1), True
+)
 
 
-UNCOUNTED = {**FINAL, "leftovers": None, "stdout": {"bytes": 5, "dropped": None}, "stderr": {"bytes": 0, "dropped": None}}
+UNCOUNTED = {
+    **FINAL,
+    "leftovers": None,
+    "stdout": {"bytes": 5, "dropped": None},
+    "stderr": {"bytes": 0, "dropped": None},
+}
 
 
-@pytest.mark.parametrize("status", [START, RUNNING, FINAL, UNCOUNTED, statuses.lost(RUNNING, "gone", None, NOW_NS)])
+@pytest.mark.parametrize(
+    "status", [START, RUNNING, FINAL, UNCOUNTED, statuses.lost(RUNNING, "gone", None, NOW_NS)]
+)
 def test_status_is_read_as_it_was_written(status: dict[str, object]) -> None:
     assert statuses.last_known(jsontext.loads(jsontext.dumps(status)), "r") == status
 
 
 def test_unknown_fields_are_kept() -> None:
-    newer = {**FINAL, "version": 2, "mood": "good", "stdout": {"bytes": 1, "dropped": 0, "lines": 3}}
+    newer = {
+        **FINAL,
+        "version": 2,
+        "mood": "good",
+        "stdout": {"bytes": 1, "dropped": 0, "lines": 3},
+    }
     assert statuses.last_known(newer, "r") == statuses.final_known(newer, "r") == newer
 
 
@@ -196,7 +297,9 @@ def test_unknown_fields_are_kept() -> None:
         ({"state": 5}, None),
     ],
 )
-def test_final_state_of_a_newer_writer_is_told_by_what_is_known(facts: dict[str, object], state: str | None) -> None:
+def test_final_state_of_a_newer_writer_is_told_by_what_is_known(
+    facts: dict[str, object], state: str | None
+) -> None:
     found = statuses.final_known({**FINAL, **facts}, "r")
     assert (None if found is None else found["state"]) == state
 
@@ -208,7 +311,9 @@ values = st.recursive(
 )
 names = st.sampled_from([*RUNNING, "bytes", "dropped", "stage", "message", "argv"])
 broken = st.one_of(
-    values, st.dictionaries(names, values | st.dictionaries(names, values)), st.dictionaries(names, values).map(lambda found: {**FINAL, **found})
+    values,
+    st.dictionaries(names, values | st.dictionaries(names, values)),
+    st.dictionaries(names, values).map(lambda found: {**FINAL, **found}),
 )
 
 
@@ -217,15 +322,29 @@ def test_whatever_is_read_has_the_shape_of_a_status(value: object) -> None:
     for status in (statuses.last_known(value, "r"), statuses.final_known(value, "r")):
         if status is None:
             continue
-        assert status["run_id"] == "r" and status["state"] in statuses.STATES and set(RUNNING) <= set(status)
+        assert (
+            status["run_id"] == "r"
+            and status["state"] in statuses.STATES
+            and set(RUNNING) <= set(status)
+        )
         statuses.exit_code(status)
         for name, kinds in statuses._FIELDS.items():
             field = status[name]
             if isinstance(kinds, dict):
                 assert field is None or isinstance(field, dict)
-                assert all(field[inner] is None or type(field[inner]) in kind for inner, kind in kinds.items()) if field else True
+                assert (
+                    all(
+                        field[inner] is None or type(field[inner]) in kind
+                        for inner, kind in kinds.items()
+                    )
+                    if field
+                    else True
+                )
             else:
                 assert field is None or type(field) in kinds
-        assert all(status[name] is not None for name in ("program", "labels", "stdout", "stderr", "complete"))
+        assert all(
+            status[name] is not None
+            for name in ("program", "labels", "stdout", "stderr", "complete")
+        )
         if status["state"] not in statuses.FINAL:
             statuses.lost(status, "gone")

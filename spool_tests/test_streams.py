@@ -5,8 +5,8 @@ import select
 
 import pytest
 
-from chaperone.loop import Loop
-from chaperone.streams import PIPE_BYTES, Pump, Stream
+from chaperone.program.loop import Loop
+from chaperone.program.streams import PIPE_BYTES, Pump, Stream
 
 
 @pytest.fixture
@@ -45,7 +45,13 @@ def test_a_stream_goes_on_where_an_earlier_chaperone_stopped(file):
 
 
 def test_a_disk_that_refuses_makes_a_hole_that_is_told(file, monkeypatch):
-    out, write, answers = stream(file), os.write, iter([3, OSError(28, "No space left on device"), OSError(28, "No space left on device"), 2])
+    out, write, answers = (
+        stream(file),
+        os.write,
+        iter(
+            [3, OSError(28, "No space left on device"), OSError(28, "No space left on device"), 2]
+        ),
+    )
 
     def limited(fd, data):
         answer = next(answers)
@@ -57,7 +63,10 @@ def test_a_disk_that_refuses_makes_a_hole_that_is_told(file, monkeypatch):
     for piece in (b"abcde", b"fgh", b"ij"):
         out.write(piece)
     assert content(file) == b"abcij" and (out.bytes, out.dropped, out.full) == (5, 5, [True])
-    assert out.told == ["bytes are dropped from offset 3 on: No space left on device", "5 bytes were dropped at offset 3, the disk takes bytes again"]
+    assert out.told == [
+        "bytes are dropped from offset 3 on: No space left on device",
+        "5 bytes were dropped at offset 3, the disk takes bytes again",
+    ]
 
 
 def test_a_pump_moves_every_byte_and_closes_at_the_end(file):
@@ -109,7 +118,10 @@ def test_a_drain_takes_what_is_there_and_does_not_wait_for_a_writer(file):
 
 
 def test_bytes_that_wait_are_heard_before_a_deadline_is_called_missed(monkeypatch):
-    """As after SIGSTOP and SIGCONT: a poll that was interrupted past its time says "nothing" without having looked."""
+    """
+    As after SIGSTOP and SIGCONT: a poll that was interrupted past its time says "nothing" without
+    having looked.
+    """
     loop, (reading, writing), heard = Loop(), os.pipe(), []
     os.write(writing, b"x")
     asked = []

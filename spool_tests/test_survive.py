@@ -30,15 +30,29 @@ def remote(request, tmp_path, monkeypatch):
     """A spec's `remote`, or none; nothing may stay in the directory that the far side keeps."""
     monkeypatch.setenv("HOME", str(tmp_path))
     directory = tmp_path / ".chaperone"
-    yield None if request.param == "here" else request.getfixturevalue("sshd").remote(remote_dir=str(directory))
+    yield (
+        None
+        if request.param == "here"
+        else request.getfixturevalue("sshd").remote(remote_dir=str(directory))
+    )
     until(lambda: list(directory.glob("*")) == [])
 
 
 def test_program_that_may_survive_ends_as_any_other(spool, remote):
-    process = start(spool, sh("echo out; cat; echo err >&2; exit 7", stdin="in\n"), remote=remote, on_disconnect="survive")
+    process = start(
+        spool,
+        sh("echo out; cat; echo err >&2; exit 7", stdin="in\n"),
+        remote=remote,
+        on_disconnect="survive",
+    )
     assert process.wait(30) == 0
     status = final(spool)
-    assert (status["state"], status["return_code"], status["complete"], status["leftovers"]) == ("terminated", 7, True, 0), log(spool)
+    assert (status["state"], status["return_code"], status["complete"], status["leftovers"]) == (
+        "terminated",
+        7,
+        True,
+        0,
+    ), log(spool)
     assert stdout(spool) == b"out\nin\n"
     assert (spool / "r" / "stderr").read_bytes() == b"err\n"
 
@@ -46,15 +60,20 @@ def test_program_that_may_survive_ends_as_any_other(spool, remote):
 ADOPT = """
 import sys
 sys.path.append(sys.argv[1])
-from chaperone import adopt, prologue
-inherited = prologue.settle()
-sys.exit(adopt.held(sys.argv[2], sys.argv[3], inherited, prologue.announce))
+from chaperone.hold import adopt
+from chaperone.hold import begin
+inherited = begin.shed_inherited_state()
+sys.exit(adopt.hold_left_run(sys.argv[2], sys.argv[3], inherited, begin.print_run_id))
 """
 
 
 def adopt(spool, run_id="r"):
     """A chaperone that takes the run over; returns when it holds the lock."""
-    chaperone = subprocess.Popen([sys.executable, "-I", "-S", "-c", ADOPT, ROOT, str(spool), run_id], stdout=subprocess.PIPE, text=True)
+    chaperone = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", ADOPT, ROOT, str(spool), run_id],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert chaperone.stdout.readline() == f"{run_id}\n"
     chaperone.stdout.close()
     return chaperone
@@ -113,25 +132,47 @@ sys.exit(44)
 
 
 @pytest.mark.parametrize("place", ["here", "ssh", pytest.param("network", marks=pytest.mark.root)])
-def test_no_byte_is_lost_or_doubled_by_cuts_and_deaths(place, spool, request, tmp_path, monkeypatch):
+def test_no_byte_is_lost_or_doubled_by_cuts_and_deaths(
+    place, spool, request, tmp_path, monkeypatch
+):
     """
-    Cuts of every kind, and deaths of the chaperone, each at a random moment of a program that writes until all of them were made.
+    Cuts of every kind, and deaths of the chaperone, each at a random moment of a program that
+    writes until all of them were made.
 
-    A cut is the client's death, that of sshd's session, or (network) packets dropped in silence until the client gives up.
+    A cut is the client's death, that of sshd's session, or (network) packets dropped in silence
+    until the client gives up.
     """
     long = request.config.option.long
-    sizes, cuts, deaths, duration = ((100_000_000, 2_000_000), 40, 5, 60) if long else ((5_000_000, 500_000), 6, 2, 4)
+    sizes, cuts, deaths, duration = (
+        ((100_000_000, 2_000_000), 40, 5, 60) if long else ((5_000_000, 500_000), 6, 2, 4)
+    )
     monkeypatch.setenv("HOME", str(tmp_path))
     directory, sums, enough = tmp_path / ".chaperone", tmp_path / "sums", tmp_path / "enough"
     there, ways, remote = None, [], None  # nobody cuts a pipe here
     if place != "here":
-        there = request.getfixturevalue("sshd") if place == "ssh" else request.getfixturevalue("network").sshd
+        there = (
+            request.getfixturevalue("sshd")
+            if place == "ssh"
+            else request.getfixturevalue("network").sshd
+        )
         ways = ["client", "session", "packets"] if place == "network" else ["client", "session"]
-        remote = there.remote(remote_dir=str(directory), options={"ServerAliveInterval": 1, "ServerAliveCountMax": 2})
+        remote = there.remote(
+            remote_dir=str(directory), options={"ServerAliveInterval": 1, "ServerAliveCountMax": 2}
+        )
     chance = random.Random(3)
-    events = ["death"] * deaths + [ways[number % len(ways)] for number in range(cuts if ways else 0)]
+    events = ["death"] * deaths + [
+        ways[number % len(ways)] for number in range(cuts if ways else 0)
+    ]
     chance.shuffle(events)
-    argv = ["/usr/bin/python3", "-I", "-S", "-c", WRITER, "7", *map(str, (*sizes, duration, sums, enough))]
+    argv = [
+        "/usr/bin/python3",
+        "-I",
+        "-S",
+        "-c",
+        WRITER,
+        "7",
+        *map(str, (*sizes, duration, sums, enough)),
+    ]
     chaperone = start(spool, {"argv": argv}, remote=remote, on_disconnect="survive", lease=300)
     for event in events:
         status = connected(spool)
@@ -150,10 +191,20 @@ def test_no_byte_is_lost_or_doubled_by_cuts_and_deaths(place, spool, request, tm
     enough.touch()
     assert chaperone.wait(60 + duration) == 0
     status = final(spool)
-    assert (status["state"], status["return_code"], status["complete"]) == ("terminated", 44, True), log(spool)
+    assert (status["state"], status["return_code"], status["complete"]) == (
+        "terminated",
+        44,
+        True,
+    ), log(spool)
     *written, stdout_size, stderr_size = sums.read_text().split()
-    assert [hashlib.sha256((spool / "r" / name).read_bytes()).hexdigest() for name in ("stdout", "stderr")] == written
-    assert (status["stdout"]["bytes"], status["stderr"]["bytes"]) == (int(stdout_size), int(stderr_size))
+    assert [
+        hashlib.sha256((spool / "r" / name).read_bytes()).hexdigest()
+        for name in ("stdout", "stderr")
+    ] == written
+    assert (status["stdout"]["bytes"], status["stderr"]["bytes"]) == (
+        int(stdout_size),
+        int(stderr_size),
+    )
     assert int(stdout_size) >= sizes[0] and int(stderr_size) >= sizes[1]
     assert status["connection"]["drops"] >= len(events)
     assert list(directory.glob("*")) == []
@@ -163,10 +214,17 @@ def test_no_byte_is_lost_or_doubled_by_cuts_and_deaths(place, spool, request, tm
 
 
 @pytest.mark.root
-def test_status_shows_whether_the_connection_is_up_or_down_since_when_and_until_when(spool, network, tmp_path, chaperone):
+def test_status_shows_whether_the_connection_is_up_or_down_since_when_and_until_when(
+    spool, network, tmp_path, chaperone
+):
     script = "echo up; while [ ! -e go ]; do sleep 0.05; done"
-    remote = network.sshd.remote(remote_dir=str(tmp_path / "far"), options={"ServerAliveInterval": 1, "ServerAliveCountMax": 2})
-    process = start(spool, sh(script, cwd=str(tmp_path)), remote=remote, on_disconnect="survive", lease=100)
+    remote = network.sshd.remote(
+        remote_dir=str(tmp_path / "far"),
+        options={"ServerAliveInterval": 1, "ServerAliveCountMax": 2},
+    )
+    process = start(
+        spool, sh(script, cwd=str(tmp_path)), remote=remote, on_disconnect="survive", lease=100
+    )
     up = connected(spool)["connection"]
     assert (up["state"], up["drops"], up["lease_until"]) == ("up", 0, None) and up["pid"]
     network.cut()
@@ -174,8 +232,13 @@ def test_status_shows_whether_the_connection_is_up_or_down_since_when_and_until_
         before = time.time()
         until(lambda: live(spool)["connection"]["state"] == "down", 30)
         down = json.loads(chaperone("status", "r").stdout)["connection"]
-        assert (down["drops"], down["pid"], down["argv"]) == (1, None, up["argv"]) and down["since"] > up["since"]
-        heard_s = datetime.datetime.fromisoformat(down["lease_until"].replace("Z", "+00:00")).timestamp() - 100
+        assert (down["drops"], down["pid"], down["argv"]) == (1, None, up["argv"]) and down[
+            "since"
+        ] > up["since"]
+        heard_s = (
+            datetime.datetime.fromisoformat(down["lease_until"].replace("Z", "+00:00")).timestamp()
+            - 100
+        )
         assert before - 30 < heard_s < before + 2, "from the last beat on"  # one comes every 10 s
     finally:
         network.heal()
@@ -187,29 +250,74 @@ def test_status_shows_whether_the_connection_is_up_or_down_since_when_and_until_
 
 
 def booted_anew(tmp_path):
-    """The words before an argv that let it live in this host's next boot, ten seconds old: another boot id, and clocks that begin anew."""
+    """
+    The words before an argv that let it live in this host's next boot, ten seconds old: another
+    boot id, and clocks that begin anew.
+    """
     boot_id = tmp_path / "boot_id"
     boot_id.write_text(f"{uuid.uuid4()}\n")
     mounted = 'mount --bind "$0" /proc/sys/kernel/random/boot_id && exec "$@"'
     back = f"-{max(0, int(time.monotonic()) - 10)}"
-    namespaces = ["--mount", "--time", "--boottime", back, "--monotonic", back, "--fork", "--kill-child"]
-    return ["unshare", *namespaces, "/bin/sh", "-c", mounted, str(boot_id)], boot_id.read_text().strip()
+    namespaces = [
+        "--mount",
+        "--time",
+        "--boottime",
+        back,
+        "--monotonic",
+        back,
+        "--fork",
+        "--kill-child",
+    ]
+    return [
+        "unshare",
+        *namespaces,
+        "/bin/sh",
+        "-c",
+        mounted,
+        str(boot_id),
+    ], boot_id.read_text().strip()
 
 
 @pytest.mark.root
 @pytest.mark.parametrize("disk", ["whole", "torn"])
-def test_run_goes_on_when_the_host_of_its_chaperone_boots_anew(spool, network, tmp_path, monkeypatch, disk):
+def test_run_goes_on_when_the_host_of_its_chaperone_boots_anew(
+    spool, network, tmp_path, monkeypatch, disk
+):
     """
-    As after a power cut: chaperone and client die, nobody tells the far side, whose session goes on waiting, and the program writes on.
+    As after a power cut: chaperone and client die, nobody tells the far side, whose session goes on
+        waiting, and the program writes on.
 
     A torn disk has lost what was not yet on it: the ends of the streams, and the last status.
     """
     monkeypatch.setenv("HOME", str(tmp_path))
     directory, sums, enough = tmp_path / "far", tmp_path / "sums", tmp_path / "enough"
-    argv = ["/usr/bin/python3", "-I", "-S", "-c", WRITER, "7", "5000000", "500000", "3", str(sums), str(enough)]
-    chaperone = start(spool, {"argv": argv}, remote=network.sshd.remote(remote_dir=str(directory)), on_disconnect="survive", lease=300)
+    argv = [
+        "/usr/bin/python3",
+        "-I",
+        "-S",
+        "-c",
+        WRITER,
+        "7",
+        "5000000",
+        "500000",
+        "3",
+        str(sums),
+        str(enough),
+    ]
+    chaperone = start(
+        spool,
+        {"argv": argv},
+        remote=network.sshd.remote(remote_dir=str(directory)),
+        on_disconnect="survive",
+        lease=300,
+    )
     before = connected(spool)
-    until(lambda: (spool / "r" / "stdout").stat().st_size > 500_000 and (spool / "r" / "stderr").stat().st_size > 20_000)
+    until(
+        lambda: (
+            (spool / "r" / "stdout").stat().st_size > 500_000
+            and (spool / "r" / "stderr").stat().st_size > 20_000
+        )
+    )
     client = before["connection"]["pid"]
     network.cut(port_of(network.sshd, client))
     try:
@@ -224,23 +332,44 @@ def test_run_goes_on_when_the_host_of_its_chaperone_boots_anew(spool, network, t
         (far,) = directory.iterdir()
         until(lambda: (far / "out").stat().st_size > here + 500_000)
         booted, boot_id = booted_anew(tmp_path)
-        told = [subprocess.run([*booted, *CHAPERONE, verb], capture_output=True, text=True, check=True).stdout for verb in ("ls", "reap")]
+        told = [
+            subprocess.run(
+                [*booted, *CHAPERONE, verb], capture_output=True, text=True, check=True
+            ).stdout
+            for verb in ("ls", "reap")
+        ]
         assert "unattended" in told[0] and "adopt it" in told[1], told
         attached = (far / "attached").read_text()
-        adopter = subprocess.Popen([*booted, *CHAPERONE, "adopt"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        adopter = subprocess.Popen(
+            [*booted, *CHAPERONE, "adopt"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
         until(lambda: boot_id in (spool / "r" / "running.json").read_text())
         status = connected(spool)
-        assert (status["boot_id"], status["pid"], status["started"]) == (boot_id, before["pid"], True)
+        assert (status["boot_id"], status["pid"], status["started"]) == (
+            boot_id,
+            before["pid"],
+            True,
+        )
         until(lambda: (far / "attached").read_text() != attached)
         enough.touch()
         assert adopter.wait(60) == 0
     finally:
         network.heal()
     status = final(spool)
-    assert (status["state"], status["return_code"], status["complete"]) == ("terminated", 44, True), log(spool)
+    assert (status["state"], status["return_code"], status["complete"]) == (
+        "terminated",
+        44,
+        True,
+    ), log(spool)
     *written, stdout_size, stderr_size = sums.read_text().split()
-    assert [hashlib.sha256((spool / "r" / name).read_bytes()).hexdigest() for name in ("stdout", "stderr")] == written
-    assert (status["stdout"]["bytes"], status["stderr"]["bytes"]) == (int(stdout_size), int(stderr_size))
+    assert [
+        hashlib.sha256((spool / "r" / name).read_bytes()).hexdigest()
+        for name in ("stdout", "stderr")
+    ] == written
+    assert (status["stdout"]["bytes"], status["stderr"]["bytes"]) == (
+        int(stdout_size),
+        int(stderr_size),
+    )
     assert list(directory.iterdir()) == []
     assert not far_processes(spool)
 
@@ -258,16 +387,32 @@ def test_run_here_is_lost_when_its_host_boots_anew(spool, tmp_path, monkeypatch)
     (tmp_path / "go").touch()
     (kept,) = (tmp_path / ".chaperone").iterdir()
     until(lambda: (kept / "out").read_bytes() == b"one\ntwo\n")
-    for number in (signal.SIGSTOP, signal.SIGKILL):  # all at once: none has time to see another one die
+    for number in (
+        signal.SIGSTOP,
+        signal.SIGKILL,
+    ):  # all at once: none has time to see another one die
         for pid in processes_with(os.environ["TEST_TOKEN"].encode()):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
     until(lambda: not processes_with(os.environ["TEST_TOKEN"].encode()))
-    (kept / "reader").write_text(f"{os.getpid()} {(kept / 'reader').read_text().split()[1]}\n")  # its number belongs to somebody else now
+    (kept / "reader").write_text(
+        f"{os.getpid()} {(kept / 'reader').read_text().split()[1]}\n"
+    )  # its number belongs to somebody else now
     booted, boot_id = booted_anew(tmp_path)
-    subprocess.run([*booted, *CHAPERONE, "adopt", "r"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True, timeout=40)
+    subprocess.run(
+        [*booted, *CHAPERONE, "adopt", "r"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        check=True,
+        timeout=40,
+    )
     status = final(spool)
-    assert (status["state"], status["started"], status["complete"], status["boot_id"]) == ("lost", True, False, boot_id), log(spool)
+    assert (status["state"], status["started"], status["complete"], status["boot_id"]) == (
+        "lost",
+        True,
+        False,
+        boot_id,
+    ), log(spool)
     assert stdout(spool) == b"one\ntwo\n"
     assert list((tmp_path / ".chaperone").iterdir()) == []
 
@@ -275,25 +420,49 @@ def test_run_here_is_lost_when_its_host_boots_anew(spool, tmp_path, monkeypatch)
 IMPATIENT = """
 import os, sys
 sys.path.append(sys.argv.pop(1))
-from chaperone import remote
+from chaperone.farside import remote
 remote.DEAD_S = 0.1
 import chaperone.__main__
 """
 
 
 def test_far_side_that_is_slow_to_begin_is_not_taken_for_dead(spool, tmp_path, monkeypatch):
-    """Its supervisor says that it is there only when the program is, and until then seems to be gone."""
+    """
+    Its supervisor says that it is there only when the program is, and until then seems to be gone.
+    """
     monkeypatch.setenv("HOME", str(tmp_path))
     slow = tmp_path / "bin" / "awk"
     slow.parent.mkdir()
-    slow.write_text(f"#!/bin/sh\nsleep 1\nexec {shutil.which('awk')} \"$@\"\n")
+    slow.write_text(f'#!/bin/sh\nsleep 1\nexec {shutil.which("awk")} "$@"\n')
     slow.chmod(0o755)
     monkeypatch.setenv("PATH", f"{slow.parent}:{os.environ['PATH']}")
     spec = {"id": "r", "program": sh("sleep 0.5; exit 3"), "on_disconnect": "survive"}
-    chaperone = [sys.executable, "-I", "-S", "-c", IMPATIENT, ROOT, "run", "--spool", str(spool), "-"]
-    subprocess.run(chaperone, input=json.dumps(spec), text=True, stdout=subprocess.DEVNULL, timeout=30, check=True)
+    chaperone = [
+        sys.executable,
+        "-I",
+        "-S",
+        "-c",
+        IMPATIENT,
+        ROOT,
+        "run",
+        "--spool",
+        str(spool),
+        "-",
+    ]
+    subprocess.run(
+        chaperone,
+        input=json.dumps(spec),
+        text=True,
+        stdout=subprocess.DEVNULL,
+        timeout=30,
+        check=True,
+    )
     status = final(spool)
-    assert (status["state"], status["return_code"], status["complete"]) == ("terminated", 3, True), status
+    assert (status["state"], status["return_code"], status["complete"]) == (
+        "terminated",
+        3,
+        True,
+    ), status
 
 
 @pytest.mark.parametrize("program", [sh("exit 3"), {"argv": ["no-such"]}])
@@ -306,7 +475,12 @@ def test_far_side_forgets_a_run_only_when_its_end_is_published(spool, remote, tm
 
 
 def test_run_whose_chaperone_died_is_unattended_and_goes_on(spool, remote, chaperone):
-    process = start(spool, sh("echo one; while [ ! -e go ]; do sleep 0.05; done; echo two; exit 5", cwd=str(spool)), remote=remote, on_disconnect="survive")
+    process = start(
+        spool,
+        sh("echo one; while [ ! -e go ]; do sleep 0.05; done; echo two; exit 5", cwd=str(spool)),
+        remote=remote,
+        on_disconnect="survive",
+    )
     until(lambda: stdout(spool) == b"one\n")
     pid = connected(spool)["pid"]
     process.kill()
@@ -318,18 +492,33 @@ def test_run_whose_chaperone_died_is_unattended_and_goes_on(spool, remote, chape
     (spool / "go").unlink()
     assert adopt(spool).wait(30) == 0
     status = final(spool)
-    assert (status["state"], status["return_code"], status["complete"]) == ("terminated", 5, True), log(spool)
+    assert (status["state"], status["return_code"], status["complete"]) == (
+        "terminated",
+        5,
+        True,
+    ), log(spool)
     assert stdout(spool) == b"one\ntwo\n"
 
 
-def test_run_of_a_service_without_home_is_adopted_from_a_terminal_and_back(spool, tmp_path, monkeypatch):
-    """As a unit of systemd: HOME is not set, and yet both mean the home that the user database names."""
+def test_run_of_a_service_without_home_is_adopted_from_a_terminal_and_back(
+    spool, tmp_path, monkeypatch
+):
+    """
+    As a unit of systemd: HOME is not set, and yet both mean the home that the user database names.
+    """
     home = pwd.getpwuid(os.geteuid()).pw_dir
     was_there = os.path.exists(f"{home}/.chaperone")
     for who in ("starter", "adopter"):
-        monkeypatch.delenv("HOME", raising=False) if who == "starter" else monkeypatch.setenv("HOME", home)
-        run_id, script = f"{who}-{uuid.uuid4().hex[:8]}", "echo up; while [ ! -e go ]; do sleep 0.05; done; exit 5"
-        process = start(spool, sh(script, cwd=str(tmp_path)), run_id, on_disconnect="survive", lease=60)
+        monkeypatch.delenv("HOME", raising=False) if who == "starter" else monkeypatch.setenv(
+            "HOME", home
+        )
+        run_id, script = (
+            f"{who}-{uuid.uuid4().hex[:8]}",
+            "echo up; while [ ! -e go ]; do sleep 0.05; done; exit 5",
+        )
+        process = start(
+            spool, sh(script, cwd=str(tmp_path)), run_id, on_disconnect="survive", lease=60
+        )
         until(lambda run_id=run_id: stdout(spool, run_id))
         connected(spool, run_id)
         process.kill()
@@ -339,7 +528,10 @@ def test_run_of_a_service_without_home_is_adopted_from_a_terminal_and_back(spool
         (tmp_path / "go").touch()
         assert process.wait(30) == 0
         (tmp_path / "go").unlink()
-        assert (final(spool, run_id)["state"], final(spool, run_id)["return_code"]) == ("terminated", 5), log(spool, run_id)
+        assert (final(spool, run_id)["state"], final(spool, run_id)["return_code"]) == (
+            "terminated",
+            5,
+        ), log(spool, run_id)
         assert not [name for name in os.listdir(f"{home}/.chaperone") if name.startswith(run_id)]
     if not was_there:
         with contextlib.suppress(OSError):  # somebody else's run is in it by now
@@ -347,7 +539,13 @@ def test_run_of_a_service_without_home_is_adopted_from_a_terminal_and_back(spool
 
 
 def test_stop_reaches_an_adopted_program(spool, remote, chaperone):
-    process = start(spool, sh("trap '' TERM; echo up; while :; do sleep 0.05; done"), remote=remote, on_disconnect="survive", stop={"grace_period": 0.4})
+    process = start(
+        spool,
+        sh("trap '' TERM; echo up; while :; do sleep 0.05; done"),
+        remote=remote,
+        on_disconnect="survive",
+        stop={"grace_period": 0.4},
+    )
     until(lambda: stdout(spool) == b"up\n")
     process.kill()
     process.wait()
@@ -360,7 +558,9 @@ def test_stop_reaches_an_adopted_program(spool, remote, chaperone):
 
 def test_lease_ends_what_nobody_asks_for(spool, remote, chaperone):
     program = sh("trap '' TERM; echo up; while :; do sleep 0.05; done")
-    process = start(spool, program, remote=remote, on_disconnect="survive", lease=2, stop={"grace_period": 0.2})
+    process = start(
+        spool, program, remote=remote, on_disconnect="survive", lease=2, stop={"grace_period": 0.2}
+    )
     until(lambda: stdout(spool) == b"up\n")
     process.kill()
     process.wait()
@@ -375,17 +575,32 @@ def test_lease_ends_what_nobody_asks_for(spool, remote, chaperone):
 def test_leftovers_are_ended_or_left_where_it_survives(spool, remote):
     for number, leftovers in enumerate(("stop", "leave")):
         spec = {"remote": remote, "on_disconnect": "survive", "leftovers": leftovers}
-        assert start(spool, sh("sleep 1000 & setsid sleep 1000 & echo out; exit 3"), f"r{number}", **spec).wait(30) == 0
+        assert (
+            start(
+                spool, sh("sleep 1000 & setsid sleep 1000 & echo out; exit 3"), f"r{number}", **spec
+            ).wait(30)
+            == 0
+        )
         left = far_processes(spool, f"r{number}")
         for pid in left:
             os.kill(pid, signal.SIGKILL)
         status = final(spool, f"r{number}")
-        assert (status["return_code"], status["leftovers"], status["complete"], len(left)) == (3, 2, True, 2 * number), log(spool, f"r{number}")
+        assert (status["return_code"], status["leftovers"], status["complete"], len(left)) == (
+            3,
+            2,
+            True,
+            2 * number,
+        ), log(spool, f"r{number}")
         assert stdout(spool, f"r{number}") == b"out\n"
 
 
 def test_program_that_opens_its_output_anew_loses_nothing(spool, remote):
-    process = start(spool, sh("echo one; echo two > /dev/stdout; echo three"), remote=remote, on_disconnect="survive")
+    process = start(
+        spool,
+        sh("echo one; echo two > /dev/stdout; echo three"),
+        remote=remote,
+        on_disconnect="survive",
+    )
     assert process.wait(30) == 0
     assert stdout(spool) == b"one\ntwo\nthree\n"
 
@@ -393,10 +608,16 @@ def test_program_that_opens_its_output_anew_loses_nothing(spool, remote):
 def test_failure_to_start_is_told_where_it_survives_too(spool, remote):
     assert start(spool, {"argv": ["no-such"]}, remote=remote, on_disconnect="survive").wait(30) == 0
     status = final(spool)
-    assert (status["state"], status["exception"]["message"], status["started"]) == ("error", "unable to run 'no-such': not found on the far side", False)
+    assert (status["state"], status["exception"]["message"], status["started"]) == (
+        "error",
+        "unable to run 'no-such': not found on the far side",
+        False,
+    )
 
 
-BRIEF = ADOPT.replace("inherited =", "from chaperone import remote\nremote.DEAD_S = 1\ninherited =")  # it need not wait long for what is gone
+BRIEF = ADOPT.replace(
+    "inherited =", "from chaperone.farside import remote\nremote.DEAD_S = 1\ninherited ="
+)  # it need not wait long for what is gone
 LOST, WHOLE, SHORT = ("lost", None, False), ("terminated", 3, True), ("terminated", 3, False)
 DAMAGES = {  # to a program that still runs, and to one that has ended meanwhile
     ("out", "gone"): (SHORT, SHORT),
@@ -427,14 +648,21 @@ def damage(path, how):
         path.write_bytes(data or b"" if how == "copy" else b"")
 
 
-PLACED = [("here", *case) for case in DAMAGES] + [pytest.param("ssh", *case, marks=[] if case[1] == "gone" else pytest.mark.long) for case in DAMAGES]
+PLACED = [("here", *case) for case in DAMAGES] + [
+    pytest.param("ssh", *case, marks=[] if case[1] == "gone" else pytest.mark.long)
+    for case in DAMAGES
+]
 
 
 @pytest.mark.parametrize("over", [False, True], ids=["running", "over"])
 @pytest.mark.parametrize("remote, name, how", PLACED, indirect=["remote"])
-def test_adopter_comes_to_an_end_whatever_is_damaged_over_there(spool, remote, tmp_path, name, how, over):
+def test_adopter_comes_to_an_end_whatever_is_damaged_over_there(
+    spool, remote, tmp_path, name, how, over
+):
     program = sh(f"echo out; echo err >&2; until [ -e {tmp_path}/go ]; do sleep 0.01; done; exit 3")
-    process = start(spool, program, remote=remote, on_disconnect="survive", lease=8, stop={"grace_period": 0.2})
+    process = start(
+        spool, program, remote=remote, on_disconnect="survive", lease=8, stop={"grace_period": 0.2}
+    )
     until(lambda: stdout(spool) and (spool / "r" / "stderr").read_bytes())
     connected(spool)
     process.kill()
@@ -444,7 +672,11 @@ def test_adopter_comes_to_an_end_whatever_is_damaged_over_there(spool, remote, t
         (tmp_path / "go").touch()
         until(lambda: b" eof " in (directory / "said").read_bytes())
     damage(directory / name, how)
-    adopter = subprocess.Popen([sys.executable, "-I", "-S", "-c", BRIEF, ROOT, str(spool), "r"], stdout=subprocess.PIPE, text=True)
+    adopter = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", BRIEF, ROOT, str(spool), "r"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert adopter.stdout.readline() == "r\n"
     adopter.stdout.close()
     try:
@@ -460,8 +692,14 @@ def test_adopter_comes_to_an_end_whatever_is_damaged_over_there(spool, remote, t
             shutil.rmtree(directory)
     status = final(spool)
     found = (status["state"], status["return_code"], status["complete"])
-    if found != LOST and DAMAGES[name, how][over] == LOST:  # it was ended for want of control, and there was time to hear of that
-        assert (name, status["state"], status["complete"]) == ("control", "terminated", False) and status["signal"]
+    if (
+        found != LOST and DAMAGES[name, how][over] == LOST
+    ):  # it was ended for want of control, and there was time to hear of that
+        assert (name, status["state"], status["complete"]) == (
+            "control",
+            "terminated",
+            False,
+        ) and status["signal"]
     else:
         assert found == DAMAGES[name, how][over], log(spool)
     assert found == WHOLE or repr(name) in log(spool)

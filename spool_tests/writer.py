@@ -1,7 +1,8 @@
 """
 A chaperone without a program: what it writes into a run directory, step by step, as a test says.
 
-As a program, `writer.py SPOOL RUN_ID SEED BYTES`: writes so many random bytes, text and binary, to both streams, and ends.
+As a program, `writer.py SPOOL RUN_ID SEED BYTES`: writes so many random bytes, text and binary, to
+both streams, and ends.
 """
 
 import os
@@ -12,18 +13,24 @@ import time
 if __name__ == "__main__":
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from chaperone import rundir, spec, status
+from chaperone.model import spec, status
+from chaperone.spool import run_directory
 
 WORDS = ["line\n", "größer ", "名前", "🦆", "x" * 300, "\n"]
 
 
 class Writer:
-    """A run that is held by this process; its lock falls when it is closed, as it does when a chaperone is killed."""
+    """
+    A run that is held by this process; its lock falls when it is closed, as it does when a
+    chaperone is killed.
+    """
 
     def __init__(self, spool, run_id="r", key=None, **asked):
         self.spec = {**spec.checked({"program": {"argv": ["none"]}, "id": run_id}, "/"), **asked}
         self.status = status.starting(self.spec, os.getpid(), "here", None, time.time_ns())
-        self.run = rundir.create(str(spool), self.spec, self.spec, self.status, key or os.urandom(8).hex())
+        self.run = run_directory.create(
+            str(spool), self.spec, self.spec, self.status, key or os.urandom(8).hex()
+        )
         self.counts = {"stdout": 0, "stderr": 0}
 
     def __enter__(self):
@@ -42,7 +49,10 @@ class Writer:
         return self
 
     def publish(self, code=0):
-        facts = {**status.outcome(code << 8), **{stream: {"bytes": count, "dropped": 0} for stream, count in self.counts.items()}}
+        facts = {
+            **status.outcome(code << 8),
+            **{stream: {"bytes": count, "dropped": 0} for stream, count in self.counts.items()},
+        }
         self.status = status.terminated(status.ended(self.status, **facts), True)
         self.run.publish(self.status)
         return self

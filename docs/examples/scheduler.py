@@ -1,11 +1,14 @@
 """
-A scheduler in sixty lines: starts programs, keeps what they write and how they ended, and may be killed at any moment.
+A scheduler in sixty lines: starts programs, keeps what they write and how they ended, and may be
+    killed at any moment.
 
     python scheduler.py JOBS.json SPOOL DATABASE
 
-JOBS.json is an object of specs by run id. Each event is committed together with the cursor that covers it, in one transaction:
-that is all it takes to receive every byte and every ending exactly once. Started again, it goes on where it was killed.
+JOBS.json is an object of specs by run id. Each event is committed together with the cursor that
+covers it, in one transaction: that is all it takes to receive every byte and every ending exactly
+once. Started again, it goes on where it was killed.
 """
+
 import json
 import sqlite3
 import sys
@@ -29,10 +32,16 @@ def start(spool, run_id, spec):
 
 def keep(db, event):
     if isinstance(event, chaperone.Output):
-        db.execute("insert into output values (?, ?, ?, ?)", (event.run_id, event.stream, event.offset, event.data))
+        db.execute(
+            "insert into output values (?, ?, ?, ?)",
+            (event.run_id, event.stream, event.offset, event.data),
+        )
     elif isinstance(event, (chaperone.Ended, chaperone.Lost)):
         status = event.status
-        db.execute("insert into ended values (?, ?, ?, ?)", (event.run_id, status.state, status.return_code, status.signal))
+        db.execute(
+            "insert into ended values (?, ?, ?, ?)",
+            (event.run_id, status.state, status.return_code, status.signal),
+        )
 
 
 def main(jobs_path, spool_path, database):
@@ -54,7 +63,10 @@ def main(jobs_path, spool_path, database):
                 keep(db, event)
                 db.execute("replace into cursor values (1, ?)", [json.dumps(follower.cursor)])
             if isinstance(event, (chaperone.Ended, chaperone.Lost)):
-                print(f"{event.status.state:9} {event.run_id} {event.status.signal or event.status.return_code}", flush=True)
+                print(
+                    f"{event.status.state:9} {event.run_id} {event.status.signal or event.status.return_code}",
+                    flush=True,
+                )
             for run_id in follower.uncollected:
                 follower.collect(run_id)
     db.close()

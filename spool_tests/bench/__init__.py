@@ -1,1 +1,4 @@
-"""The bench: each row of docs/performance.rst measured beside its peer or floor, in one run. Started by bin/bench."""
+"""
+The bench: each row of docs/performance.rst measured beside its peer or floor, in one run. Started
+by bin/bench.
+"""

@@ -31,19 +31,39 @@ ROWS = {
 def machine():
     """What it ran on, in one line."""
     with open("/proc/cpuinfo") as file:
-        model = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), platform.machine())
+        model = next(
+            (line.partition(":")[2].strip() for line in file if line.startswith("model name")),
+            platform.machine(),
+        )
     return f"{os.cpu_count()} x {model}, Linux {platform.release()}, Python {platform.python_version()}"
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="bin/bench", description="Measure rows of docs/performance.rst beside their peers and floors.")
-    parser.add_argument("rows", metavar="ROW", nargs="*", help=f"of {', '.join(ROWS)}; ssh for all of ssh; none for all")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there too; - for stdout, and no table")
+    parser = argparse.ArgumentParser(
+        prog="bin/bench",
+        description="Measure rows of docs/performance.rst beside their peers and floors.",
+    )
+    parser.add_argument(
+        "rows",
+        metavar="ROW",
+        nargs="*",
+        help=f"of {', '.join(ROWS)}; ssh for all of ssh; none for all",
+    )
+    parser.add_argument(
+        "--json", metavar="FILE", help="write the figures there too; - for stdout, and no table"
+    )
     parser.add_argument("--rounds", type=int, help="how often; else as the row needs it")
     parser.add_argument("--dir", default="/var/tmp", help="where spools are made [/var/tmp]")
-    parser.add_argument("--realtime", action="store_true", help="measure before all other work of the machine, which should be none (needs root)")
+    parser.add_argument(
+        "--realtime",
+        action="store_true",
+        help="measure before all other work of the machine, which should be none (needs root)",
+    )
     given = parser.parse_args()
-    meant = {name: [row for row in ROWS if row == name or row.startswith(f"{name}-")] for name in given.rows or ROWS}
+    meant = {
+        name: [row for row in ROWS if row == name or row.startswith(f"{name}-")]
+        for name in given.rows or ROWS
+    }
     unknown = [name for name, found in meant.items() if not found]
     if unknown:
         parser.error(f"no row {unknown[0]!r}: want {', '.join(ROWS)}")
@@ -58,9 +78,20 @@ def main():
         print(f"\n{row.as_text()}", file=told, flush=True)
         rows.append(row)
     short = [(row.name, claim[0]) for row in rows for claim in row.short()]
-    print("\n" + (f"falls short: {'; '.join(f'{name} ({label})' for name, label in short)}" if short else "every bound was reached"), file=told)
+    print(
+        "\n"
+        + (
+            f"falls short: {'; '.join(f'{name} ({label})' for name, label in short)}"
+            if short
+            else "every bound was reached"
+        ),
+        file=told,
+    )
     if given.json:
-        text = json.dumps({"machine": machine(), "rows": [row.as_json() for row in rows]}, indent=1) + "\n"
+        text = (
+            json.dumps({"machine": machine(), "rows": [row.as_json() for row in rows]}, indent=1)
+            + "\n"
+        )
         if given.json == "-":
             sys.stdout.write(text)
         else:

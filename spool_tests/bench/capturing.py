@@ -12,7 +12,10 @@ GIB = 1 << 30
 
 
 def capture(lab, rounds):
-    """How fast a program that only writes gets rid of its bytes: into a file, or through a chaperone into the spool."""
+    """
+    How fast a program that only writes gets rid of its bytes: into a file, or through a chaperone
+    into the spool.
+    """
     row = Row("capture", "local capture")
     rounds = min(rounds or 9, 20)
     # More at a time, and a guest whose hypervisor takes free memory back is measured in two speeds.
@@ -23,23 +26,48 @@ def capture(lab, rounds):
         variants[f"{name}: prog >> file"] = to_file(lab, writer, lab.new("file"), size, os.O_APPEND)
         variants[f"{name}: chaperone, pipe"] = captured(lab, writer, size, "pipe")[0]
         piped = ["/bin/sh", "-c", '"$@" | cat', "sh", *writer]
-        variants[f"{name}: prog | cat >> file"] = to_file(lab, piped, lab.new("file"), size, os.O_APPEND)
+        variants[f"{name}: prog | cat >> file"] = to_file(
+            lab, piped, lab.new("file"), size, os.O_APPEND
+        )
         variants[f"{name}: prog | a reader that drops it"] = dropped(lab, writer, size)
         if block == 65_536:
             direct, cpu = captured(lab, writer, size, "file")
             variants[f"{name}: chaperone, through file"] = direct
             if labs.has("conmon"):
-                variants[f"{name}: conmon"] = by_conmon(lab, writer[:2] + [f"bs={block}", f"count={size // 8 // block}", "status=none"], size // 8)
+                variants[f"{name}: conmon"] = by_conmon(
+                    lab,
+                    writer[:2] + [f"bs={block}", f"count={size // 8 // block}", "status=none"],
+                    size // 8,
+                )
         middle = row.figures_of(interleaved(rounds, variants), "GB/s")
         floor = middle[f"{name}: prog >> file"]
-        row.claim(f"{name}: pipe / prog >> file", middle[f"{name}: chaperone, pipe"] / floor, ">=", bound)
+        row.claim(
+            f"{name}: pipe / prog >> file", middle[f"{name}: chaperone, pipe"] / floor, ">=", bound
+        )
         if block == 65_536:
             if labs.has("conmon"):
-                row.claim(f"{name}: pipe / conmon", middle[f"{name}: chaperone, pipe"] / middle[f"{name}: conmon"], ">=", 4)
-            row.claim(f"{name}: through file / prog >> file", middle[f"{name}: chaperone, through file"] / floor, ">=", 0.95)
+                row.claim(
+                    f"{name}: pipe / conmon",
+                    middle[f"{name}: chaperone, pipe"] / middle[f"{name}: conmon"],
+                    ">=",
+                    4,
+                )
+            row.claim(
+                f"{name}: through file / prog >> file",
+                middle[f"{name}: chaperone, through file"] / floor,
+                ">=",
+                0.95,
+            )
             row.figure("chaperone's CPU while that goes through file", cpu, "ms", 1e3)
-            row.claim("through file: chaperone CPU for 2 GiB, ms", 2 * GIB / size * 1e3 * median(cpu), "<=", 10)
-    row.note("the spool's files are append-only, so the floor is a file opened for appending; the fsync at a run's end is not in it")
+            row.claim(
+                "through file: chaperone CPU for 2 GiB, ms",
+                2 * GIB / size * 1e3 * median(cpu),
+                "<=",
+                10,
+            )
+    row.note(
+        "the spool's files are append-only, so the floor is a file opened for appending; the fsync at a run's end is not in it"
+    )
     return row
 
 
@@ -57,7 +85,10 @@ def to_file(lab, writer, path, size, flags):
 
 
 def dropped(lab, writer, size):
-    """GB/s into the widest pipe that a user may have, of which somebody reads and does nothing else: no capture through a pipe can be faster."""
+    """
+    GB/s into the widest pipe that a user may have, of which somebody reads and does nothing else:
+    no capture through a pipe can be faster.
+    """
 
     def measure():
         reading, writing = os.pipe()
@@ -81,7 +112,8 @@ def captured(lab, writer, size, through):
     GB/s over the program's life, as the status tells it.
 
     Returns:
-        tuple: The function that measures, and a list to which it appends the seconds of CPU that the chaperone used meanwhile.
+        tuple: The function that measures, and a list to which it appends the seconds of CPU that
+            the chaperone used meanwhile.
     """
     spool, cpu = lab.new("spool"), []
 
@@ -89,9 +121,12 @@ def captured(lab, writer, size, through):
         directory = lab.directory("gate")
         for name in ("begin", "end"):
             os.mkfifo(f"{directory}/{name}")
-        # Held at both ends, so that the chaperone is looked at when its start is over and before its fsync begins.
+        # Held at both ends, so that the chaperone is looked at when its start is over and before
+        # its fsync begins.
         script = 'read go < begin; "$@"; read go < end'
-        spec = lab.spec(["/bin/sh", "-c", script, "sh", *writer], output={"through": through}, id="writer")
+        spec = lab.spec(
+            ["/bin/sh", "-c", script, "sh", *writer], output={"through": through}, id="writer"
+        )
         with open(spec) as file:
             value = json.load(file)
         value["program"]["cwd"] = directory
@@ -109,7 +144,9 @@ def captured(lab, writer, size, through):
         os.close(gate)
         os.waitpid(pid, 0)
         assert os.path.getsize(f"{spool}/writer/stdout") == size
-        os.truncate(f"{spool}/writer/stdout", 0)  # nothing of it is to be written back while the next one is measured
+        os.truncate(
+            f"{spool}/writer/stdout", 0
+        )  # nothing of it is to be written back while the next one is measured
         os.rename(f"{spool}/writer", lab.new("done"))
         return size / 1e9 / seconds
 

@@ -1,7 +1,8 @@
 """
 A process that holds runs and writes lines into them: `feeder SPOOL RUNS LINES_A_SECOND SECONDS`.
 
-It says "ready" when the runs are there, begins at the first line on its stdin, and holds the runs until it is killed.
+It says "ready" when the runs are there, begins at the first line on its stdin, and holds the runs
+until it is killed.
 """
 
 import os

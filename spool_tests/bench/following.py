@@ -13,7 +13,7 @@ import time
 from inotify_simple import INotify, flags
 
 import chaperone
-from chaperone.events import Ended, Lost, Output
+from chaperone.model.events import Ended, Lost, Output
 
 from . import lab as labs
 from .starting import spool_starter
@@ -25,9 +25,22 @@ SCALE_RUNS, SCALE_LINES_S = 1_000, 5_000
 
 @contextlib.contextmanager
 def feeder(lab, spool, runs, lines_s, seconds):
-    """A process that holds so many runs and writes lines with the time on the monotonic clock, spread over them evenly; ready when it says so."""
-    argv = [labs.PYTHON, "-m", "spool_tests.bench.feeder", spool, str(runs), str(lines_s), str(seconds)]
-    process = subprocess.Popen(argv, cwd=labs.ROOT, env=lab.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    """
+    A process that holds so many runs and writes lines with the time on the monotonic clock, spread
+    over them evenly; ready when it says so.
+    """
+    argv = [
+        labs.PYTHON,
+        "-m",
+        "spool_tests.bench.feeder",
+        spool,
+        str(runs),
+        str(lines_s),
+        str(seconds),
+    ]
+    process = subprocess.Popen(
+        argv, cwd=labs.ROOT, env=lab.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     assert process.stdout.readline() == b"ready\n"
     try:
         yield process
@@ -44,7 +57,10 @@ def delays(data, now):
 
 
 def append(lab, rounds):
-    """From the write of a line to the moment when a subscriber holds it, at 100 lines a second: asyncio, against `tail -F` in a pipe."""
+    """
+    From the write of a line to the moment when a subscriber holds it, at 100 lines a second:
+    asyncio, against `tail -F` in a pipe.
+    """
     row = Row("append", "append to subscriber, 100 lines/s")
     seconds = 2
     found = {"tail -F, piped": [], "chaperone, asyncio": []}
@@ -63,7 +79,9 @@ def append(lab, rounds):
 def by_tail(lab, spool, process, count):
     heard = []
     path = os.path.join(spool, "run-0", "stdout")
-    with subprocess.Popen(["tail", "-F", "-n", "+1", path], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as tail:
+    with subprocess.Popen(
+        ["tail", "-F", "-n", "+1", path], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as tail:
         time.sleep(0.3)  # until it watches: nothing tells
         process.stdin.write(b"go\n")
         process.stdin.flush()
@@ -76,7 +94,10 @@ def by_tail(lab, spool, process, count):
 
 
 def by_asyncio(lab, spool, process, count, begins=lambda: None):
-    """Seconds from each line's writing; `begins` is called when the reader has seen all runs and the lines begin."""
+    """
+    Seconds from each line's writing; `begins` is called when the reader has seen all runs and the
+    lines begin.
+    """
     heard = []
 
     async def listen():
@@ -98,13 +119,18 @@ def by_asyncio(lab, spool, process, count, begins=lambda: None):
 
 
 def scale(lab, rounds):
-    """1,000 live runs that write 5,000 lines a second in all, one reader on one loop: how late, and for how much of a core."""
+    """
+    1,000 live runs that write 5,000 lines a second in all, one reader on one loop: how late, and
+    for how much of a core.
+    """
     row = Row("scale", f"{SCALE_RUNS:,} runs, {SCALE_LINES_S:,} lines/s, one loop")
     seconds = min(rounds or 5, 30)
     spool = lab.directory("spool")
     with feeder(lab, spool, SCALE_RUNS, SCALE_LINES_S, seconds) as process:
         used = []
-        heard = by_asyncio(lab, spool, process, SCALE_LINES_S * seconds, lambda: used.append(cpu_and_wall()))
+        heard = by_asyncio(
+            lab, spool, process, SCALE_LINES_S * seconds, lambda: used.append(cpu_and_wall())
+        )
         used.append(cpu_and_wall())
     row.figure("line written to line held", heard, "ms", 1e3)
     (cpu, wall), (cpu_after, wall_after) = used
@@ -121,7 +147,10 @@ def cpu_and_wall():
 
 
 def death(lab, rounds):
-    """From the SIGKILL of a chaperone to the event that tells of the loss; and, of others, to their end as the kernel tells it, of which that is made."""
+    """
+    From the SIGKILL of a chaperone to the event that tells of the loss; and, of others, to their
+    end as the kernel tells it, of which that is made.
+    """
     row = Row("death", "SIGKILL of a chaperone to Lost")
     spool = lab.new("spool")
     started = spool_starter(lab, spool)
@@ -130,7 +159,9 @@ def death(lab, rounds):
     for _ in range(min(rounds or 100, 1_000)):
         for label, listening in listeners.items():
             run_id = started({"program": {"argv": ["/bin/sleep", "1000"]}})
-            running = labs.until(lambda run_id=run_id: (found := labs.status(spool, run_id)).get("pid") and found)
+            running = labs.until(
+                lambda run_id=run_id: (found := labs.status(spool, run_id)).get("pid") and found
+            )
             with listening(spool, run_id, running["chaperone_pid"]) as hear:
                 begun = time.perf_counter()
                 os.kill(running["chaperone_pid"], signal.SIGKILL)
@@ -150,7 +181,9 @@ def loss_told(spool, run_id, pid):
     with chaperone.Spool(spool).follow(runs=[run_id]) as follower:
         while follower.next(0) is not None:
             pass
-        yield lambda: next(event for event in iter(lambda: follower.next(5), None) if isinstance(event, Lost))
+        yield lambda: next(
+            event for event in iter(lambda: follower.next(5), None) if isinstance(event, Lost)
+        )
 
 
 @contextlib.contextmanager
@@ -166,7 +199,10 @@ def end_told(spool, run_id, pid):
 
 
 def end(lab, rounds):
-    """From the moment when a program is told to end to the moment when a scheduler knows how it did: against conmon's exit file."""
+    """
+    From the moment when a program is told to end to the moment when a scheduler knows how it did:
+    against conmon's exit file.
+    """
     row = Row("end", "program's end to Ended")
     if not labs.has("conmon"):
         row.note("conmon is not installed: nothing to compare with")
@@ -211,14 +247,21 @@ def end(lab, rounds):
         os.close(gate)
         return seconds
 
-    middle = row.figures_of(interleaved(rounds or 60, {"conmon's exit file": by_conmon, "chaperone": by_chaperone}), "ms", 1e3)
+    middle = row.figures_of(
+        interleaved(rounds or 60, {"conmon's exit file": by_conmon, "chaperone": by_chaperone}),
+        "ms",
+        1e3,
+    )
     row.claim("chaperone / conmon", middle["chaperone"] / middle["conmon's exit file"], "<=", 2.5)
     row.note("the chaperone fsyncs the status before it appears; conmon's exit file is not synced")
     return row
 
 
 def reconnect(lab, rounds):
-    """A scheduler comes back to 1,000 live runs: to its first event, beside 10,000 ended and collected runs, and beside 100,000."""
+    """
+    A scheduler comes back to 1,000 live runs: to its first event, beside 10,000 ended and collected
+    runs, and beside 100,000.
+    """
     row = Row("reconnect", f"reconnect to {SCALE_RUNS:,} live runs, to the first event")
     spool = lab.directory("spool")
     with feeder(lab, spool, SCALE_RUNS, 0, 0):
@@ -229,7 +272,12 @@ def reconnect(lab, rounds):
             make_history(lab, spool, made, history)
             made = history
             label = f"beside {history:,} ended"
-            middle[label] = row.figure(label, [first_event(spool, cursor) for _ in range(min(rounds or 10, 50) + 1)][1:], "ms", 1e3)
+            middle[label] = row.figure(
+                label,
+                [first_event(spool, cursor) for _ in range(min(rounds or 10, 50) + 1)][1:],
+                "ms",
+                1e3,
+            )
     few, many = middle.values()
     row.claim("beside 10,000 ended, ms", few * 1e3, "<=", 60)
     row.claim("beside 100,000 / beside 10,000", many / few, "<=", 1.2)
@@ -245,17 +293,24 @@ def first_event(spool, cursor):
 
 def make_history(lab, spool, made, wanted):
     """Ended and collected runs: a directory and its status each."""
-    status = lab.file("status.json", json.dumps({"version": 1, "state": "terminated", "return_code": 0}))
+    status = lab.file(
+        "status.json", json.dumps({"version": 1, "state": "terminated", "return_code": 0})
+    )
     for number in range(made, wanted):
         directory = os.path.join(spool, f"ended-{number}")
         os.mkdir(directory, 0o700)
         if number % 10_000 == 0:  # a file has at most 65,000 names
-            status = lab.file("status.json", json.dumps({"version": 1, "state": "terminated", "return_code": 0}))
+            status = lab.file(
+                "status.json", json.dumps({"version": 1, "state": "terminated", "return_code": 0})
+            )
         os.link(status, os.path.join(directory, "status.json"))
 
 
 def gc(lab, rounds):
-    """10,000 run directories, 1,000 of them live: `gc` deletes the rest, against `rm -rf` of as many that nobody has to judge."""
+    """
+    10,000 run directories, 1,000 of them live: `gc` deletes the rest, against `rm -rf` of as many
+    that nobody has to judge.
+    """
     row = Row("gc", "gc of 10,000 runs, 1,000 of them live")
     found = {"rm -rf": [], "gc --older 7d": []}
     for _ in range(min(rounds or 3, 10)):
@@ -264,7 +319,9 @@ def gc(lab, rounds):
             make_ended(spool, 9_000)
             make_ended(plain, 9_000)
             found["rm -rf"].append(lab.ended(["rm", "-rf", plain]))
-            found["gc --older 7d"].append(lab.ended([*labs.with_fsync(), "gc", "--spool", spool, "--older", "7d"]))
+            found["gc --older 7d"].append(
+                lab.ended([*labs.with_fsync(), "gc", "--spool", spool, "--older", "7d"])
+            )
             left = [name for name in os.listdir(spool) if not name.startswith(".")]
             assert len(left) == SCALE_RUNS, len(left)
     middle = row.figures_of(found, "s", 1)
@@ -280,14 +337,21 @@ def make_ended(spool, runs):
         directory = os.path.join(spool, f"ended-{number}")
         os.mkdir(directory, 0o700)
         for name in ("lock", "spec.json", "stdout", "stderr", "status.json"):
-            with open(os.path.join(directory, name), "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+            with open(
+                os.path.join(directory, name),
+                "wb",
+                opener=lambda path, flags: os.open(path, flags, 0o600),
+            ) as file:
                 file.write(status if name == "status.json" else b"")
         os.utime(os.path.join(directory, "status.json"), (1, 1))
         os.symlink(f"../ended-{number}", os.path.join(spool, ".ended", f"ended-{number}"))
 
 
 def fsync(lab, rounds):
-    """What it costs that a status is on the disk before it is visible: whole runs of a program that writes a line, started cold."""
+    """
+    What it costs that a status is on the disk before it is visible: whole runs of a program that
+    writes a line, started cold.
+    """
     row = Row("fsync", "fsync of the final status; durable runs")
     spool = lab.new("spool")
 
@@ -295,7 +359,11 @@ def fsync(lab, rounds):
         spec = lab.spec(["/bin/echo", "a line"], **fields)
         return lambda: lab.ended([*entry, "run", "--spool", spool, spec])
 
-    variants = {"no fsync": whole(labs.without_fsync()), "as it is": whole(labs.with_fsync()), "durable": whole(labs.with_fsync(), durable=True)}
+    variants = {
+        "no fsync": whole(labs.without_fsync()),
+        "as it is": whole(labs.with_fsync()),
+        "durable": whole(labs.with_fsync(), durable=True),
+    }
     middle = row.figures_of(interleaved(rounds or 60, variants), "ms", 1e3)
     row.claim("as it is / no fsync", middle["as it is"] / middle["no fsync"], "<=", 1.15)
     row.claim("durable / no fsync", middle["durable"] / middle["no fsync"], "<=", 1.5)
@@ -303,10 +371,13 @@ def fsync(lab, rounds):
 
 
 def heap(lab, rounds):
-    """A start from a scheduler with a heap of 1 GiB, against one without: what a fork of it would cost is told beside them."""
+    """
+    A start from a scheduler with a heap of 1 GiB, against one without: what a fork of it would cost
+    is told beside them.
+    """
     row = Row("heap", "a start from a scheduler with a big heap")
     code = (
-        "import os, sys, time; sys.path.insert(0, sys.argv[1]); from chaperone import launch; heap = b'x' * int(sys.argv[3])\n"
+        "import os, sys, time; sys.path.insert(0, sys.argv[1]); from chaperone.launch import start as starting; heap = b'x' * int(sys.argv[3])\n"
         "spec = {'program': {'argv': ['true']}}; launch.start(sys.argv[2], spec, env={})\n"
         "begun = time.perf_counter()\n"
         "if sys.argv[4] == 'fork':\n    pid = os.fork()\n    pid or os._exit(0)\n"
@@ -317,9 +388,15 @@ def heap(lab, rounds):
 
     def measure(size, how):
         argv = [labs.PYTHON, "-c", code, labs.ROOT, spool, str(size), how]
-        return lambda: float(subprocess.run(argv, capture_output=True, check=True, env=lab.env).stdout)
+        return lambda: float(
+            subprocess.run(argv, capture_output=True, check=True, env=lab.env).stdout
+        )
 
-    variants = {"no heap": measure(0, "start"), "heap of 1 GiB": measure(1 << 30, "start"), "a fork of that heap": measure(1 << 30, "fork")}
+    variants = {
+        "no heap": measure(0, "start"),
+        "heap of 1 GiB": measure(1 << 30, "start"),
+        "a fork of that heap": measure(1 << 30, "fork"),
+    }
     middle = row.figures_of(interleaved(rounds or 10, variants), "ms", 1e3)
     row.claim("heap of 1 GiB / no heap", middle["heap of 1 GiB"] / middle["no heap"], "<=", 1.1)
     return row

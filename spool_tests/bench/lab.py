@@ -1,5 +1,6 @@
 """
-Where it is measured: a place on disk, programs whose exec is seen, chaperones and peers started the way a scheduler starts them.
+Where it is measured: a place on disk, programs whose exec is seen, chaperones and peers started the
+way a scheduler starts them.
 
 Knows: processes, the peers' command lines.  Must not know: what is measured.
 """
@@ -29,8 +30,14 @@ PAGE = os.sysconf("SC_PAGESIZE")
 
 
 def with_fsync(before="pass"):
-    """The command `chaperone` as a text for the interpreter, so that something can be done before."""
-    return [*BARE, "-c", f"import os, sys; sys.path.append({ROOT!r}); {before}; from chaperone import cli; os._exit(cli.main())"]
+    """
+    The command `chaperone` as a text for the interpreter, so that something can be done before.
+    """
+    return [
+        *BARE,
+        "-c",
+        f"import os, sys; sys.path.append({ROOT!r}); {before}; from chaperone.cli import main; os._exit(main.main())",
+    ]
 
 
 def without_fsync():
@@ -83,7 +90,11 @@ class Lab:
 
     def spawn(self, argv, stdout=None, env=None):
         """Start, and do not wait; returns the pid."""
-        moves = [(os.POSIX_SPAWN_DUP2, self.null, 0), (os.POSIX_SPAWN_DUP2, self.null if stdout is None else stdout, 1), (os.POSIX_SPAWN_DUP2, self.null, 2)]
+        moves = [
+            (os.POSIX_SPAWN_DUP2, self.null, 0),
+            (os.POSIX_SPAWN_DUP2, self.null if stdout is None else stdout, 1),
+            (os.POSIX_SPAWN_DUP2, self.null, 2),
+        ]
         return os.posix_spawnp(argv[0], argv, self.env if env is None else env, file_actions=moves)
 
     def ended(self, argv, **keywords):
@@ -111,7 +122,13 @@ class Lab:
 
     def launcher(self, spool):
         """A launcher for a spool, until the lab closes."""
-        begun = subprocess.Popen([*BARE, MAIN, "launcher", "--spool", spool], stdin=self.null, stdout=self.null, stderr=self.null, env=self.env)
+        begun = subprocess.Popen(
+            [*BARE, MAIN, "launcher", "--spool", spool],
+            stdin=self.null,
+            stdout=self.null,
+            stderr=self.null,
+            env=self.env,
+        )
 
         def end():
             begun.kill()
@@ -124,7 +141,10 @@ class Lab:
 
 @contextlib.contextmanager
 def first_in_line():
-    """With real-time scheduling: who waits for an event is woken before those who cause it go on. Without: nothing."""
+    """
+    With real-time scheduling: who waits for an event is woken before those who cause it go on.
+    Without: nothing.
+    """
     policy = os.sched_getscheduler(0)
     if policy != os.SCHED_RR:
         yield
@@ -139,7 +159,8 @@ def first_in_line():
 
 class Programs:
     """
-    Programs that end at once, and are seen by the kernel when they are executed: nothing of them has to run for that.
+    Programs that end at once, and are seen by the kernel when they are executed: nothing of them
+    has to run for that.
 
     Attributes:
         paths (list): Names of one and the same program.
@@ -177,7 +198,9 @@ class Programs:
                 events = self._inotify.read(timeout=TIMEOUT_S * 1000)
                 now = time.perf_counter() - begun
                 if not events:
-                    raise TimeoutError(f"{count - len(seen)} of {count} programs were not executed within {TIMEOUT_S} s")
+                    raise TimeoutError(
+                        f"{count - len(seen)} of {count} programs were not executed within {TIMEOUT_S} s"
+                    )
                 for event in events:
                     if event.name:
                         seen.setdefault(event.name, now)
@@ -201,7 +224,10 @@ def has(*programs):
 def status(spool, run_id):
     """The status of a run as its files tell it."""
     for name in ("status.json", "running.json"):
-        with contextlib.suppress(FileNotFoundError), open(os.path.join(spool, run_id, name)) as file:
+        with (
+            contextlib.suppress(FileNotFoundError),
+            open(os.path.join(spool, run_id, name)) as file,
+        ):
             return json.load(file)
     return {}
 
@@ -226,11 +252,18 @@ def ask(spool, run_id, line):
 def memory(pid):
     """Unique set size in KiB: what would come free if only this process went."""
     with open(f"/proc/{pid}/smaps_rollup") as file:
-        return sum(int(line.split()[1]) for line in file if line.startswith(("Private_Clean", "Private_Dirty")))
+        return sum(
+            int(line.split()[1])
+            for line in file
+            if line.startswith(("Private_Clean", "Private_Dirty"))
+        )
 
 
 def copied_in_vain(pid):
-    """KiB of a forked process's own pages that hold what its parent's hold: a count of references, say, went up there and down again. Needs root."""
+    """
+    KiB of a forked process's own pages that hold what its parent's hold: a count of references,
+    say, went up there and down again. Needs root.
+    """
     with open(f"/proc/{pid}/stat") as file:
         parent = int(file.read().rpartition(")")[2].split()[1])
     with open(f"/proc/{pid}/maps") as file:
@@ -238,7 +271,11 @@ def copied_in_vain(pid):
     found = 0
     with contextlib.ExitStack() as stack:
         (frames, bytes_), (parents_frames, parents_bytes) = (
-            [stack.enter_context(open(f"/proc/{number}/{name}", "rb", buffering=0)) for name in ("pagemap", "mem")] for number in (pid, parent)
+            [
+                stack.enter_context(open(f"/proc/{number}/{name}", "rb", buffering=0))
+                for name in ("pagemap", "mem")
+            ]
+            for number in (pid, parent)
         )
         for place, mode, *_, name in maps:
             if "w" not in mode or name.startswith("[v"):
@@ -247,7 +284,9 @@ def copied_in_vain(pid):
             for page in range(begin, end, PAGE):
                 frame, parents_frame = frame_of(frames, page), frame_of(parents_frames, page)
                 if frame and parents_frame and frame != parents_frame:
-                    found += os.pread(bytes_.fileno(), PAGE, page) == os.pread(parents_bytes.fileno(), PAGE, page)
+                    found += os.pread(bytes_.fileno(), PAGE, page) == os.pread(
+                        parents_bytes.fileno(), PAGE, page
+                    )
     return found * PAGE // 1024
 
 
@@ -266,7 +305,9 @@ def cpu_seconds(pid):
 def machine_cpu_seconds():
     """What the whole machine has spent at work, its own and its guests' time apart."""
     with open("/proc/stat") as file:
-        user, nice, system, _, _, irq, softirq = (int(word) for word in file.readline().split()[1:8])
+        user, nice, system, _, _, irq, softirq = (
+            int(word) for word in file.readline().split()[1:8]
+        )
     return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
@@ -283,7 +324,8 @@ def kill(pids, number=signal.SIGKILL):
 
 class Conmon:
     """
-    conmon with a runtime that starts a program and nothing else: what it costs to have a process watched by conmon.
+    conmon with a runtime that starts a program and nothing else: what it costs to have a process
+        watched by conmon.
 
     The runtime is in C where there is a compiler, else in sh, which costs conmon 1 ms more.
     """
@@ -292,7 +334,12 @@ class Conmon:
         self.lab = lab
         self.exits = lab.directory("exits")
         self.runtime = lab.new("runtime")
-        self.compiled = has("cc") and not subprocess.run(["cc", "-O2", "-o", self.runtime, os.path.join(HERE, "runtime.c")]).returncode
+        self.compiled = (
+            has("cc")
+            and not subprocess.run(
+                ["cc", "-O2", "-o", self.runtime, os.path.join(HERE, "runtime.c")]
+            ).returncode
+        )
         if not self.compiled:
             shutil.copy(os.path.join(HERE, "runtime.sh"), self.runtime)
             os.chmod(self.runtime, 0o755)
@@ -302,7 +349,28 @@ class Conmon:
         """Returns conmon's pid and the path of its exit file."""
         bundle = self.lab.directory("container")
         name = os.path.basename(bundle)
-        words = ["conmon", "--sync", "--full-attach", "--cid", name, "--cuuid", name, "--name", name, "--runtime", self.runtime, "--bundle", bundle]
-        words += ["--container-pidfile", f"{bundle}/pid", "--log-path", f"k8s-file:{bundle}/log", "--exit-dir", self.exits]
+        words = [
+            "conmon",
+            "--sync",
+            "--full-attach",
+            "--cid",
+            name,
+            "--cuuid",
+            name,
+            "--name",
+            name,
+            "--runtime",
+            self.runtime,
+            "--bundle",
+            bundle,
+        ]
+        words += [
+            "--container-pidfile",
+            f"{bundle}/pid",
+            "--log-path",
+            f"k8s-file:{bundle}/log",
+            "--exit-dir",
+            self.exits,
+        ]
         pid = self.lab.spawn(words, env={**self.lab.env, "RUNTIME_ARGV": "\x1f".join(argv)})
         return pid, os.path.join(self.exits, name)

@@ -1,4 +1,7 @@
-"""Rows about programs over ssh, on loopback; the same client, the same server, the same keys on both sides of a ratio."""
+"""
+Rows about programs over ssh, on loopback; the same client, the same server, the same keys on both
+sides of a ratio.
+"""
 
 import json
 import os
@@ -14,12 +17,20 @@ SIZE = 400_000_000
 def remote_run(lab, sshd, spool, argv, entry=(*labs.BARE, labs.MAIN), **fields):
     """A chaperone for a program over ssh; returns (pid, run id)."""
     name = os.path.basename(lab.new("remote"))
-    spec = lab.file("spec.json", json.dumps({"id": name, "program": {"argv": argv, "cwd": "/"}, "remote": sshd.remote(), **fields}))
+    spec = lab.file(
+        "spec.json",
+        json.dumps(
+            {"id": name, "program": {"argv": argv, "cwd": "/"}, "remote": sshd.remote(), **fields}
+        ),
+    )
     return lab.spawn([*entry, "run", "--spool", spool, spec]), name
 
 
 def capture(lab, rounds):
-    """400 MB of a remote program's output: `ssh host prog > file`, and through the far side's supervisor into the spool."""
+    """
+    400 MB of a remote program's output: `ssh host prog > file`, and through the far side's
+    supervisor into the spool.
+    """
     row = Row("ssh-capture", "ssh capture, 400 MB")
     sshd = lab.sshd()
     if sshd is None:
@@ -46,14 +57,24 @@ def capture(lab, rounds):
         os.truncate(path, 0)
         return SIZE / 1e6 / seconds
 
-    middle = row.figures_of(interleaved(min(rounds or 5, 10), {"ssh host prog > file": by_ssh, "chaperone": by_chaperone}), "MB/s")
+    middle = row.figures_of(
+        interleaved(
+            min(rounds or 5, 10), {"ssh host prog > file": by_ssh, "chaperone": by_chaperone}
+        ),
+        "MB/s",
+    )
     row.claim("chaperone / ssh", middle["chaperone"] / middle["ssh host prog > file"], ">=", 0.9)
-    row.note("from the start of the client, or of the chaperone, to its end; without the fsync there, which has a row of its own")
+    row.note(
+        "from the start of the client, or of the chaperone, to its end; without the fsync there, which has a row of its own"
+    )
     return row
 
 
 def cost(lab, rounds):
-    """What the supervisor adds to a remote run of nothing: the whole run, less the same run here, less `ssh host true`."""
+    """
+    What the supervisor adds to a remote run of nothing: the whole run, less the same run here, less
+    `ssh host true`.
+    """
     row = Row("ssh-cost", "cost of the supervisor a run")
     sshd = lab.sshd()
     if sshd is None:
@@ -64,7 +85,9 @@ def cost(lab, rounds):
     variants = {
         "ssh host true": lambda: lab.ended([*sshd.argv(), "true"]),
         "chaperone, here": lambda: lab.ended([*labs.RUN, "--spool", spool, here]),
-        "chaperone, over ssh": lambda: ended_well(lab, spool, *remote_run(lab, sshd, spool, ["true"])),
+        "chaperone, over ssh": lambda: ended_well(
+            lab, spool, *remote_run(lab, sshd, spool, ["true"])
+        ),
     }
     middle = row.figures_of(interleaved(rounds or 30, variants), "ms", 1e3)
     added = middle["chaperone, over ssh"] - middle["ssh host true"] - middle["chaperone, here"]
@@ -83,7 +106,10 @@ def ended_well(lab, spool, pid, run_id):
 
 
 def starts(lab, rounds):
-    """100 remote runs at once to one host with sshd's default MaxStartups, against 100 of `ssh host true` with 8 at a time."""
+    """
+    100 remote runs at once to one host with sshd's default MaxStartups, against 100 of `ssh host
+    true` with 8 at a time.
+    """
     row = Row("ssh-starts", "100 starts to one host at once")
     sshd = lab.sshd()
     if sshd is None:
@@ -104,7 +130,10 @@ def starts(lab, rounds):
         times["ssh host true, 8 at a time"].append(time.perf_counter() - begun)
         busy.append(labs.machine_cpu_seconds())
         begun = time.perf_counter()
-        runs = [remote_run(lab, sshd, spool, ["true"], timeouts={"connect": STATUS_WAIT_S}) for _ in range(count)]
+        runs = [
+            remote_run(lab, sshd, spool, ["true"], timeouts={"connect": STATUS_WAIT_S})
+            for _ in range(count)
+        ]
         for pid, _ in runs:
             os.waitpid(pid, 0)
         times["chaperones, all at once"].append(time.perf_counter() - begun)
@@ -114,5 +143,10 @@ def starts(lab, rounds):
         refused += sum(labs.status(spool, run_id).get("return_code") != 0 for _, run_id in runs)
     middle = row.figures_of({**times, **cpu}, "s")
     row.claim("runs that failed", refused, "<=", 0)
-    row.claim("chaperones / 8 at a time", middle["chaperones, all at once"] / middle["ssh host true, 8 at a time"], "<=", 1.2)
+    row.claim(
+        "chaperones / 8 at a time",
+        middle["chaperones, all at once"] / middle["ssh host true, 8 at a time"],
+        "<=",
+        1.2,
+    )
     return row

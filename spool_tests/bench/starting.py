@@ -4,7 +4,7 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from chaperone import launch
+from chaperone.launch import start as starting
 
 from . import lab as labs
 from .table import Row, interleaved
@@ -14,7 +14,10 @@ IDLE = ["/bin/sleep", "1000"]
 
 
 def cold(lab, rounds):
-    """From a scheduler's posix_spawn of `chaperone run` to the exec of the program, against an interpreter that does nothing."""
+    """
+    From a scheduler's posix_spawn of `chaperone run` to the exec of the program, against an
+    interpreter that does nothing.
+    """
     row = Row("cold", "cold start to the program's exec")
     programs = lab.programs()
     spool = lab.new("spool")
@@ -32,7 +35,10 @@ def cold(lab, rounds):
 
         return measure
 
-    variants = {"bare interpreter, ended": lambda: lab.ended([*labs.BARE, "-c", "pass"]), "chaperone": executed([*labs.RUN, "--spool", spool, spec])}
+    variants = {
+        "bare interpreter, ended": lambda: lab.ended([*labs.BARE, "-c", "pass"]),
+        "chaperone": executed([*labs.RUN, "--spool", spool, spec]),
+    }
     if labs.has("nq"):
         lab.env["NQDIR"] = lab.directory("nq")
         variants["nq"] = executed(["nq", "-q", programs.paths[0]], 0.01)
@@ -61,7 +67,10 @@ def conmon_executed(conmon, programs):
 
 
 def warm(lab, rounds):
-    """From the scheduler's call to the exec of the program, by a launcher that is there; one after the other, and in a burst."""
+    """
+    From the scheduler's call to the exec of the program, by a launcher that is there; one after the
+    other, and in a burst.
+    """
     row = Row("warm", "warm start to the program's exec, and starts a second in a burst")
     if not labs.has("conmon"):
         row.note("conmon is not installed: nothing to compare with")
@@ -100,7 +109,10 @@ def warm(lab, rounds):
 
 
 def task_spooler(lab):
-    """A function that queues a program with a task-spooler of our own, whose server is there already; returns the client's pid."""
+    """
+    A function that queues a program with a task-spooler of our own, whose server is there already;
+    returns the client's pid.
+    """
     lab.env["TS_SOCKET"] = lab.new("tsp")
     lab.env["TMPDIR"] = lab.directory("tsp-output")
     for words in (["-S", "1000"], ["true"]):
@@ -113,14 +125,15 @@ def spool_starter(lab, spool):
     """A function that starts a spec by a launcher that is there already; returns the run id."""
     os.mkdir(spool, 0o700)
     lab.launcher(spool)
-    return lambda spec: launch.start(spool, spec, warm=True, env=lab.env)
+    return lambda spec: starting.start(spool, spec, warm=True, env=lab.env)
 
 
 def burst(lab, row, conmon, spool, spooled, count=300, rounds=5):
     """
     So many starts as fast as they can be asked for; the rate at which their programs were executed.
 
-    A start by the launcher returns when the run is on disk, so 4 threads ask; the peers' starts wait for nothing.
+    A start by the launcher returns when the run is on disk, so 4 threads ask; the peers' starts
+    wait for nothing.
     """
     programs = lab.programs(count)
 
@@ -138,25 +151,42 @@ def burst(lab, row, conmon, spool, spooled, count=300, rounds=5):
         return measure
 
     def chaperone(path):
-        run_id = launch.start(spool, {"program": {"argv": [path]}}, warm=True, env=lab.env)
-        return lambda: labs.until(lambda: os.path.exists(os.path.join(spool, run_id, "status.json")))
+        run_id = starting.start(spool, {"program": {"argv": [path]}}, warm=True, env=lab.env)
+        return lambda: labs.until(
+            lambda: os.path.exists(os.path.join(spool, run_id, "status.json"))
+        )
 
     def peer(path):
         pid, exit_file = conmon.start([path])
         return lambda: (os.waitpid(pid, 0), labs.until(lambda: os.path.exists(exit_file)))
 
-    variants = {f"{conmon.label}, burst": rate(peer), "chaperone, warm, burst": rate(chaperone, threads=4)}
+    variants = {
+        f"{conmon.label}, burst": rate(peer),
+        "chaperone, warm, burst": rate(chaperone, threads=4),
+    }
     if labs.has("nq"):
         lab.env["NQDIR"] = lab.directory("nq")
-        variants["nq, burst"] = rate(lambda path: (lambda pid: lambda: os.waitpid(pid, 0))(lab.spawn(["nq", "-q", path])))
+        variants["nq, burst"] = rate(
+            lambda path: (lambda pid: lambda: os.waitpid(pid, 0))(lab.spawn(["nq", "-q", path]))
+        )
     if spooled:
-        variants["task-spooler, burst"] = rate(lambda path: (lambda pid: lambda: os.waitpid(pid, 0))(spooled(path)))
+        variants["task-spooler, burst"] = rate(
+            lambda path: (lambda pid: lambda: os.waitpid(pid, 0))(spooled(path))
+        )
     middle = row.figures_of(interleaved(rounds, variants), "/s")
-    row.claim("warm starts a second / conmon", middle["chaperone, warm, burst"] / middle[f"{conmon.label}, burst"], ">=", 1.2)
+    row.claim(
+        "warm starts a second / conmon",
+        middle["chaperone, warm, burst"] / middle[f"{conmon.label}, burst"],
+        ">=",
+        1.2,
+    )
 
 
 def memory(lab, rounds):
-    """What an idle run holds for itself (USS): the chaperone and its guard, without the program; against an idle ssh client."""
+    """
+    What an idle run holds for itself (USS): the chaperone and its guard, without the program;
+    against an idle ssh client.
+    """
     row = Row("memory", "idle memory of a run (USS)")
     ssh = ssh_client(lab)
     if ssh:
@@ -164,7 +194,7 @@ def memory(lab, rounds):
     cold, warm = lab.new("spool"), lab.new("spool")
     started = spool_starter(lab, warm)
     for _ in range(min(rounds or 20, 20)):
-        launch.start(cold, {"program": {"argv": IDLE}}, env=lab.env)
+        starting.start(cold, {"program": {"argv": IDLE}}, env=lab.env)
     for _ in range(5 * min(rounds or 20, 20)):
         started({"program": {"argv": IDLE}})
     middle = {}
@@ -174,7 +204,11 @@ def memory(lab, rounds):
         middle[label] = row.figure(label, [chaperone + guard for chaperone, guard in runs], "KiB")
         row.figure(f"{label}: its guard", [guard for _, guard in runs], "KiB")
         if spool == warm and os.geteuid() == 0:
-            row.figure(f"{label}: as in its launcher", [labs.copied_in_vain(status["chaperone_pid"]) for status in labs.live(spool)[:5]], "KiB")
+            row.figure(
+                f"{label}: as in its launcher",
+                [labs.copied_in_vain(status["chaperone_pid"]) for status in labs.live(spool)[:5]],
+                "KiB",
+            )
     if labs.has("conmon"):
         conmon = labs.Conmon(lab)
         watching = [conmon.start(IDLE)[0] for _ in range(10)]
@@ -187,7 +221,9 @@ def memory(lab, rounds):
             labs.ask(spool, status["run_id"], "kill")
     labs.until(lambda: not labs.live(cold) and not labs.live(warm))
     if ssh:
-        row.claim("warm / idle ssh client", middle["chaperone, warm"] / row.figures[0][3], "<=", 0.6)
+        row.claim(
+            "warm / idle ssh client", middle["chaperone, warm"] / row.figures[0][3], "<=", 0.6
+        )
         row.claim("cold / idle ssh client", middle["chaperone, cold"] / row.figures[0][3], "<=", 3)
     else:
         row.note("no sshd could be started: nothing to compare with")

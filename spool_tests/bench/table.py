@@ -11,7 +11,8 @@ import statistics
 
 def interleaved(rounds, variants):
     """
-    Measure variants in turns, in another order each round, so that what else the machine does hits all of them alike.
+    Measure variants in turns, in another order each round, so that what else the machine does hits
+    all of them alike.
 
     Args:
         rounds (int): After one that is thrown away.
@@ -56,11 +57,17 @@ class Row:
 
     def figure(self, label, values, unit, scale=1.0):
         """Keep a series; returns its median, unscaled."""
-        self.figures.append((label, unit, len(values), median(values) * scale, percentile(values, 99) * scale))
+        self.figures.append(
+            (label, unit, len(values), median(values) * scale, percentile(values, 99) * scale)
+        )
         return median(values)
 
     def figures_of(self, found, unit, scale=1.0):
-        return {label: self.figure(label, values, unit, scale) for label, values in found.items() if values}
+        return {
+            label: self.figure(label, values, unit, scale)
+            for label, values in found.items()
+            if values
+        }
 
     def claim(self, label, value, relation, bound):
         self.claims.append((label, value, relation, bound))
@@ -76,8 +83,17 @@ class Row:
         return {
             "row": self.name,
             "what": self.what,
-            "figures": [dict(zip(("label", "unit", "n", "median", "p99"), figure, strict=True)) for figure in self.figures],
-            "claims": [dict(zip(("label", "value", "relation", "bound"), claim, strict=True), reached=reached(claim)) for claim in self.claims],
+            "figures": [
+                dict(zip(("label", "unit", "n", "median", "p99"), figure, strict=True))
+                for figure in self.figures
+            ],
+            "claims": [
+                dict(
+                    zip(("label", "value", "relation", "bound"), claim, strict=True),
+                    reached=reached(claim),
+                )
+                for claim in self.claims
+            ],
             "notes": self.notes,
         }
 
@@ -89,10 +105,14 @@ class Row:
             lines.append(f"  {'':{width}}  {'n':>5}  {'median':>10}  {'p99':>10}            ratio")
         for label, unit, n, middle, worst in self.figures:
             ratio = f"{middle / first:8.2f}" if first else ""
-            lines.append(f"  {label:{width}}  {n:5}  {number(middle):>10}  {number(worst):>10}  {unit:6}  {ratio}")
+            lines.append(
+                f"  {label:{width}}  {n:5}  {number(middle):>10}  {number(worst):>10}  {unit:6}  {ratio}"
+            )
         for claim in self.claims:
             label, value, relation, bound = claim
-            lines.append(f"  {'reached  ' if reached(claim) else 'SHORT    '}{label}: {number(value)}, to reach {relation} {number(bound)}")
+            lines.append(
+                f"  {'reached  ' if reached(claim) else 'SHORT    '}{label}: {number(value)}, to reach {relation} {number(bound)}"
+            )
         lines += [f"  note     {note}" for note in self.notes]
         return "\n".join(lines)
 

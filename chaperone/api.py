@@ -1,0 +1,380 @@
+"""
+What a scheduler calls: a spool of runs, and one run of it.
+
+Knows: requests, looks and waits, one after the other.  Must not know: how a chaperone does its
+work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from .errors import NoRunError, SpecError
+from .follow.followed import CHUNK
+from .follow.follower import Follower
+from .launch import start
+from .model import cursor as cursors
+from .model import spec as specs
+from .model.events import Ended, Lost, Output, Status, status_view
+from .spool import format, gc, look
+
+
+class Spool:
+    """
+    All runs of one scheduler.
+
+    Args:
+        path (str): A directory on a local filesystem; made, 0700, at the first start or follow.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.path.abspath(os.fspath(path))
+
+    def __repr__(self) -> str:
+        return f"Spool({self.path!r})"
+
+    def start(
+        self,
+        spec: dict[str, Any],
+        warm: bool = False,
+        env: dict[str, str] | None = None,
+        cwd: str | None = None,
+    ) -> Run:
+        """
+        Start a run; a run id in the spec makes it safe to try again, for an id is never run twice.
+
+        Args:
+            spec (dict): As in docs/spec.rst; left as it is.
+            warm (bool): By the spool's launcher, which is started if there is none: six times as
+                quick as a cold start.
+            env (dict): What the program inherits; None for ours.
+            cwd (str): Where relative paths of the spec start; None for ours.
+        Returns:
+            Run: Its run directory is there; the program soon is.
+        Raises:
+            SpecError: If the spec can't be meant so.
+            RunExistsError: If there is a run of that id.
+            SpoolError: If the run directory can't be created.
+        """
+        return Run(self.path, start.start(self.path, spec, warm=warm, env=env, cwd=cwd))
+
+    def follow(
+        self,
+        cursor: object = None,
+        runs: Iterable[str] | None = None,
+        streams: Iterable[str] = format.STREAMS,
+        poll_s: float | None = None,
+    ) -> Follower:
+        """The events of the runs; see `chaperone.Follower`."""
+        return Follower(self.path, cursor, runs, streams, poll_s)
+
+    def cursor(self) -> dict[str, Any]:
+        """
+        The cursor that means from now on.
+
+        Returns:
+            dict: All that runs or was not collected is in it, with what is there of each by now.
+        """
+        entries = {}
+        with self._opened() as spool_fd:
+            for run_id in {*format.live_ids(spool_fd), *format.ended_ids(spool_fd)}:
+                with contextlib.suppress(NoRunError), _opened_run(spool_fd, run_id) as run_fd:
+                    # The state first: what is written in between is then told by the follower, with
+                    # the ending that it belongs to.
+                    status = look.look(run_fd, run_id)[1]
+                    sizes = {stream: _size(run_fd, stream) for stream in format.STREAMS}
+                    entries[run_id] = cursors.entry(
+                        look.key_in(run_fd),
+                        sizes["stdout"],
+                        sizes["stderr"],
+                        status_view(status).is_final(),
+                    )
+        return cursors.of(entries)
+
+    def __getitem__(self, run_id: str) -> Run:
+        """
+        The run of that id.
+
+        Raises:
+            NoRunError: If it is not there.
+        """
+        with self._opened() as spool_fd, _opened_run(spool_fd, run_id):
+            return Run(self.path, run_id)
+
+    def live(self) -> list[Run]:
+        """The runs in .running/: those that run, and those whose chaperone died."""
+        with self._opened() as spool_fd:
+            return [Run(self.path, run_id) for run_id in format.live_ids(spool_fd)]
+
+    def ended(self) -> list[Run]:
+        """The runs in .ended/: over, and not collected."""
+        with self._opened() as spool_fd:
+            return [Run(self.path, run_id) for run_id in format.ended_ids(spool_fd)]
+
+    def all(self) -> list[Run]:
+        """Every run of which there is a run directory; costs as much as there is history."""
+        with self._opened() as spool_fd:
+            return [Run(self.path, run_id) for run_id in format.all_ids(spool_fd)]
+
+    def collect(self, run_id: str) -> None:
+        """
+        Take an ended run out of .ended/, for schedulers without a follower; one with a follower
+        calls `Follower.collect`.
+        """
+        with self._opened() as spool_fd:
+            look.collect(spool_fd, run_id)
+
+    def gc(
+        self,
+        older_s: float | None = None,
+        keep_failed_s: float | None = None,
+        max_bytes: int | None = None,
+        dry_run: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> gc.Summary:
+        """
+        Delete ended runs, as `chaperone gc` does: by age in seconds, by bytes on disk; see
+        `chaperone.spool.gc.gc`.
+        """
+        return gc.gc(self.path, older_s, keep_failed_s, max_bytes, dry_run, progress)
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[int]:
+        spool_fd = format.open_spool(self.path)
+        try:
+            yield spool_fd
+        finally:
+            os.close(spool_fd)
+
+
+class Run:
+    """
+    One run of a spool; nothing is kept open between two calls.
+
+    Args:
+        spool_path (str): Absolute.
+        run_id (str): Of a run that is there.
+    """
+
+    def __init__(self, spool_path: str, run_id: str) -> None:
+        self.spool_path = spool_path
+        self.run_id = run_id
+
+    def __repr__(self) -> str:
+        return f"Run({self.spool_path!r}, {self.run_id!r})"
+
+    @property
+    def path(self) -> str:
+        """The run directory's."""
+        return os.path.join(self.spool_path, self.run_id)
+
+    def status(self) -> Status:
+        """
+        What is known of it now; `lost` and `unattended` are concluded from its lock.
+
+        Raises:
+            NoRunError: If it was deleted.
+        """
+        with self._opened() as run_fd:
+            return status_view(look.look(run_fd, self.run_id)[1])
+
+    def spec(self) -> dict[str, Any]:
+        """What was asked, in canonical form, with the run's `key`; {} where it can't be read."""
+        with self._opened() as run_fd:
+            return look.read_spec(run_fd)
+
+    def size(self, stream: str = "stdout") -> int:
+        """How many bytes there are of stdout, stderr or log."""
+        with self._opened() as run_fd:
+            return _size(run_fd, stream)
+
+    def read(self, stream: str = "stdout", offset: int = 0, size: int = CHUNK) -> bytes:
+        """
+        Bytes of a stream.
+
+        Args:
+            stream (str): stdout, stderr or log.
+            offset (int): Of the first one; it stays valid as long as the run directory is there.
+            size (int): How many at most.
+        Returns:
+            bytes: Fewer, or none, where there are no more yet.
+        Raises:
+            NoRunError: If the run was deleted.
+        """
+        with self._opened() as run_fd:
+            try:
+                fd = look.open_stream(run_fd, stream)
+            except FileNotFoundError:  # an empty log goes when the run ends
+                return b""
+            try:
+                return _pread_all(fd, size, offset)
+            finally:
+                os.close(fd)
+
+    def wait(self, timeout: float | None = None) -> Status | None:
+        """
+        Wait for its end; woken by the kernel, never by a timer.
+
+        Args:
+            timeout (float): Seconds; None for as long as it takes.
+        Returns:
+            Status: Final (`lost` too); None when the time is over.
+        Raises:
+            NoRunError: If it is deleted before that.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        status = self.status()
+        if status.state in ("terminated", "error"):
+            return status
+        with Follower(
+            self.spool_path, self._cursor({}), runs=[self.run_id], streams=()
+        ) as follower:
+            while True:
+                event = follower.next(
+                    None if deadline is None else max(0.0, deadline - time.monotonic())
+                )
+                if event is None:
+                    return None
+                if isinstance(event, (Ended, Lost)):
+                    if event.status is None:
+                        raise NoRunError(f"unable to wait for run {self.run_id!r}: it was deleted")
+                    return event.status
+
+    def tail(self, stream: str = "stdout", offset: int = 0) -> Iterator[bytes]:
+        """
+        The bytes of a stream from an offset on, as they come, to the run's end; woken by the
+        kernel.
+
+        Raises:
+            NoRunError: If the run is deleted before its end.
+        """
+        if stream not in format.STREAMS:
+            raise SpecError(f"unable to follow stream {stream!r}: want stdout or stderr")
+        with Follower(
+            self.spool_path, self._cursor({stream: offset}), runs=[self.run_id], streams=[stream]
+        ) as follower:
+            for event in follower:
+                if isinstance(event, Output):
+                    yield event.data
+                elif isinstance(event, Ended) and event.status is None:
+                    raise NoRunError(f"unable to follow run {self.run_id!r}: it was deleted")
+
+    def _cursor(self, offsets: dict[str, int]) -> dict[str, Any]:
+        """Of this run and no other that may come to have its id."""
+        with self._opened() as run_fd:
+            return cursors.of({self.run_id: {**cursors.entry(look.key_in(run_fd)), **offsets}})
+
+    # -- requests
+
+    def stop(
+        self, grace_s: float | None = None, wait: bool = True, by: str | None = None
+    ) -> Status:
+        """
+        Ask it to end: its stop signal, then after a grace SIGKILL, for all that it started.
+
+        Args:
+            grace_s (float): Seconds; None for the spec's.
+            wait (bool): Return when it has ended, else at once.
+            by (str): Who asks, in one word; kept in the status.
+        Returns:
+            Status: As it is then; a run that has ended before is left as it is.
+        Raises:
+            NoRunError: If nobody is there to do it and it may not be over: it is unattended, or it
+                was deleted.
+        """
+        if grace_s is not None and not 0 <= grace_s < float("inf"):
+            raise SpecError(
+                f"unable to stop run {self.run_id!r}: want a grace of at least 0 seconds, got {grace_s!r}"
+            )
+        return self._end("stop" if grace_s is None else f"stop {float(grace_s):f}", wait, by)
+
+    def kill(self, wait: bool = True, by: str | None = None) -> Status:
+        """SIGKILL for all that it started; as `stop`, with no grace."""
+        return self._end("kill", wait, by)
+
+    def signal(self, name: str, by: str | None = None) -> None:
+        """
+        Send a signal to the program alone.
+
+        Args:
+            name (str): `SIGUSR1`, `USR1` or a number.
+        Raises:
+            SpecError: If there is no such signal.
+            NoRunError: If no chaperone is there.
+        """
+        full = specs.signal_name(name)
+        if full is None:
+            raise SpecError(
+                f"unable to signal run {self.run_id!r}: want a signal's name such as 'SIGTERM', got {name!r}"
+            )
+        self._request(f"signal {full}", by)
+
+    def _end(self, line: str, wait: bool, by: str | None) -> Status:
+        try:
+            self._request(line, by)
+        except NoRunError:
+            status = self.status()
+            if status.is_final():
+                return status
+            if status.state == "unattended":
+                raise NoRunError(
+                    f"unable to ask run {self.run_id!r}: its chaperone is gone and it may live on; adopt it first"
+                ) from None
+            if not wait:
+                raise
+        return (self.wait() if wait else None) or self.status()
+
+    def _request(self, line: str, by: str | None) -> None:
+        if by is not None and (not by.isprintable() or len(by.split()) != 1 or len(by) > 128):
+            raise SpecError(
+                f"unable to ask run {self.run_id!r}: want one word of at most 128 characters for `by`, got {by!r}"
+            )
+        with self._opened() as run_fd:
+            look.request(run_fd, self.run_id, line if by is None else f"{line} by={by}")
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[int]:
+        spool_fd = format.open_spool(self.spool_path)
+        try:
+            with _opened_run(spool_fd, self.run_id) as run_fd:
+                yield run_fd
+        finally:
+            os.close(spool_fd)
+
+
+@contextlib.contextmanager
+def _opened_run(spool_fd: int, run_id: str) -> Iterator[int]:
+    if not specs.is_run_id(run_id):
+        raise NoRunError(f"unable to find run {run_id!r}: no run can have that id")
+    run_fd = format.open_run(spool_fd, run_id)
+    try:
+        yield run_fd
+    finally:
+        os.close(run_fd)
+
+
+def _size(run_fd: int, stream: str) -> int:
+    try:
+        fd = look.open_stream(run_fd, stream)
+    except FileNotFoundError:
+        return 0
+    try:
+        return os.fstat(fd).st_size
+    finally:
+        os.close(fd)
+
+
+def _pread_all(fd: int, size: int, offset: int) -> bytes:
+    """One read may give less than there is."""
+    first = os.pread(fd, min(size, CHUNK), offset)
+    if not first or len(first) >= size:
+        return first
+    parts, got = [first], len(first)
+    while got < size and (data := os.pread(fd, min(size - got, CHUNK), offset + got)):
+        parts.append(data)
+        got += len(data)
+    return b"".join(parts)

@@ -1,0 +1,364 @@
+"""
+What is sent to the far side.
+
+Knows: sh text, bytes.  Must not know: processes, sockets, the clock, how the bytes get there.
+"""
+
+from __future__ import annotations
+
+import os
+
+from ..model import spec as specs
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+READY = b"chaperone-ready-1\n"
+# The one command that passes through every login shell, fish and csh too: no `!`, backslash,
+# newline or quote within its quotes. Nothing is sent before the ready word is read, so that no
+# startup file can eat or see the payload.
+CONSTANT = ("/bin/sh", "-c", 'echo chaperone-ready-1 >&2; IFS= read -r l && eval "$l"')
+BOOT = 'eval "$(cat)"'  # how the program's own text reaches its shell
+NO_HURRY_S = 10.0  # a lease is looked at this often at most
+
+with open(f"{os.path.dirname(__file__)}/supervisor.sh", encoding="ascii") as _file:
+    # Now: when a run ends, the package may be gone. Comments and indentation are for who reads the
+    # file.
+    SUPERVISOR = "".join(
+        line.strip() + "\n" for line in _file if line.strip() and not line.lstrip().startswith("#")
+    )
+
+
+def quoted(value: str | bytes) -> bytes:
+    """One word of sh; every byte but NUL survives."""
+    return b"'" + os.fsencode(value).replace(b"'", b"'\\''") + b"'"
+
+
+def fifths(seconds: float) -> int:
+    """A grace as the far side counts it, never shorter."""
+    return int(-(-seconds * 5 // 1))
+
+
+def signal_word(signum: int) -> str:
+    """As kill(1) takes it on every host: real-time signals have names in some shells only."""
+    name = specs.signal_name_of(signum)
+    return name[3:] if name in specs.SIGNALS and not name.startswith("SIGRT") else str(signum)
+
+
+def tick_s(lease_s: float) -> int:
+    """
+    How often the far side looks at its lease, in seconds: the lease ends late by no more than this.
+    """
+    return int(max(1, min(NO_HURRY_S / 2, lease_s // 4)))
+
+
+def settings(spec: dict[str, Any], nonce: str, cookie: str, life: str, **more: object) -> bytes:
+    """
+    The assignments that stand before the supervisor.
+
+    Args:
+        spec (dict): Canonical.
+        nonce (str): Random; before every record.
+        cookie (str): Random; in the environment of everything that belongs to the run.
+        life (str): kill, survive or attach.
+        more: `dir`, `out_offset`, `err_offset`, `stdin_size`, `stdin_name`, `program`.
+    """
+    lease = spec["lease"]
+    values: dict[str, object] = {
+        "nonce": nonce,
+        "cookie": cookie,
+        "life": life,
+        "lease": int(-(-lease // 1)),
+        "tick": tick_s(lease),
+        "grace": fifths(spec["stop"]["grace_period"]),
+        "boot": BOOT,
+        "dir": "",
+        "out_offset": 0,
+        "err_offset": 0,
+        "stdin_size": 0,
+        "stdin_name": "",
+        "program": b"",
+        **more,
+    }
+    # A login environment may hold such a name, exported: unset, so that ours don't go on to the
+    # program.
+    lines = [b"unset -v " + " ".join(values).encode()]
+    for name, value in values.items():
+        home = name == "dir" and isinstance(value, str) and value.startswith("~/")
+        text = (
+            _home(spec) + b"/" + quoted(str(value)[2:])
+            if home
+            else quoted(value if isinstance(value, bytes) else str(value))
+        )
+        lines.append(name.encode() + b"=" + text)
+    return b"\n".join(lines) + b"\n"
+
+
+def _home(spec: dict[str, Any]) -> bytes:
+    """
+    A home directory as a word of sh.
+
+    A login sets HOME; here a service may have none, and who adopts its run from a terminal has one:
+    both have to mean the same place.
+    """
+    if spec["remote"] and spec["remote"]["hops"]:
+        return b"${HOME:-/}"
+    from pwd import getpwuid  # 0.1 ms that only a run here that survives is asked for
+
+    try:
+        return b"${HOME:-" + quoted(getpwuid(os.geteuid()).pw_dir) + b"}"
+    except KeyError:
+        return b"${HOME:-/}"
+
+
+def payload(assigned: bytes, end: str) -> bytes:
+    """
+    All that goes to the far side once it is ready, but for the program's standard input.
+
+    Args:
+        assigned (bytes): From `settings`.
+        end (str): Random; a line that is in no text. Without it nothing of the payload is run: it
+            was cut.
+    Returns:
+        bytes: The first line reads the others; the far side evaluates it.
+    """
+    reader = (
+        "nl=$(echo x;echo x);nl=${nl#x};nl=${nl%x};s=;g=;"
+        f"while IFS= read -r l;do case $l in {end})g=1;break;;esac;s=$s$l$nl;done;"
+        '[ "$g" ]||exit 97;eval "$s"\n'
+    )
+    return reader.encode() + assigned + SUPERVISOR.encode() + end.encode() + b"\n"
+
+
+def directory(spec: dict[str, Any], cookie: str) -> str:
+    """
+    Where a run that survives is kept over there; below its user's home directory if it has no slash
+    before.
+    """
+    path = (
+        f"{(spec['remote'] or {}).get('remote_dir') or '~/.chaperone'}/{spec['id']}.{cookie[-8:]}"
+    )
+    return path if path.startswith(("/", "~/")) else f"~/{path}"
+
+
+def sent(
+    spec: dict[str, Any],
+    life: str,
+    nonce: str,
+    cookie: str,
+    end: str,
+    umask: int | None,
+    stdin: tuple[int, str],
+    offsets: tuple[int, int] = (0, 0),
+) -> bytes:
+    """
+    The payload for one connection of a run.
+
+    Args:
+        spec (dict): Canonical.
+        life, nonce (str): As for `settings`.
+        cookie (str): All of it; its first half marks the run's processes, and its end is the end of
+            the run's directory.
+        end (str): As for `payload`.
+        umask (int): For a program without hops; None for the login's.
+        stdin (tuple): Size in bytes of the program's standard input, and a random name for it.
+        offsets (tuple): Of stdout and stderr, from where to go on; for `attach` alone.
+    """
+    more: dict[str, object] = {
+        "dir": directory(spec, cookie) if spec["on_disconnect"] == "survive" else ""
+    }
+    cookie = cookie[:16]
+    if life == "attach":
+        more.update(out_offset=offsets[0], err_offset=offsets[1])
+    else:
+        marks = {"CHAPERONE_RUN_ID": spec["id"], "CHAPERONE_COOKIE": cookie}
+        far = bool(spec["remote"] and spec["remote"]["hops"])
+        more["program"] = program_text(spec["program"], marks, far, None if far else umask)
+        more.update(stdin_size=stdin[0], stdin_name=stdin[1])
+    return payload(settings(spec, nonce, cookie, life, **more), end)
+
+
+def shown(spec: dict[str, Any], umask: int) -> bytes:
+    """
+    What the first connection of a run of a spec is sent, for who wants to read it first.
+
+    Args:
+        spec (dict): Canonical.
+        umask (int): As for `sent`.
+    Returns:
+        bytes: NONCE, COOKIE, RUN_ID, NAME and END stand for what is random, and no value of the
+            environment is in it.
+    """
+    program = {
+        **spec["program"],
+        "env": dict.fromkeys(spec["program"]["env"], "(a value that is not shown)"),
+    }
+    stdin = program["stdin"]
+    size: Any = len(os.fsencode(stdin)) if isinstance(stdin, str) else "SIZE" if stdin else 0
+    spec = {**spec, "program": program, "id": spec["id"] or "RUN_ID"}
+    life = "survive" if spec["on_disconnect"] == "survive" else "kill"
+    return sent(spec, life, "NONCE", "COOKIE", "@END", umask, (size, "NAME"))
+
+
+# -- the program's own text: what its shell does before it becomes the program
+
+_FIND = b"""c_fits() {
+[ -f "$1" ] || return 1
+[ -x "$1" ] || { c_why=permission; return 1; }
+case $(dd if="$1" bs=2 count=1) in
+'#!')
+IFS= read -r c_line <"$1"
+c_line=${c_line#??}; c_line=${c_line#"${c_line%%[! ]*}"}; c_line=${c_line%%[ 	]*}
+[ -x "$c_line" ] || { c_why=interpreter; return 1; } ;;
+esac
+}
+c_why=notfound
+c_found=
+case $1 in
+*/*) c_fits "$1" && c_found=1 ;;
+*) set -f; IFS=:
+for c_dir in ${PATH-/usr/local/bin:/usr/bin:/bin}; do c_fits "${c_dir:-.}/$1" && c_found=${c_dir:-.}/$1 && break; done
+unset IFS; set +f
+[ "$c_found" ] && [ ! "${PATH+set}" ] && { shift; set -- "$c_found" "$@"; } ;;
+esac
+[ "$c_found" ] || c_fail $c_why
+"""
+
+# ulimit's letter (the second one is what dash and busybox call it), and the size of its unit in
+# bytes or pieces.
+_LIMITS = {
+    "as": ("v", 1024),
+    "core": ("c", 512),
+    "cpu": ("t", 1),
+    "data": ("d", 1024),
+    "fsize": ("f", 512),
+    "memlock": ("l", 1024),
+    "nofile": ("n", 1),
+    "nproc": ("u p", 1),
+    "rss": ("m", 1024),
+    "stack": ("s", 1024),
+}
+
+
+def program_text(
+    program: dict[str, Any], marks: dict[str, str], far: bool, umask: int | None = None
+) -> bytes:
+    """
+    The sh text that becomes the program.
+
+    Args:
+        program (dict): `spec["program"]`, canonical.
+        marks (dict): CHAPERONE_RUN_ID and CHAPERONE_COOKIE.
+        far (bool): Whether it runs behind a hop; there no cwd means home.
+        umask (int): If the spec names none; None for the login's.
+    Returns:
+        bytes: Descriptors: 4, 5 and 6 become stderr, stdout and stdin; one line goes to 7, a pid or
+            `0 WHY`.
+    """
+    lines = [b"exec 2>/dev/null", b'c_fail() { echo "0 $1" >&7; exit 125; }']
+    mask = (
+        program["umask"]
+        if program["umask"] is not None
+        else None
+        if umask is None
+        else f"{umask:03o}"
+    )
+    if mask is not None:
+        lines.append(b"umask " + mask.encode())
+    cwd = program["cwd"]
+    if cwd is not None:
+        there = cwd if cwd.startswith("/") else "./" + cwd
+        lines.append(b"CDPATH= cd " + quoted(there) + b" || c_fail cwd")
+    elif far:
+        lines.append(b'CDPATH= cd "${HOME:-/}" || cd /')
+    if program["inherit_env"] is not True:
+        lines.append(_unset_but(program["inherit_env"] or []))
+    exports = {
+        name: b"export " + name.encode() + b"=" + quoted(value)
+        for name, value in {**program["env"], **marks}.items()
+    }
+    late = [
+        exports.pop(name) for name in list(exports) if name == "IFS" or name.startswith("c_")
+    ]  # the search has such names of its own
+    lines += exports.values()
+    lines.append(b"set -- " + b" ".join(quoted(word) for word in program["argv"]))
+    lines.append(_FIND)
+    lines += late
+    lines += [_limit(name, *ends) for name, ends in program["rlimits"].items()]
+    stderr = b"2>&5" if program["merge_stderr"] else b"2>&4"
+    lines.append(b'echo "$$" >&7')  # quoted: an IFS of the spec may hold digits
+    lines.append(b'exec "$@" <&6 >&5 ' + stderr + b" 4>&- 5>&- 6<&- 7>&-")
+    return b"\n".join(lines) + b"\n"
+
+
+def _unset_but(kept: list[str]) -> bytes:
+    """
+    By names alone: `env -i NAME=VALUE` would show the values in ps. `command` keeps a read-only
+    name from ending the shell.
+    """
+    names = b"".join(name.encode() + b"|" for name in kept if name.isidentifier()) + b"''"
+    listed = b"$(env | sed -n 's/^\\([A-Za-z_][A-Za-z_0-9]*\\)=.*/\\1/p')"
+    text = (
+        b"for c_name in "
+        + listed
+        + b"; do case $c_name in "
+        + names
+        + b") ;; *) command unset $c_name ;; esac; done\n"
+    )
+    return text.rstrip()
+
+
+def _limit(name: str, soft: int | None, hard: int | None) -> bytes:
+    letters, unit = _LIMITS[name]
+    ends = ["unlimited" if end is None else str(-(-end // unit)) for end in (soft, hard)]
+    tries = []
+    for letter in letters.split():
+        # The soft one first, as a hard limit below the soft one is refused; the other way round
+        # where both rise.
+        tries.append(f"{{ ulimit -S{letter} {ends[0]} && ulimit -H{letter} {ends[1]}; }}")
+        tries.append(f"{{ ulimit -H{letter} {ends[1]} && ulimit -S{letter} {ends[0]}; }}")
+    return " || ".join([*tries, f"c_fail rlimits.{name}"]).encode()
+
+
+LACKING = {
+    "setsid=": "setsid: the program has no group of its own, and is stopped process by process",
+    "environ=": "/proc: processes that leave the program's group are not found",
+}
+FAILURES = {
+    "cwd": ("change to cwd {cwd!r}", "no such directory, or no permission"),
+    "notfound": ("run {program!r}", "not found on the far side"),
+    "permission": ("run {program!r}", "not executable on the far side"),
+    "interpreter": (
+        "run {program!r}",
+        "the interpreter that its first line names is not on the far side",
+    ),
+    "stdin": ("keep standard input on the far side", "no room or no permission in its TMPDIR"),
+    "directory": (
+        "make the run's directory on the far side",
+        "it is there already, or can't be made",
+    ),
+    "setup": (
+        "prepare the program on the far side",
+        "its shell refused the environment, the umask or a limit",
+    ),
+}
+
+
+def failure(why: str, program: dict[str, Any]) -> tuple[str, str]:
+    """
+    A `fail` record as a stage and a sentence; each proves that the program was not started.
+
+    Args:
+        why (str): The record's word.
+        program (dict): `spec["program"]`.
+    """
+    limit = why.partition(".")[2]
+    doing, reason = FAILURES.get(
+        why, (f"set rlimit {limit!r}" if limit else "start the program", "the far side refused it")
+    )
+    stage = "far-side" if why in ("stdin", "directory", "setup") else "spawn"
+    return (
+        stage,
+        f"unable to {doing.format(cwd=program['cwd'], program=program['argv'][0])}: {reason}",
+    )

@@ -1,0 +1,194 @@
+"""
+What comes back from the far side: its records, told from what the program writes.
+
+Knows: bytes, records, ssh's last words.  Must not know: processes, sockets, the clock, what was
+sent.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+RECORD_BYTES = 4_096  # PIPE_BUF: what is longer was not written as one record
+
+
+class Records:
+    """
+    One stream from the far side, parted into what the program wrote and the records between.
+
+    Args:
+        nonce (str): As in `settings`.
+
+    Attributes:
+        noise (bytearray): What came before the first record: the startup files' words, and a hop's
+            own.
+        heard (bool): Whether there was a record yet.
+    """
+
+    NOISE_BYTES = 65_536  # of noise kept; more of it tells nothing
+
+    def __init__(self, nonce: str) -> None:
+        self._nonce = nonce.encode()
+        self._rest = b""
+        self.noise = bytearray()
+        self.heard = False
+
+    def feed(self, data: bytes) -> tuple[bytes, list[list[str]]]:
+        """
+        Take what was read.
+
+        Args:
+            data (bytes): The next bytes of the stream.
+        Returns:
+            tuple: The program's bytes, exact; the records, each a list of words. What may be the
+                beginning of a record is kept back.
+        """
+        if not self._rest and self.heard and self._nonce[0] not in data:
+            return data, []
+        data = self._rest + data if self._rest else data
+        clean, records, start = [], [], 0
+        while (found := data.find(self._nonce, start)) >= 0:
+            end = data.find(b"\n", found, found + RECORD_BYTES)
+            if (
+                end < 0 and len(data) - found >= RECORD_BYTES
+            ):  # no record is that long: the program had our nonce
+                clean.append(data[start : found + 1])
+                start = found + 1
+                continue
+            clean.append(self._heard(data[start:found]))
+            start = found
+            if end < 0:
+                break
+            self.heard = True
+            records.append(data[found + len(self._nonce) : end].decode("ascii", "replace").split())
+            start = end + 1
+        kept = len(data) if found < 0 else start
+        if found < 0:
+            kept = len(data) - _overlap(data, self._nonce, len(data) - start)
+            clean.append(self._heard(data[start:kept]))
+        self._rest = data[kept:]
+        return b"".join(clean), records
+
+    def _heard(self, data: bytes) -> bytes:
+        """Before the first record it is noise."""
+        if self.heard:
+            return data
+        self.noise += data[: max(0, self.NOISE_BYTES - len(self.noise))]
+        return b""
+
+    def end(self) -> bytes:
+        """The stream has ended: what was kept back was no record."""
+        rest, self._rest = self._rest, b""
+        return self._heard(rest)
+
+
+def _overlap(data: bytes, word: bytes, most: int) -> int:
+    """The length of the longest end of `data` that is a beginning of `word`."""
+    for length in range(min(most, len(word) - 1), 0, -1):
+        if data.endswith(word[:length]):
+            return length
+    return 0
+
+
+FAREWELL = (
+    b"Connection to ",
+    b" closed by remote host.\r\n",
+)  # ssh writes it to stderr, whatever -E and LogLevel say
+
+
+def farewell(data: bytes) -> int:
+    """
+    How many bytes at the end of a stderr may be the beginning of ssh's own last words.
+
+    Args:
+        data (bytes): What came last.
+    Returns:
+        int: To be kept back until the next byte, or the end of ssh, decides; 0 for none.
+    """
+    before, after = FAREWELL
+    start = data.rfind(before)
+    if start >= 0:
+        rest = data[start + len(before) :]
+        host, space, words = rest.partition(b" ")
+        if len(host) <= 255 and b"\n" not in host and after.startswith(space + words):
+            return len(data) - start
+    return _overlap(data, before, len(data))
+
+
+GONE = "-1"  # the size of a file that somebody removed
+NUMBERS = {"start": (1,), "left": (1,), "eof": (0, 2)}  # how many a record of that name brings
+
+
+def is_sound(words: list[str], running: bool = False, failed: bool = False) -> bool:
+    """
+    Whether a record brings the numbers that its name promises, and fits what was told before; the
+    far side may be broken, or another's by now.
+    """
+    if (words[0] == "start" and failed) or (
+        words[0] == "fail" and words[1:] != ["never"] and running
+    ):
+        return False
+    if words[0] == "short":
+        return words[1:] in (["out"], ["err"])
+    wanted = NUMBERS.get(words[0])
+    numbers = [word for word in words[1:] if not (words[0] == "eof" and word == GONE)]
+    return wanted is None or (
+        len(words) - 1 in wanted and all(word.isdigit() and len(word) <= 18 for word in numbers)
+    )
+
+
+def outcome(words: list[str]) -> dict[str, Any]:
+    """
+    How the program ended, by the words of an `end` record.
+
+    Args:
+        words (list): `R7` and four times, as of times(1p); `ambiguous` after it where 128 + n may
+            be either.
+    Returns:
+        dict: `wait_status` (int, None where it can't be told), `return_code`, `ambiguous`,
+            `rusage`; {} if nobody knows.
+    """
+    told = [word for word in words if word[0] == "R" and word[1:].isdigit()]
+    if not told:
+        return {}
+    value, ambiguous = int(told[0][1:]), "ambiguous" in words
+    rusage = _times(words[words.index(told[0]) + 1 :])
+    if value >= 256:  # awk: 256 + signal, 512 + signal with a core; ksh93's $?: 256 + signal
+        if value >= 768 or not 0 < value % 256 <= 64:
+            return {}
+        return {
+            "wait_status": value % 256 | (0x80 if value >= 512 else 0),
+            "return_code": None,
+            "ambiguous": False,
+            "rusage": rusage,
+        }
+    unsure = ambiguous and value > 128
+    return {
+        "wait_status": None if unsure else value << 8,
+        "return_code": value,
+        "ambiguous": unsure,
+        "rusage": rusage,
+    }
+
+
+def _times(words: list[str]) -> dict[str, float | None] | None:
+    """Of the children: the third and fourth of `1m2.25s`-like words. What sh can't tell is None."""
+    found = [word for word in words if word[0].isdigit() and word.endswith("s") and "m" in word]
+    if len(found) < 4:
+        return None
+    try:
+        utime, stime = (
+            int(word.partition("m")[0]) * 60 + float(word.partition("m")[2][:-1])
+            for word in found[2:4]
+        )
+    except ValueError:
+        return None
+    unknown = dict.fromkeys(("maxrss", "minflt", "majflt", "inblock", "oublock", "nvcsw", "nivcsw"))
+    return {"utime": utime, "stime": stime, **unknown}
+
+
+def ending(code: int) -> str:
+    """How a connection ended, by its client's exit code or, negative, signal."""
+    return f"code {code}" if code >= 0 else f"signal {-code}"

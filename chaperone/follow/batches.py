@@ -1,0 +1,381 @@
+"""
+Events as JSON lines, in batches that a consumer in any language can take exactly once.
+
+Knows: how events are written as text, the cursor file.  Must not know: where the lines go, or what
+is done with them.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import select
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from ..errors import SpecError, SpoolError, UnreadableRunError
+from ..model import cursor as cursors
+from ..model.events import Changed, Ended, Event, Lost, Output, Shrank, Started
+from ..spool.format import STREAMS, failure
+from .follower import Follower
+
+BATCH_EVENTS = 256
+BATCH_BYTES = 1024 * 1024  # of output: a batch is written to the cursor file too
+PATIENCE_S = 1.0  # a process that was killed together with its consumer takes a moment to be gone
+TAIL = 3  # bytes at most of a UTF-8 character that is not complete
+
+
+class Outbox:
+    """
+    A spool's events in batches of lines; the next batch is made when the one before it was
+    acknowledged.
+
+    A batch is in the cursor file, number and all, before it is handed out. Whoever is killed and
+    comes back gets the batch that was not acknowledged again, word for word; so a consumer that
+    keeps the number of its last batch together with what it made of it takes each once.
+
+    Args:
+        spool_path (str): The spool's.
+        path (str): The cursor file; made if it is not there, belongs to one outbox at a time (by a
+            lock on `PATH.lock`).
+            None: batches are acknowledged by being handed out.
+        begin (dict): The cursor to begin with if there is no such file yet.
+
+    Attributes:
+        number (int): Of the last batch that was handed out; 0 before the first.
+    Raises:
+        SpecError: If the cursor file is none.
+        SpoolError: If another outbox has it, it can't be read, or the spool can't be followed.
+    """
+
+    def __init__(
+        self, spool_path: str | os.PathLike[str], path: str | None = None, begin: object = None
+    ) -> None:
+        self._path = path
+        with contextlib.ExitStack() as stack:
+            if path is not None:
+                stack.callback(os.close, _locked(path))
+            self._begin(spool_path, begin)
+            stack.callback(self._follower.close)
+            self._open = stack.pop_all()
+
+    def _begin(self, spool_path: str | os.PathLike[str], begin: object) -> None:
+        path = self._path
+        kept = _kept(path) if path is not None else None
+        self.number: int = kept["batch"] if kept else 0
+        self._unacknowledged: list[str] = kept["lines"] if kept else []
+        self._again = bool(self._unacknowledged)
+        self._made: list[str] = []
+        self._tails: dict[tuple[str, str], bytes] = {}
+        self._follower = Follower(spool_path, kept["cursor"] if kept else begin)
+
+    def __enter__(self) -> Outbox:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._open.close()
+
+    def fileno(self) -> int:
+        """An fd that is readable whenever there may be something to tell."""
+        return self._follower.fileno()
+
+    def batch(self, timeout: float | None = None) -> list[str] | None:
+        """
+        The next batch.
+
+        Args:
+            timeout (float): Seconds to wait for something to tell; None for as long as it takes.
+        Returns:
+            list: Lines of JSON without newlines, the last one `{"event": "batch", "batch":
+                NUMBER}`; None when the time is over.
+        Raises:
+            SpecError: If the last one was not acknowledged.
+            SpoolError: If the cursor file can't be written, or the spool can't be read: nothing was
+                handed out, and the next call goes on.
+        """
+        if self._again:
+            self._again = False
+            return self._unacknowledged
+        if self._unacknowledged:
+            raise SpecError(
+                f"unable to make the next batch: batch {self.number} was not acknowledged"
+            )
+        if not self._made and not self._make(timeout):
+            return None
+        lines = [*self._made, json.dumps({"event": "batch", "batch": self.number + 1})]
+        self._keep(self.number + 1, lines)
+        self._made = []
+        self.number += 1
+        self._unacknowledged = lines
+        if self._path is None:
+            self.acknowledge(self.number)
+        return lines
+
+    def _make(self, timeout: float | None) -> bool:
+        """
+        Take events until there is a batch of them; each is told once, so what is in `_made` stays
+        there until it was handed out.
+        """
+        room = BATCH_BYTES
+        while not self._made:
+            event = self._next(timeout)
+            if event is None:
+                return False
+            while event is not None:
+                self._made += self._written(event)
+                room -= len(event.data) if isinstance(event, Output) else 0
+                try:
+                    event = self._next(0) if len(self._made) < BATCH_EVENTS and room > 0 else None
+                except SpoolError:
+                    if not self._made:
+                        raise
+                    # what there is goes out first: it may be the ending of a run whose spool is
+                    # gone, and the error comes again
+                    break
+        return True
+
+    def _next(self, timeout: float | None) -> Event | None:
+        """The next event; a run that can't be read is warned of, and holds up no other."""
+        while True:
+            try:
+                return self._follower.next(timeout)
+            except UnreadableRunError as error:
+                warnings.warn(str(error), RuntimeWarning, stacklevel=2)
+
+    def acknowledge(self, number: int) -> None:
+        """
+        Take note that a batch was taken; the runs that ended in it are collected.
+
+        Raises:
+            SpecError: If it is not the number of the last batch.
+        """
+        if number != self.number or not self._unacknowledged:
+            raise SpecError(
+                f"unable to acknowledge batch {number}: want {self.number if self._unacknowledged else 'none'}"
+            )
+        # In the file it stays until the next batch takes its place: to be asked about it once more
+        # does no harm.
+        if self._path is not None:
+            for line in map(json.loads, self._unacknowledged):
+                if (
+                    line["event"] in ("ended", "lost")
+                    and line["run_id"] in self._follower.uncollected
+                ):
+                    self._follower.collect(line["run_id"])
+        self._unacknowledged = []
+
+    def _written(self, event: Event) -> list[str]:
+        """
+        An event as lines; the beginning of a character at the end of output waits for the rest of
+        it.
+        """
+        if isinstance(event, Output):
+            tail = self._tails.pop((event.run_id, event.stream), b"")
+            data = tail + event.data
+            whole = len(data) - _incomplete(data)
+            if whole < len(data):
+                self._tails[event.run_id, event.stream] = data[whole:]
+            return (
+                [_output(event.run_id, event.stream, event.offset - len(tail), data[:whole])]
+                if whole
+                else []
+            )
+        left = []
+        entry = self._follower.entry(event.run_id) or {}
+        for stream in (
+            (event.stream,)
+            if isinstance(event, Shrank)
+            else ()
+            if isinstance(event, Changed)
+            else STREAMS
+        ):
+            if tail := self._tails.pop((event.run_id, stream), b""):
+                offset = event.offset if isinstance(event, Shrank) else entry.get(stream, 0)
+                left.append(_output(event.run_id, stream, offset - len(tail), tail))
+        return [*left, json.dumps(_object(event))]
+
+    def _keep(self, number: int, lines: list[str]) -> None:
+        """
+        Replace the cursor file, on the disk before any consumer can say that it has the batch.
+        """
+        if self._path is None:
+            return
+        cursor = self._follower.cursor
+        for (run_id, stream), tail in self._tails.items():
+            cursor["runs"][run_id][stream] -= len(tail)
+        building = f"{self._path}.new"
+        try:
+            with open(building, "w", encoding="ascii", opener=_private) as file:
+                json.dump({"version": 1, "batch": number, "cursor": cursor, "lines": lines}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.rename(building, self._path)
+            _sync_directory(self._path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.unlink(building)
+            raise failure(f"write cursor file {self._path!r}", error) from error
+
+
+def conversation(
+    outbox: Outbox, answers: Iterable[str] | None = None, consumer: Iterable[int] = ()
+) -> Iterator[str]:
+    """
+    What `chaperone follow` says, and what it is answered.
+
+    Args:
+        answers (iterable): Lines as a consumer writes them, each the number of the batch that it
+            has taken; None where nobody answers.
+        consumer (iterable): fds of the pipes to and from the consumer; where one hangs up while
+            there is nothing to tell, that is the end.
+    Yields:
+        str: A batch, each line with its newline; to be written out before the next is asked for.
+    Raises:
+        SpecError: If an answer is not the number of the last batch.
+    """
+    heard = None if answers is None else iter(answers)
+    poll = select.poll()
+    poll.register(outbox, select.POLLIN)
+    for fd in consumer:
+        poll.register(fd, 0)  # a hangup is always told: by a pipe, never by a file
+    while True:
+        while (lines := outbox.batch(0)) is None:
+            if outbox.fileno() not in dict(poll.poll()):
+                return
+        yield "".join(f"{line}\n" for line in lines)
+        if heard is not None:
+            answer = next(heard, None)
+            if answer is None:
+                return
+            if not (answer.strip().isascii() and answer.strip().isdigit()):
+                raise SpecError(
+                    f"unable to understand the answer {answer.strip()[:80]!r}: want the number of a batch"
+                )
+            outbox.acknowledge(int(answer))
+
+
+def _locked(path: str) -> int:
+    """
+    Be the only one who uses a cursor file: of two, one would replace the batch that the other's
+        consumer is to acknowledge.
+
+    A file of its own, because a lock on the cursor file would go with each rename over it; it is
+    never deleted, else two could hold it.
+    """
+    try:
+        fd = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise failure(f"lock cursor file {path!r}", error) from error
+    patient_until = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() < patient_until:
+                time.sleep(0.01)
+                continue
+            pid = os.pread(fd, 20, 0).decode("ascii", "replace").strip()
+            os.close(fd)
+            raise SpoolError(
+                f"unable to use cursor file {path!r}: it belongs to pid {pid or 'unknown'}",
+                errno.EAGAIN,
+            ) from None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+        return fd
+
+
+def _sync_directory(path: str) -> None:
+    """
+    Have a rename on the disk: without it a power cut may leave the file that was there before.
+    """
+    fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a filesystem that syncs no directories
+            raise
+    finally:
+        os.close(fd)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+
+def _kept(path: str) -> dict[str, Any] | None:
+    try:
+        # Without waiting for a writer, if somebody put a FIFO there.
+        with open(
+            path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)
+        ) as file:
+            kept = json.loads(file.read())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise failure(f"read cursor file {path!r}", error) from error
+    except (ValueError, RecursionError) as error:
+        raise SpecError(f"unable to read cursor file {path!r}: want JSON, got {error}") from error
+    right = (
+        isinstance(kept, dict)
+        and type(kept.get("batch")) is int
+        and isinstance(kept.get("lines"), list)
+    )
+    if not right or kept.get("version") != 1 or not all(_is_line(line) for line in kept["lines"]):
+        raise SpecError(
+            f"unable to read cursor file {path!r}: want version 1 with batch, cursor and lines, got something else"
+        )
+    cursors.checked(kept.get("cursor"))
+    return dict(kept)
+
+
+def _is_line(text: object) -> bool:
+    try:
+        line = json.loads(text) if isinstance(text, str) and "\n" not in text else None
+    except ValueError:
+        return False
+    return (
+        isinstance(line, dict)
+        and isinstance(line.get("event"), str)
+        and isinstance(line.get("run_id", ""), str)
+    )
+
+
+def _incomplete(data: bytes) -> int:
+    """
+    How many bytes at the end are the beginning of a character, whatever is before them; 0 if it
+    ends with a whole one, or with no text.
+    """
+    for left in range(1, min(TAIL, len(data)) + 1):
+        try:
+            data[-left:].decode("utf-8")
+        except UnicodeDecodeError as error:
+            if error.start == 0 and error.reason == "unexpected end of data":
+                return left
+    return 0
+
+
+def _output(run_id: str, stream: str, offset: int, data: bytes) -> str:
+    line: dict[str, Any] = {"event": "output", "run_id": run_id, "stream": stream, "offset": offset}
+    try:
+        line["text"] = data.decode("utf-8")
+    except UnicodeDecodeError:
+        line["base64"] = base64.b64encode(data).decode("ascii")
+    return json.dumps(line)
+
+
+def _object(event: Event) -> dict[str, Any]:
+    line: dict[str, Any] = {"event": type(event).__name__.lower(), "run_id": event.run_id}
+    if isinstance(event, Started):
+        line["key"] = event.key
+    elif isinstance(event, Shrank):
+        line |= {"stream": event.stream, "offset": event.offset, "size": event.size}
+    elif isinstance(event, (Changed, Ended, Lost)):
+        line["status"] = event.status.raw if event.status is not None else None
+    return line

@@ -1,0 +1,313 @@
+"""
+One inotify instance for all that a follower watches, and one fd that tells when anything waits.
+
+Knows: inotify, epoll, timers.  Must not know: what is in a run directory, or what an event means.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import heapq
+import os
+import resource
+import select
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+
+import inotify_simple
+from inotify_simple import flags
+
+from ..errors import SpoolError
+from ..spool import format
+
+# Plain ints: an operation on flags of an enum costs thirty times as much, and there are some for
+# each event.
+MODIFY, CLOSE_WRITE, DELETE = int(flags.MODIFY), int(flags.CLOSE_WRITE), int(flags.DELETE)
+MOVED_FROM, MOVED_TO = int(flags.MOVED_FROM), int(flags.MOVED_TO)
+IGNORED, OVERFLOW, ONLYDIR = int(flags.IGNORED), int(flags.Q_OVERFLOW), int(flags.ONLYDIR)
+READ_BYTES = (
+    64 * 1024
+)  # some 2,000 events at once: the deeper the queue, the more of them share one read
+CLOCK_MONOTONIC = 1
+
+# A change made on another host reaches no inotify here.  statfs(2) names them; coreutils' `tail -f`
+# polls on all of these. Not on overlays, where it polls too: a run directory is made through the
+# overlay and written through it, and that is told.
+SILENT_FILESYSTEMS = {
+    0x61636673: "acfs",
+    0x5346414F: "afs",
+    0x19830326: "beegfs",
+    0x00C36400: "ceph",
+    0xFF534D42: "cifs",
+    0x73757245: "coda",
+    0x65735546: "fuse",
+    0x01161970: "gfs2",
+    0x47504653: "gpfs",
+    0x013111A8: "ibrix",
+    0x6B414653: "k-afs",
+    0x0BD00BD0: "lustre",
+    0x0000564C: "ncp",
+    0x00006969: "nfs",
+    0x7461636F: "ocfs2",
+    0xAAD7AAEA: "panfs",
+    0x7C7C6673: "prl_fs",
+    0x0000517B: "smb",
+    0xFE534D42: "smb2",
+    0xBEEFDEAD: "snfs",
+    0x786F4256: "vboxsf",
+    0xBACBACBC: "vmhgfs",
+    0xA501FCF5: "vxfs",
+    0x01021997: "9p",
+}
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class OutOfWatchesError(SpoolError):
+    """The kernel grants this user no further watch."""
+
+
+def silent_filesystem(fd: int) -> str | None:
+    """
+    Whether inotify may miss changes on a filesystem.
+
+    Args:
+        fd (int): Of anything on it.
+    Returns:
+        str: The filesystem's name, if it is one that other hosts may write to; None if inotify
+            tells everything.
+    """
+    buffer = (
+        ctypes.c_long * 32
+    )()  # struct statfs has 15 longs or fewer; f_type is the first, everywhere but on s390x
+    if _libc.fstatfs(fd, buffer) != 0:
+        return None
+    return SILENT_FILESYSTEMS.get(buffer[0] & 0xFFFFFFFF)
+
+
+def _limit(name: str) -> str:
+    """What a sysctl says."""
+    try:
+        with open(f"/proc/sys/{name.replace('.', '/')}", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return "unknown"
+
+
+def _watch_limit() -> str:
+    """
+    The sysctl that grants us the fewest watches: in a container the one of its user namespace may
+    be lower than the host's.
+    """
+    return min(
+        ("fs.inotify.max_user_watches", "user.max_inotify_watches"),
+        key=lambda name: int(_limit(name)) if _limit(name).isdigit() else 2**63,
+    )
+
+
+class Watcher:
+    """
+    What the kernel has to tell: changes in watched directories and deadlines that have passed.
+
+    All of it makes `fileno()` readable.  Without inotify (`tells` is false) there are deadlines
+    only.
+    """
+
+    def __init__(self, tells: bool = True) -> None:
+        self._alarms: list[tuple[float, int, Hashable]] = []
+        self._set_for: float | None = None
+        self._count = 0
+        self._rung = False
+        self._inotify: inotify_simple.INotify | None = None
+        with contextlib.ExitStack() as stack:
+            if tells:
+                self._inotify = stack.enter_context(_inotify())
+            self._epoll = stack.enter_context(select.epoll())
+            self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            stack.callback(os.close, self._bell)
+            self._timer = _libc.timerfd_create(CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
+            if self._timer < 0:
+                raise SpoolError(
+                    f"unable to make a timer: {os.strerror(ctypes.get_errno())}", ctypes.get_errno()
+                )
+            stack.callback(os.close, self._timer)
+            for fd in (
+                self._bell,
+                self._timer,
+                *([self._inotify.fileno()] if self._inotify else []),
+            ):
+                self._epoll.register(fd, select.EPOLLIN)
+            self._open = stack.pop_all()
+
+    def close(self) -> None:
+        """Close every fd; a second time there is nothing to do."""
+        self._open.close()
+
+    def fileno(self) -> int:
+        """
+        The fd (epoll) that is readable when there is something to read, a deadline has passed, or
+        the bell was rung.
+        """
+        return self._epoll.fileno()
+
+    # -- watches
+
+    def watch(self, directory_fd: int, mask: int) -> int:
+        """
+        Watch a directory, whatever its name is or will be.
+
+        Args:
+            directory_fd (int): May be closed afterwards.
+            mask (int): Of MODIFY, CLOSE_WRITE, DELETE, MOVED_FROM and MOVED_TO.
+        Returns:
+            int: The watch, as `read` will name it; -1 where there is no inotify.
+        Raises:
+            OutOfWatchesError: If there are as many watches as the kernel allows.
+            SpoolError: If it can't be watched.
+        """
+        if self._inotify is None:
+            return -1
+        try:
+            # By fd, for a name may mean another directory by now.  inotify_add_watch(2) takes a
+            # path only.
+            return int(self._inotify.add_watch(f"/proc/self/fd/{directory_fd}", mask | ONLYDIR))
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                name = _watch_limit()
+                sentence = (
+                    f"the limit of {_limit(name)} watches for this user is reached (sysctl {name})"
+                )
+                raise OutOfWatchesError(
+                    f"unable to watch another directory: {sentence}", error.errno
+                ) from error
+            raise SpoolError(
+                f"unable to watch a directory: {error.strerror}", error.errno
+            ) from error
+
+    def unwatch(self, watch: int) -> None:
+        """Forget a watch; nothing to do where the kernel has forgotten it already."""
+        if self._inotify is not None and watch >= 0:
+            with contextlib.suppress(OSError):
+                self._inotify.rm_watch(watch)
+
+    def read(self) -> list[inotify_simple.Event]:
+        """
+        What has changed since the last time.
+
+        Returns:
+            list: (wd, mask, cookie, name); all that waits up to 64 KiB, nothing when nothing waits.
+        """
+        if self._inotify is None:
+            return []
+        try:
+            return inotify_simple.parse_events(os.read(self._inotify.fileno(), READ_BYTES))  # type: ignore[no-any-return]
+        except BlockingIOError:
+            return []
+
+    # -- deadlines
+
+    def alarm(self, when: float, name: Hashable) -> None:
+        """Have `passed` return a name once a time on the monotonic clock has come."""
+        self._count += 1
+        heapq.heappush(self._alarms, (when, self._count, name))
+        self._set_timer()
+
+    def passed(self) -> list[Hashable]:
+        """The names whose time has come, each once for each alarm."""
+        if not self._alarms:
+            return []
+        found = []
+        now = time.monotonic()
+        while self._alarms and self._alarms[0][0] <= now:
+            found.append(heapq.heappop(self._alarms)[2])
+        if found:
+            self._set_timer()
+        return found
+
+    def _set_timer(self) -> None:
+        when = self._alarms[0][0] if self._alarms else None
+        if when == self._set_for:
+            return
+        self._set_for = when
+        # Rounded up, so that it has passed when we are woken; {0, 0} disarms, and setting a timer
+        # takes back its readability.
+        nanoseconds = 0 if when is None else max(1, int(when * 1e9) + 1)
+        new = (ctypes.c_long * 4)(0, 0, *divmod(nanoseconds, 1_000_000_000))
+        _libc.timerfd_settime(self._timer, _ABSOLUTE, new, None)
+
+    # -- waiting
+
+    def ring(self, waits: bool) -> None:
+        """Make `fileno()` readable for work that its owner has on hand, or no longer."""
+        if waits != self._rung:
+            self._rung = waits
+            if waits:
+                os.eventfd_write(self._bell, 1)
+            else:
+                os.eventfd_read(self._bell)
+
+    def wait(self, timeout_s: float | None) -> bool:
+        """
+        Sleep until `fileno()` is readable; False if it was not within the time (None: for ever).
+        """
+        return bool(self._epoll.poll(timeout_s))
+
+
+_ABSOLUTE = 1  # TFD_TIMER_ABSTIME
+
+
+def _inotify() -> inotify_simple.INotify:
+    try:
+        return inotify_simple.INotify(nonblocking=True)
+    except OSError as error:
+        if error.errno == errno.EMFILE:
+            name = "fs.inotify.max_user_instances"
+            sentence = f"want at most {_limit(name)} inotify instances for this user (sysctl {name}) and a free fd"
+            raise SpoolError(f"unable to follow: {sentence}", error.errno) from error
+        raise SpoolError(f"unable to follow: {error.strerror}", error.errno) from error
+
+
+class OpenStreams:
+    """
+    The fds of the streams that were read last: to open one for each event costs twice the CPU
+        (measured, 5,000 lines/s).
+
+    Args:
+        most (int): How many are kept; None for half of what this process may open.
+    """
+
+    def __init__(self, most: int | None = None) -> None:
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._most = most or (
+            4_096 if soft == resource.RLIM_INFINITY else max(8, min(4_096, soft // 2))
+        )
+        self._fds: OrderedDict[tuple[str, str], int] = OrderedDict()
+
+    def get(self, run_id: str, stream: str, opened: Callable[[], int]) -> int:
+        """
+        The fd of a stream, made by `opened` if there is none; it may be closed by the next call.
+        """
+        name = (run_id, stream)
+        fd = self._fds.get(name)
+        if fd is None:
+            while len(self._fds) >= self._most:
+                os.close(self._fds.popitem(last=False)[1])
+            self._fds[name] = fd = opened()
+        else:
+            self._fds.move_to_end(name)
+        return fd
+
+    def drop(self, run_id: str) -> None:
+        """Close what is open of a run."""
+        for stream in format.STREAMS:
+            fd = self._fds.pop((run_id, stream), None)
+            if fd is not None:
+                os.close(fd)
+
+    def close(self) -> None:
+        """Close all of them."""
+        while self._fds:
+            os.close(self._fds.popitem()[1])

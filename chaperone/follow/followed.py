@@ -1,0 +1,403 @@
+"""
+One run as its follower holds it: what was handed out, what may be new, and the next event of it.
+
+Knows: rules R1 to R3 of `chaperone.spool`.  Must not know: other runs, or who is given the events.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+from typing import Any, Protocol
+
+from ..errors import NoRunError, SpoolError, UnreadableRunError
+from ..model import cursor as cursors
+from ..model import status as statuses
+from ..model.events import Changed, Ended, Event, Lost, Output, Shrank, Started, status_view
+from ..spool import format, look
+from .descriptors import CLOSE_WRITE, IGNORED, MODIFY, MOVED_TO, OpenStreams
+
+CHUNK = (
+    1024 * 1024
+)  # bytes of one Output at most: memory stays flat however far behind the reader is
+# The lock falls a moment after the event that tells so: 0.7 ms at the median, 2.5 ms at most, more
+# on a loaded host.
+FIRST_PROBE_S, LAST_PROBE_S = 0.001, 1.0
+DRAIN_S = 2.0  # how long a dead chaperone's guard may take to write what the pipes still held
+SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # another time may do
+
+# Hints: what of a run may be new.
+LOOK = 1
+STREAM_HINTS = {stream: 2 << number for number, stream in enumerate(format.STREAMS)}
+STREAMS = sum(STREAM_HINTS.values())
+ENDED = 8  # it is probably over, so look before taking a watch
+
+
+class FollowedRun:
+    """
+    One run of a follower.
+
+    Args:
+        entry (dict): Its part of the cursor; {} for a run that nothing was handed out of.
+        asked_for (bool): Whether it belongs into the cursor before anything was handed out of it.
+        if_collected (bool): Whether it is to be told, if nothing was handed out of it, when it
+            stands in neither .running/ nor .ended/.
+
+    Attributes:
+        entry (dict): What was handed out; replaced at each step, never changed in place.
+        hints (int): What may be new, of LOOK, ENDED and STREAMS; 0 when nothing is.
+        watch (int): Its watch, -1 when there is none.
+    """
+
+    __slots__ = (
+        *("_final", "_follower", "_identity", "_lost_since", "_probe_s", "_status", "_turn"),
+        *("asked_for", "entry", "hints", "if_collected", "queued", "run_id", "watch"),
+    )
+
+    def __init__(
+        self,
+        follower: Sight,
+        run_id: str,
+        entry: cursors.Entry,
+        asked_for: bool = False,
+        if_collected: bool = False,
+    ) -> None:
+        self._follower = follower
+        self.run_id = run_id
+        self.entry = entry
+        self.asked_for = asked_for
+        self.if_collected = if_collected
+        self.hints = 0
+        self.queued = False
+        self.watch = -1
+        self._turn = 0
+        self._forget()
+
+    def _forget(self) -> None:
+        self._identity: tuple[int, int] | None = None
+        self._status: dict[str, Any] | None = None
+        self._final: dict[str, Any] | None = None
+        self._probe_s = 0.0
+        self._lost_since: float | None = None
+
+    def has_ended(self) -> bool:
+        """Whether its ending was handed out."""
+        return cursors.has_ended(self.entry)
+
+    def has_more(self) -> bool:
+        """Whether it should be given another turn."""
+        return self.hints != 0 or self._final is not None
+
+    def is_over(self) -> bool:
+        """Whether its ending was handed out, and nothing speaks of another run of this id."""
+        return self.has_ended() and not self.hints
+
+    def let_go(self) -> None:
+        """Give back its watch and its fds; a further look begins from nothing."""
+        self._follower.unwatch(self)
+        self._follower.streams.drop(self.run_id)
+        self._forget()
+
+    def hint(self, mask: int, name: str) -> int:
+        """
+        Take an inotify event of its directory.
+
+        Args:
+            mask (int): What happened.
+            name (str): To which file; "" for the directory itself.
+        Returns:
+            int: Which hints it adds; 0 for an event that tells nothing new.
+        """
+        if mask & MODIFY:
+            return STREAM_HINTS.get(name, 0) if name in self._follower.wanted else 0
+        if mask & MOVED_TO:
+            return LOOK if name in (format.LIVE_STATUS, format.FINAL_STATUS) else 0
+        if mask & CLOSE_WRITE:
+            if name == format.LOCK:
+                self._probe_s = FIRST_PROBE_S
+                return LOOK
+            return LOOK if self._lost_since is not None and name in STREAM_HINTS else 0
+        if mask & IGNORED:
+            self.watch = -1
+            return LOOK
+        return 0
+
+    def next_event(self) -> Event | None:
+        """
+        The next event of this run, which counts as handed out from now on.
+
+        Returns:
+            Event: Or None, when there is none; `hints` is 0 then, unless a look showed something
+                that has to be looked at again.
+        Raises:
+            UnreadableRunError: If it can't be read.
+            SpoolError: If another time may do, as when no fd is free; the hints stay.
+        """
+        try:
+            if self.hints & (LOOK | ENDED):
+                event = self._look()
+                if event is not None:
+                    return event
+            if self.hints & STREAMS and not self.has_ended():
+                event = self._read()
+                if event is not None:
+                    return event
+        except OSError as error:
+            reason = error if isinstance(error, SpoolError) else error.strerror
+            sentence = f"unable to follow run {self.run_id!r}: {reason}"
+            if error.errno in SHORT:
+                raise SpoolError(sentence, error.errno) from error
+            self.hints, self._final = 0, None
+            raise UnreadableRunError(sentence, error.errno) from error
+        return self._end() if self._final is not None and not self.hints else None
+
+    # -- looking: lock, then status, then streams (rule R1)
+
+    def _look(self) -> Event | None:
+        try:
+            fd = format.open_run(self._follower.spool_fd, self.run_id)
+        except NoRunError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                return self._gone()
+            raise
+        try:
+            found = os.fstat(fd)
+            identity = (found.st_dev, found.st_ino)
+            if self._identity not in (None, identity):
+                return self._replaced()
+            if self._identity is None:
+                event = self._meet(fd, identity)
+                if event is not None or not self.hints:
+                    return event
+            return self._look_into(fd)
+        finally:
+            os.close(fd)
+
+    def _meet(self, fd: int, identity: tuple[int, int]) -> Event | None:
+        """See a run directory for the first time: is it the one of the cursor?"""
+        key = look.key_in(fd)
+        # A spec.json that can't be read proves nothing: to begin anew would double every byte.
+        if not cursors.is_waited_for(self.entry) and key and self.entry["key"] != key:
+            if not self.has_ended():
+                return self._replaced()
+            self.entry = {}
+        if self.has_ended():
+            self.hints = 0
+            return None
+        if (
+            cursors.is_waited_for(self.entry)
+            and not self.if_collected
+            and format.where_entered(self._follower.spool_fd, self.run_id) is None
+        ):
+            # Its appearance, or its end, was told late: by now it is collected, and to tell it
+            # would be to tell it twice.
+            self._follower.forget(self)
+            return None
+        self._identity = identity
+        if not cursors.is_waited_for(self.entry):
+            return None
+        self.entry = cursors.started(self.entry, key)
+        return Started(run_id=self.run_id, key=key)
+
+    def _look_into(self, fd: int) -> Event | None:
+        # What is over for good needs no watch; the rest is watched first, then looked at (rule R2).
+        watched = self.watch >= 0 or (not self.hints & ENDED and self._follower.watch(self, fd))
+        alive, status = look.look(fd, self.run_id)
+        if not watched and status["state"] not in ("terminated", "error"):
+            self._follower.watch(self, fd)
+            alive, status = look.look(fd, self.run_id)
+        self.hints &= ~(LOOK | ENDED)
+        lost = status["state"] == "lost"
+        is_final = self._is_proven_lost(fd) if lost else status["state"] in statuses.FINAL
+        self._final = status if is_final else None
+        if not lost:
+            self._lost_since = None
+        self._hint_grown(fd)
+        if alive and self._probe_s:
+            self._probe_again()
+        if is_final or lost or status == self._status:
+            return None
+        self._status = status
+        return Changed(run_id=self.run_id, status=status_view(status))
+
+    def _hint_grown(self, fd: int) -> None:
+        for stream in self._follower.wanted:
+            try:
+                size = os.stat(stream, dir_fd=fd, follow_symlinks=False).st_size
+            except FileNotFoundError:
+                continue
+            if size != self.entry.get(stream, 0):
+                self.hints |= STREAM_HINTS[stream]
+
+    def _probe_again(self) -> None:
+        """The event told that the lock falls, and it has not (rule R3)."""
+        self._follower.look_again(self, self._probe_s)
+        self._probe_s = (
+            0.0 if self._probe_s >= LAST_PROBE_S else min(self._probe_s * 2, LAST_PROBE_S)
+        )
+
+    def _is_proven_lost(self, fd: int) -> bool:
+        """
+        Whether what was seen is the run's end: no chaperone, and nobody who still writes what the
+        pipes held.
+
+        Adds a hint to look again, at once or a little later, where it is not.
+        """
+        if not format.is_path_of(self._follower.spool_fd, self.run_id, fd):
+            self.hints |= LOOK
+            return False
+        now = time.monotonic()
+        if self._lost_since is None:
+            self._lost_since, self._probe_s = now, FIRST_PROBE_S
+        if now - self._lost_since >= DRAIN_S or all(
+            _is_free(fd, stream) for stream in format.STREAMS
+        ):
+            return True
+        self._follower.look_again(self, self._probe_s)
+        self._probe_s = min(self._probe_s * 2, 0.1)
+        return False
+
+    def _gone(self) -> Event | None:
+        """There is no run directory of that name."""
+        self.hints = 0
+        if self._final is not None:
+            return self._end() if self._has_all() else self._deleted()
+        if cursors.is_waited_for(self.entry) or self.has_ended():
+            self.let_go()
+            if not self.asked_for and not self.has_ended():
+                self._follower.forget(self)
+            return None
+        return self._deleted()
+
+    def _has_all(self) -> bool:
+        return all(
+            self.entry.get(stream, 0) >= _length(self._final or {}, stream, 0)
+            for stream in self._follower.wanted
+        )
+
+    def _replaced(self) -> Event | None:
+        """The name belongs to another run by now; that one is met at the next look."""
+        event = self._gone()
+        self.let_go()
+        self.hints = LOOK
+        return event
+
+    def _deleted(self) -> Event:
+        self.entry = cursors.ended(self.entry)
+        self.let_go()
+        return Ended(run_id=self.run_id, status=None)
+
+    def _end(self) -> Event:
+        status = status_view(self._final or {})
+        self.entry = cursors.ended(self.entry)
+        self.hints = 0
+        self.let_go()
+        return (
+            Lost(run_id=self.run_id, status=status)
+            if status.state == "lost"
+            else Ended(run_id=self.run_id, status=status)
+        )
+
+    # -- reading: bytes by offset
+
+    def _read(self) -> Event | None:
+        """The next bytes, of the streams in turn."""
+        for _ in format.STREAMS:
+            stream = format.STREAMS[self._turn]
+            self._turn = (self._turn + 1) % len(format.STREAMS)
+            if self.hints & STREAM_HINTS[stream]:
+                event = self._read_stream(stream)
+                if event is not None:
+                    return event
+        return None
+
+    def _read_stream(self, stream: str) -> Event | None:
+        offset = self.entry.get(stream, 0)
+        try:
+            fd = self._follower.streams.get(self.run_id, stream, lambda: self._opened(stream))
+        except FileNotFoundError:
+            self.hints = self.hints & ~STREAM_HINTS[stream] | LOOK
+            return None
+        size = os.fstat(fd).st_size
+        end = size if self._final is None else min(size, _length(self._final, stream, size))
+        if size < offset and end == size:
+            self.entry = cursors.advanced(self.entry, stream, 0)
+            return Shrank(run_id=self.run_id, stream=stream, offset=offset, size=size)
+        data = os.pread(fd, min(end - offset, CHUNK), offset) if end > offset else b""
+        if offset + len(data) >= end or not data:
+            self.hints &= ~STREAM_HINTS[stream]
+        if not data:
+            return None
+        self.entry = cursors.advanced(self.entry, stream, offset + len(data))
+        return Output(run_id=self.run_id, stream=stream, offset=offset, data=data)
+
+    def _opened(self, stream: str) -> int:
+        try:
+            run_fd = format.open_run(self._follower.spool_fd, self.run_id)
+        except NoRunError as error:
+            raise error.__cause__ or error from None
+        try:
+            found = os.fstat(run_fd)
+            if self._identity != (found.st_dev, found.st_ino):
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            return look.open_stream(run_fd, stream)
+        finally:
+            os.close(run_fd)
+
+
+class Sight(Protocol):
+    """
+    What a followed run needs of its follower.
+
+    Attributes:
+        spool_fd (int): The spool's.
+        wanted (tuple): Which streams are read.
+        streams (OpenStreams): Shared by all runs.
+    """
+
+    spool_fd: int
+    wanted: tuple[str, ...]
+    streams: OpenStreams
+
+    def watch(self, run: FollowedRun, fd: int) -> bool:
+        """Have its changes told from now on."""
+
+    def unwatch(self, run: FollowedRun) -> None:
+        """Have them told no longer."""
+
+    def forget(self, run: FollowedRun) -> None:
+        """Hold it no longer: it is nobody's any more."""
+
+    def look_again(self, run: FollowedRun, after_s: float) -> None:
+        """Have it looked at once more."""
+
+
+def _length(status: dict[str, Any], stream: str, otherwise: int) -> int:
+    """
+    How long a final status says that a stream is; of a lost run nobody counted the last bytes.
+    """
+    counts = status.get(stream)
+    said = (
+        counts.get("bytes") if isinstance(counts, dict) and status.get("state") != "lost" else None
+    )
+    return said if type(said) is int else otherwise
+
+
+def _is_free(run_fd: int, stream: str) -> bool:
+    """
+    Whether nobody holds the stream any more: a dead chaperone's guard does, until the pipes are
+    empty.
+    """
+    try:
+        fd = look.open_stream(run_fd, stream)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
+    return True

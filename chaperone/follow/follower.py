@@ -1,0 +1,483 @@
+"""
+Follower: what is new in a spool since its scheduler last looked.
+
+Knows: which runs there are, whose turn it is.  Must not know: the files of a run, or what is done
+with the events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import time
+import warnings
+from collections import deque
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+from ..errors import SpecError, SpoolError
+from ..model import cursor as cursors
+from ..model.events import Event
+from ..model.spec import is_run_id
+from ..spool import format, look
+from .descriptors import (
+    CLOSE_WRITE,
+    DELETE,
+    IGNORED,
+    MODIFY,
+    MOVED_FROM,
+    MOVED_TO,
+    OVERFLOW,
+    OpenStreams,
+    OutOfWatchesError,
+    Watcher,
+    silent_filesystem,
+)
+from .followed import ENDED, LOOK, SHORT, FollowedRun
+
+POLL_S = 1.0  # where inotify is silent: each look at 1,000 live runs costs some 80 ms of CPU
+# how long the kernel's queue may fill while there is work on hand: 5,000 events/s fill it in 3 s
+GATHER_S = 0.001
+# of 64 KiB each, when the time is over: more than the kernel's queue holds, but a flood of what is
+# not followed never ends
+LATE_LOOKS = 64
+TURN_S = 0.005  # how long an event loop's other tasks may have to wait for ours
+POLL = object()  # the name of the alarm for the next poll
+
+
+class Follower:
+    """
+    The events of a spool's runs: all of them, each once, those of one run in order.
+
+    Iterate over it, or over `async for`; or wait for `fileno()` in a loop of your own and take what
+    is there with `next(0)`. It belongs to one thread.
+
+    Args:
+        path (str): The spool's; made if it is not there.
+        cursor (dict): What `cursor` said when the scheduler last committed it; None for all that
+            runs and all that was not collected.
+        runs (iterable): The ids to follow; None for all. With ids, the iteration ends when each of
+            them has ended, or was collected before.
+        streams (iterable): Which streams to read.
+        poll_s (float): Look at everything so often, in seconds, instead of using inotify; None
+            where inotify tells everything.
+
+    Attributes:
+        polling (str): Why changes are told late, in one sentence; None when the kernel tells them.
+    Raises:
+        SpecError: If the cursor is none, or the streams or the seconds can't be meant so.
+        SpoolError: If the spool can't be followed.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        cursor: object = None,
+        runs: Iterable[str] | None = None,
+        streams: Iterable[str] = format.STREAMS,
+        poll_s: float | None = None,
+    ) -> None:
+        entries = cursors.checked(cursor)
+        self.path = os.fspath(path)
+        self.wanted = tuple(streams)
+        if not set(self.wanted) <= set(format.STREAMS):
+            raise SpecError(
+                f"unable to follow streams {self.wanted!r}: want some of stdout and stderr"
+            )
+        if poll_s is not None and not 0 < poll_s < float("inf"):
+            raise SpecError(
+                f"unable to poll every {poll_s!r} s: want a number of seconds greater than 0"
+            )
+        self.polling: str | None = None
+        self._named = None if runs is None else frozenset(runs)
+        self._others = {
+            run_id: entry
+            for run_id, entry in entries.items()
+            if self._named is not None and run_id not in self._named
+        }
+        self._runs: dict[str, FollowedRun] = {}
+        self._by_watch: dict[int, FollowedRun] = {}
+        self._ready: deque[FollowedRun] = deque()
+        self._collecting: set[str] = set()
+        self._spool_watch = self._ended_watch = -1
+        self._gathered = 0.0
+        self._removed = self._lent = self._owned = self._unsure = False
+        with contextlib.ExitStack() as stack:
+            self.spool_fd = format.open_spool(self.path, create=True)
+            stack.callback(os.close, self.spool_fd)
+            self.streams = OpenStreams()
+            stack.callback(self.streams.close)
+            silent = silent_filesystem(self.spool_fd) if poll_s is None else None
+            self._poll_s = poll_s or POLL_S
+            self._watcher = stack.enter_context(
+                contextlib.closing(Watcher(tells=poll_s is None and silent is None))
+            )
+            if silent is not None:
+                self._poll(f"inotify may be silent on {silent}")
+            elif poll_s is not None:
+                self._poll("it was asked for", announced=True)
+            else:
+                self._watch_spool()
+            for run_id in entries.keys() - self._others.keys() | (self._named or set()):
+                self._runs[run_id] = FollowedRun(
+                    self,
+                    run_id,
+                    entries.get(run_id, {}),
+                    asked_for=True,
+                    if_collected=run_id in entries,
+                )
+            self._begin()
+            self._open = stack.pop_all()
+
+    def __enter__(self) -> Follower:
+        self._owned = True
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back every watch and fd; the cursor can still be read."""
+        self._open.close()
+
+    # -- how far it has come
+
+    @property
+    def cursor(self) -> dict[str, Any]:
+        """
+        The cursor up to the event last handed out, made for the asker: it costs as much as there
+        are runs in it.
+        """
+        entries = {
+            run_id: run.entry
+            for run_id, run in self._runs.items()
+            if run.asked_for or not cursors.is_waited_for(run.entry)
+        }
+        return cursors.of({**self._others, **entries})
+
+    def entry(self, run_id: str) -> dict[str, Any] | None:
+        """
+        One run's part of `cursor`, for schedulers that keep a row for each run; None for a run that
+        is not in it.
+        """
+        run = self._runs.get(run_id)
+        if run is None or (cursors.is_waited_for(run.entry) and not run.asked_for):
+            return None
+        return dict(run.entry)
+
+    @property
+    def uncollected(self) -> list[str]:
+        """
+        The runs whose ending was handed out, by this follower or before its cursor was committed,
+        and that are not collected.
+        """
+        return [
+            run_id
+            for run_id, run in self._runs.items()
+            if run.has_ended() and run_id not in self._collecting
+        ]
+
+    def collect(self, run_id: str) -> None:
+        """
+        Forget an ended run: its entry leaves .ended/, then the cursor.
+
+        To be called after the ending was committed together with the cursor. The entry of a run
+        that is just ending, or that was lost and not reaped, is not in .ended/ yet: it is taken out
+        as soon as it appears, and stays in the cursor until then.
+
+        Raises:
+            SpecError: If its ending was not handed out.
+        """
+        run = self._runs.get(run_id)
+        if run is None or not run.has_ended():
+            raise SpecError(f"unable to collect run {run_id!r}: its ending was not handed out")
+        if look.key_of(self.spool_fd, run_id) not in (None, run.entry["key"]):
+            run.entry, run.asked_for = (
+                {},
+                False,
+                # deleted long since; the entry is of another run with this id, still to be handed
+                # out
+            )
+            return
+        look.collect(self.spool_fd, run_id)
+        if format.where_entered(self.spool_fd, run_id) == format.RUNNING:
+            self._collecting.add(run_id)
+            return
+        look.collect(self.spool_fd, run_id)  # it may have moved between our two looks
+        self.forget(run)
+
+    # -- handing out
+
+    def __iter__(self) -> Follower:
+        return self
+
+    def __next__(self) -> Event:
+        event = self.next()
+        if event is None:
+            raise StopIteration
+        return event
+
+    def next(self, timeout: float | None = None) -> Event | None:
+        """
+        The next event.
+
+        Args:
+            timeout (float): Seconds to wait for it; 0 takes what is there, None waits as long as it
+                takes.
+        Returns:
+            Event: None when the time is over, or when all runs that were named have ended.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        late = 0
+        while True:
+            event = self._take()
+            if event is not None:
+                return event
+            if self.is_over():
+                return None
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            late += left == 0
+            if late > LATE_LOOKS or not self._watcher.wait(left) and left == 0:
+                return None
+
+    def is_over(self) -> bool:
+        """Whether nothing can come any more: all runs that were named have ended."""
+        return self._named is not None and not any(
+            run_id in self._runs and not self._runs[run_id].is_over() for run_id in self._named
+        )
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        """
+        The events, on the event loop that runs; closes the follower at the end, or when cancelled,
+        unless a `with` holds it.
+        """
+        try:
+            while True:
+                turn_ends = time.monotonic() + TURN_S
+                while time.monotonic() < turn_ends:
+                    event = self._take(turn_ends)
+                    if event is not None:
+                        yield event
+                    elif self.is_over():
+                        return
+                    elif not self._ready:
+                        await self._readable()
+                        turn_ends = time.monotonic() + TURN_S
+                await asyncio.sleep(
+                    0
+                )  # a backlog never waits for the kernel: let the others have their turn
+        finally:
+            if not self._owned:
+                self.close()
+
+    async def _readable(self) -> None:
+        loop = asyncio.get_running_loop()
+        readable = loop.create_future()
+        fd = self._watcher.fileno()
+        loop.add_reader(fd, _settle, readable)
+        try:
+            await readable
+        finally:
+            loop.remove_reader(fd)
+
+    def fileno(self) -> int:
+        """
+        An fd that is readable whenever an event may wait, one of a backlog too; for poll, select
+        and loops that take fds.
+        """
+        self._lent = True
+        self._ring()
+        return self._watcher.fileno()
+
+    def _take(self, until: float | None = None) -> Event | None:
+        """
+        The next event that can be had without waiting; None when there is none, or when the time is
+        over.
+        """
+        try:
+            if not self._ready or time.monotonic() - self._gathered >= GATHER_S:
+                self._gather()
+            while self._ready:
+                run = self._ready.popleft()
+                run.queued = False
+                try:
+                    event = run.next_event()
+                finally:
+                    self._queue(run)
+                if event is not None:
+                    return event
+                if until is not None and time.monotonic() >= until:
+                    return None
+            if self._removed:
+                raise SpoolError(
+                    f"unable to follow spool {self.path!r} any longer: it was removed", errno.ENOENT
+                )
+            return None
+        finally:
+            if self._lent:
+                self._ring()
+
+    def _ring(self) -> None:
+        self._watcher.ring(bool(self._ready) or self._unsure)
+
+    def _queue(self, run: FollowedRun, hints: int = 0) -> None:
+        """
+        Give a run a turn; runs with much to tell take one event a turn, so that they hold up
+        nobody.
+        """
+        run.hints |= hints
+        if not run.queued and run.has_more():
+            run.queued = True
+            self._ready.append(run)
+
+    # -- what may be new
+
+    def _gather(self) -> None:
+        """
+        Take what the kernel tells; where that fails for now, look at everything the next time, for
+        nothing is told twice.
+        """
+        self._gathered = time.monotonic()
+        try:
+            if self._unsure:
+                self._look_everywhere()
+            self._hear()
+            self._unsure = False
+        except OSError as error:
+            self._unsure = error.errno in SHORT
+            raise
+
+    def _hear(self) -> None:
+        """Turn what the kernel tells into hints; many events of one run become one."""
+        for name in self._watcher.passed():
+            if name is POLL:
+                self._watcher.alarm(time.monotonic() + self._poll_s, POLL)
+                self._look_everywhere()
+            elif isinstance(name, FollowedRun) and self._runs.get(name.run_id) is name:
+                self._queue(name, LOOK)
+        for watch, mask, _, name in self._watcher.read():
+            run = self._by_watch.get(watch)
+            if run is not None:
+                self._queue(run, run.hint(mask, name))
+                if mask & IGNORED:
+                    self._by_watch.pop(watch, None)
+            elif mask & OVERFLOW:
+                self._look_everywhere()
+            elif watch in (self._spool_watch, self._ended_watch):
+                self._told_of_spool(watch, mask, name)
+
+    def _told_of_spool(self, watch: int, mask: int, name: str) -> None:
+        if mask & IGNORED:
+            self._removed = True
+        elif not is_run_id(name):
+            return
+        elif mask & MOVED_TO:
+            self._appeared(name, LOOK if watch == self._spool_watch else LOOK | ENDED)
+        elif name in self._runs:
+            self._queue(self._runs[name], LOOK)
+
+    def _appeared(self, run_id: str, hints: int) -> None:
+        if hints & ENDED and run_id in self._collecting:
+            self.collect(run_id)
+            return
+        run = self._runs.get(run_id)
+        if run is None:
+            if self._named is not None and run_id not in self._named:
+                return
+            run = self._runs[run_id] = FollowedRun(
+                self, run_id, {}
+            )  # those asked for are there until collected
+        self._queue(run, hints)
+
+    def _look_everywhere(self) -> None:
+        """
+        Nothing is certain any more, or nobody tells: look at every run that has not ended, and for
+        new ones.
+        """
+        self._list()
+        self._removed = (
+            self._removed or os.fstat(self.spool_fd).st_nlink == 0
+        )  # nobody tells that either
+        for run in self._runs.values():
+            if not run.has_ended():
+                self._queue(run, LOOK)
+
+    def _begin(self) -> None:
+        """
+        Those that run have the first turns, then those that have ended, then those that only the
+        cursor knows.
+        """
+        self._list()
+        for run in list(self._runs.values()):
+            if not run.queued and run.has_ended():
+                self.forget(run)  # it was collected, or deleted, after the cursor was committed
+            elif not run.queued:
+                self._queue(run, LOOK)
+
+    def _list(self) -> None:
+        """Which runs there are: .running/ before .ended/, the way the entries move."""
+        for run_id in format.live_ids(self.spool_fd):
+            self._appeared(run_id, LOOK)
+        for run_id in format.ended_ids(self.spool_fd):
+            self._appeared(run_id, LOOK | ENDED)
+
+    # -- watching
+
+    def _watch_spool(self) -> None:
+        try:
+            self._spool_watch = self._watcher.watch(self.spool_fd, MOVED_TO | MOVED_FROM | DELETE)
+            self._watch_ended()
+        except OutOfWatchesError as error:
+            self._poll(str(error))
+
+    def _watch_ended(self) -> None:
+        fd = format.open_entries(self.spool_fd, format.ENDED)
+        try:
+            self._ended_watch = self._watcher.watch(fd, MOVED_TO)
+        finally:
+            os.close(fd)
+
+    def watch(self, run: FollowedRun, fd: int) -> bool:
+        """
+        Have the kernel tell what changes in a run directory; poll if it grants no further watch.
+        """
+        mask = CLOSE_WRITE | MOVED_TO | (MODIFY if self.wanted else 0)
+        try:
+            run.watch = self._watcher.watch(fd, mask)
+        except OutOfWatchesError as error:
+            self._poll(str(error))
+        if run.watch >= 0:
+            self._by_watch[run.watch] = run
+        return True
+
+    def unwatch(self, run: FollowedRun) -> None:
+        """Forget a run's watch."""
+        if self._by_watch.pop(run.watch, None) is not None:
+            self._watcher.unwatch(run.watch)
+        run.watch = -1
+
+    def forget(self, run: FollowedRun) -> None:
+        """Hold it no longer; it may appear again."""
+        run.hints = 0
+        self._collecting.discard(run.run_id)
+        if self._runs.get(run.run_id) is run:
+            del self._runs[run.run_id]
+
+    def look_again(self, run: FollowedRun, after_s: float) -> None:
+        """Give a run a turn after some seconds."""
+        self._watcher.alarm(time.monotonic() + after_s, run)
+
+    def _poll(self, why: str, announced: bool = False) -> None:
+        if self.polling is not None:
+            return
+        self.polling = f"looking at spool {self.path!r} every {self._poll_s:g} s: {why}"
+        self._watcher.alarm(time.monotonic() + self._poll_s, POLL)
+        if not announced:
+            warnings.warn(self.polling, RuntimeWarning, stacklevel=4)
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -1,0 +1,107 @@
+"""
+Adopting a run that has outlived its chaperone: taking its lock, and holding it to its end.
+
+Knows: who may take a run over, and from where its status goes on.  Must not know: how its program
+is reached, or a file name.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from ..errors import NoRunError, SpoolError
+from ..model import status as statuses
+from ..spool import format, look, takeover
+from . import begin
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def unattended(spool_path: str) -> list[str]:
+    """The ids of all runs that may live on without their chaperone."""
+    spool_fd = format.open_spool(spool_path)
+    try:
+        return [
+            run_id
+            for run_id in format.live_ids(spool_fd)
+            if _state(spool_fd, run_id) == "unattended"
+        ]
+    finally:
+        os.close(spool_fd)
+
+
+def _state(spool_fd: int, run_id: str) -> object:
+    try:
+        run_fd = format.open_run(spool_fd, run_id)
+    except NoRunError:
+        return None
+    try:
+        return look.look(run_fd, run_id)[1]["state"]
+    except (NoRunError, SpoolError):
+        return None
+    finally:
+        os.close(run_fd)
+
+
+def hold_left_run(
+    spool_path: str, run_id: str, inherited: dict[str, Any], visible: begin.Visible
+) -> int:
+    """
+    Take a run over and hold it in this process, which `begin.shed_inherited_state` has prepared.
+
+    Args:
+        spool_path (str): Absolute.
+        run_id (str): Of a run that is unattended.
+        inherited (dict): From `settle`.
+        visible: Called with the run id when the lock is ours.
+    Returns:
+        int: As `begin.hold`.
+    Raises:
+        SpoolError: If it lives, has ended, is not one that survives, or can't be taken over.
+    """
+    spool_fd = format.open_spool(spool_path)
+    try:
+        state = _state(spool_fd, run_id)
+        if state != "unattended":
+            raise SpoolError(
+                f"unable to adopt run {run_id!r}: want it unattended, got {state or 'no such run'}"
+            )
+        run = takeover.take_over(spool_fd, spool_path, run_id)
+        if run is None:
+            raise SpoolError(f"unable to adopt run {run_id!r}: somebody else holds its lock by now")
+        # between our look and our lock another adopter held it, to an end that was left half done
+        if run.is_ended():
+            run.close()
+            raise SpoolError(f"unable to adopt run {run_id!r}: want it unattended, got it ended")
+    finally:
+        os.close(spool_fd)
+    spec, status = look.read_spec(run.fd), look.read_live(run.fd, run_id)
+    spec = {name: field for name, field in spec.items() if name not in ("version", "key")}
+    if os.getsid(0) != os.getpid():
+        os.setsid()
+    if status["boot_id"] == look.boot_id():
+        run.read_start()
+    state = (
+        status["state"] if status["state"] not in statuses.FINAL else "running"
+    )  # believed only where it is published
+    status = {
+        **status,
+        "state": state,
+        "chaperone_pid": os.getpid(),
+        "chaperone_host": os.uname().nodename,
+        "boot_id": look.boot_id(),
+    }
+    status = statuses.noted(
+        status,
+        connection={
+            **(status["connection"] or {}),
+            "state": "down",
+            "since": statuses.timestamp(time.time_ns()),
+        },
+    )
+    visible(run_id)
+    begin.detach_from_caller()
+    return begin.hold(run, spec, status, inherited, adopted=True)

@@ -1,0 +1,486 @@
+"""
+Holding one run: what happens to its program becomes its status, what is asked of it becomes
+signals.
+
+Knows: states, deadlines, requests.  Must not know: how a program is spawned or reached, or a file
+name.
+"""
+
+from __future__ import annotations
+
+import _signal
+import os
+import select
+import time
+
+from ..errors import StartError
+from ..model import spec as specs
+from ..model import status as statuses
+from ..program.loop import Loop
+from ..program.streams import Stream
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from ..program.interface import Program, RunStore
+
+
+STOP_SIGNALS = (_signal.SIGTERM, _signal.SIGINT)
+FORWARDED = (
+    _signal.SIGQUIT,
+    _signal.SIGUSR1,
+    _signal.SIGUSR2,
+    _signal.SIGCONT,
+    _signal.SIGALRM,
+    _signal.SIGVTALRM,
+    _signal.SIGPROF,
+    _signal.SIGWINCH,
+)
+# HUP: a terminal's death is not the run's.  PIPE, XFSZ: told by errno where they matter.
+IGNORED = (
+    _signal.SIGHUP,
+    _signal.SIGPIPE,
+    _signal.SIGXFSZ,
+    _signal.SIGTTOU,
+    _signal.SIGTTIN,
+    _signal.SIGTSTP,
+)
+# PIPE_BUF: a longer line would not be written in one piece, and could be mixed with another's
+REQUEST_BYTES = 4_096
+# A disk that refuses the final status may take it again: it was remounted, or a quota was raised.
+# 12 tries, 17 minutes.
+PUBLISH_AGAIN_S = (1, 2, 5, 10, 30, 60, 120, 120, 120, 180, 180, 180)
+
+
+class Chaperone:
+    """
+    What stays with one program for its whole life.
+
+    Args:
+        run (RunStore): Visible and locked; closed at the end.
+        spec (dict): Canonical, with its secrets.
+        status (dict): The last one that is known, as in running.json.
+        make_program: Called with this chaperone; returns the program that it is to hold.
+
+    Attributes:
+        loop (Loop): For the program to watch its fds with.
+        streams (dict): `stdout` and `stderr`, for the program's bytes.
+    """
+
+    def __init__(
+        self,
+        run: RunStore,
+        spec: dict[str, Any],
+        status: dict[str, Any],
+        make_program: Callable[[Chaperone], Program],
+    ) -> None:
+        self.run, self.spec, self.status = run, spec, status
+        self.loop = Loop()
+        self.streams = {
+            name: Stream(fd, spec["output"]["max_bytes"], self._teller(name), self._full)
+            for name, fd in run.streams.items()
+        }
+        self.program = make_program(self)
+        self._wakeup: tuple[int, int] = os.pipe()
+        self._requests, self._overlong = b"", False
+        self._started_at: float | None = None
+        self._run_timer: int | None = None
+        self._stop_timer: int | None = None
+        self._stop_by = float("inf")
+        self._exit = os.EX_SOFTWARE
+
+    def __enter__(self) -> Chaperone:
+        for fd in self._wakeup:
+            os.set_blocking(fd, False)
+        for number in (*STOP_SIGNALS, *FORWARDED, _signal.SIGCHLD):
+            _signal.signal(number, _noted)
+        for number in IGNORED:
+            _signal.signal(number, _signal.SIG_IGN)
+        _signal.set_wakeup_fd(self._wakeup[1], warn_on_full_buffer=False)
+        _signal.pthread_sigmask(
+            _signal.SIG_SETMASK, ()
+        )  # what came since our start is answered now
+        self.loop.watch(self._wakeup[0], select.POLLIN, self._signalled)
+        if self.run.control_fd >= 0:
+            self.loop.watch(self.run.control_fd, select.POLLIN, self._requested)
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: Any) -> None:
+        if (
+            error is not None
+        ):  # our bug: the guard takes the program down, readers find the run lost, the log says why
+            while trace.tb_next:
+                trace = trace.tb_next
+            self.log(
+                f"the chaperone failed at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}: {error!r}"
+            )
+        _signal.set_wakeup_fd(-1)
+        for fd in self._wakeup:
+            os.close(fd)
+        self.run.close()
+
+    def hold(self) -> int:
+        """Start the program and stay until the outcome is recorded."""
+        for name in ("callback", "config"):
+            if self.spec[name] is not None:
+                self.log(f"the spec has a {name!r}: nothing is posted yet")
+        try:
+            self.program.start()
+        except StartError as error:
+            self.not_started(error)
+        self.loop.run()
+        return self._exit
+
+    # -- what the program tells
+
+    @property
+    def log_path(self) -> str:
+        """The log, for a program of ours that must open it by name."""
+        return self.run.log_path
+
+    @property
+    def spool_fd(self) -> int:
+        """The spool's, for locks that chaperones share; -1 for a run without a spool."""
+        return self.run.spool_fd
+
+    def open_stream(self, stream: str) -> int:
+        """A further fd of a stream, for the program itself."""
+        return self.run.open_stream(stream)
+
+    def log(self, text: str) -> None:
+        """
+        Say something in the run's log; on stderr, too, where the log can't take it now or nobody
+        will find it.
+        """
+        line = f"{statuses.timestamp(time.time_ns())} {text}\n".encode("utf-8", "backslashreplace")
+        if not self.run.tell(line) or not self.run.is_in_place():
+            print_to_stderr(line)
+
+    def started(self, pid: int | None, **facts: object) -> None:
+        """The program was started; `facts` are further fields of the status."""
+        self.status = statuses.running(self.status, pid, time.time_ns(), **facts)
+        self._replace()
+        self._started_at = self.loop.now()
+        self.run.mark_start(self._started_at)
+        self._watch_limits()
+
+    def _watch_limits(self) -> None:
+        timeouts = self.spec["timeouts"]
+        assert self._started_at is not None
+        if timeouts["run"] is not None:
+            self._run_timer = self.loop.at(self._started_at + timeouts["run"], self._timed_out)
+        if timeouts["idle"] is not None:
+            self.loop.at(self._started_at + timeouts["idle"], self._look_idle)
+
+    def resumed(self, pid: int, **facts: object) -> None:
+        """
+        The program of an adopted run was found again: its time goes on from when it was started.
+        """
+        if self.status["start_time"] is None:
+            self.started(pid, **facts)
+            return
+        self.noted(pid=pid, **facts)
+        now, started_at = self.loop.now(), self.run.started_at
+        if (
+            started_at is None or started_at > now
+        ):  # not known, in this boot: the wall clock has to do, though it may have been stepped
+            started_at = now - statuses.age_s(self.status["start_time"], time.time_ns())
+        self._started_at = started_at
+        self._watch_limits()
+        if self.status["stop"] is not None:  # its grace is not known any more: a new one
+            self.stop(self.status["stop"]["reason"])
+
+    def noted(self, **facts: object) -> None:
+        """Facts changed that are no change of state."""
+        self.status = statuses.noted(self.status, **facts)
+        self._replace()
+
+    def heard_from_far_side(self) -> None:
+        """The far side said something: it has a whole lease again."""
+        self.run.touch()
+
+    def is_running(self) -> bool:
+        """Whether the program was started, and nobody has asked for its end."""
+        return bool(self.status["state"] == "running")
+
+    def stopped_by_far_side(self, reason: str) -> None:
+        """
+        The far side ends the program by itself, `disconnect` or `lease`; a stop that was asked for
+        here stays what it was.
+        """
+        if self.status["stop"] is None:
+            now = statuses.timestamp(time.time_ns())
+            self.noted(stop={"signal": "SIGTERM", "reason": reason, "by": None, "time": now})
+
+    def program_ended(self) -> None:
+        """The program has ended, its leftovers have not: one grace for all of them."""
+        self.loop.cancel(self._run_timer)
+        self._record_end()
+        grace_s = (
+            max(0.0, self._stop_by - self.loop.now())
+            if self.status["stop"]
+            else self.spec["stop"]["grace_period"]
+        )
+        self.program.finish(grace_s)
+
+    def ended(self, wait_status: int | None, **facts: object) -> None:
+        """
+        The program was reaped.
+
+        Args:
+            wait_status (int): As from wait4(2); None where `facts` say how it ended.
+            facts: `return_code`, `signal`, `core_dump`, `rusage`, `ambiguous`.
+        """
+        outcome = {} if wait_status is None else statuses.outcome(wait_status)
+        self.status = statuses.ended(self.status, **{**outcome, **facts})
+        self._record_end()
+
+    def finished(
+        self, leftovers: int | None = 0, complete: bool = True, stay: bool = False
+    ) -> None:
+        """
+        Everything is over, the last bytes are in. With `stay` it is published, and the chaperone
+        stays until `leave`.
+        """
+        self._publish(
+            statuses.terminated(statuses.ended(self.status, leftovers=leftovers), complete), stay
+        )
+
+    def not_started(self, error: StartError) -> None:
+        """The program could not be started, and is not."""
+        self.failed(error.stage, error.message, errno=error.errno, type=error.type)
+
+    def failed(
+        self,
+        stage: str,
+        message: str,
+        errno: int | None = None,
+        type: str | None = None,
+        started: bool | None = False,
+        stay: bool = False,
+    ) -> None:
+        """
+        The program could not be run; `started` is False only where that is proven, else None.
+        `stay` as for `finished`.
+        """
+        self._publish(
+            statuses.failed(
+                self.status, stage, message, time.time_ns(), errno=errno, type=type, started=started
+            ),
+            stay,
+        )
+
+    def lost(self, message: str, gone_by: str | None = None, complete: bool = False) -> None:
+        """The connection went for good: nobody can know how the program ended."""
+        self._publish(
+            statuses.lost(self.status, message, gone_by, time.time_ns(), stage="connection")
+        )
+
+    # -- what is asked
+
+    def stop(self, reason: str, grace_s: float | None = None, by: str | None = None) -> None:
+        """
+        Signal, grace, SIGKILL. A second stop signals again and can only shorten the grace.
+
+        Args:
+            reason (str): One of `status.STOP_REASONS`.
+            grace_s (float): Seconds; None for the spec's.
+            by (str): Who asked, in their own word.
+        """
+        name = self.spec["stop"]["signal"]
+        self._stopping(name, reason, by)
+        self._stop_by = min(
+            self._stop_by,
+            self.loop.now() + (self.spec["stop"]["grace_period"] if grace_s is None else grace_s),
+        )
+        self.loop.cancel(self._stop_timer)
+        self._stop_timer = self.loop.at(self._stop_by, self.program.kill)
+        number = specs.signal_number_of(name)
+        assert number is not None, "a spec's signal was checked"
+        self.program.stop(number)
+
+    def _kill(self, by: str | None) -> None:
+        self._stopping("SIGKILL", "request", by)
+        self._stop_by = self.loop.now()
+        self.loop.cancel(self._stop_timer)
+        self.program.kill()
+
+    def _stopping(self, name: str, reason: str, by: str | None) -> None:
+        """A program that has ended was not stopped: what comes then is for its leftovers alone."""
+        if self.status["end_time"] is None:
+            self.status = statuses.stopping(self.status, name, reason, by, time.time_ns())
+            self._replace()
+
+    def _signalled(self, fd: int, events: int) -> None:
+        for number in set(os.read(fd, 512)):
+            if (
+                self.loop.has_ended()
+            ):  # the one before it was the end: nothing is there any more that it could be about
+                return
+            if number == _signal.SIGCHLD:
+                self.program.children_changed()
+            elif number in STOP_SIGNALS:
+                self.stop("request", by=specs.signal_name_of(number))
+            elif number in FORWARDED:
+                self.program.signal(number)
+
+    def _requested(self, fd: int, events: int) -> None:
+        try:
+            self._requests += os.read(fd, 65_536)
+        except BlockingIOError:
+            return
+        *lines, self._requests = self._requests.split(b"\n")
+        for line in lines:
+            if not self._overlong and not self.loop.has_ended():
+                self._request(line.decode("utf-8", "backslashreplace"))
+            self._overlong = False
+        if len(self._requests) > REQUEST_BYTES:
+            if not self._overlong:
+                self.log(
+                    f"unable to take a request of more than {REQUEST_BYTES} bytes: it is passed over to its end"
+                )
+            self._requests, self._overlong = b"", True
+
+    def _request(self, line: str) -> None:
+        """
+        One line from `control`: `stop [SECONDS]`, `signal NAME`, `kill`, each with an optional
+        `by=WORD`.
+        """
+        words = line.split()
+        by = next((word[3:] for word in words if word.startswith("by=")), None)
+        verb, *rest = [word for word in words if not word.startswith("by=")] or [""]
+        number = (
+            specs.signal_number_of(specs.signal_name(rest[0]) or "") if len(rest) == 1 else None
+        )
+        if verb == "stop" and len(rest) <= 1 and (not rest or _seconds(rest[0]) is not None):
+            self.stop("request", _seconds(rest[0]) if rest else None, by)
+        elif verb == "kill" and not rest:
+            self._kill(by)
+        elif verb == "signal" and number is not None:
+            self.program.signal(number)
+        else:
+            self.log(
+                f"unable to take the request {line[:200]!r}: want stop [SECONDS], signal NAME or kill"
+            )
+
+    # -- deadlines and limits
+
+    def _timed_out(self) -> None:
+        self.stop("timeout", by=f"timeouts.run {self.spec['timeouts']['run']:g}")
+
+    def _look_idle(self) -> None:
+        """Look only when the time may be up, not at every byte: a busy program costs no timers."""
+        limit_s = self.spec["timeouts"]["idle"]
+        due = (
+            max(self._started_at or 0.0, *(stream.heard_at for stream in self.streams.values()))
+            + limit_s
+        )
+        if self.status["end_time"] is not None:
+            return
+        if due <= self.loop.now():
+            self.stop("idle", by=f"timeouts.idle {limit_s:g}")
+        else:
+            self.loop.at(due, self._look_idle)
+
+    def _teller(self, name: str) -> Any:
+        return lambda text: self.log(f"{name}: {text}")
+
+    def _full(self) -> None:
+        """A byte was dropped. By a deadline, because we are called from the middle of a write."""
+        if self.spec["output"]["on_full"] == "stop":
+            self.loop.at(self.loop.now(), lambda: self.stop("output"))
+
+    # -- what is recorded
+
+    def _record_end(self) -> None:
+        if self.status["end_time"] is None:
+            elapsed = None if self._started_at is None else self.loop.now() - self._started_at
+            self.status = statuses.ended(
+                self.status, end_time=statuses.timestamp(time.time_ns()), elapsed=elapsed
+            )
+
+    def _replace(self) -> None:
+        trouble = self.run.replace_running(self._with_sizes(self.status))
+        if trouble:
+            self.log(trouble)
+
+    def _with_sizes(self, status: dict[str, Any]) -> dict[str, Any]:
+        """The streams as they are on disk: with `through: file` nobody but the disk counts them."""
+        sizes: dict[str, Any] = {}
+        for name, stream in self.streams.items():
+            size = self.run.size_of(name)
+            if size < stream.bytes:
+                self.log(
+                    f"{name} shrank from {stream.bytes} to {size} bytes: somebody truncated it"
+                )
+            dropped = None if self.spec["output"]["through"] == "file" else stream.dropped
+            sizes[name] = {"bytes": size, "dropped": dropped}
+        return {**status, **sizes}
+
+    def _publish(self, final: dict[str, Any], stay: bool = False) -> None:
+        """
+        Publish and end (rule W4). A disk that refuses is asked again: the outcome exists nowhere
+        but here.
+        """
+        if self.is_published():  # a final status stays: a broken far side may say two ends
+            if not stay:
+                self.leave()
+            return
+        final = self._with_sizes(final)
+        if not self.run.is_in_place():
+            self.log(
+                f"the run is not at {self.run.path!r} any more: it was removed, moved or unmounted"
+            )
+        for pause_s in (*PUBLISH_AGAIN_S, None):
+            try:
+                self.run.publish(final, self.spec["durable"])
+                self._exit = os.EX_OK
+                break
+            except OSError as error:
+                self.log(
+                    f"unable to publish the status of run {final['run_id']!r}: {error.strerror}"
+                )
+                if pause_s is None or not self.run.is_there():
+                    self._exit = os.EX_IOERR
+                    break
+                time.sleep(pause_s)
+        if self._exit != os.EX_OK:
+            self.loop.end()
+        elif not stay:
+            self.leave()
+
+    def is_published(self) -> bool:
+        """Whether the final status is."""
+        return self._exit == os.EX_OK
+
+    def leave(self) -> None:
+        """
+        The final status is published: clear what only a live run has, and hold the run no longer.
+        """
+        self.run.end(self.spec["durable"])
+        self.loop.end()
+
+
+def print_to_stderr(line: bytes) -> None:
+    """
+    The last resort of a chaperone whose spool is gone; the only words outside `cli` that are not in
+    the spool.
+    """
+    try:
+        os.write(2, line)
+    except OSError:
+        pass
+
+
+def _noted(number: int, frame: object) -> None:
+    """The wakeup fd has it; a handler must exist for the kernel to tell us at all."""
+
+
+def _seconds(word: str) -> float | None:
+    try:
+        seconds = float(word)
+    except ValueError:
+        return None
+    return seconds if 0 <= seconds <= 1e10 else None

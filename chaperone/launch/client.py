@@ -1,0 +1,143 @@
+"""
+How the spool's launcher is asked to start a run.
+
+Knows: its socket, one request and one answer.  Must not know: how the launcher does it, or how a
+run is held.
+An answer that never comes costs a cold start and nothing else: the run id decides, and the key says
+who won.
+"""
+
+from __future__ import annotations
+
+import _socket
+import fcntl
+import os
+
+from ..errors import RunExistsError
+from ..model import jsontext
+from ..spool import format, look
+from .process import IMAGE, run_command
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+ON_DEMAND_IDLE_S = (
+    60.0  # a launcher that nobody asked for by hand ends when it was not needed for so long
+)
+# a run directory takes 2 ms; a launcher that is stopped or swapped out must not hold a start up for
+# ever
+ANSWER_S = 5.0
+
+
+def start_warm(
+    path: str,
+    run_id: str,
+    text: bytes,
+    given: dict[str, Any],
+    cold: Callable[[], Any],
+    on_demand: bool,
+) -> bool:
+    """
+    Start a run by the spool's launcher, or cold where that does not work.
+
+    Args:
+        path (str): The spool's, absolute.
+        text (bytes): The spec, canonical, with this id.
+        given (dict): `env` (dict) and `umask` (int): what the program inherits.
+        cold: Does it without a launcher; called when nobody can have, or has, done it.
+        on_demand (bool): Start a launcher where there is none.
+    Returns:
+        bool: True if the launcher did it: False if `cold` did.
+    Raises:
+        RunExistsError, SpoolError: As `start.start`; and whatever `cold` does.
+    """
+    key = os.urandom(16).hex()
+    request = (
+        jsontext.dumps({"image": IMAGE, "key": key, **given}).removesuffix("}").encode()
+        + b', "spec": '
+        + text
+        + b"}\n"
+    )
+    answer = _answer(path, request)
+    if answer is None and on_demand and start_on_demand(path):
+        answer = _answer(path, request)
+    answer = answer or {}
+    if answer.get("visible") == run_id or look.key_at(path, run_id) == key:
+        return True
+    if answer.get("error") == RunExistsError.__name__:
+        raise RunExistsError(answer["message"], answer["errno"])
+    try:
+        cold()
+    except RunExistsError:
+        if (
+            look.key_at(path, run_id) != key
+        ):  # else the launcher's fork was only late, and came first
+            raise
+        return True
+    return False
+
+
+def _answer(path: str, request: bytes) -> dict[str, Any] | None:
+    """What the launcher says; {} when it says nothing, None when there is none."""
+    try:
+        spool_fd = os.open(path, format.DIRECTORY & ~os.O_NOFOLLOW)
+    except OSError:
+        return None
+    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+    try:
+        connection.settimeout(ANSWER_S)
+        connection.connect(socket_path(spool_fd))
+    except OSError:
+        connection.close()
+        return None
+    finally:
+        os.close(spool_fd)
+    try:
+        connection.sendall(request)
+        value = jsontext.loads(receive_line(connection))
+    except (OSError, ValueError):
+        return {}
+    finally:
+        connection.close()
+    return value if isinstance(value, dict) else {}
+
+
+def start_on_demand(path: str) -> bool:
+    """Start a launcher that ends when it was idle for a minute; False if none could be started."""
+    null = os.open(os.devnull, os.O_RDWR)
+    fd = fcntl.fcntl(null, fcntl.F_DUPFD_CLOEXEC, 3)
+    os.close(null)
+    # Its environment is in the memory of every chaperone it forks: not ours, which may hold
+    # secrets.
+    env = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL") if name in os.environ}
+    try:
+        return run_command(
+            ["launcher", "--detach", "--idle", f"{ON_DEMAND_IDLE_S:g}", "--spool", path],
+            env,
+            [fd, fd, fd],
+        ) in (os.EX_OK, None)
+    finally:
+        os.close(fd)
+
+
+def socket_path(spool_fd: int, name: str = format.LAUNCHER) -> str:
+    """A name that fits into the 108 bytes of a socket's address, however long the spool's is."""
+    return f"/proc/self/fd/{spool_fd}/{name}"
+
+
+def receive_line(connection: _socket.socket) -> bytes:
+    """
+    Up to a newline.
+
+    Raises:
+        OSError: If the other end went, or took too long.
+    """
+    pieces: list[bytes] = []
+    while not (pieces and pieces[-1].endswith(b"\n")):
+        piece = connection.recv(1 << 18)
+        if not piece:
+            raise ConnectionResetError("the other end has gone")
+        pieces.append(piece)
+    return b"".join(pieces)

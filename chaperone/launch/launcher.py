@@ -1,0 +1,256 @@
+"""
+The launcher: one lean process per spool that forks chaperones from a warm image.
+
+Knows: its socket, fork.  Must not know: how a run is held, or a file name.
+"""
+
+from __future__ import annotations
+
+import _signal
+import _socket
+import fcntl
+import os
+import select
+import time
+
+from ..errors import ChaperoneError, SpoolError
+from ..hold import begin
+from ..model import jsontext
+from ..spool import format
+from .client import ANSWER_S, receive_line, socket_path
+from .process import IMAGE, TIME_DIGITS, visible_or_ended
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+    Request = dict[str, Any]
+
+CHANGED_SIGNALS = (_signal.SIGHUP, _signal.SIGCHLD)
+BACKLOG = 4_096  # what net.core.somaxconn allows by default: a burst waits here, it is not refused
+_PEER = 12  # bytes of struct ucred: pid, uid, gid
+
+
+def serve(spool_path: str, idle_s: float | None, detach: bool) -> int:
+    """
+    Fork a chaperone for everyone who asks, until killed or idle.
+
+    Args:
+        spool_path (str): Absolute; made if it is not there.
+        idle_s (float): End when nobody asked for so many seconds; None for never.
+        detach (bool): Return when it can be asked, and go on in a process of its own.
+    Returns:
+        int: The exit code.
+    Raises:
+        SpoolError: If the spool can't be used, or has a launcher already.
+    """
+    from ..farside import remote  # noqa: F401  else each chaperone would import it: later, and from a package that may be another by then
+
+    begin.shed_inherited_state()
+    reading, telling = os.pipe()
+    if detach:
+        pid = os.fork()
+        if pid:
+            os.close(telling)
+            return visible_or_ended([(pid, reading)])[0]
+        os.setsid()
+    os.close(reading)
+    spool_fd = format.open_spool(spool_path, create=True)
+    lock_fd = _lock(spool_fd, spool_path)
+    try:
+        listening = _listen(spool_fd)
+    except OSError as error:
+        raise format.failure(
+            f"launch for spool {spool_path!r}: {format.LAUNCHER!r}", error
+        ) from error
+    os.write(telling, b"\n") if detach else None
+    os.close(telling)
+    begin.detach_from_caller()
+    for number in CHANGED_SIGNALS:  # a terminal may go, and the kernel reaps
+        _signal.signal(number, _signal.SIG_IGN)
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+    ours = (spool_fd, lock_fd, listening.fileno())
+    _fork_for_each(listening, ours, spool_path, idle_s)
+    os.unlink(format.LAUNCHER, dir_fd=spool_fd)
+    _fork_for_each(
+        listening, ours, spool_path, 0
+    )  # who connected before the name went is served; who did not starts cold
+    os.close(lock_fd)
+    return os.EX_OK
+
+
+def _lock(spool_fd: int, spool_path: str) -> int:
+    """
+    Be the spool's only launcher.
+
+    Not by filelock, which would be in the memory of every chaperone, nor by flock, which a forked
+    chaperone would share: fcntl locks are not inherited, and fall with the launcher.
+    """
+    try:
+        fd = format.open_plain(spool_fd, format.LAUNCHER_LOCK, os.O_RDWR | os.O_CREAT)
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise SpoolError(
+            f"unable to launch for spool {spool_path!r}: it has a launcher, pid {_pid(fd)}",
+            error.errno,
+        ) from error
+    except SpoolError:
+        raise
+    except OSError as error:
+        raise format.failure(f"launch for spool {spool_path!r}", error) from error
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    return fd
+
+
+def _pid(lock_fd: int) -> str:
+    return os.pread(lock_fd, 20, 0).decode("ascii", "replace").strip()
+
+
+def _listen(spool_fd: int) -> _socket.socket:
+    """By rename over what a killed one left, so that whoever finds the socket can connect."""
+    new = f"{format.LAUNCHER}.new"
+    try:
+        os.unlink(new, dir_fd=spool_fd)
+    except FileNotFoundError:
+        pass
+    listening = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+    os.umask(0o177)
+    listening.bind(socket_path(spool_fd, new))
+    os.umask(0o077)
+    listening.listen(BACKLOG)
+    os.rename(new, format.LAUNCHER, src_dir_fd=spool_fd, dst_dir_fd=spool_fd)
+    return listening
+
+
+def _fork_for_each(
+    listening: _socket.socket, ours: tuple[int, ...], spool_path: str, idle_s: float | None
+) -> None:
+    """
+    The whole loop: who is slow to say what it wants keeps a fork of us waiting, not us.
+
+    Args:
+        ours (tuple): fds that no fork may keep; the first is the spool's.
+        idle_s (float): Return when nobody came for so many seconds; None for never.
+    """
+    us = os.getpid()
+    poll = select.poll()
+    poll.register(listening.fileno(), select.POLLIN)
+    while poll.poll(None if idle_s is None else idle_s * 1000):
+        try:
+            fd, _ = listening._accept()  # type: ignore[attr-defined]
+        except OSError:  # it has gone, or the system is out of files: others end, nobody is lost
+            time.sleep(0.05)
+            continue
+        _signal.pthread_sigmask(
+            _signal.SIG_SETMASK, begin.ALL_SIGNALS
+        )  # as `settle` leaves them in a chaperone
+        try:
+            if not os.fork():
+                _become_chaperone(fd, ours, spool_path, us)
+        except (
+            OSError
+        ):  # no more processes: the asker sees its connection close, and tells what it can
+            pass
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+        os.close(fd)
+
+
+# -- the fork: what it does not touch stays one page for all runs, and 0.1 MB of touched pages are
+# 0.05 ms
+
+
+def _become_chaperone(
+    fd: int, ours: tuple[int, ...], spool_path: str, launcher_pid: int
+) -> NoReturn:
+    """Take the request, hold its run, exit."""
+    code = os.EX_SOFTWARE
+    try:
+        is_here = _is_at(ours[0], spool_path)
+        for number in ours:
+            os.close(number)
+        for number in CHANGED_SIGNALS:
+            _signal.signal(number, _signal.SIG_DFL)
+        connection = _socket.socket(fileno=fd)
+        connection.settimeout(ANSWER_S)
+        try:
+            request = _request(connection, launcher_pid)
+            if not is_here:
+                _end(launcher_pid)
+                raise ChaperoneError(f"unable to launch for spool {spool_path!r}: it was moved")
+            code = _hold(connection, request, spool_path)
+        except (ChaperoneError, OSError, ValueError) as error:
+            _say(
+                connection,
+                {
+                    "error": type(error).__name__,
+                    "message": str(error),
+                    "errno": error.errno if isinstance(error, OSError) else None,
+                },
+            )
+    finally:
+        os._exit(code)
+
+
+def _is_at(spool_fd: int, spool_path: str) -> bool:
+    """
+    Whether the launcher's spool still has its name: who asks at a socket that was moved wants no
+    run in another spool.
+    """
+    try:
+        return os.path.samestat(os.fstat(spool_fd), os.stat(spool_path))
+    except OSError:
+        return False
+
+
+def _end(launcher_pid: int) -> None:
+    """
+    Have the launcher end, for the next one that is asked for to be right; not whoever has us for a
+    child since it died.
+    """
+    if os.getppid() == launcher_pid:
+        os.kill(launcher_pid, _signal.SIGTERM)
+
+
+def _request(connection: _socket.socket, launcher_pid: int) -> Request:
+    uid = int.from_bytes(
+        connection.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, _PEER)[4:8], "little"
+    )
+    if uid != os.geteuid():
+        raise ChaperoneError(f"unable to launch for uid {uid}: want uid {os.geteuid()}")
+    value = jsontext.loads(receive_line(connection))
+    image = value.get("image") if isinstance(value, dict) else None
+    if not isinstance(value, dict) or image != IMAGE:
+        if isinstance(image, str) and image[:TIME_DIGITS] >= IMAGE[:TIME_DIGITS]:
+            _end(launcher_pid)  # it was upgraded
+        raise ChaperoneError(f"unable to launch: want a request of image {IMAGE!r}")
+    return value
+
+
+def _hold(connection: _socket.socket, request: Request, spool_path: str) -> int:
+    env = {os.fsencode(name): os.fsencode(value) for name, value in request["env"].items()}
+    if request["spec"]["remote"] is not None:  # ssh is the asker's as well
+        os.environb.clear()
+        os.environb.update(env)
+    if _hung_up(connection):
+        return os.EX_TEMPFAIL  # it starts cold by now, or is gone
+
+    def visible(run_id: str) -> None:
+        _say(connection, {"visible": run_id})
+        connection.close()
+
+    inherited = {"env": env, "umask": request["umask"]}
+    return begin.hold_new_run(request["spec"], spool_path, None, inherited, visible, request["key"])
+
+
+def _hung_up(connection: _socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(connection.fileno(), 0)
+    return bool(poll.poll(0))
+
+
+def _say(connection: _socket.socket, value: dict[str, object]) -> None:
+    try:
+        connection.sendall((jsontext.dumps(value) + "\n").encode())
+    except OSError:  # it has gone; the run directory tells the same
+        pass

@@ -1,0 +1,106 @@
+"""
+Starting the command `chaperone` and waiting for what it says; which code it runs.
+
+Knows: processes, exit codes, the files of this package.  Must not know: how a run is started, or
+held.
+"""
+
+from __future__ import annotations
+
+import _signal
+import os
+import sys
+
+from ..errors import ChaperoneError
+
+PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+TIME_DIGITS = 20  # of nanoseconds: enough for 3,000 years
+
+
+def _image() -> str:
+    """
+    Which code this process runs: a launcher takes a spec only from the same code, because there it
+        was checked.
+
+    The newest of its files' times comes first, in TIME_DIGITS. Where a packager has set all times
+    alike, size and place tell two images apart.
+    """
+    newest = size = 0
+    waiting = [PACKAGE]
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    waiting.append(entry.path)
+                elif entry.name.endswith((".py", ".sh")):
+                    found = entry.stat()
+                    newest, size = max(newest, found.st_mtime_ns), size + found.st_size
+    return f"{newest:0{TIME_DIGITS}d} {size} {PACKAGE}"
+
+
+IMAGE = _image()
+
+
+def run_command(words: list[str], env: dict[str, str], fds: list[int]) -> int | None:
+    """
+    Run the command `chaperone` to its end.
+
+    posix_spawn, because a fork copies page tables: 41 ms for each GB of the scheduler's heap, while
+    its loop stands still.
+
+    Args:
+        words (list): The command line after `chaperone`.
+        fds (list): Its stdin, stdout and stderr; none of them is 0, 1 or 2.
+    Returns:
+        int: Its exit code, 128+n for a signal; None where the host takes its children's ends for
+            itself (SIGCHLD ignored, say).
+    """
+    python = _interpreter()
+    main = os.path.join(PACKAGE, "__main__.py")
+    moves = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(fds)]
+    try:
+        pid = os.posix_spawn(python, [python, "-I", "-S", main, *words], env, file_actions=moves)
+    except OSError as error:
+        raise ChaperoneError(
+            f"unable to start a chaperone by {python!r}: {error.strerror}"
+        ) from error
+    try:
+        return exit_code(os.waitpid(pid, 0)[1])
+    except ChildProcessError:
+        return None
+    # a signal handler of the host raised; a zombie is not what it asked for, and it takes
+    # milliseconds
+    except BaseException:
+        try:
+            os.waitpid(pid, 0)
+        except ChildProcessError:
+            pass
+        raise
+
+
+def _interpreter() -> str:
+    """
+    The interpreter we run in. A program that embeds Python names itself there, and would be started
+    in its place.
+    """
+    path = sys.executable
+    if not path or not os.path.basename(path).startswith("python"):
+        raise ChaperoneError(
+            f"unable to start a chaperone: want a Python interpreter in sys.executable, got {path!r} (is Python embedded? set it)"
+        )
+    return path
+
+
+def visible_or_ended(children: list[tuple[int, int]]) -> list[int]:
+    """For each child 0 when its run is visible, else what it exited with."""
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+    return [
+        os.EX_OK if os.read(reading, 1) else exit_code(os.waitpid(pid, 0)[1])
+        for pid, reading in children
+    ]
+
+
+def exit_code(wait_status: int) -> int:
+    """As a shell tells it."""
+    code = os.waitstatus_to_exitcode(wait_status)
+    return code if code >= 0 else 128 - code

@@ -1,0 +1,189 @@
+"""
+`chaperone run` and `chaperone adopt`: one process for each run, this one or a child.
+
+Knows: processes, exit codes.  Must not know: how a program is held, or a file name.
+"""
+
+from __future__ import annotations
+
+import _signal
+import os
+
+from ..errors import SpecError
+from ..hold.begin import canonical_spec, hold_new_run, new_id, print_run_id, shed_inherited_state
+from ..model import jsontext
+from .process import exit_code, visible_or_ended
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from ..hold.begin import Visible
+
+    Call = Callable[[Visible], int]
+
+FORWARDED = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGUSR1, _signal.SIGUSR2)
+
+
+def run(
+    texts: list[tuple[str, bytes]],
+    spool_path: str,
+    run_id: str | None,
+    detach: bool,
+    cwd: str,
+    visible: Visible = print_run_id,
+    warm: bool = False,
+) -> int:
+    """
+    Make this process the chaperone of a run and stay to its end; of several runs, or where it can't
+    be one, make children that do.
+
+    In such a child it returns, or raises, as well: the caller exits with what comes, and does
+    nothing else.
+
+    Args:
+        texts (list): Specs: (name for messages, JSON).
+        spool_path (str): Made if it is not there; relative to `cwd`.
+        run_id (str): Instead of the spec's; None for the spec's own, or a new one.
+        detach (bool): Return when the run directory is visible.
+        cwd (str): Absolute; relative paths of a spec start there.
+        visible: Called with the run id in the moment when the run directory is there.
+        warm (bool): Let the spool's launcher do it, if there is one, and return when the run
+            directory is there.
+    Returns:
+        int: The exit code: of several the first that is not 0.
+    Raises:
+        SpecError: If a spec, or the id, can't be meant so; there is no run directory.
+        RunExistsError, SpoolError: If the run directory can't be created.
+    """
+    if run_id is not None and len(texts) > 1:
+        raise SpecError(f"unable to start {len(texts)} runs as {run_id!r}: an id names one run")
+    inherited = shed_inherited_state()
+    path = os.path.join(cwd, spool_path)
+
+    def held_of(name: str, text: bytes) -> Call:
+        if warm:
+            return lambda tell: _asked(name, text, cwd, path, run_id, inherited, tell)
+        return lambda tell: hold_new_run(
+            canonical_spec(name, text, cwd), path, run_id, inherited, tell
+        )
+
+    return _each([held_of(name, text) for name, text in texts], detach or warm, visible)
+
+
+def adopt(
+    spool_path: str, run_ids: list[str], detach: bool, visible: Visible = print_run_id
+) -> int:
+    """
+    Make this process the chaperone of a run that outlived its own, as `run` does for a new one; of
+    several, children.
+
+    Args:
+        spool_path (str): Absolute.
+        run_ids (list): Of runs that are unattended.
+        detach (bool): Return when their locks are taken.
+        visible: Called with the run id when its lock is taken.
+    Raises:
+        SpoolError: If a run can't be taken over.
+    """
+    from ..hold import adopt as adopting
+
+    inherited = shed_inherited_state()
+
+    def held_of(run_id: str) -> Call:
+        return lambda tell: adopting.hold_left_run(spool_path, run_id, inherited, tell)
+
+    return _each([held_of(run_id) for run_id in run_ids], detach, visible)
+
+
+def _each(calls: list[Call], detach: bool, visible: Visible) -> int:
+    """Hold a run in this process; of several, or where it can't be held here, each in a child."""
+    if not detach and len(calls) == 1 and not _leads_a_group():
+        return calls[0](visible)
+    children: list[tuple[int, int]] = []
+    for call in calls:
+        reading, telling = os.pipe()
+        pid = os.fork()
+        if not pid:
+            for _, fd in (*children, (0, reading)):
+                os.close(fd)
+            return call(_both(visible, telling))
+        os.close(telling)
+        children.append((pid, reading))
+    codes = visible_or_ended(children) if detach else _ended(children)
+    return next((code for code in codes if code), os.EX_OK)
+
+
+def _asked(
+    name: str,
+    text: bytes,
+    cwd: str,
+    path: str,
+    run_id: str | None,
+    inherited: dict[str, Any],
+    visible: Visible,
+) -> int:
+    """Let the launcher hold it, or do so ourselves."""
+    from . import client
+
+    spec = canonical_spec(name, text, cwd)
+    spec["id"] = run_id if run_id is not None else spec["id"] or new_id()
+    given = {"env": dict(os.environ), "umask": inherited["umask"]}
+    codes: list[int] = []
+    request = jsontext.dumps(spec).encode()
+    if client.start_warm(
+        path,
+        spec["id"],
+        request,
+        given,
+        lambda: codes.append(hold_new_run(spec, path, None, inherited, visible)),
+        on_demand=False,
+    ):
+        visible(spec["id"])
+        return os.EX_OK
+    return codes[0]
+
+
+def _both(visible: Visible, telling: int) -> Visible:
+    """Tell whoever waits for the run directory, and the process that made us."""
+
+    def tell(run_id: str) -> None:
+        visible(run_id)
+        try:
+            os.write(telling, b"\n")
+        except OSError:  # it has gone; the run goes on
+            pass
+        os.close(telling)
+
+    return tell
+
+
+def _leads_a_group() -> bool:
+    """
+    Whether it is a job of an interactive shell: it may not make a session, and the shell waits for
+    just this pid.
+    """
+    return os.getpgrp() == os.getpid() != os.getsid(0)
+
+
+def _ended(children: list[tuple[int, int]]) -> list[int]:
+    """What each child exited with; what is asked of this process by a signal is asked of them."""
+    living = {pid for pid, _ in children}
+
+    def forward(number: int, frame: object) -> None:
+        for pid in living:
+            os.kill(pid, number)
+
+    for number in FORWARDED:
+        _signal.signal(number, forward)
+    _signal.signal(
+        _signal.SIGHUP, _signal.SIG_IGN
+    )  # as the chaperone itself: a terminal's death is not the run's
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+    codes = []
+    for pid, _ in children:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        living.discard(pid)  # before it is reaped: from then on the pid may be someone else's
+        codes.append(exit_code(os.waitpid(pid, 0)[1]))
+    return codes

@@ -1,0 +1,127 @@
+"""
+Starting a run from a scheduler: a chaperone of its own, left to itself.
+
+Knows: specs, what a scheduler's process may not be burdened with.  Must not know: how a program is
+held, or a file name.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+
+from ..errors import ChaperoneError, RunExistsError, SpecError, SpoolError
+from ..hold.begin import new_id
+from ..model import jsontext
+from ..model import spec as specs
+from ..spool import look
+from .process import run_command
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def start(
+    spool_path: str,
+    spec: dict[str, Any],
+    warm: bool = False,
+    env: dict[str, str] | None = None,
+    cwd: str | None = None,
+) -> str:
+    """
+    Start a chaperone for a run and leave it to itself; it costs the same from a scheduler of any
+    size.
+
+    Args:
+        spool_path (str): Made if it is not there.
+        spec (dict): As in docs/spec.rst; left as it is.
+        warm (bool): By the spool's launcher, which is started if there is none; cold if that does
+            not work.
+        env (dict): What the program inherits; None for ours.
+        cwd (str): Where relative paths of the spec start; None for ours.
+    Returns:
+        str: The run id; the run directory is visible.
+    Raises:
+        SpecError: If the spec can't be meant so.
+        RunExistsError: If there is a run of that id.
+        SpoolError: If the run directory can't be created.
+        ChaperoneError: If no chaperone could be started.
+    """
+    cwd = os.getcwd() if cwd is None else os.path.abspath(cwd)
+    try:
+        canonical = specs.checked(spec, cwd)  # and so it means the same wherever it is read
+        run_id = str(canonical["id"] or new_id())
+        text = jsontext.dumps({**canonical, "id": run_id}).encode()
+    except (ValueError, TypeError) as error:
+        raise SpecError(f"unable to start a run: {error}") from error
+    path = os.path.join(cwd, spool_path)
+    environ = dict(os.environ) if env is None else env
+
+    def cold() -> None:
+        _start_cold(path, run_id, text, environ)
+
+    if warm:
+        from . import client
+
+        client.start_warm(
+            path, run_id, text, {"env": environ, "umask": _umask()}, cold, on_demand=True
+        )
+    else:
+        cold()
+    return run_id
+
+
+def _umask() -> int:
+    """Ours, looked up without changing it for other threads, where the kernel tells."""
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+            return next(int(line.split()[1], 8) for line in file if line.startswith("Umask:"))
+    except (OSError, StopIteration):
+        umask = os.umask(0o077)
+        os.umask(umask)
+        return umask
+
+
+def _start_cold(path: str, run_id: str, text: bytes, env: dict[str, str]) -> None:
+    """
+    By `chaperone run --detach`, the spec on its stdin. Files in memory, not pipes: nobody has to
+    read them meanwhile.
+    """
+    files = [_memory_file(name) for name in ("spec", "stdout", "stderr")]
+    try:
+        os.pwrite(files[0], text, 0)
+        code = run_command(["run", "--detach", "--spool", path, "-"], env, files)
+        told, said = (
+            os.pread(fd, 1 << 16, 0).decode("utf-8", "surrogateescape") for fd in files[1:]
+        )
+    finally:
+        for fd in files:
+            os.close(fd)
+    if told.strip() != run_id:
+        raise _failure(code, path, run_id, said.strip().removeprefix("chaperone: "))
+
+
+def _memory_file(name: str) -> int:
+    """An fd that is none of 0, 1, 2, so that it can be moved there in any order."""
+    fd = os.memfd_create(name)
+    if fd > 2:
+        return fd
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    finally:
+        os.close(fd)
+
+
+def _failure(code: int | None, path: str, run_id: str, sentence: str) -> ChaperoneError:
+    """What `chaperone run` said, as the error that it was there."""
+    sentence = sentence or f"unable to start run {run_id!r}: its chaperone ended with {code}"
+    if code == os.EX_DATAERR:
+        return SpecError(sentence)
+    if code in (os.EX_CANTCREAT, None):
+        return (
+            RunExistsError(sentence)
+            if look.key_at(path, run_id) is not None
+            else SpoolError(sentence)
+        )
+    return ChaperoneError(sentence)

@@ -1,0 +1,127 @@
+"""
+JSON text to values and back, by the interpreter's own C parser.
+
+Knows: JSON.  Must not know: what the values mean.
+Why not `json`: importing it doubles the start of a chaperone (it imports `re`); `_json`, its C
+core, costs nothing.
+"""
+
+from __future__ import annotations
+
+import _json
+
+_BLANK = " \t\n\r"
+
+
+def _constant(name: str) -> object:
+    raise ValueError(f"want JSON, got the number {name}")
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise ValueError(f"want each key once, got {twice[:80]!r} twice")
+    return found
+
+
+def _float(text: str) -> float:
+    number = float(text)
+    if (
+        number - number != 0
+    ):  # 1e999 would become an infinity, which is no JSON and could not be written again
+        raise ValueError(f"want JSON, got the number {text[:80]}")
+    return number
+
+
+def _int(text: str) -> int:
+    if len(text) > 4_000:  # the interpreter's own limit is 4,300 digits, and a setting
+        raise ValueError(f"want JSON, got a number of {len(text)} digits")
+    return int(text)
+
+
+class _Context:
+    """What the C scanner asks its decoder for; the names are those of `json.JSONDecoder`."""
+
+    strict = True
+    object_hook = None
+    object_pairs_hook = staticmethod(_unique)
+    parse_float = staticmethod(_float)
+    parse_int = staticmethod(_int)
+    parse_constant = staticmethod(_constant)
+
+
+def _unknown(value: object) -> object:
+    raise TypeError(f"unable to write {type(value).__name__} as JSON")
+
+
+_scan = _json.make_scanner(_Context)  # type: ignore[arg-type]
+# markers, default, encoder, indent, separators, sort_keys, skipkeys, allow_nan: as json.JSONEncoder
+# passes them.
+_encode = _json.make_encoder(
+    None, _unknown, _json.encode_basestring_ascii, None, ": ", ", ", False, False, False
+)
+
+
+def _scanned(text: str, start: int) -> tuple[object, int]:
+    try:
+        return _scan(text, start)
+    except (
+        SystemError
+    ):  # for its complaint the C scanner looks up json.decoder, and trips if nobody has imported it
+        import json.decoder  # noqa: F401
+
+        return _scan(text, start)
+
+
+def loads(text: bytes | str) -> object:
+    """
+    Read one JSON value.
+
+    Args:
+        text (bytes | str): UTF-8, white space around it allowed.
+    Returns:
+        object: dict, list, str, int, float, bool or None.
+    Raises:
+        ValueError: One sentence; also for a key that stands twice in an object, NaN, and nesting
+            too deep to read.
+    Source: RFC 8259.
+    """
+    try:
+        decoded = text.decode("utf-8") if isinstance(text, bytes) else text
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"want UTF-8, got byte 0x{error.object[error.start]:02x} at offset {error.start}"
+        ) from None
+    start = len(decoded) - len(decoded.lstrip(_BLANK))
+    try:
+        value, end = _scanned(decoded, start)
+    except StopIteration as stop:
+        raise ValueError(f"want a JSON value at character {stop.value}") from None
+    except RecursionError:
+        raise ValueError("want JSON, got one nested too deep") from None
+    except ValueError as error:
+        if not (hasattr(error, "msg") and hasattr(error, "pos")):
+            raise
+        what = error.msg.removesuffix(" at").removesuffix(" starting")
+        raise ValueError(
+            f"want JSON, got {what[0].lower()}{what[1:]} at character {error.pos}"
+        ) from None
+    if decoded[end:].strip(_BLANK):
+        raise ValueError(f"want one JSON value, got more at character {end}")
+    return value
+
+
+def dumps(value: object) -> str:
+    """
+    Write one JSON value on one line, in ASCII.
+
+    Args:
+        value (object): As `loads` returns; lone surrogates (bytes that are no UTF-8) are escaped.
+    Returns:
+        str: No newline in it or after it.
+    Raises:
+        TypeError, ValueError: If it is no JSON value.
+    """
+    return "".join(_encode(value, 0))

@@ -1,0 +1,348 @@
+"""
+What was asked: every field of a spec, its check and its default.
+
+Knows: JSON values.  Must not know: files, processes, the clock, the current directory.
+"""
+
+from __future__ import annotations
+
+import _signal
+
+from ..errors import SpecError
+from . import checks
+from . import hops as command
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from .checks import Check
+
+ID_LENGTH = 128
+_ID_FIRST = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789")
+_ID_REST = _ID_FIRST | frozenset("._-")
+_NAME = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_")
+RLIMITS = ("as", "core", "cpu", "data", "fsize", "memlock", "nofile", "nproc", "rss", "stack")
+LEASE_S = {"kill": 60, "survive": 2400}  # 2,400 s: HTCondor's JobLeaseDuration, twenty years in use
+
+SIGNALS = {
+    name: int(getattr(_signal, name))
+    for name in dir(_signal)
+    if name.startswith("SIG")
+    and not name.startswith("SIG_")
+    and name not in ("SIGCLD", "SIGIOT", "SIGPOLL")
+}
+
+
+def _argv(value: Any, path: str) -> list[str]:
+    argv = checks.strings(value, path)
+    checks.text(argv[0], f"{path}[0]")
+    return argv
+
+
+def _env_name(name: object, path: str) -> str:
+    if not isinstance(name, str) or not name:
+        checks.fail(path, "a name", name)
+    before, equals, _ = name.partition("=")
+    if equals:  # what stands behind it may be a secret
+        raise SpecError(f"{path}: want a name without '=', got {checks.cut(repr(before + '=...'))}")
+    return checks.passable(name, path)
+
+
+def _env(value: Any, path: str) -> dict[str, str]:
+    if not isinstance(value, dict):
+        checks.fail_unseen(path, "an object of strings", value)
+    for name, text in value.items():
+        _env_name(name, path)
+        if not isinstance(text, str):  # the value may be a secret: tell its kind alone
+            checks.fail_unseen(checks.at(path, name), "a string", text)
+        checks.passable(text, checks.at(path, name))
+    return dict(value)
+
+
+def _inherit_env(value: Any, path: str) -> bool | list[str]:
+    if isinstance(value, bool):
+        return value
+    if not isinstance(value, list):
+        checks.fail_unseen(path, "true, false or a list of names", value)
+    return [_env_name(name, f"{path}[{number}]") for number, name in enumerate(value)]
+
+
+def _stdin(value: Any, path: str) -> str | dict[str, str] | None:
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return checks.bytes_or_text(value, path)
+    if not isinstance(value, dict):  # never shown: what goes into a program may be a secret
+        checks.fail_unseen(path, 'null, a text or {"file": path}', value)
+    return checks.fields({"file": (checks.text, checks.REQUIRED)})(value, path)  # type: ignore[no-any-return]
+
+
+def _umask(value: Any, path: str) -> str:
+    if (
+        not isinstance(value, str)
+        or not 1 <= len(value) <= 4
+        or value.strip("01234567")
+        or int(value, 8) > 0o777
+    ):
+        checks.fail(path, 'an octal string such as "022"', value)
+    return f"{int(value, 8):03o}"
+
+
+def _rlimits(value: Any, path: str) -> dict[str, list[int | None]]:
+    """Each limit as [soft, hard]; None is unlimited."""
+    if not isinstance(value, dict):
+        checks.fail(path, "an object of limits", value)
+    found = {}
+    for name, limit in value.items():
+        if name not in RLIMITS:
+            raise SpecError(
+                f"{checks.at(path, name)}: want one of {', '.join(RLIMITS)}, got an unknown limit"
+            )
+        pair = limit if isinstance(limit, list) and len(limit) == 2 else [limit, limit]
+        ends = [None if end in ("unlimited", None) else end for end in pair]
+        if any(
+            end is not None and (type(end) is not int or end < 0 or end >= 2**63) for end in ends
+        ):
+            checks.fail(f"{path}.{name}", 'a whole number, "unlimited" or a pair of them', limit)
+        if ends[1] is not None and (ends[0] is None or ends[0] > ends[1]):
+            shown = ["unlimited" if end is None else end for end in ends]
+            raise SpecError(
+                f"{path}.{name}: want a soft limit not above the hard one, got {shown[0]} above {shown[1]}"
+            )
+        found[name] = ends
+    return found
+
+
+def _signal_name(value: Any, path: str) -> str:
+    name = signal_name(value) if isinstance(value, str) else None
+    return name or checks.fail(path, "a signal's name such as 'SIGTERM'", value)
+
+
+def _id(value: Any, path: str) -> str:
+    if not is_run_id(value):
+        checks.fail(path, "[A-Za-z0-9][A-Za-z0-9._-]* of at most 128 characters", value)
+    return str(value)
+
+
+def _remote(value: Any, path: str) -> dict[str, object]:
+    remote = checks.fields(_REMOTE)(value, path)
+    try:
+        hops = command.hops({name: remote[name] for name in value if name in command.HOP_FIELDS})
+    except ValueError as error:
+        raise SpecError(f"{path}.{error}") from None
+    return {"hops": hops, "supervise": remote["supervise"], "remote_dir": remote["remote_dir"]}
+
+
+_REMOTE: dict[str, tuple[Check, object]] = {
+    **{
+        name: (lambda value, path: value, None) for name in command.HOP_FIELDS
+    },  # checked by command.hops
+    "supervise": (checks.boolean, True),
+    "remote_dir": (checks.or_null(checks.text), None),
+}
+_PROGRAM: dict[str, tuple[Check, object]] = {
+    "argv": (_argv, None),
+    "command": (checks.text, None),
+    "cwd": (checks.or_null(checks.text), None),
+    "env": (_env, checks.OBJECT),
+    "inherit_env": (_inherit_env, True),
+    "stdin": (_stdin, None),
+    "umask": (checks.or_null(_umask), None),
+    "rlimits": (_rlimits, checks.OBJECT),
+    "merge_stderr": (checks.boolean, False),
+}
+_SPEC: dict[str, tuple[Check, object]] = {
+    "id": (checks.or_null(_id), None),
+    "program": (checks.fields(_PROGRAM), checks.REQUIRED),
+    "remote": (checks.or_null(_remote), None),
+    "on_disconnect": (checks.one_of("kill", "survive"), "kill"),
+    "lease": (checks.or_null(checks.number(1)), None),
+    "leftovers": (checks.one_of("stop", "leave"), "stop"),
+    "stop": (
+        checks.fields(
+            {"signal": (_signal_name, "SIGTERM"), "grace_period": (checks.number(0), 60)}
+        ),
+        checks.OBJECT,
+    ),
+    "timeouts": (
+        checks.fields(
+            {
+                "connect": (checks.number(0, above=True), 30),
+                "run": (checks.or_null(checks.number(0, above=True)), None),
+                "idle": (checks.or_null(checks.number(0, above=True)), None),
+            }
+        ),
+        checks.OBJECT,
+    ),
+    "output": (
+        checks.fields(
+            {
+                "through": (checks.one_of("pipe", "file"), "pipe"),
+                "max_bytes": (checks.or_null(checks.number(0, whole=True, most=2**63 - 1)), None),
+                "on_full": (checks.one_of("drop", "stop"), "drop"),
+            }
+        ),
+        checks.OBJECT,
+    ),
+    "durable": (checks.boolean, False),
+    "keep_secrets": (checks.boolean, True),
+    "callback": (checks.or_null(checks.json_object), None),
+    "config": (checks.or_null(checks.json_object), None),
+    "labels": (checks.object_of_strings, checks.OBJECT),
+}
+
+
+def is_run_id(value: object) -> bool:
+    """Whether it may name a run: [A-Za-z0-9][A-Za-z0-9._-]{0,127}."""
+    return (
+        isinstance(value, str)
+        and 0 < len(value) <= ID_LENGTH
+        and value[0] in _ID_FIRST
+        and not set(value) - _ID_REST
+    )
+
+
+def signal_name(text: str) -> str | None:
+    """
+    The full name of a signal.
+
+    Args:
+        text (str): `SIGTERM`, `TERM`, `term`, `SIGRTMIN+3`, or its number in decimal.
+    Returns:
+        str: `SIGTERM`; None if there is no such signal.
+    """
+    if text.isascii() and text.isdigit() and len(text) <= 3:
+        number = int(text)
+        return (
+            signal_name_of(number)
+            if number in SIGNALS.values() or SIGNALS["SIGRTMIN"] < number < SIGNALS["SIGRTMAX"]
+            else None
+        )
+    name = text.upper()
+    full = name if name.startswith("SIG") else "SIG" + name
+    return (
+        full
+        if full in SIGNALS or (full.startswith("SIGRTMIN+") and signal_number_of(full))
+        else None
+    )
+
+
+def signal_name_of(number: int) -> str:
+    """
+    The name of a signal that killed a program; real-time ones as `SIGRTMIN+n`, one without a name
+    as `SIG32`.
+    """
+    for name, known in SIGNALS.items():
+        if known == number:
+            return name
+    return (
+        f"SIGRTMIN+{number - SIGNALS['SIGRTMIN']}"
+        if number > SIGNALS["SIGRTMIN"]
+        else f"SIG{number}"
+    )
+
+
+def signal_number_of(name: str) -> int | None:
+    """
+    The number of a signal as `signal_name` and `signal_name_of` name it; None if there is no such
+    signal.
+    """
+    return SIGNALS.get(name) or next(
+        (number for number in range(1, SIGNALS["SIGRTMAX"] + 1) if signal_name_of(number) == name),
+        None,
+    )
+
+
+def checked(value: object, cwd: str) -> dict[str, Any]:
+    """
+    The canonical form of a spec: every field there, every default filled in.
+
+    Args:
+        value (object): As read from JSON.
+        cwd (str): Absolute; where the chaperone was started. Relative near-side paths start there.
+    Returns:
+        dict: As described in docs/spec.rst; `program.argv` is always there, `command` never.
+    Raises:
+        SpecError: `PATH: want WANT, got GOT`, for the first field that is wrong.
+    """
+    spec: dict[str, Any] = checks.fields(_SPEC)(value, "")
+    program = spec["program"]
+    if (program["argv"] is None) == (program["command"] is None):
+        raise SpecError(
+            f"program: want exactly one of argv and command, got {'neither' if program['argv'] is None else 'both'}"
+        )
+    if program["argv"] is None:
+        program["argv"] = ["/bin/sh", "-c", program["command"]]
+    del program["command"]
+    if spec["lease"] is None:
+        spec["lease"] = LEASE_S[spec["on_disconnect"]]
+    if isinstance(program["stdin"], dict):
+        program["stdin"]["file"] = _joined(cwd, program["stdin"]["file"])
+    if spec["remote"] is None:
+        program["cwd"] = _joined(cwd, program["cwd"] or cwd)
+    _refuse_contradictions(spec)
+    return spec
+
+
+def _joined(cwd: str, path: str) -> str:
+    return path if path.startswith("/") else f"{cwd.rstrip('/')}/{path}"
+
+
+def _refuse_contradictions(spec: dict[str, Any]) -> None:
+    through_shell = spec["remote"] is not None or spec["on_disconnect"] == "survive"
+    if through_shell:
+        for name in spec["program"]["env"]:
+            if set(name) - _NAME or name[0].isdigit():
+                checks.fail(
+                    f"program.env.{name}", "a name that a shell can export on the far side", name
+                )
+        if spec["output"]["through"] == "file":
+            checks.fail(
+                "output.through",
+                "'pipe' for a program that is not a child of the chaperone",
+                "file",
+            )
+    if (
+        spec["on_disconnect"] == "survive"
+        and spec["remote"] is not None
+        and not spec["remote"]["supervise"]
+    ):
+        checks.fail("on_disconnect", "'kill' where remote.supervise is false", "survive")
+    if spec["output"]["through"] == "file":
+        for name, wrong in (
+            ("max_bytes", spec["output"]["max_bytes"] is not None),
+            ("on_full", spec["output"]["on_full"] == "stop"),
+        ):
+            if wrong:
+                checks.fail(
+                    f"output.{name}",
+                    "none where output.through is 'file': nobody counts the bytes",
+                    spec["output"][name],
+                )
+        if spec["timeouts"]["idle"] is not None:
+            checks.fail(
+                "timeouts.idle",
+                "none where output.through is 'file': nobody sees the bytes",
+                spec["timeouts"]["idle"],
+            )
+
+
+def without_secrets(spec: dict[str, Any]) -> dict[str, Any]:
+    """
+    The spec as it may be shown: names of the environment, of the callback and of the config, never
+        values; no stdin text.
+
+    Args:
+        spec (dict): Canonical; left as it is.
+    Returns:
+        dict: `program.env`, `callback` and `config` have None for each value, a text stdin is
+            `{"hidden": true}`.
+    """
+    program = dict(spec["program"], env=dict.fromkeys(spec["program"]["env"]))
+    if isinstance(program["stdin"], str):
+        program["stdin"] = {"hidden": True}
+    agents = {
+        name: dict.fromkeys(spec[name]) for name in ("callback", "config") if spec[name] is not None
+    }
+    return {**spec, "program": program, **agents}

@@ -1,0 +1,303 @@
+"""
+The on-disk format of a spool, version 1: the only module that knows a file name.
+
+    SPOOL/                 one scheduler's runs; 0700, on a local filesystem
+      .running/RUNID       a symlink to ../RUNID for each live run
+      .ended/RUNID         the same entry, moved here when the run has ended, until it is collected
+      .RUNID.RANDOM.new/   being built      .RUNID.RANDOM.gone/   being deleted
+      RUNID/               0700, files 0600; complete from the moment it is visible
+        spec.json          what was asked, with the run's key; written once
+        lock               flock held by the chaperone as long as it lives: its pulse
+        control            FIFO: requests to the chaperone, one a line
+        running.json       the status so far; replaced whole
+        .status            room reserved for the final status
+        stdout stderr log  append-only bytes
+        status.json        the final status: there if and only if the run has ended
+
+The rules W1-W5 and R1-R6 that this module keeps are told in docs/spool-format.rst.
+Knows: files, locks, JSON.  Must not know: processes, signals, ssh, the clock.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from ..errors import NoRunError, SpoolError
+from ..model import jsontext
+from ..model.spec import is_run_id
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    pass
+
+VERSION = 1
+STREAMS = ("stdout", "stderr")
+RESERVE = 16 * 1024  # bytes for the final status beyond what it repeats of the spec (rule W5)
+LINE = 4_096  # bytes of a request: PIPE_BUF, up to which writers of one FIFO don't mix
+JSON_LIMIT = (
+    64 * 1024 * 1024
+)  # bytes; a larger JSON file is not ours, and reading it could eat the reader's memory
+RUNNING, ENDED, CONNECT, LAUNCHER, LAUNCHER_LOCK = (
+    ".running",
+    ".ended",
+    ".connect",
+    ".launcher",
+    ".launcher.lock",
+)
+NEW, GONE = ".new", ".gone"
+SPEC, LOCK, CONTROL, LOG = "spec.json", "lock", "control", "log"
+LIVE_STATUS, FINAL_STATUS, RESERVED, BUILDING = (
+    "running.json",
+    "status.json",
+    ".status",
+    ".running.json",
+)
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+FILE = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+
+
+def failure(verb: str, error: OSError) -> SpoolError:
+    """The one sentence for what the system refused: `unable to VERB: reason`."""
+    return SpoolError(f"unable to {verb}: {error.strerror}", error.errno)
+
+
+def found(directory_fd: int, name: str) -> os.stat_result | None:
+    """What is there under a name, itself if it is a symlink; None if nothing is."""
+    try:
+        return os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+# -- the spool
+
+
+def open_spool(path: str, create: bool = False) -> int:
+    """
+    Open a spool.
+
+    Args:
+        path (str): Absolute or relative; a symlink to the spool is followed, none inside it is.
+        create (bool): Make it, 0700, if it is not there; its parent must be.
+    Returns:
+        int: A directory's fd; the caller closes it.
+    Raises:
+        SpoolError: If it is not there, is no directory, belongs to someone else, or others may
+            write to it.
+    """
+    try:
+        if create:
+            make_directory(path, None)
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise failure(f"open spool {path!r}", error) from error
+    try:
+        ours = os.fstat(fd)
+        if ours.st_uid != os.geteuid():
+            raise SpoolError(
+                f"unable to use spool {path!r}: want it owned by uid {os.geteuid()}, got uid {ours.st_uid}",
+                errno.EPERM,
+            )
+        if ours.st_mode & 0o022:
+            raise SpoolError(
+                f"unable to use spool {path!r}: want nobody else to write to it, got mode {ours.st_mode & 0o7777:04o}",
+                errno.EPERM,
+            )
+        for name in (RUNNING, ENDED) if create else ():
+            make_directory(name, fd)
+    except OSError as error:
+        os.close(fd)
+        raise (
+            error if isinstance(error, SpoolError) else failure(f"use spool {path!r}", error)
+        ) from error
+    return fd
+
+
+def make_directory(path: str, dir_fd: int | None) -> None:
+    """Make a directory that is ours alone; nothing to do when something of that name is there."""
+    try:
+        os.mkdir(path, 0o700, dir_fd=dir_fd)
+    except FileExistsError:
+        pass
+
+
+def open_entries(spool_fd: int, name: str) -> int:
+    """
+    Open `.running`, `.ended` or `.connect`, and nothing that a planted symlink leads to.
+
+    Returns:
+        int: A directory's fd; the caller closes it.
+    Raises:
+        FileNotFoundError: If it is not there.
+        SpoolError: If it is no directory of ours.
+    """
+    try:
+        fd = os.open(name, DIRECTORY, dir_fd=spool_fd)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise failure(f"open {name!r} of the spool", error) from error
+    if os.fstat(fd).st_uid != os.geteuid():
+        os.close(fd)
+        raise SpoolError(
+            f"unable to use {name!r} of the spool: want it owned by uid {os.geteuid()}", errno.EPERM
+        )
+    return fd
+
+
+def _entries(spool_fd: int, name: str) -> list[str]:
+    try:
+        fd = open_entries(spool_fd, name)
+    except FileNotFoundError:
+        return []
+    try:
+        return sorted(entry for entry in os.listdir(fd) if is_run_id(entry))
+    finally:
+        os.close(fd)
+
+
+def live_ids(spool_fd: int) -> list[str]:
+    """The ids in .running/: live runs, runs about to appear, and runs whose chaperone died."""
+    return _entries(spool_fd, RUNNING)
+
+
+def ended_ids(spool_fd: int) -> list[str]:
+    """The ids in .ended/: runs that have ended and were not collected."""
+    return _entries(spool_fd, ENDED)
+
+
+def all_ids(spool_fd: int) -> list[str]:
+    """The ids of all run directories, the collected ones too: costs as much as there is history."""
+    return sorted(name for name in os.listdir(spool_fd) if is_run_id(name))
+
+
+def has_lock(spool_fd: int, run_id: str) -> bool:
+    """Whether a run's lock is there, held or not: it goes with the last step of an ending."""
+    return found(spool_fd, f"{run_id}/{LOCK}") is not None
+
+
+def hidden_directories(spool_fd: int, kind: str) -> list[str]:
+    """
+    The names of run directories that are being built (NEW) or deleted (GONE), or whose maker died
+    at it.
+    """
+    # .RUNID.RANDOM: `.launcher.new` is a socket that is being made.
+    return sorted(
+        name
+        for name in os.listdir(spool_fd)
+        if name.startswith(".") and name.endswith(kind) and name.count(".") > 2
+    )
+
+
+def where_entered(spool_fd: int, run_id: str) -> str | None:
+    """
+    Where the id stands: RUNNING, ENDED, or None if it is in neither, for it was collected; costs
+    the same however many there are.
+    """
+    # In the order in which the entries move: one that is moving is seen in either.
+    return next((where for where in (RUNNING, ENDED) if found(spool_fd, f"{where}/{run_id}")), None)
+
+
+def remove_entry(spool_fd: int, name: str, run_id: str) -> bool:
+    """Take an entry out of RUNNING or ENDED; False if it is not there."""
+    try:
+        fd = open_entries(spool_fd, name)
+        try:
+            os.unlink(run_id, dir_fd=fd)
+        finally:
+            os.close(fd)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise (
+            error
+            if isinstance(error, SpoolError)
+            else failure(f"remove the entry of run {run_id!r} in {name!r}", error)
+        ) from error
+    return True
+
+
+# -- files in a run directory
+
+
+def open_plain(directory_fd: int, name: str, flags: int = os.O_RDONLY) -> int:
+    """
+    Open one of our own files in a run directory.
+
+    Args:
+        flags (int): As for open(2).
+    Returns:
+        int: Its fd; the caller closes it.
+    Raises:
+        FileNotFoundError: If it is not there.
+        SpoolError: If it can't be opened (the control FIFO: ENXIO when nobody reads it), or is a
+            planted link or someone else's.
+    """
+    try:
+        fd = os.open(name, flags | FILE, 0o600, dir_fd=directory_fd)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise failure(f"open {name!r}", error) from error
+    ours, kind = os.fstat(fd), stat.S_IFIFO if name == CONTROL else stat.S_IFREG
+    if stat.S_IFMT(ours.st_mode) != kind or ours.st_uid != os.geteuid() or ours.st_nlink > 1:
+        os.close(fd)
+        raise SpoolError(
+            f"unable to open {name!r}: want a {'FIFO' if kind == stat.S_IFIFO else 'file'} of ours without other links",
+            errno.EPERM,
+        )
+    return fd
+
+
+def read_json(directory_fd: int, name: str) -> object:
+    """The value, or None where the file is missing, torn or no JSON."""
+    try:
+        fd = open_plain(directory_fd, name)
+    except FileNotFoundError:
+        return None
+    try:
+        if os.fstat(fd).st_size > JSON_LIMIT:
+            return None
+        with open(fd, "rb", closefd=False) as file:
+            return jsontext.loads(file.read())
+    except ValueError:
+        return None
+    finally:
+        os.close(fd)
+
+
+# -- how a reader looks
+
+
+def open_run(spool_fd: int, run_id: str) -> int:
+    """
+    Open a run directory to look into it.
+
+    Returns:
+        int: A directory's fd; the caller closes it.
+    Raises:
+        NoRunError: If it is not there.
+        SpoolError: If it is no directory of ours.
+    """
+    if not is_run_id(run_id):
+        raise NoRunError(f"unable to find run {run_id!r}: that is no run id", errno.ENOENT)
+    try:
+        fd = os.open(run_id, DIRECTORY, dir_fd=spool_fd)
+    except FileNotFoundError as error:
+        raise NoRunError(f"unable to find run {run_id!r}: {error.strerror}", error.errno) from error
+    except OSError as error:
+        raise failure(f"open run {run_id!r}", error) from error
+    if os.fstat(fd).st_uid != os.geteuid():
+        os.close(fd)
+        raise SpoolError(
+            f"unable to use run {run_id!r}: want it owned by uid {os.geteuid()}", errno.EPERM
+        )
+    return fd
+
+
+def is_path_of(spool_fd: int, run_id: str, run_fd: int) -> bool:
+    """Whether the run directory at that name still is the one that was opened."""
+    now = found(spool_fd, run_id)
+    return now is not None and os.path.samestat(now, os.fstat(run_fd))

@@ -1,0 +1,335 @@
+"""
+Retention: which ended runs are deleted, and deleting them so that no reader, no other gc and no
+crash is harmed.
+
+Knows: ages, sizes, what may stand in the way.  Must not know: the command line.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import attrs
+
+from ..errors import NoRunError, SpoolError
+from ..model import status as statuses
+from . import format, look, run_directory
+
+
+@attrs.frozen(kw_only=True)
+class Ended:
+    """
+    An ended run that may be deleted.
+
+    Attributes:
+        ended_s (float): When its status was published, seconds since the epoch.
+        bytes (int): What it takes on disk.
+        failed (bool): It did not end with code 0; False where nobody asked.
+    """
+
+    run_id: str
+    ended_s: float
+    bytes: int
+    failed: bool
+
+
+@attrs.frozen(kw_only=True)
+class Summary:
+    """
+    What gc did, or with `dry_run` would have done.
+
+    Attributes:
+        removed (list): Run ids, oldest first.
+        freed (int): Bytes on disk.
+        kept (int): Ended runs that are still there.
+        kept_bytes (int): What they take; more than `max_bytes` where `keep_failed_s` protects them.
+            0 where nobody asked.
+        live (int): Runs that live, may be adopted, or wait for `reap`: never touched.
+        swept (int): Deletions that another gc had left half done.
+        failed (list): Sentences about what could not be deleted.
+    """
+
+    removed: list[str]
+    freed: int
+    kept: int
+    kept_bytes: int
+    live: int
+    swept: int
+    failed: list[str]
+
+
+def gc(
+    spool_path: str,
+    older_s: float | None = None,
+    keep_failed_s: float | None = None,
+    max_bytes: int | None = None,
+    dry_run: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Summary:
+    """
+    Delete ended runs.
+
+    Args:
+        spool_path (str): A spool that is there.
+        older_s (float): Those that ended longer ago, seconds; None for none by age.
+        keep_failed_s (float): But those that failed only if they ended longer ago than this,
+            whatever else is asked.
+        max_bytes (int): Then the oldest, until what is left takes no more on disk; live runs are
+            not counted.
+        dry_run (bool): Delete nothing.
+        progress: Called with how many runs were looked at or deleted, and of how many.
+    Returns:
+        Summary: Also of a second gc that was killed in between: it goes on where the first one was.
+    Raises:
+        SpoolError: If the spool can't be used, or another gc is at work.
+    """
+    tell = progress or (lambda done, of: None)
+    spool_fd = format.open_spool(spool_path)
+    try:
+        gc_fd = _alone(spool_fd, spool_path)
+        try:
+            swept, stuck = (0, []) if dry_run else _swept(spool_fd)
+            ended, live, failed = _looked(
+                spool_fd, keep_failed_s is not None, max_bytes is not None, tell
+            )
+            chosen = _chosen(ended, time.time(), older_s, keep_failed_s, max_bytes)
+            failed = stuck + failed
+            removed = []
+            freed = 0
+            for number, run in enumerate(chosen):
+                try:
+                    freed += run.bytes if dry_run else _removed(spool_fd, run.run_id)
+                    removed.append(run.run_id)
+                except OSError as error:
+                    failed.append(
+                        str(error)
+                        if isinstance(error, SpoolError)
+                        else str(format.failure(f"delete run {run.run_id!r}", error))
+                    )
+                tell(number + 1, len(chosen))
+            gone = set(removed)
+            kept = [run for run in ended if run.run_id not in gone]
+            left = sum(run.bytes for run in kept)
+            return Summary(
+                removed=removed,
+                freed=freed,
+                kept=len(kept),
+                kept_bytes=left,
+                live=live,
+                swept=swept,
+                failed=failed,
+            )
+        finally:
+            os.close(gc_fd)
+    finally:
+        os.close(spool_fd)
+
+
+def _alone(spool_fd: int, path: str) -> int:
+    """
+    Two gcs at once could do harm: one deletes a run, a new one of that id starts, the other deletes
+        that.
+
+    The lock is on .ended/ itself: no file more, and it dies with its holder.
+    """
+    format.make_directory(format.ENDED, spool_fd)
+    fd = format.open_entries(spool_fd, format.ENDED)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(fd)
+        raise SpoolError(
+            f"unable to collect garbage in spool {path!r}: another gc is at work", error.errno
+        ) from error
+    return fd
+
+
+# -- which
+
+
+def _looked(
+    spool_fd: int, ask_failed: bool, ask_bytes: bool, tell: Callable[[int, int], None]
+) -> tuple[list[Ended], int, list[str]]:
+    """
+    The ended runs, the number of the others, and sentences about those that can't be looked into.
+    """
+    ended, live, failed = [], 0, []
+    ids = format.all_ids(spool_fd)
+    for number, run_id in enumerate(ids):
+        try:
+            run = _ended(spool_fd, run_id, ask_failed, ask_bytes)
+        except NoRunError:
+            continue
+        except OSError as error:
+            failed.append(
+                str(error)
+                if isinstance(error, SpoolError)
+                else str(format.failure(f"look into run {run_id!r}", error))
+            )
+            continue
+        if run is None:
+            live += 1
+        else:
+            ended.append(run)
+        tell(number + 1, len(ids))
+    return sorted(ended, key=lambda run: (run.ended_s, run.run_id)), live, failed
+
+
+def _ended(spool_fd: int, run_id: str, ask_failed: bool, ask_bytes: bool) -> Ended | None:
+    """
+    None where it is not certain that it has ended: a live run, an adoptable one, a lost one that
+    nobody reaped.
+    """
+    run_fd = format.open_run(spool_fd, run_id)
+    try:
+        ended_s = look.ended_at(run_fd)
+        if ended_s is None or look.pulse(run_fd):
+            return None
+        final = look.read_final(run_fd, run_id) if ask_failed else None
+        failed = ask_failed and (final is None or statuses.exit_code(final) != 0)
+        size = sum(found.st_blocks * 512 for _, found in _files(run_fd)) if ask_bytes else 0
+        return Ended(run_id=run_id, ended_s=ended_s, bytes=size, failed=failed)
+    finally:
+        os.close(run_fd)
+
+
+def _chosen(
+    ended: list[Ended],
+    now_s: float,
+    older_s: float | None,
+    keep_failed_s: float | None,
+    max_bytes: int | None,
+) -> list[Ended]:
+    """Those to delete, oldest first."""
+    free = [
+        run
+        for run in ended
+        if not (run.failed and keep_failed_s is not None and now_s - run.ended_s <= keep_failed_s)
+    ]
+    chosen = [run for run in free if older_s is not None and now_s - run.ended_s > older_s]
+    if max_bytes is not None:
+        taken = sum(run.bytes for run in ended) - sum(run.bytes for run in chosen)
+        for run in free[len(chosen) :]:  # by age: the chosen ones are the first of them
+            if taken <= max_bytes:
+                break
+            chosen.append(run)
+            taken -= run.bytes
+    return chosen
+
+
+# -- deleting
+
+
+def _removed(spool_fd: int, run_id: str) -> int:
+    """
+    Delete one ended run; the bytes that are free now.
+
+    Its entry goes first: after the rename a new run may have the name. The rename makes the id free
+        and takes the run from
+    all who look by path; nobody who looks by fd can take it for a lost one, for status.json is the
+    last to go.
+    """
+    run_fd = format.open_run(spool_fd, run_id)
+    try:
+        lock_fd = _locked(run_fd, run_id)
+        try:
+            if look.ended_at(run_fd) is None or not format.is_path_of(spool_fd, run_id, run_fd):
+                raise SpoolError(
+                    f"unable to delete run {run_id!r}: it is not the one that had ended"
+                )
+            format.remove_entry(spool_fd, format.ENDED, run_id)
+            gone = f".{run_id}.{os.urandom(8).hex()}{format.GONE}"
+            os.rename(run_id, gone, src_dir_fd=spool_fd, dst_dir_fd=spool_fd)
+            if lock_fd is not None:
+                _sweep_running(spool_fd, run_id)
+        finally:
+            if lock_fd is not None:
+                os.close(lock_fd)
+    finally:
+        os.close(run_fd)
+    return _deleted(spool_fd, gone)
+
+
+def _locked(run_fd: int, run_id: str) -> int | None:
+    """
+    The lock of a run whose ending is half done, so that no reap works on it; None where there is
+    none any more.
+    """
+    try:
+        fd = format.open_plain(run_fd, format.LOCK)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(fd)
+        raise SpoolError(
+            f"unable to delete run {run_id!r}: somebody holds its lock", error.errno
+        ) from error
+    return fd
+
+
+def _sweep_running(spool_fd: int, run_id: str) -> None:
+    """
+    The entry of a run whose ending was half done dangles now; where a starter is at work it stays
+    until `reap` comes by.
+    """
+    running_fd = format.open_entries(spool_fd, format.RUNNING)
+    try:
+        run_directory.sweep_entry(spool_fd, running_fd, run_id)
+    finally:
+        os.close(running_fd)
+
+
+def _swept(spool_fd: int) -> tuple[int, list[str]]:
+    """
+    Finish what a killed gc began: we hold its lock, so nobody else is at it. What can't be deleted
+    is told, and keeps no other run from going.
+    """
+    swept, failed = 0, []
+    for name in format.hidden_directories(spool_fd, format.GONE):
+        try:
+            _deleted(spool_fd, name)
+            swept += 1
+        except OSError as error:
+            failed.append(str(format.failure(f"delete {name!r}", error)))
+    return swept, failed
+
+
+def _deleted(parent_fd: int, name: str) -> int:
+    """
+    Delete a directory with all that is in it, whatever somebody put there; no symlink is followed.
+    The bytes that are free now.
+    """
+    freed = 0
+    fd = os.open(name, format.DIRECTORY, dir_fd=parent_fd)
+    try:
+        files = dict(_files(fd))
+        # Readers with an fd: without the lock, with the status it has ended; without the spec it is
+        # being deleted.
+        for file in sorted(
+            files, key=lambda file: (file == format.FINAL_STATUS, file == format.SPEC)
+        ):
+            if stat.S_ISDIR(files[file].st_mode):
+                freed += _deleted(fd, file)
+            else:
+                os.unlink(file, dir_fd=fd)
+                freed += files[file].st_blocks * 512 if files[file].st_nlink == 1 else 0
+    finally:
+        os.close(fd)
+    os.rmdir(name, dir_fd=parent_fd)
+    return freed
+
+
+def _files(fd: int) -> Iterator[tuple[str, Any]]:
+    """What is in a directory, as (name, stat result)."""
+    for name in os.listdir(fd):
+        try:
+            yield name, os.stat(name, dir_fd=fd, follow_symlinks=False)
+        except FileNotFoundError:
+            continue

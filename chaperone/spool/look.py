@@ -1,0 +1,265 @@
+"""
+How a reader looks into a run: its lock, its lease, its status, its streams; and how it asks
+something of it.
+
+Knows: rules R1 to R5, clocks, and what tells one boot of this host from the next.  Must not know:
+processes, signals, ssh.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+
+from ..errors import NoRunError, SpoolError
+from ..model import status as statuses
+from ..model.spec import is_run_id
+from . import format
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def pulse(run_fd: int) -> bool | None:
+    """
+    Whether the chaperone lives: a probe that disturbs neither it nor other probes (rule R4).
+
+    Returns:
+        bool: True while the lock is held, False when it is free; None when there is no lock any
+            more.
+    """
+    try:
+        fd = format.open_plain(run_fd, format.LOCK)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def read_spec(run_fd: int) -> dict[str, Any]:
+    """The spec with `version` and `key`; {} where it can't be read."""
+    value = format.read_json(run_fd, format.SPEC)
+    return value if isinstance(value, dict) else {}
+
+
+def key_in(run_fd: int) -> str:
+    """A run's key, by an fd of its run directory; "" where it can't be read."""
+    key = read_spec(run_fd).get("key")
+    return key if isinstance(key, str) else ""
+
+
+def key_of(spool_fd: int, run_id: str) -> str | None:
+    """
+    The key of the run directory of that name; "" where it can't be read, None if there is none.
+    """
+    try:
+        fd = format.open_run(spool_fd, run_id)
+    except NoRunError:
+        return None
+    try:
+        return key_in(fd)
+    finally:
+        os.close(fd)
+
+
+def key_at(path: str, run_id: str) -> str | None:
+    """
+    The random key of a run, "" where it can't be read; None if there is no such run, or no spool.
+    """
+    try:
+        spool_fd = format.open_spool(path)
+    except SpoolError:
+        return None
+    try:
+        return key_of(spool_fd, run_id)
+    finally:
+        os.close(spool_fd)
+
+
+def read_final(run_fd: int, run_id: str) -> dict[str, Any] | None:
+    """The published final status; None where there is none."""
+    return statuses.final_known(format.read_json(run_fd, format.FINAL_STATUS), run_id)
+
+
+def read_live(run_fd: int, run_id: str) -> dict[str, Any]:
+    """The last status of a run that has not ended, as far as it can be read."""
+    status = statuses.last_known(format.read_json(run_fd, format.LIVE_STATUS), run_id)
+    return {
+        **status,
+        "state": status["state"] if status["state"] in statuses.LIVE else "running",
+    }  # a final state only where it is published
+
+
+def ended_at(run_fd: int) -> float | None:
+    """When a final status was published, seconds since the epoch; None if none was."""
+    final = format.found(run_fd, format.FINAL_STATUS)
+    return None if final is None else final.st_mtime
+
+
+def look(run_fd: int, run_id: str) -> tuple[bool, dict[str, Any]]:
+    """
+    The state of a run as a reader may conclude it (rules R1 and R3).
+
+    Args:
+        run_fd (int): From `open_run`.
+    Returns:
+        tuple: Whether its chaperone lives, and a status; `lost` or `unattended` where that has to
+            be concluded.
+    Raises:
+        NoRunError: If the run directory is being deleted.
+        SpoolError: If somebody planted in it what is not ours.
+    """
+    for again in (False, True):
+        alive = pulse(run_fd)
+        final = read_final(run_fd, run_id)
+        status = read_live(run_fd, run_id)
+        if final is not None:
+            return False, final
+        if not alive or status["create_time"] is not None or again:
+            break  # else it may have ended between our looks: then now status.json is there
+    if alive:
+        return True, status
+    spec = read_spec(run_fd)
+    if (
+        not spec and pulse(run_fd) is None
+    ):  # gc takes lock and spec away before status.json, whatever was there at our first look
+        raise NoRunError(f"unable to look into run {run_id!r}: it is being deleted", errno.ENOENT)
+    if leased_s(run_fd, spec, status["boot_id"]) > 0:
+        return False, statuses.unattended(status)
+    return False, statuses.lost(status, statuses.DIED)
+
+
+def leased_s(run_fd: int, spec: dict[str, Any], boot: str | None) -> float:
+    """
+    As `left_s`, by the times of the lock, which the chaperone touches whenever it hears from the
+    far side.
+    """
+    lock = format.found(run_fd, format.LOCK)
+    return 0.0 if lock is None else left_s(lock, spec, boot)
+
+
+def open_stream(run_fd: int, stream: str) -> int:
+    """
+    Open a stream to read it by offset.
+
+    Raises:
+        SpoolError, FileNotFoundError: If it is not there or not ours.
+    """
+    if stream not in (*format.STREAMS, format.LOG):
+        raise SpoolError(
+            f"unable to open stream {stream!r}: want stdout, stderr or log", errno.EINVAL
+        )
+    return format.open_plain(run_fd, stream)
+
+
+def collect(spool_fd: int, run_id: str) -> None:
+    """
+    Take the entry of a run that has ended out of .ended/; nothing to do when it is not there.
+
+    If its chaperone was killed before it could move the entry, it is taken out of .running/: else
+    the run would come back for the next follower, who would deliver its end a second time.
+    """
+    if not is_run_id(run_id) or format.remove_entry(spool_fd, format.ENDED, run_id):
+        return
+    try:
+        run_fd = format.open_run(spool_fd, run_id)
+    except NoRunError:
+        return
+    try:
+        ended = pulse(run_fd) is not True and read_final(run_fd, run_id) is not None
+    finally:
+        os.close(run_fd)
+    if ended and not format.remove_entry(
+        spool_fd, format.ENDED, run_id
+    ):  # once more: between our two looks it may have been moved there
+        format.remove_entry(spool_fd, format.RUNNING, run_id)
+
+
+def request(run_fd: int, run_id: str, line: str) -> None:
+    """
+    Write one line to a run's control FIFO.
+
+    Args:
+        line (str): Without newline: `stop 5 by=ops`.
+    Raises:
+        NoRunError: If no chaperone is there to read it.
+        SpoolError: If it can't be written.
+    """
+    data = line.encode("utf-8", "backslashreplace") + b"\n"
+    if data.count(b"\n") > 1 or len(data) > format.LINE:
+        raise SpoolError(
+            f"unable to ask run {run_id!r}: want one line of at most {format.LINE} bytes",
+            errno.EINVAL,
+        )
+    try:
+        fd = format.open_plain(run_fd, format.CONTROL, os.O_WRONLY)
+        try:
+            os.write(fd, data)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        if error.errno in (errno.ENXIO, errno.ENOENT):
+            raise NoRunError(
+                f"unable to ask run {run_id!r}: no chaperone is there", error.errno
+            ) from error
+        if isinstance(error, SpoolError):
+            raise
+        raise format.failure(f"ask run {run_id!r}", error) from error
+
+
+# -- leases: how long a run may live on without its chaperone
+
+
+def stamp() -> tuple[float, float]:
+    """
+    Now, as the atime and the mtime that say when the far side was last heard.
+
+    Returns:
+        tuple: Seconds since boot, which no step of the wall clock changes, and since the epoch,
+            which a boot does not end.
+    """
+    return time.clock_gettime(time.CLOCK_BOOTTIME), time.time()
+
+
+def left_s(heard: os.stat_result, spec: dict[str, Any], boot: str | None) -> float:
+    """
+    How long a run may still live on without its chaperone.
+
+    Args:
+        heard (os.stat_result): With the times of `stamp`.
+        spec (dict): As in spec.json; anything.
+        boot (str): The `boot_id` of its last status.
+    Returns:
+        float: Seconds; not above 0 when its lease is over, or for a run that ends with its
+            chaperone.
+    """
+    lease_s = spec.get("lease")
+    if spec.get("on_disconnect") != "survive" or not isinstance(lease_s, (int, float)):
+        return 0.0
+    since_boot, now = stamp()
+    # Reading a file may change its atime to the time of day, which is far more than the time since
+    # any boot.
+    same_boot = boot is not None and boot == boot_id() and heard.st_atime <= since_boot
+    return lease_s - (since_boot - heard.st_atime if same_boot else now - heard.st_mtime)
+
+
+def boot_id() -> str | None:
+    """What tells one boot of this host from the next; None where the kernel does not say."""
+    try:
+        fd = os.open(
+            "/proc/sys/kernel/random/boot_id", os.O_RDONLY
+        )  # not open(): what that touches is 55 KiB of each warm run
+        try:
+            return os.read(fd, 64).decode("ascii").strip()
+        finally:
+            os.close(fd)
+    except OSError:
+        return None

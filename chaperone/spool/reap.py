@@ -1,0 +1,258 @@
+"""
+Recovering what dead chaperones and dead starters left: outcomes that nobody wrote, endings half
+done, build directories.
+
+Knows: the order of the writes, who may have died between two of them.  Must not know: how a program
+is reached.  It signals nobody.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from typing import Any
+
+import attrs
+
+from ..errors import NoRunError, SpoolError
+from ..model import status as statuses
+from . import format, look, run_directory, takeover
+from .run_directory import RunDirectory
+
+# The far side's watchdog looks every 5 s, and its KILL may come 3 s after the grace (measured,
+# docs/far-side.rst); rounded up.
+FAR_SLACK_S = 10
+
+
+@attrs.frozen(kw_only=True)
+class Reaped:
+    """
+    What `reap` did for one run.
+
+    Attributes:
+        run_id (str): The run; for `swept` without a run, the name of what was removed.
+        done (str): `lost` (a final status was published), `finished` (an ending was), `swept`
+            (leftovers were removed), or nothing
+            was to be done: `alive`, `ended`, `unattended` (it may be adopted), `waiting` (its guard
+                is still at work); or `failed`.
+        says (str): The same as a sentence.
+    """
+
+    run_id: str
+    done: str
+    says: str
+
+
+def reap(spool_path: str, run_ids: list[str] | None = None) -> list[Reaped]:
+    """
+    Publish `lost` for runs whose chaperone died, and finish what dead chaperones and starters left
+    half done (rule R6).
+
+    Args:
+        spool_path (str): A spool that is there.
+        run_ids (list): Only these; None for all that may need it, and for what was left of starts
+            that died.
+    Returns:
+        list: Of `Reaped`, in the order of the ids.
+    Raises:
+        SpoolError: If the spool can't be used.
+        NoRunError: If one of `run_ids` is not there.
+    """
+    spool_fd = format.open_spool(spool_path)
+    try:
+        for name in (format.RUNNING, format.ENDED):
+            format.make_directory(name, spool_fd)
+        if run_ids is not None:
+            return [_reaped(spool_fd, spool_path, run_id) for run_id in run_ids]
+        found = []
+        for run_id in sorted({*format.live_ids(spool_fd), *_without_entry(spool_fd)}):
+            try:
+                found.append(_reaped(spool_fd, spool_path, run_id))
+            except (
+                NoRunError
+            ):  # a start that died before its run appeared, or gc took the run: swept below
+                pass
+        return found + _swept(spool_fd)
+    finally:
+        os.close(spool_fd)
+
+
+def _without_entry(spool_fd: int) -> list[str]:
+    """
+    Runs that have a lock: all that have not ended to their last step, though a power cut may have
+    taken their entry.
+    """
+    return [run_id for run_id in format.all_ids(spool_fd) if format.has_lock(spool_fd, run_id)]
+
+
+def _reaped(spool_fd: int, path: str, run_id: str) -> Reaped:
+    def told(done: str, says: str) -> Reaped:
+        return Reaped(run_id=run_id, done=done, says=says)
+
+    run_fd = format.open_run(spool_fd, run_id)
+    try:
+        pulse = look.pulse(run_fd)
+        if pulse:
+            return told("alive", "its chaperone lives")
+        ended = look.read_final(run_fd, run_id) is not None
+        if pulse is None and not ended and not format.is_path_of(spool_fd, run_id, run_fd):
+            raise NoRunError(f"unable to reap run {run_id!r}: it is being deleted")
+        if pulse is None:
+            return (
+                told("ended", "it has ended")
+                if ended
+                else told("failed", "unable to tell whether its chaperone lives: its lock is gone")
+            )
+        if not ended and (left_s := _adoptable_s(run_fd, run_id)) > 0:
+            return told(
+                "unattended",
+                f"it may live on without its chaperone, for {left_s:.0f} s more: adopt it",
+            )
+    except NoRunError:
+        raise
+    except SpoolError as error:
+        return told("failed", str(error))
+    finally:
+        os.close(run_fd)
+    try:
+        run = takeover.take_over(spool_fd, path, run_id)
+    except NoRunError:
+        raise
+    except SpoolError as error:
+        return told("failed", str(error))
+    if run is None:
+        return told("alive", "somebody else holds its lock by now")
+    try:
+        return told(*_recovered(run))
+    except OSError as error:
+        return told("failed", str(format.failure(f"publish the status of run {run_id!r}", error)))
+    finally:
+        run.close()
+
+
+def _adoptable_s(run_fd: int, run_id: str) -> float:
+    return look.leased_s(run_fd, look.read_spec(run_fd), look.read_live(run_fd, run_id)["boot_id"])
+
+
+def _recovered(run: RunDirectory) -> tuple[str, str]:
+    """What was done for a run whose lock we hold, and a sentence."""
+    spec = look.read_spec(run.fd)
+    durable = spec.get("durable") is True
+    final = look.read_final(run.fd, run.run_id)
+    if final is not None:
+        # In neither place: if this host has been booted since, a power cut may have taken the
+        # entry; else it was collected.
+        if final["boot_id"] != look.boot_id() and not run.has_entry():
+            run.enter()
+        run.end(durable)
+        return "finished", f"its ending was half done; it is {final['state']}"
+    status = look.read_live(run.fd, run.run_id)
+    left_s = look.leased_s(run.fd, spec, status["boot_id"])
+    if left_s > 0:
+        return "unattended", "somebody adopted it for a while; it may live on without its chaperone"
+    if not takeover.wait_for_guard(run):
+        return "waiting", "its guard is still ending its program: try again"
+    final = _lost(run, spec, status, left_s)
+    run.enter()
+    run.publish(final, durable)
+    run.end(durable)
+    return "lost", final["exception"]["message"]
+
+
+def _lost(
+    run: RunDirectory, spec: dict[str, Any], status: dict[str, Any], left_s: float
+) -> dict[str, Any]:
+    """The final status, with all that is still known."""
+    now_ns = time.time_ns()
+    message = statuses.DIED
+    gone_by = None
+    remote = spec.get("remote")
+    if spec.get("on_disconnect") == "survive" or isinstance(remote, dict):
+        survives = spec.get("on_disconnect") == "survive"
+        wait_s = _far_end_s(spec, left_s if survives else spec.get("lease"))
+        gone_by = None if wait_s is None else statuses.timestamp(now_ns + int(wait_s * 1e9))
+        message += ", and its lease is over" if survives else ""
+    elif status["chaperone_host"] == os.uname().nodename and run.key:
+        left = _processes_of(run.key) if status["boot_id"] == look.boot_id() else []
+        gone_by = None if left else statuses.timestamp(now_ns)
+        message += f"; still running: {', '.join(map(str, left))}" if left else ""
+    sizes = {name: {**status[name], "bytes": run.size_of(name)} for name in run.streams}
+    return {**statuses.lost(status, message, gone_by, now_ns), **sizes}
+
+
+def _far_end_s(spec: dict[str, Any], lease_s: object) -> float | None:
+    """
+    In how many seconds the far side has certainly ended the program by itself; None where nothing
+    over there would.
+    """
+    stop, remote = spec.get("stop"), spec.get("remote")
+    grace_s = stop.get("grace_period") if isinstance(stop, dict) else None
+    if isinstance(remote, dict) and not remote.get("supervise"):
+        return None
+    if not isinstance(lease_s, (int, float)) or not isinstance(grace_s, (int, float)):
+        return None
+    return lease_s + grace_s + FAR_SLACK_S
+
+
+def _processes_of(key: str) -> list[int]:
+    """
+    The processes that carry the run's key in their environment: its guard should have left none.
+
+    They are told and never signalled: the guard, a child of the dead chaperone's own making, was
+        the one who could do that safely.
+    """
+    mark = f"CHAPERONE_COOKIE={key}".encode()
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/environ", "rb") as file:
+                    if mark in file.read().split(b"\0"):
+                        found.append(int(name))
+            except OSError:  # it has ended, or is not ours
+                continue
+    return sorted(found)
+
+
+def _swept(spool_fd: int) -> list[Reaped]:
+    """Remove what dead starters left, while no starter is at work (rule W1)."""
+    running_fd = format.open_entries(spool_fd, format.RUNNING)
+    try:
+        try:
+            fcntl.flock(running_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return []
+        found = []
+        for name in format.hidden_directories(spool_fd, format.NEW):
+            run_directory.remove_tree(spool_fd, name)
+            if format.found(
+                spool_fd, name
+            ):  # planted: no starter makes anything but a directory of files
+                found.append(
+                    Reaped(
+                        run_id=name,
+                        done="failed",
+                        says="want a directory of files alone: it is left as it is",
+                    )
+                )
+            else:
+                found.append(
+                    Reaped(
+                        run_id=name,
+                        done="swept",
+                        says="removed: its start died before the run appeared",
+                    )
+                )
+        for run_id in format.live_ids(spool_fd):
+            if run_directory.sweep_entry(spool_fd, running_fd, run_id):
+                found.append(
+                    Reaped(
+                        run_id=run_id,
+                        done="swept",
+                        says="its entry is removed: there is no such live run",
+                    )
+                )
+        return found
+    finally:
+        os.close(running_fd)

@@ -1,0 +1,486 @@
+"""
+A run directory as its chaperone holds it: how it appears, what is written into it, how it ends.
+
+Knows: the order of the writes (rules W1-W5).  Must not know: processes, signals, ssh, the clock.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+
+from ..errors import RunExistsError, SpoolError
+from ..model import jsontext
+from ..model import status as statuses
+from . import format, look
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+# of the log, kept for a disk that refuses: some hundred lines, and nothing beside a pipe's buffer
+UNTOLD_BYTES = 65_536
+
+
+class RunDirectory:
+    """
+    A run directory as its chaperone holds it: locked from before it is visible until its last file
+        is written.
+
+    Attributes:
+        run_id (str): Its name.
+        key (str): Random; tells a reused id apart.
+        streams (dict): `stdout` and `stderr` to fds, O_APPEND.
+        log_fd, control_fd (int): The log, O_APPEND; the FIFO, read and write, non-blocking.
+        path (str): As the spool's path was given, for programs that must open a file by name.
+        started_at (float): For an adopted run: when its program was started, on the monotonic clock
+            of this boot; None where that is not known.
+    """
+
+    def __init__(
+        self, spool_fd: int, path: str, run_id: str, key: str, fd: int, lock_fd: int
+    ) -> None:
+        """
+        For `create` and `take_over`: `fd` and `lock_fd` become its own, of `spool_fd` it keeps a
+        copy.
+        """
+        self.spool_fd, self.path, self.run_id, self.key, self.fd, self.lock_fd = (
+            os.dup(spool_fd),
+            path,
+            run_id,
+            key,
+            fd,
+            lock_fd,
+        )
+        self.streams: dict[str, int] = {}
+        self.log_fd = self.control_fd = self._reserved_fd = -1
+        self.room = 0
+        self._untold = b""
+        self.started_at: float | None = None
+
+    @property
+    def log_path(self) -> str:
+        return f"{self.path}/{format.LOG}"
+
+    def tell(self, line: bytes) -> bool:
+        """
+        Append to the log; what the disk does not take now it gets with the next line, or when the
+        run ends, up to UNTOLD_BYTES of it.
+
+        Args:
+            line (bytes): With its newline; nothing to try only what waits.
+        Returns:
+            bool: Whether the disk took it.
+        """
+        self._untold += line
+        try:
+            while self._untold:
+                self._untold = self._untold[os.write(self.log_fd, self._untold) :]
+        except OSError:
+            self._untold = self._untold[
+                : self._untold.rfind(b"\n", 0, UNTOLD_BYTES) + 1
+            ]  # whole lines: no later one is to run on in one that was cut
+            return False
+        return True
+
+    def open_stream(self, stream: str) -> int:
+        """
+        A further O_APPEND fd of a stream, to be given to the program itself; the caller closes it.
+        """
+        fd = format.open_plain(self.fd, stream, os.O_WRONLY | os.O_APPEND)
+        os.set_blocking(
+            fd, True
+        )  # the program must not see a flag that only guards us against planted FIFOs
+        return fd
+
+    def replace_running(self, status: dict[str, Any]) -> str | None:
+        """
+        Replace running.json; it stays as it was where that fails, for no bookkeeping may harm the
+        run (rule W5).
+
+        Returns:
+            str: Why it failed; None when it did not.
+        """
+        try:
+            try:
+                fd = _create(self.fd, format.BUILDING)
+            # left by a chaperone that was killed here, or planted: either way not to be written
+            # into
+            except FileExistsError:
+                os.unlink(format.BUILDING, dir_fd=self.fd)
+                fd = _create(self.fd, format.BUILDING)
+            try:
+                _write_all(fd, (jsontext.dumps(status) + "\n").encode())
+            finally:
+                os.close(fd)
+            os.rename(format.BUILDING, format.LIVE_STATUS, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+        except OSError as error:
+            _unlink(format.BUILDING, self.fd)
+            return f"unable to replace {format.LIVE_STATUS!r}: {error.strerror}"
+        return None
+
+    def publish(self, status: dict[str, Any], durable: bool = False) -> None:
+        """
+        Make the final status appear, streams' ends first (rules W3 and W4), into the room that was
+        reserved.
+
+        Raises:
+            OSError: If it can't appear; the run then stays without a final status.
+        """
+        self._find_reserved()
+        text = statuses.fitted(status, self.room).encode()
+        view, offset = memoryview(text), 0
+        while offset < len(text):
+            offset += os.pwrite(self._reserved_fd, view[offset:], offset)
+        os.ftruncate(self._reserved_fd, len(text))
+        for fd in (*self.streams.values(), self._reserved_fd):
+            if os.fstat(
+                fd
+                # an empty stream has no end that could be lost; each fsync is a write to the disk's
+                # journal
+            ).st_size:
+                _sync(fd)
+        os.rename(format.RESERVED, format.FINAL_STATUS, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+        if durable:
+            _sync(self.fd)
+
+    def _find_reserved(self) -> None:
+        """
+        The room goes with its name: where somebody took that away, or put another file there, what
+        we write must not miss it.
+        """
+        there = format.found(self.fd, format.RESERVED)
+        if there is None or not os.path.samestat(there, os.fstat(self._reserved_fd)):
+            _unlink(format.RESERVED, self.fd)
+            fd = _create(self.fd, format.RESERVED, os.O_RDWR)
+            os.close(self._reserved_fd)
+            self._reserved_fd = fd
+
+    def end(self, durable: bool = False) -> None:
+        """
+        Clear what only a live run has, move its entry to .ended/, let go of the lock last (rule
+        W4).
+
+        The outcome is published by now, so nothing is raised any more: an entry that can't be moved
+        keeps the lock file there, which tells `reap` that an ending is to be finished.
+        """
+        for name in (format.CONTROL, format.LIVE_STATUS, format.BUILDING, format.RESERVED):
+            _unlink(name, self.fd)
+        self.tell(b"")
+        if os.fstat(self.log_fd).st_size == 0:
+            _unlink(format.LOG, self.fd)
+        if self._move_entry(durable):
+            _unlink(format.LOCK, self.fd)
+        self.close()
+
+    def _move_entry(self, durable: bool) -> bool:
+        """
+        From .running/ to .ended/; one that is in neither was collected, for the status has been
+        visible for a while.
+        """
+        try:
+            running_fd = format.open_entries(self.spool_fd, format.RUNNING)
+            try:
+                ended_fd = format.open_entries(self.spool_fd, format.ENDED)
+                try:
+                    os.rename(self.run_id, self.run_id, src_dir_fd=running_fd, dst_dir_fd=ended_fd)
+                finally:
+                    if durable:
+                        _sync(ended_fd)
+                    os.close(ended_fd)
+            finally:
+                os.close(running_fd)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Close every fd; the lock goes last, and with it the pulse."""
+        for fd in (
+            *self.streams.values(),
+            self.log_fd,
+            self.control_fd,
+            self._reserved_fd,
+            self.fd,
+            self.spool_fd,
+            self.lock_fd,
+        ):
+            if fd >= 0:
+                os.close(fd)
+        self.streams = {}
+        self.log_fd = self.control_fd = self._reserved_fd = self.fd = self.spool_fd = (
+            self.lock_fd
+        ) = -1
+
+    def size_of(self, stream: str) -> int:
+        """How long a stream is on disk, in bytes."""
+        return os.fstat(self.streams[stream]).st_size
+
+    def has_entry(self) -> bool:
+        """Whether the run has its entry, in .running/ or already in .ended/."""
+        return format.where_entered(self.spool_fd, self.run_id) is not None
+
+    def enter(self) -> None:
+        """Make the entry in .running/ again, if it is not there; `end` moves it on."""
+        fd = format.open_entries(self.spool_fd, format.RUNNING)
+        try:
+            _enter(fd, self.run_id)
+        finally:
+            os.close(fd)
+
+    def is_there(self) -> bool:
+        """
+        Whether the run directory still has a name: nothing can be published into one that was
+        removed.
+        """
+        return os.fstat(self.fd).st_nlink > 0
+
+    def is_in_place(self) -> bool:
+        """Whether its path still leads to it; True where that can't be told."""
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(self.fd))
+        except OSError as error:
+            return error.errno not in (errno.ENOENT, errno.ENOTDIR)
+
+    def touch(self) -> None:
+        """
+        Leave when the far side was last heard, as the times of `lock`; a disk that refuses leaves
+        an earlier time, and no harm to the run.
+        """
+        try:
+            os.utime(self.lock_fd, look.stamp())
+        except OSError:
+            pass
+
+    def mark_start(self, monotonic_s: float) -> None:
+        """
+        Leave when the program was started, as the atime of the room for its outcome, which nobody
+        reads: who adopts the run goes on from it.
+        """
+        try:
+            os.utime(self._reserved_fd, (monotonic_s, os.fstat(self._reserved_fd).st_mtime))
+        except OSError:  # then the wall clock has to do
+            pass
+
+    def read_start(self) -> None:
+        """
+        For who adopts the run in the boot in which it was started: learn what `mark_start` left.
+        """
+        self.started_at = os.fstat(self._reserved_fd).st_atime
+
+    def is_ended(self) -> bool:
+        """Whether the final status is published; asked while the lock is held, it stays so."""
+        return look.read_final(self.fd, self.run_id) is not None
+
+    def open_files(self, flags: int) -> None:
+        """
+        Open what a chaperone writes to; O_CREAT makes what is not there, O_EXCL refuses what is.
+        """
+        for stream in format.STREAMS:
+            self.streams[stream] = format.open_plain(
+                self.fd, stream, os.O_WRONLY | os.O_APPEND | flags
+            )
+            # Shared with the guard: who publishes for a dead chaperone waits until the pipes are
+            # drained.
+            fcntl.flock(self.streams[stream], fcntl.LOCK_SH)
+        self.log_fd = format.open_plain(self.fd, format.LOG, os.O_WRONLY | os.O_APPEND | flags)
+        try:
+            os.mkfifo(format.CONTROL, 0o600, dir_fd=self.fd)
+        except FileExistsError:
+            if flags & os.O_EXCL:
+                raise
+        self.control_fd = format.open_plain(self.fd, format.CONTROL, os.O_RDWR)
+        self._reserved_fd = format.open_plain(self.fd, format.RESERVED, os.O_RDWR | flags)
+        self.room = max(os.fstat(self._reserved_fd).st_size, format.RESERVE)
+
+
+def _sync(fd: int) -> None:
+    try:
+        os.fsync(fd)
+    except (
+        OSError
+    ):  # EIO here loses what a power cut would lose; to give up the outcome as well would lose more
+        pass
+
+
+def _unlink(name: str, dir_fd: int) -> None:
+    try:
+        os.unlink(name, dir_fd=dir_fd)
+    except OSError:  # a file left behind is swept by reap; it never hides the status
+        pass
+
+
+# -- how a run directory appears
+
+
+def create(
+    path: str, spec: dict[str, Any], secrets: dict[str, Any], status: dict[str, Any], key: str
+) -> RunDirectory:
+    """
+    Make a run directory appear, already locked (rule W1); the rename alone decides who starts a
+    run.
+
+    Args:
+        path (str): The spool's, absolute; made if it is not there.
+        spec (dict): Canonical, its `id` filled in; as it is to be kept in spec.json.
+        secrets (dict): The spec as it is to be run, for the size of what the final status repeats.
+        status (dict): `starting`.
+        key (str): Random; stays with the run.
+    Returns:
+        RunDirectory: Visible and locked.
+    Raises:
+        RunExistsError: If there is a run of that id.
+        SpoolError: If it can't be created; nothing is left behind.
+    """
+    run_id = spec["id"]
+    building = f".{run_id}.{key}{format.NEW}"
+    run = None
+    spool_fd = format.open_spool(path, create=True)
+    try:
+        _refuse_existing(spool_fd, run_id)
+        running_fd = format.open_entries(spool_fd, format.RUNNING)
+        try:
+            fcntl.flock(running_fd, fcntl.LOCK_SH)
+            try:
+                run = _build(spool_fd, f"{path}/{run_id}", building, spec, secrets, status, key)
+                _enter(running_fd, run_id)
+                os.rename(building, run_id, src_dir_fd=spool_fd, dst_dir_fd=spool_fd)
+            except BaseException:
+                if run is not None:
+                    run.close()
+                remove_tree(spool_fd, building)
+                sweep_entry(spool_fd, running_fd, run_id)
+                raise
+            if spec["durable"]:
+                for fd in (running_fd, spool_fd):
+                    _sync(fd)
+        finally:
+            os.close(running_fd)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR) and not isinstance(
+            error, SpoolError
+        ):
+            raise RunExistsError(
+                f"unable to create run {run_id!r}: it exists", errno.EEXIST
+            ) from error
+        raise (
+            error
+            if isinstance(error, SpoolError)
+            else format.failure(f"create run {run_id!r} in spool {path!r}", error)
+        ) from error
+    finally:
+        os.close(spool_fd)
+    return run
+
+
+def _refuse_existing(spool_fd: int, run_id: str) -> None:
+    if format.found(spool_fd, run_id):
+        raise RunExistsError(f"unable to create run {run_id!r}: it exists", errno.EEXIST)
+
+
+def _build(
+    spool_fd: int,
+    path: str,
+    building: str,
+    spec: dict[str, Any],
+    secrets: dict[str, Any],
+    status: dict[str, Any],
+    key: str,
+) -> RunDirectory:
+    os.mkdir(building, 0o700, dir_fd=spool_fd)
+    run = RunDirectory(
+        spool_fd, path, spec["id"], key, os.open(building, format.DIRECTORY, dir_fd=spool_fd), -1
+    )
+    try:
+        # Lock before anybody can see it: a follower's probe could make our own acquire fail.
+        run.lock_fd = _create(run.fd, format.LOCK, os.O_RDWR)
+        fcntl.flock(run.lock_fd, fcntl.LOCK_EX)
+        os.utime(run.lock_fd, look.stamp())
+        text = (jsontext.dumps({"version": format.VERSION, "key": key, **spec}) + "\n").encode()
+        spec_fd = _create(run.fd, format.SPEC)
+        try:
+            _write_all(spec_fd, text)
+            if spec["durable"]:
+                os.fsync(spec_fd)
+        finally:
+            os.close(spec_fd)
+        run.open_files(os.O_CREAT | os.O_EXCL)
+        # The status repeats argv, cwd, names and labels, and over ssh the connection's argv: about
+        # the spec's text twice.
+        run.room = format.RESERVE + 2 * len(jsontext.dumps(secrets))
+        os.posix_fallocate(run._reserved_fd, 0, run.room)
+        unwritten = run.replace_running(status)
+        if unwritten:
+            raise SpoolError(f"unable to create run {spec['id']!r}: {unwritten}", errno.ENOSPC)
+        if spec["durable"]:
+            os.fsync(run.fd)
+    except BaseException:
+        run.close()
+        raise
+    return run
+
+
+def _enter(running_fd: int, run_id: str) -> None:
+    try:
+        os.symlink(f"../{run_id}", run_id, dir_fd=running_fd)
+    except (
+        FileExistsError
+    ):  # another starter's of the same id, dead or alive: while we hold the lock, nobody sweeps it
+        pass
+
+
+def sweep_entry(spool_fd: int, running_fd: int, run_id: str) -> bool:
+    """
+    Take an entry that no run needs out of .running/.
+
+    Only while no starter is at work (rule W1): an entry may be there a moment before its run, and
+        two starters of one id
+    share one. Where a starter is, the entry stays until `reap` comes by.
+
+    Args:
+        running_fd (int): Of .running/; the lock on it is taken exclusively, or lost.
+    Returns:
+        bool: Whether it was taken out: it was there, and its run is not there or has ended
+            completely.
+    """
+    try:
+        fcntl.flock(running_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not format.found(spool_fd, run_id) or (
+            not format.found(spool_fd, f"{run_id}/{format.LOCK}")
+            and format.found(spool_fd, f"{run_id}/{format.FINAL_STATUS}")
+        ):
+            os.unlink(run_id, dir_fd=running_fd)
+            return True
+    except OSError:
+        pass
+    return False
+
+
+def remove_tree(spool_fd: int, name: str) -> None:
+    """Delete a directory of plain files; what is not there is no fault."""
+    try:
+        fd = os.open(name, format.DIRECTORY, dir_fd=spool_fd)
+    except OSError:
+        return
+    try:
+        for entry in os.listdir(fd):
+            _unlink(entry, fd)
+    finally:
+        os.close(fd)
+    try:
+        os.rmdir(name, dir_fd=spool_fd)
+    except OSError:
+        pass
+
+
+def _create(directory_fd: int, name: str, flags: int = os.O_WRONLY) -> int:
+    return os.open(name, flags | os.O_CREAT | os.O_EXCL | format.FILE, 0o600, dir_fd=directory_fd)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
