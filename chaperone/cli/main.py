@@ -9,11 +9,11 @@ imports what it needs.
 
 from __future__ import annotations
 
-import _signal
 import os
 import sys
 
 from ..errors import ChaperoneError
+from ..model.cpython import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ def main(words: list[str] | None = None) -> int:
     _fill_standard_fds()
     # No cleaning up is ever due, so no KeyboardInterrupt either; whoever holds a program sets
     # handlers of its own.
-    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
-        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     words = sys.argv[1:] if words is None else words
     verb = words[0] if words else ""
     try:
@@ -333,7 +333,7 @@ def write(fd: int, data: bytes) -> None:
             if fd == 2:
                 return
             if isinstance(error, BrokenPipeError):
-                _die_of(_signal.SIGPIPE)
+                _die_of(signal.SIGPIPE)
             raise OutputError(f"unable to write to stdout: {error.strerror}") from error
 
 
@@ -346,8 +346,8 @@ def _wait_for_room(fd: int) -> None:
 
 
 def _die_of(number: int) -> NoReturn:
-    _signal.signal(number, _signal.SIG_DFL)
-    _signal.pthread_sigmask(_signal.SIG_UNBLOCK, [number])
+    signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
     os.kill(os.getpid(), number)
     os._exit(128 + number)  # not reached
 

@@ -6,12 +6,12 @@ Knows: pipes, processes, the ready word.  Must not know: runs, statuses, what a 
 
 from __future__ import annotations
 
-import _signal
 import fcntl
 import os
 import select
 
-from ..program.streams import F_SETPIPE_SZ, PIPE_BYTES, WIDE_PIPE_BYTES
+from ..model.cpython import signal
+from ..program.fds import PIPE_BYTES, widened
 from . import payload
 from .records import FAREWELL, Records, farewell
 
@@ -124,7 +124,7 @@ class Connection:
                 ],
                 setsid=True,  # what a terminal sends to us is no word to ssh
                 setsigmask=(),
-                setsigdef=range(1, _signal.SIGSYS + 1),
+                setsigdef=range(1, signal.SIGSYS + 1),
             )
         except OSError:
             for fd in self._fds.values():
@@ -220,20 +220,13 @@ class Connection:
             self._end_stream(stream)
             return
         if len(data) >= BUSY_BYTES and self._capacity[stream] == PIPE_BYTES:
-            self._widen(stream, fd)
+            self._capacity[stream] = widened(fd)
         if self._bare:
             self._pass_on(stream, data, [])
         elif not self.ready and stream == "stderr":
             self._boot(data)
         else:
             self._pass_on(stream, *self._records[stream].feed(data))
-
-    def _widen(self, stream: str, fd: int) -> None:
-        """As for a program here: not before there is something to hold."""
-        try:
-            self._capacity[stream] = fcntl.fcntl(fd, F_SETPIPE_SZ, WIDE_PIPE_BYTES)
-        except OSError:  # the user's pipes hold enough already
-            self._capacity[stream] = PIPE_BYTES + 1
 
     def _boot(self, data: bytes) -> None:
         """Look for the ready word in what startup files and hops say."""
@@ -284,19 +277,19 @@ class Connection:
         self.close_input()
         self._loop.cancel(self._timer)
         if not self._over:
-            self._timer = self._loop.at(self._loop.now() + LINGER_S, self.terminate)
+            self._timer = self._loop.later(LINGER_S, self.terminate)
 
     def terminate(self) -> None:
         """As `close`, now; for a chain that has nothing more to say."""
         self.close_input()
         self._loop.cancel(self._timer)
         if self._code is None and not self._over:
-            _signal.pidfd_send_signal(self._pidfd, _signal.SIGTERM)
-            self._timer = self._loop.at(self._loop.now() + LINGER_S, self._give_up)
+            signal.pidfd_send_signal(self._pidfd, signal.SIGTERM)
+            self._timer = self._loop.later(LINGER_S, self._give_up)
 
     def _give_up(self) -> None:
         if self._code is None and self._is_ssh:
-            _signal.pidfd_send_signal(self._pidfd, _signal.SIGKILL)
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         elif self._code is None:
             self.terminate()
 
@@ -307,7 +300,7 @@ class Connection:
         self.close_input()
         self._loop.cancel(self._timer)
         # Something of the chain (a ProxyCommand) may hold the pipes a little longer, or for ever.
-        self._timer = self._loop.at(self._loop.now() + LINGER_S, self._cut)
+        self._timer = self._loop.later(LINGER_S, self._cut)
         self._look_closed()
 
     def _cut(self) -> None:

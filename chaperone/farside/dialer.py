@@ -155,7 +155,7 @@ class Dialer:
                     f"unable to connect: all {slots.SLOTS} slots for this host stayed taken for {self._patience_s:g} s",
                 )
             else:
-                self._timer = loop.at(loop.now() + SLOT_AGAIN_S * (0.5 + _chance()), self._attempt)
+                self._timer = loop.later(SLOT_AGAIN_S * (0.5 + _chance()), self._attempt)
             return
         self._log_size = self._size_of_log()
         try:

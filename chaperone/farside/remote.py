@@ -350,9 +350,7 @@ class RemoteProgram:
             and self._stdout_ended
         ):
             if self._left and self._dialer.connection is not None:
-                self._chaperone.loop.at(
-                    self._chaperone.loop.now() + 0.1, self._dialer.connection.terminate
-                )
+                self._chaperone.loop.later(0.1, self._dialer.connection.terminate)
 
     def _look_complete(self) -> None:
         """Both streams are here to their ends: the far side may forget the run."""
@@ -502,7 +500,7 @@ class RemoteProgram:
 
     def _at(self, name: str, delay_s: float, callback: Any) -> None:
         self._cancel(name)
-        self._timers[name] = self._chaperone.loop.at(self._chaperone.loop.now() + delay_s, callback)
+        self._timers[name] = self._chaperone.loop.later(delay_s, callback)
 
     def _cancel(self, name: str) -> None:
         self._chaperone.loop.cancel(self._timers.pop(name, None))

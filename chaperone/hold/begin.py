@@ -8,18 +8,17 @@ program is held, or a file name.
 
 from __future__ import annotations
 
-import _signal
 import os
 import select
 import stat
 import sys
 import time
-from posix import environ  # as the kernel gave it: os.environb is 0.1 ms of Python
 
 from ..errors import SpecError
 from ..model import jsontext
 from ..model import spec as specs
 from ..model import status as statuses
+from ..model.cpython import environ, signal
 from ..program.local import LocalProgram
 from ..spool import look, run_directory
 from .chaperone import Chaperone
@@ -33,10 +32,10 @@ if TYPE_CHECKING:
 
     Visible = Callable[[str], None]
 
-ALL_SIGNALS = sorted(_signal.valid_signals())
+ALL_SIGNALS = sorted(signal.valid_signals())
 KEPT_IGNORED = (
-    _signal.SIGPIPE,
-    _signal.SIGXFSZ,
+    signal.SIGPIPE,
+    signal.SIGXFSZ,
 )  # a write that fails is told by errno, it must not kill a chaperone
 PATIENCE_MS = (
     1_000  # for a full pipe on stdout to take the run id: then the program starts all the same
@@ -52,18 +51,18 @@ def shed_inherited_state() -> dict[str, Any]:
         dict: What belongs to the program: `env` (dict of bytes) and `umask` (int).
     Source: design of dumb-init and s6; signal(7), "an ignored SIGCHLD makes wait4(2) say ECHILD".
     """
-    _signal.pthread_sigmask(_signal.SIG_SETMASK, ALL_SIGNALS)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ALL_SIGNALS)
     # Closed fds first: else the lock becomes fd 0, and the program inherits our pulse.
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(fd, True)
     os.close(fd)
     for number in ALL_SIGNALS:
-        wanted = _signal.SIG_IGN if number in KEPT_IGNORED else _signal.SIG_DFL
-        if _signal.getsignal(number) not in (
+        wanted = signal.SIG_IGN if number in KEPT_IGNORED else signal.SIG_DFL
+        if signal.getsignal(number) not in (
             wanted,
             None,
         ):  # None: libc keeps it; to ask first saves 120 system calls
-            _signal.signal(number, wanted)
+            signal.signal(number, wanted)
     for fd in _open_fds():
         if fd > 2:
             try:

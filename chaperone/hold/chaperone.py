@@ -8,7 +8,6 @@ name.
 
 from __future__ import annotations
 
-import _signal
 import os
 import select
 import time
@@ -16,6 +15,7 @@ import time
 from ..errors import StartError
 from ..model import spec as specs
 from ..model import status as statuses
+from ..model.cpython import signal
 from ..program.loop import Loop
 from ..program.streams import Stream
 
@@ -27,25 +27,25 @@ if TYPE_CHECKING:
     from ..program.interface import Program, RunStore
 
 
-STOP_SIGNALS = (_signal.SIGTERM, _signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 FORWARDED = (
-    _signal.SIGQUIT,
-    _signal.SIGUSR1,
-    _signal.SIGUSR2,
-    _signal.SIGCONT,
-    _signal.SIGALRM,
-    _signal.SIGVTALRM,
-    _signal.SIGPROF,
-    _signal.SIGWINCH,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGCONT,
+    signal.SIGALRM,
+    signal.SIGVTALRM,
+    signal.SIGPROF,
+    signal.SIGWINCH,
 )
 # HUP: a terminal's death is not the run's.  PIPE, XFSZ: told by errno where they matter.
 IGNORED = (
-    _signal.SIGHUP,
-    _signal.SIGPIPE,
-    _signal.SIGXFSZ,
-    _signal.SIGTTOU,
-    _signal.SIGTTIN,
-    _signal.SIGTSTP,
+    signal.SIGHUP,
+    signal.SIGPIPE,
+    signal.SIGXFSZ,
+    signal.SIGTTOU,
+    signal.SIGTTIN,
+    signal.SIGTSTP,
 )
 # PIPE_BUF: a longer line would not be written in one piece, and could be mixed with another's
 REQUEST_BYTES = 4_096
@@ -94,14 +94,12 @@ class Chaperone:
     def __enter__(self) -> Chaperone:
         for fd in self._wakeup:
             os.set_blocking(fd, False)
-        for number in (*STOP_SIGNALS, *FORWARDED, _signal.SIGCHLD):
-            _signal.signal(number, _noted)
+        for number in (*STOP_SIGNALS, *FORWARDED, signal.SIGCHLD):
+            signal.signal(number, _noted)
         for number in IGNORED:
-            _signal.signal(number, _signal.SIG_IGN)
-        _signal.set_wakeup_fd(self._wakeup[1], warn_on_full_buffer=False)
-        _signal.pthread_sigmask(
-            _signal.SIG_SETMASK, ()
-        )  # what came since our start is answered now
+            signal.signal(number, signal.SIG_IGN)
+        signal.set_wakeup_fd(self._wakeup[1], warn_on_full_buffer=False)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # what came since our start is answered now
         self.loop.watch(self._wakeup[0], select.POLLIN, self._signalled)
         if self.run.control_fd >= 0:
             self.loop.watch(self.run.control_fd, select.POLLIN, self._requested)
@@ -116,7 +114,7 @@ class Chaperone:
             self.log(
                 f"the chaperone failed at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}: {error!r}"
             )
-        _signal.set_wakeup_fd(-1)
+        signal.set_wakeup_fd(-1)
         for fd in self._wakeup:
             os.close(fd)
         self.run.close()
@@ -319,7 +317,7 @@ class Chaperone:
                 self.loop.has_ended()
             ):  # the one before it was the end: nothing is there any more that it could be about
                 return
-            if number == _signal.SIGCHLD:
+            if number == signal.SIGCHLD:
                 self.program.children_changed()
             elif number in STOP_SIGNALS:
                 self.stop("request", by=specs.signal_name_of(number))
@@ -390,7 +388,7 @@ class Chaperone:
     def _full(self) -> None:
         """A byte was dropped. By a deadline, because we are called from the middle of a write."""
         if self.spec["output"]["on_full"] == "stop":
-            self.loop.at(self.loop.now(), lambda: self.stop("output"))
+            self.loop.later(0, lambda: self.stop("output"))
 
     # -- what is recorded
 

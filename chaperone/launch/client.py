@@ -9,12 +9,12 @@ who won.
 
 from __future__ import annotations
 
-import _socket
 import fcntl
 import os
 
 from ..errors import RunExistsError
 from ..model import jsontext
+from ..model.cpython import socket
 from ..spool import format, look
 from .process import IMAGE, run_command
 
@@ -85,7 +85,7 @@ def _answer(path: str, request: bytes) -> dict[str, Any] | None:
         spool_fd = os.open(path, format.DIRECTORY & ~os.O_NOFOLLOW)
     except OSError:
         return None
-    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         connection.settimeout(ANSWER_S)
         connection.connect(socket_path(spool_fd))
@@ -127,7 +127,7 @@ def socket_path(spool_fd: int, name: str = format.LAUNCHER) -> str:
     return f"/proc/self/fd/{spool_fd}/{name}"
 
 
-def receive_line(connection: _socket.socket) -> bytes:
+def receive_line(connection: socket.socket) -> bytes:
     """
     Up to a newline.
 

@@ -6,8 +6,6 @@ Knows: its socket, fork.  Must not know: how a run is held, or a file name.
 
 from __future__ import annotations
 
-import _signal
-import _socket
 import fcntl
 import os
 import select
@@ -16,6 +14,7 @@ import time
 from ..errors import ChaperoneError, SpoolError
 from ..hold import begin
 from ..model import jsontext
+from ..model.cpython import accept, signal, socket
 from ..spool import format
 from .client import ANSWER_S, receive_line, socket_path
 from .process import IMAGE, TIME_DIGITS, visible_or_ended
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
     Request = dict[str, Any]
 
-CHANGED_SIGNALS = (_signal.SIGHUP, _signal.SIGCHLD)
+CHANGED_SIGNALS = (signal.SIGHUP, signal.SIGCHLD)
 BACKLOG = 4_096  # what net.core.somaxconn allows by default: a burst waits here, it is not refused
 _PEER = 12  # bytes of struct ucred: pid, uid, gid
 
@@ -67,8 +66,8 @@ def serve(spool_path: str, idle_s: float | None, detach: bool) -> int:
     os.close(telling)
     begin.detach_from_caller()
     for number in CHANGED_SIGNALS:  # a terminal may go, and the kernel reaps
-        _signal.signal(number, _signal.SIG_IGN)
-    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     ours = (spool_fd, lock_fd, listening.fileno())
     _fork_for_each(listening, ours, spool_path, idle_s)
     os.unlink(format.LAUNCHER, dir_fd=spool_fd)
@@ -107,14 +106,14 @@ def _pid(lock_fd: int) -> str:
     return os.pread(lock_fd, 20, 0).decode("ascii", "replace").strip()
 
 
-def _listen(spool_fd: int) -> _socket.socket:
+def _listen(spool_fd: int) -> socket.socket:
     """By rename over what a killed one left, so that whoever finds the socket can connect."""
     new = f"{format.LAUNCHER}.new"
     try:
         os.unlink(new, dir_fd=spool_fd)
     except FileNotFoundError:
         pass
-    listening = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     os.umask(0o177)
     listening.bind(socket_path(spool_fd, new))
     os.umask(0o077)
@@ -124,7 +123,7 @@ def _listen(spool_fd: int) -> _socket.socket:
 
 
 def _fork_for_each(
-    listening: _socket.socket, ours: tuple[int, ...], spool_path: str, idle_s: float | None
+    listening: socket.socket, ours: tuple[int, ...], spool_path: str, idle_s: float | None
 ) -> None:
     """
     The whole loop: who is slow to say what it wants keeps a fork of us waiting, not us.
@@ -138,12 +137,12 @@ def _fork_for_each(
     poll.register(listening.fileno(), select.POLLIN)
     while poll.poll(None if idle_s is None else idle_s * 1000):
         try:
-            fd, _ = listening._accept()  # type: ignore[attr-defined]
+            fd = accept(listening)
         except OSError:  # it has gone, or the system is out of files: others end, nobody is lost
             time.sleep(0.05)
             continue
-        _signal.pthread_sigmask(
-            _signal.SIG_SETMASK, begin.ALL_SIGNALS
+        signal.pthread_sigmask(
+            signal.SIG_SETMASK, begin.ALL_SIGNALS
         )  # as `settle` leaves them in a chaperone
         try:
             if not os.fork():
@@ -152,7 +151,7 @@ def _fork_for_each(
             OSError
         ):  # no more processes: the asker sees its connection close, and tells what it can
             pass
-        _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.close(fd)
 
 
@@ -170,8 +169,8 @@ def _become_chaperone(
         for number in ours:
             os.close(number)
         for number in CHANGED_SIGNALS:
-            _signal.signal(number, _signal.SIG_DFL)
-        connection = _socket.socket(fileno=fd)
+            signal.signal(number, signal.SIG_DFL)
+        connection = socket.socket(fileno=fd)
         connection.settimeout(ANSWER_S)
         try:
             request = _request(connection, launcher_pid)
@@ -209,12 +208,12 @@ def _end(launcher_pid: int) -> None:
     child since it died.
     """
     if os.getppid() == launcher_pid:
-        os.kill(launcher_pid, _signal.SIGTERM)
+        os.kill(launcher_pid, signal.SIGTERM)
 
 
-def _request(connection: _socket.socket, launcher_pid: int) -> Request:
+def _request(connection: socket.socket, launcher_pid: int) -> Request:
     uid = int.from_bytes(
-        connection.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, _PEER)[4:8], "little"
+        connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER)[4:8], "little"
     )
     if uid != os.geteuid():
         raise ChaperoneError(f"unable to launch for uid {uid}: want uid {os.geteuid()}")
@@ -227,7 +226,7 @@ def _request(connection: _socket.socket, launcher_pid: int) -> Request:
     return value
 
 
-def _hold(connection: _socket.socket, request: Request, spool_path: str) -> int:
+def _hold(connection: socket.socket, request: Request, spool_path: str) -> int:
     env = {os.fsencode(name): os.fsencode(value) for name, value in request["env"].items()}
     if request["spec"]["remote"] is not None:  # ssh is the asker's as well
         os.environb.clear()
@@ -243,13 +242,13 @@ def _hold(connection: _socket.socket, request: Request, spool_path: str) -> int:
     return begin.hold_new_run(request["spec"], spool_path, None, inherited, visible, request["key"])
 
 
-def _hung_up(connection: _socket.socket) -> bool:
+def _hung_up(connection: socket.socket) -> bool:
     poll = select.poll()
     poll.register(connection.fileno(), 0)
     return bool(poll.poll(0))
 
 
-def _say(connection: _socket.socket, value: dict[str, object]) -> None:
+def _say(connection: socket.socket, value: dict[str, object]) -> None:
     try:
         connection.sendall((jsontext.dumps(value) + "\n").encode())
     except OSError:  # it has gone; the run directory tells the same

@@ -7,11 +7,11 @@ held.
 
 from __future__ import annotations
 
-import _signal
 import os
 import sys
 
 from ..errors import ChaperoneError
+from ..model.cpython import signal
 
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TIME_DIGITS = 20  # of nanoseconds: enough for 3,000 years
@@ -93,7 +93,7 @@ def _interpreter() -> str:
 
 def visible_or_ended(children: list[tuple[int, int]]) -> list[int]:
     """For each child 0 when its run is visible, else what it exited with."""
-    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     return [
         os.EX_OK if os.read(reading, 1) else exit_code(os.waitpid(pid, 0)[1])
         for pid, reading in children

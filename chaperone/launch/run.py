@@ -6,12 +6,12 @@ Knows: processes, exit codes.  Must not know: how a program is held, or a file n
 
 from __future__ import annotations
 
-import _signal
 import os
 
 from ..errors import SpecError
 from ..hold.begin import canonical_spec, hold_new_run, new_id, print_run_id, shed_inherited_state
 from ..model import jsontext
+from ..model.cpython import signal
 from .process import exit_code, visible_or_ended
 
 TYPE_CHECKING = False
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     Call = Callable[[Visible], int]
 
-FORWARDED = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGUSR1, _signal.SIGUSR2)
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def run(
@@ -176,11 +176,11 @@ def _ended(children: list[tuple[int, int]]) -> list[int]:
             os.kill(pid, number)
 
     for number in FORWARDED:
-        _signal.signal(number, forward)
-    _signal.signal(
-        _signal.SIGHUP, _signal.SIG_IGN
+        signal.signal(number, forward)
+    signal.signal(
+        signal.SIGHUP, signal.SIG_IGN
     )  # as the chaperone itself: a terminal's death is not the run's
-    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     codes = []
     for pid, _ in children:
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)

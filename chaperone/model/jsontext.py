@@ -8,7 +8,7 @@ core, costs nothing.
 
 from __future__ import annotations
 
-import _json
+from . import cpython
 
 _BLANK = " \t\n\r"
 
@@ -46,6 +46,7 @@ class _Context:
 
     strict = True
     object_hook = None
+    array_hook = None
     object_pairs_hook = staticmethod(_unique)
     parse_float = staticmethod(_float)
     parse_int = staticmethod(_int)
@@ -56,12 +57,8 @@ def _unknown(value: object) -> object:
     raise TypeError(f"unable to write {type(value).__name__} as JSON")
 
 
-_scan = _json.make_scanner(_Context)  # type: ignore[arg-type]
-# markers, default, encoder, indent, separators, sort_keys, skipkeys, allow_nan: as json.JSONEncoder
-# passes them.
-_encode = _json.make_encoder(
-    None, _unknown, _json.encode_basestring_ascii, None, ": ", ", ", False, False, False
-)
+_scan = cpython.json_scanner(_Context)
+_encode = cpython.json_encoder(_unknown)
 
 
 def _scanned(text: str, start: int) -> tuple[object, int]:

@@ -6,11 +6,10 @@ Knows: JSON values.  Must not know: files, processes, the clock, the current dir
 
 from __future__ import annotations
 
-import _signal
-
 from ..errors import SpecError
 from . import checks
 from . import hops as command
+from .cpython import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,8 +25,8 @@ RLIMITS = ("as", "core", "cpu", "data", "fsize", "memlock", "nofile", "nproc", "
 LEASE_S = {"kill": 60, "survive": 2400}  # 2,400 s: HTCondor's JobLeaseDuration, twenty years in use
 
 SIGNALS = {
-    name: int(getattr(_signal, name))
-    for name in dir(_signal)
+    name: int(getattr(signal, name))
+    for name in dir(signal)
     if name.startswith("SIG")
     and not name.startswith("SIG_")
     and name not in ("SIGCLD", "SIGIOT", "SIGPOLL")

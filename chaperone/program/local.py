@@ -6,12 +6,12 @@ Knows: pidfds, pipes, what a run's processes are.  Must not know: the spool, sta
 
 from __future__ import annotations
 
-import _signal
 import fcntl
 import os
 import select
 
 from ..errors import StartError
+from ..model.cpython import signal
 from . import processes, spawn
 from .streams import Pump
 
@@ -189,7 +189,7 @@ class LocalProgram:
                 file_actions=moves,
                 setsid=True,
                 setsigmask=(),
-                setsigdef=range(1, _signal.SIGSYS + 1),
+                setsigdef=range(1, signal.SIGSYS + 1),
             )
         except OSError as error:
             raise StartError(
@@ -278,12 +278,12 @@ class LocalProgram:
             self._never_begin()
             return
         self._chaperone.loop.cancel(self._kill_timer)
-        processes.signal_group(self.pid, _signal.SIGKILL)
+        processes.signal_group(self.pid, signal.SIGKILL)
         left = self._left()
         if self._finishing and left == []:
             self._finished()
             return
-        refused = processes.signal_each(left or [], _signal.SIGKILL)
+        refused = processes.signal_each(left or [], signal.SIGKILL)
         if self._finishing and left and refused == len(left):
             self._chaperone.log(
                 f"{refused} processes run as another user and can't be killed: {left[:20]!r}"
@@ -291,9 +291,7 @@ class LocalProgram:
             self._finished()
             return
         self._kill_pause_s = min(max(2 * self._kill_pause_s, KILL_AGAIN_S[0]), KILL_AGAIN_S[1])
-        self._kill_timer = self._chaperone.loop.at(
-            self._chaperone.loop.now() + self._kill_pause_s, self.kill
-        )
+        self._kill_timer = self._chaperone.loop.later(self._kill_pause_s, self.kill)
 
     def _left(self) -> list[int] | None:
         """
@@ -328,11 +326,9 @@ class LocalProgram:
             self._finished()
             return
         self._chaperone.log(f"the program left {len(left)} processes running: {left[:20]!r}")
-        self.stop(_signal.SIGTERM)
+        self.stop(signal.SIGTERM)
         if self._kill_timer is None:
-            self._kill_timer = self._chaperone.loop.at(
-                self._chaperone.loop.now() + min(grace_s, LEFTOVER_GRACE_S), self.kill
-            )
+            self._kill_timer = self._chaperone.loop.later(min(grace_s, LEFTOVER_GRACE_S), self.kill)
 
     def _finish_blindly(self, grace_s: float) -> None:
         """
@@ -341,14 +337,12 @@ class LocalProgram:
         """
         if self._looks:
             self._looks -= 1
-            self._chaperone.loop.at(
-                self._chaperone.loop.now() + LOOK_AGAIN_S, lambda: self.finish(grace_s)
-            )
+            self._chaperone.loop.later(LOOK_AGAIN_S, lambda: self.finish(grace_s))
             return
         self._chaperone.log(f"unable to know what the program left running: {self._blind}")
         self._leftovers = None
         if self._spec["leftovers"] == "stop":
-            processes.signal_group(self.pid, _signal.SIGKILL)
+            processes.signal_group(self.pid, signal.SIGKILL)
         self._finished()
 
     def _finished(self) -> None:

@@ -66,6 +66,10 @@ class Loop:
         self._due[self._last] = (when, callback)
         return self._last
 
+    def later(self, seconds: float, callback: Due) -> int:
+        """Call back once, after some seconds: a handle for `cancel`."""
+        return self.at(self.now() + seconds, callback)
+
     def cancel(self, handle: int | None) -> None:
         """Forget a deadline; nothing to do when it has passed or is None."""
         if handle is not None:

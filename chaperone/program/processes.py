@@ -6,9 +6,9 @@ Knows: /proc, process groups, subreapers.  Must not know: runs, specs, pipes.
 
 from __future__ import annotations
 
-import _ctypes
-import _signal
 import os
+
+from ..model.cpython import prctl, signal
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
@@ -17,12 +17,9 @@ def become_subreaper() -> None:
     """
     Make every orphan among our descendants our child, so that none can leave the tree.
 
-    Source: prctl(2). By `_ctypes`, the C core of ctypes: importing the whole costs a third of an
-        interpreter's start.
+    Source: prctl(2).
     """
-    this_process = _ctypes.dlopen(None, os.RTLD_NOW)  # type: ignore[arg-type]
-    prctl = _ctypes.dlsym(this_process, "prctl")
-    _ctypes.call_function(prctl, (PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
 def children(pid: int) -> list[int]:
@@ -156,11 +153,11 @@ def group_of(pid: int) -> int | None:
 
 def reset_signals() -> None:
     """Every signal to its default, none blocked: as a program expects to be started."""
-    _signal.set_wakeup_fd(-1)
-    for number in range(1, _signal.NSIG):
-        if _signal.getsignal(number) not in (
-            _signal.SIG_DFL,
+    signal.set_wakeup_fd(-1)
+    for number in range(1, signal.NSIG):
+        if signal.getsignal(number) not in (
+            signal.SIG_DFL,
             None,
         ):  # None: libc keeps it; to ask first saves 120 system calls
-            _signal.signal(number, _signal.SIG_DFL)
-    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())

@@ -7,7 +7,6 @@ Knows: posix_spawn, fork, exec, files of the near side.  Must not know: what bec
 
 from __future__ import annotations
 
-import _signal
 import errno
 import os
 import resource
@@ -15,6 +14,7 @@ import select
 import stat
 
 from ..errors import StartError
+from ..model.cpython import signal
 from . import processes
 
 TYPE_CHECKING = False
@@ -70,7 +70,7 @@ def _spawned(
             file_actions=moves,
             setsid=True,
             setsigmask=(),
-            setsigdef=range(1, _signal.SIGSYS + 1),
+            setsigdef=range(1, signal.SIGSYS + 1),
         )
 
     doing = f"change to cwd {program['cwd']!r}"

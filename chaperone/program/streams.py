@@ -8,11 +8,12 @@ Knows: file descriptors, pipes.  Must not know: which program writes, or file na
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import select
 import stat
 import time
+
+from .fds import PIPE_BYTES, widened
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,11 +21,7 @@ if TYPE_CHECKING:
 
     from .loop import Loop
 
-# fcntl(2); Python has a name for it from 3.10 on, but only where it was built with a new libc
-F_SETPIPE_SZ = 1031
-PIPE_BYTES = 65_536  # a new pipe's capacity, pipe(7)
-WIDE_PIPE_BYTES = 1_048_576  # so that a writer of bursts goes on while the disk is busy
-# at one read: it stays in a core's cache. Measured in turns: 0.59x of `prog > file`, 0.51x with 1
+# Of one read: it stays in a core's cache. Measured in turns: 0.59x of `prog > file`, 0.51x with 1
 # MiB, 0.41x with 64 KiB
 BUFFER_BYTES = 262_144
 
@@ -143,19 +140,8 @@ class Pump:
             return 0
         self._stream.write(memoryview(self._buffer)[:count])
         if count == PIPE_BYTES == self._capacity:
-            self._widen()
+            self._capacity = widened(self._fd)
         return count
-
-    def _widen(self) -> None:
-        """
-        Give a pipe that fills up more room. Not before: 32 idle runs would use up what
-            pipe-user-pages-soft
-        grants a user, and every later pipe of theirs would be two pages.
-        """
-        try:
-            self._capacity = fcntl.fcntl(self._fd, F_SETPIPE_SZ, WIDE_PIPE_BYTES)
-        except OSError:
-            self._capacity = PIPE_BYTES + 1  # refused: not asked again
 
     def drain(self) -> None:
         """

@@ -1,0 +1,119 @@
+"""
+What only CPython knows: the C cores of modules whose own import a start can't afford, or those modules where a core is not there.
+
+Knows: `_json`, `_signal`, `_ctypes`, `_socket`, `posix`, and what stands in for each.  Must not know: what they are used for.
+"""
+
+from __future__ import annotations
+
+import os
+
+__all__ = ["accept", "environ", "json_encoder", "json_scanner", "prctl", "signal", "socket"]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import _signal as signal
+    import _socket as socket
+    from collections.abc import Callable
+    from typing import Any
+
+    Scan = Callable[[str, int], tuple[object, int]]
+    Encode = Callable[[object, int], "tuple[str, ...]"]
+else:
+    try:  # `signal` makes enums of all its numbers: 0.3 of a bare interpreter's start
+        import _signal as signal
+    except ImportError:
+        import signal
+    try:  # `socket` imports `selectors`, `enum`, `io`: 5 ms
+        import _socket as socket
+    except ImportError:
+        import socket
+
+try:  # as the kernel gave it: os.environb is 0.1 ms of Python
+    from posix import environ as environ
+except ImportError:
+    environ = dict(os.environb)
+
+
+def json_scanner(context: Any) -> Scan:
+    """
+    The function that reads one JSON value from a text.
+
+    Args:
+        context: A class with the hooks of `json.JSONDecoder` as its attributes.
+    Returns:
+        callable: (text, start) to (value, end); raises StopIteration where no value begins.
+    Source: Modules/_json.c; importing `json` doubles the start of a chaperone, for it imports `re`.
+    """
+    try:
+        import _json
+
+        scan = _json.make_scanner(context)
+        scan('[{"a": [1, 1.5, null]}]', 0)
+        return scan
+    except (
+        ImportError,
+        AttributeError,
+        TypeError,
+    ):  # 3.15 asked for a hook that no earlier one had
+        from json import JSONDecoder
+
+        decoder = JSONDecoder(
+            object_pairs_hook=context.object_pairs_hook,
+            parse_float=context.parse_float,
+            parse_int=context.parse_int,
+            parse_constant=context.parse_constant,
+        )
+        return decoder.scan_once  # type: ignore[attr-defined, no-any-return]
+
+
+def json_encoder(default: Callable[[object], object]) -> Encode:
+    """
+    The function that writes one JSON value in ASCII, on one line.
+
+    Args:
+        default: Called with what is no JSON value; raises TypeError.
+    Returns:
+        callable: (value, 0) to pieces of text; raises ValueError for NaN and infinities.
+    Source: Modules/_json.c, as `json.JSONEncoder` calls it.
+    """
+    try:
+        import _json
+
+        # markers, default, encoder, indent, separators, sort_keys, skipkeys, allow_nan
+        encode: Any = _json.make_encoder(
+            None, default, _json.encode_basestring_ascii, None, ": ", ", ", False, False, False
+        )
+        encode([{"a": [1, 1.5, None]}], 0)
+        return encode  # type: ignore[no-any-return]
+    except (ImportError, AttributeError, TypeError):
+        from json import JSONEncoder
+
+        encoder = JSONEncoder(check_circular=False, allow_nan=False, default=default)
+        return lambda value, level: tuple(encoder.iterencode(value))
+
+
+def accept(listening: socket.socket) -> int:
+    """The fd of the next connection to a listening socket; the caller closes it."""
+    take = getattr(listening, "_accept", None)
+    if take is None:
+        other: Any = listening
+        return int(other.accept()[0].detach())
+    return int(take()[0])
+
+
+def prctl(option: int, value: int) -> int:
+    """
+    prctl(2) with one argument: 0, or -1 where the kernel refuses.
+
+    By the C core of ctypes: importing the whole costs a third of an interpreter's start.
+    """
+    try:
+        import _ctypes
+
+        function = _ctypes.dlsym(_ctypes.dlopen(None, os.RTLD_NOW), "prctl")  # type: ignore[arg-type]
+        return int(_ctypes.call_function(function, (option, value, 0, 0, 0)))
+    except (ImportError, AttributeError, TypeError):
+        import ctypes
+
+        return int(ctypes.CDLL(None).prctl(option, value, 0, 0, 0))
