@@ -24,15 +24,23 @@ else:
         import _signal as signal
     except ImportError:
         import signal
-    try:  # `socket` imports `selectors`, `enum`, `io`: 5 ms
-        import _socket as socket
-    except ImportError:
-        import socket
 
 try:  # as the kernel gave it: os.environb is 0.1 ms of Python
     from posix import environ as environ
 except ImportError:
     environ = dict(os.environb)
+
+
+def __getattr__(name: str) -> object:
+    """`socket`, for the few that need it: the module costs 5 ms, and its C core 0.3."""
+    if name != "socket":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        import _socket as found
+    except ImportError:
+        import socket as found  # type: ignore[no-redef]
+    globals()["socket"] = found
+    return found
 
 
 def json_scanner(context: Any) -> Scan:
