@@ -87,6 +87,23 @@ def test_module_has_a_header_and_no_more_than_450_lines(path):
     assert path.name == "format.py" or len(header.splitlines()) <= 6
 
 
+def test_command_that_measures_the_house_counts_each_folder(tmp_path):
+    inner = tmp_path / "package" / "inner"
+    inner.mkdir(parents=True)
+    (inner.parent / "first.py").write_text('"""One."""\n\nif True:\n    x = 1\n')
+    (inner / "second.py").write_text(f"y = '{'y' * 100}'\n")
+    (inner / "third.sh").write_text("exit\n" * 2_000)
+    done = subprocess.run(
+        [f"{ROOT}/bin/house", inner.parent], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == (
+        " lines statements files columns\n"
+        "     4          3     1      10  package\n"
+        "     1          1     2     106  package/inner\n"
+        "     5          4     3     106  all of it\n"
+    )
+
+
 # -- the holding path is lean
 
 # Builtin, or as good as: what an interpreter without site has, and C modules that it contains or
