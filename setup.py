@@ -1,14 +1,38 @@
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.sdist import sdist
 
 here = Path(__file__).resolve().parent
+
+
+class Sdist(sdist):
+    """The package and all that a distributor needs to read and to test it."""
+
+    folders = ("bin", "docs", "spool_tests")
+    files = ("CHANGELOG.rst", "LICENSE", ".importlinter", ".mypy.ini", ".pytest.ini", ".ruff.toml")
+
+    def make_release_tree(self, base_dir, files):
+        # Not by MANIFEST.in: it leaves out links to directories, and the frozen spools have some.
+        super().make_release_tree(base_dir, files)
+        made = shutil.ignore_patterns("__pycache__", "*.pyc", ".*_cache")
+        for name in self.folders:
+            shutil.copytree(
+                here / name, Path(base_dir, name), symlinks=True, ignore=made, dirs_exist_ok=True
+            )
+        for name in self.files:
+            shutil.copy2(here / name, Path(base_dir, name))
+
 
 setup(
     name="chaperone-spool",
     version="0.2.0",
-    description="A small process that stays with one program for its whole life and leaves its output and outcome in a directory",
-    long_description=(here / "README.rst").read_text() if (here / "README.rst").exists() else "",
+    description=(
+        "A small process that stays with one program for its whole life"
+        " and leaves its output and outcome in a directory"
+    ),
+    long_description=(here / "README.rst").read_text(),
     long_description_content_type="text/x-rst",
     author="The chaperone authors",
     license="MIT",
@@ -18,6 +42,7 @@ setup(
     scripts=["bin/chaperone"],
     python_requires=">=3.10",
     install_requires=["attrs>=22.2", "filelock>=3.12", "inotify-simple>=1.3"],
+    cmdclass={"sdist": Sdist},
     zip_safe=False,
     classifiers=[
         "Development Status :: 4 - Beta",
@@ -26,7 +51,7 @@ setup(
         "Intended Audience :: System Administrators",
         "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3",
-        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)),
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 16)),
         "Topic :: System :: Distributed Computing",
         "Topic :: System :: Systems Administration",
         "Typing :: Typed",

@@ -163,8 +163,8 @@ def test_readme_says_what_setup_says(place):
     text = pathlib.Path(ROOT, "README.rst").read_text()
     setup = pathlib.Path(ROOT, "setup.py").read_text()
     assert (
-        "Python 3.10 to 3.13" in text
-        and "range(10, 14)" in setup
+        "Python 3.10 to 3.15" in text
+        and "range(10, 16)" in setup
         and 'python_requires=">=3.10"' in setup
     )
     assert (

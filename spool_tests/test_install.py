@@ -6,13 +6,16 @@ Knows: pip, the wheels that bin/venv laid by.  Must not know: the source tree, o
 made.
 """
 
+import email
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import zipfile
 
 import filelock
@@ -24,6 +27,9 @@ from spool_tests.conftest import ROOT, absent, until
 pytestmark = pytest.mark.once
 sshd = server.sshd
 WHEELS = pathlib.Path(sys.prefix, "wheels")
+# What a source distribution has of the checkout.
+SHIPPED = ["setup.py", "README.rst", "LICENSE", "CHANGELOG.rst", "chaperone", "bin", "docs"]
+SHIPPED += ["spool_tests", ".importlinter", ".mypy.ini", ".pytest.ini", ".ruff.toml"]
 
 
 def run(*argv, **keywords):
@@ -44,37 +50,49 @@ def once_for_all_workers(tmp_path_factory, name, make):
     return place / name
 
 
+def built(source, place):
+    """The wheel of a source tree or an sdist; nothing is fetched."""
+    offline = ("--no-deps", "--no-index", "--no-build-isolation")
+    run(sys.executable, "-m", "pip", "wheel", "-q", *offline, "-w", place, source)
+    (made,) = place.glob("*.whl")
+    return made
+
+
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """The wheel, built from a copy: a build leaves its traces where it is made."""
+def distributions(tmp_path_factory):
+    """
+    A directory with the source's copy in `tree`, its sdist in `sdist`, its wheel in `wheel` and the
+    wheel of the sdist in `again`.
+
+    They are built from a copy, because a build leaves files where it is made.
+    """
     if not WHEELS.exists():
         absent(f"no wheels in {WHEELS}: bin/venv lays them by")
 
     def make(place):
-        (place / "tree").mkdir(parents=True)
-        for name in ("setup.py", "README.rst", "LICENSE"):
-            shutil.copy(f"{ROOT}/{name}", place / "tree")
-        for name in ("chaperone", "bin"):
-            shutil.copytree(
-                f"{ROOT}/{name}",
-                place / "tree" / name,
-                ignore=shutil.ignore_patterns("__pycache__"),
-            )
+        tree = place / "tree"
+        tree.mkdir(parents=True)
+        for name in SHIPPED:
+            if os.path.isfile(f"{ROOT}/{name}"):
+                shutil.copy(f"{ROOT}/{name}", tree)
+            else:
+                ignored = shutil.ignore_patterns("__pycache__", "*.pyc", ".*_cache")
+                shutil.copytree(f"{ROOT}/{name}", tree / name, symlinks=True, ignore=ignored)
+        shutil.copytree(tree, place / "building", symlinks=True)
         run(
-            sys.executable,
-            "-m",
-            "pip",
-            "wheel",
-            "-q",
-            "--no-deps",
-            "--no-index",
-            "--no-build-isolation",
-            "-w",
-            place,
-            place / "tree",
+            *(sys.executable, "setup.py", "-q", "sdist", "-d", place / "sdist"),
+            cwd=place / "building",
         )
+        (sdist,) = (place / "sdist").glob("*.tar.gz")
+        built(sdist, place / "again")
+        built(place / "building", place / "wheel")
 
-    (made,) = once_for_all_workers(tmp_path_factory, "wheel", make).glob("*.whl")
+    return once_for_all_workers(tmp_path_factory, "distributions", make)
+
+
+@pytest.fixture(scope="module")
+def wheel(distributions):
+    (made,) = (distributions / "wheel").glob("*.whl")
     return made
 
 
@@ -118,6 +136,51 @@ def test_wheel_holds_all_that_runs_and_no_more(wheel):
         for name in names
         if "/" in name and ".dist-info" not in name and not name.startswith("chaperone/")
     } == {"chaperone_spool-0.2.0.data/scripts/chaperone"}
+
+
+def test_sdist_holds_the_docs_and_the_tests(distributions):
+    tree = distributions / "tree"
+    (sdist,) = (distributions / "sdist").iterdir()
+    assert sdist.name == "chaperone-spool-0.2.0.tar.gz"
+    with tarfile.open(sdist) as archive:
+        members = {member.name.partition("/")[2]: member for member in archive.getmembers()}
+        files = {name for name, member in members.items() if not member.isdir()}
+        assert {name for name in files if not re.match(r"chaperone_spool\.egg-info/", name)} == {
+            *("PKG-INFO", "setup.cfg"),
+            *(str(p.relative_to(tree)) for p in tree.rglob("*") if p.is_symlink() or p.is_file()),
+        }
+        for name in files & {str(path.relative_to(tree)) for path in tree.rglob("*")}:
+            member, path = members[name], tree / name
+            assert member.mode & 0o700 == path.lstat().st_mode & 0o700, name
+            if path.is_symlink():
+                assert member.linkname == os.readlink(path)
+            else:
+                assert archive.extractfile(member).read() == path.read_bytes(), name
+
+
+def test_wheel_of_the_sdist_is_the_wheel_of_the_tree(distributions):
+    def content(place):
+        (wheel,) = (distributions / place).glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            return wheel.name, {
+                info.filename: (info.external_attr, archive.read(info))
+                for info in archive.infolist()
+            }
+
+    assert content("again") == content("wheel")
+
+
+def test_package_needs_three_others_and_names_its_pythons(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        metadata = archive.read("chaperone_spool-0.2.0.dist-info/METADATA").decode()
+    said = email.message_from_string(metadata)
+    assert {re.match("[a-z-]+", line)[0] for line in said.get_all("Requires-Dist")} == {
+        *("attrs", "filelock", "inotify-simple")
+    }
+    assert said["Requires-Python"] == ">=3.10"
+    assert [line for line in said.get_all("Classifier") if "Python :: 3." in line] == [
+        f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 16)
+    ]
 
 
 def test_installed_command_is_the_one_of_the_source(installed):
