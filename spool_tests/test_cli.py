@@ -8,6 +8,7 @@ Knows: argv, streams, exit codes, terminals.  Must not know: how anything is don
 import fcntl
 import json
 import os
+import pathlib
 import pty
 import re
 import select
@@ -1335,12 +1336,6 @@ def test_page_tells_of_every_exit_code():
     assert {int(code): name for code, name in table} == {
         getattr(os, f"EX_{name}"): name for _, name in table
     }
-    source = "".join(
-        open_source(name) for name in ("cli", "verbs", "upkeep", "launch", "launcher", "supervise")
-    )
+    package = pathlib.Path(ROOT, "chaperone")
+    source = "".join(path.read_text() for path in package.rglob("*.py"))
     assert {name for _, name in table} == set(re.findall(r"os\.EX_([A-Z]+)", source))
-
-
-def open_source(name):
-    with open(os.path.join(ROOT, "chaperone", f"{name}.py")) as file:
-        return file.read()

@@ -17,7 +17,7 @@ import pytest
 from chaperone.errors import RunExistsError, SpoolError
 from chaperone.model import jsontext
 from chaperone.model import status as statuses
-from chaperone.spool import format, run_directory
+from chaperone.spool import format, look, run_directory
 from chaperone.spool import reap as reaping
 from spool_tests import disk
 from spool_tests.conftest import ROOT, absent, need, open_fds
@@ -329,7 +329,7 @@ def test_reader_never_sees_half_a_status(spool):
     run_fd = os.dup(run.fd)
     read, write = os.pipe()
 
-    def look():
+    def keep_looking():
         os.close(write)
         last = seen = 0
         os.set_blocking(read, False)
@@ -348,7 +348,7 @@ def test_reader_never_sees_half_a_status(spool):
         assert seen > 50, seen
 
     status = disk.running(run, pid=0, stop={"by": ""})
-    reader = disk.forked(look)
+    reader = disk.forked(keep_looking)
     os.close(read)
     for number in range(1, 10_001):
         assert (
