@@ -1,8 +1,12 @@
+import runpy
 import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
 from setuptools.command.sdist import sdist
+
+# Setuptools' own, once setuptools is imported.
+from distutils.command.install_data import install_data  # isort: skip
 
 here = Path(__file__).resolve().parent
 
@@ -25,6 +29,16 @@ class Sdist(sdist):
             shutil.copy2(here / name, Path(base_dir, name))
 
 
+class ManPages(install_data):
+    """What is installed beside the package: the man pages, made from docs/ when it is built."""
+
+    def run(self):
+        make = runpy.run_path(str(here / "docs/man.py"))["make"]
+        made = make(self.distribution.get_version(), "build/man")
+        self.data_files = [(f"share/man/{section}", paths) for section, paths in made.items()]
+        super().run()
+
+
 setup(
     name="chaperone-spool",
     version="0.2.0",
@@ -40,9 +54,11 @@ setup(
     package_data={"chaperone": ["py.typed", "*/*.sh"]},
     # Not a console_scripts entry: its wrapper imports what a start can't afford.
     scripts=["bin/chaperone"],
+    data_files=[("share/man", [])],
+    setup_requires=["docutils"],
     python_requires=">=3.10",
     install_requires=["attrs>=22.2", "filelock>=3.12", "inotify-simple>=1.3"],
-    cmdclass={"sdist": Sdist},
+    cmdclass={"sdist": Sdist, "install_data": ManPages},
     zip_safe=False,
     classifiers=[
         "Development Status :: 4 - Beta",

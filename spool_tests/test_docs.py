@@ -190,6 +190,20 @@ def test_every_page_that_a_page_names_is_there():
         assert [name for name in named if not pathlib.Path(ROOT, name).exists()] == [], path.name
 
 
+def test_every_page_stands_in_the_index_once():
+    index = pathlib.Path(ROOT, "docs/index.rst").read_text()
+    listed = re.findall(r"^   ([\w-]+)$", index, re.M)
+    assert sorted(listed) == sorted(
+        path.stem for path in PAGES if path.stem not in ("README", "index")
+    )
+
+
+def test_no_page_links_to_a_file_beside_it():
+    """Such a link is dead on PyPI and in a man page; a path can be found everywhere."""
+    for path in [*PAGES, pathlib.Path(ROOT, "CHANGELOG.rst")]:
+        assert re.findall(r"`[^`]*<(?!https?:)[^`]*>`_", path.read_text()) == [], path.name
+
+
 def test_scheduler_of_sixty_lines_has_sixty_lines():
     lines = pathlib.Path(ROOT, "docs/examples/scheduler.py").read_text().splitlines()
     assert 55 <= len(lines) <= 65

@@ -22,7 +22,7 @@ import filelock
 import pytest
 
 from spool_tests import sshd as server
-from spool_tests.conftest import ROOT, absent, until
+from spool_tests.conftest import ROOT, absent, need, until
 
 pytestmark = pytest.mark.once
 sshd = server.sshd
@@ -135,7 +135,25 @@ def test_wheel_holds_all_that_runs_and_no_more(wheel):
         name
         for name in names
         if "/" in name and ".dist-info" not in name and not name.startswith("chaperone/")
-    } == {"chaperone_spool-0.2.0.data/scripts/chaperone"}
+    } == {
+        "chaperone_spool-0.2.0.data/scripts/chaperone",
+        "chaperone_spool-0.2.0.data/data/share/man/man1/chaperone.1",
+        "chaperone_spool-0.2.0.data/data/share/man/man5/chaperone-spec.5",
+        "chaperone_spool-0.2.0.data/data/share/man/man5/chaperone-spool.5",
+    }
+
+
+def test_man_pages_are_installed_and_man_shows_them(installed):
+    need("man")
+    manuals = installed.parent / "share/man"
+    shown = {
+        page: run("man", "-M", manuals, page, env={**os.environ, "MANWIDTH": "80"})
+        for page in ("chaperone", "chaperone-spec", "chaperone-spool")
+    }
+    for page, text in shown.items():
+        assert f"{page} - " in text and "chaperone 0.2.0" not in text.partition("\n")[0], page
+        assert max(map(len, text.splitlines())) <= 120, page
+    assert "--detach" in shown["chaperone"] and "chaperone-spool(5)" in shown["chaperone"]
 
 
 def test_sdist_holds_the_docs_and_the_tests(distributions):
