@@ -204,6 +204,29 @@ def test_no_page_links_to_a_file_beside_it():
         assert re.findall(r"`[^`]*<(?!https?:)[^`]*>`_", path.read_text()) == [], path.name
 
 
+def test_architecture_names_what_is_there():
+    """Every file and name it mentions, and every folder of the package."""
+    text = pathlib.Path(ROOT, "docs/architecture.rst").read_text()
+    package = pathlib.Path(ROOT, "chaperone")
+    named = set(re.findall(r"chaperone/[\w/.-]*[\w/]", text))
+    assert [name for name in sorted(named) if not pathlib.Path(ROOT, name).exists()] == []
+    (tree,) = blocks(pathlib.Path(ROOT, "docs/architecture.rst"), "text")
+    assert set(re.findall(r"^ +(\w+)/ ", tree, re.M)) == {
+        path.name for path in package.rglob("*") if path.is_dir() and path.name != "__pycache__"
+    }
+    floors = re.search(r"alike::\n\n((?:    .+\n)+)", text)[1].split("\n")
+    contract = pathlib.Path(ROOT, ".importlinter").read_text()
+    layers = re.findall(
+        r"^    (chaperone\.(?!__).*)$", contract.partition("[importlinter:contract:disk]")[0], re.M
+    )
+    assert [
+        f"chaperone.{floor.strip().replace(' | ', ' | chaperone.')}" for floor in floors if floor
+    ] == layers
+    source = "".join(path.read_text() for path in package.rglob("*.py"))
+    functions = re.findall(r"\(``([a-z_]+)``\)", text)
+    assert [name for name in functions if f"def {name}(" not in source] == []
+
+
 def test_scheduler_of_sixty_lines_has_sixty_lines():
     lines = pathlib.Path(ROOT, "docs/examples/scheduler.py").read_text().splitlines()
     assert 55 <= len(lines) <= 65
