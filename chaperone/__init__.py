@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from .errors import SpoolError as SpoolError
     from .follow.follower import Follower as Follower
     from .model.events import Changed as Changed
-    from .model.events import Counts as Counts
     from .model.events import Ended as Ended
     from .model.events import Lost as Lost
     from .model.events import Output as Output
     from .model.events import Shrank as Shrank
     from .model.events import Started as Started
-    from .model.events import Status as Status
     from .model.hops import build_command as build_command
     from .model.hops import build_program as build_program
+    from .model.status import Counts as Counts
+    from .model.status import Status as Status
 
 # The one list of the public names: each module, and what it gives.
 _ROOMS = {

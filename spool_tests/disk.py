@@ -14,6 +14,7 @@ import traceback
 
 from chaperone.model import spec as specs
 from chaperone.model import status as statuses
+from chaperone.program import processes
 from chaperone.spool import format, look, run_directory
 
 # What changes the disk or a lock: every step between two of these is one that a crash may end at.
@@ -75,9 +76,9 @@ def terminated(run, code=0):
     sizes = {name: {"bytes": run.size_of(name), "dropped": 0} for name in run.streams}
     status = statuses.running(starting(spec(run.run_id)), 4711, time.time_ns(), **sizes)
     return statuses.terminated(
-        statuses.ended(
+        statuses.with_facts(
             status,
-            **statuses.outcome(code << 8),
+            **processes.outcome(code << 8),
             end_time=statuses.timestamp(time.time_ns()),
             elapsed=0.5,
         ),

@@ -22,7 +22,7 @@ if __name__ == "__main__":
 
 from chaperone.cli import terminal
 from chaperone.errors import ChaperoneError, SpecError
-from chaperone.farside import records
+from chaperone.farside import records, remote
 from chaperone.follow import batches
 from chaperone.follow.follower import Follower
 from chaperone.hold import begin, chaperone, direct
@@ -138,8 +138,12 @@ def far_side(data):
     )
     run = Run(NULL)
     asked = {**asked, "id": "r"}
-    with chaperone.Holder(
-        run, asked, statuses.starting(asked, 1, "here", None, 0), INHERITED
+    starting = statuses.starting(asked, 1, "here", None, 0)
+    with chaperone.Chaperone(
+        run,
+        asked,
+        starting,
+        lambda holder: remote.RemoteProgram(asked, holder, INHERITED, "c", None),
     ) as holder:
         program = holder.program
         program._dialer.connection = Connection()

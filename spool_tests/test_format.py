@@ -3,6 +3,9 @@ docs/spool-format.rst and docs/spec.rst: their samples and tables against the co
 files.
 """
 
+import ast
+import inspect
+import itertools
 import json
 import os
 import pathlib
@@ -131,7 +134,14 @@ def test_states_and_transitions_are_those_of_the_code():
 
 
 def test_fields_are_those_of_a_status():
+    """The table of the page, word for word, is what stands below each field in model/status.py."""
     fields = table(FORMAT, "field")
+    described = {}
+    body = ast.parse(inspect.getsource(statuses.Status)).body[0].body
+    for line, below in itertools.pairwise(body):
+        if isinstance(line, ast.AnnAssign) and line.target.id in statuses.FIELDS:
+            described[line.target.id] = " ".join(below.value.value.split())
+    assert {words(row[0])[0]: row[1] for row in fields} == described
     assert [words(row[0])[0] for row in fields] == list(disk.starting(disk.spec()))
     reasons = next(row[1] for row in fields if row[0] == "``stop``")
     assert tuple(re.search(r"\(([a-z, ]+)\)", reasons)[1].split(", ")) == statuses.STOP_REASONS

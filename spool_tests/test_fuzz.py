@@ -12,6 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from chaperone.hold import chaperone
+from chaperone.model import spec as specs
+from chaperone.model import status as statuses
 from spool_tests import fuzz
 from spool_tests.conftest import absent
 
@@ -129,3 +132,17 @@ def test_nothing_that_a_fuzzer_finds_makes_it_crash(target, tmp_path, told):
     taken = re.findall(rf"^{target}: \d+ inputs in \d+ s$", result.stderr, re.M)
     told(taken[-1] if taken else f"{target}: no input")
     assert result.returncode == 0 and taken, result.stderr[-6000:]
+
+
+def test_adopter_of_a_run_whose_start_is_no_time_counts_from_its_own():
+    asked = specs.checked(
+        {"id": "r", "program": {"argv": ["x"]}, "remote": {"host": "h"}, "timeouts": {"run": 60}},
+        "/",
+    )
+    left = {**statuses.starting(asked, 1, "here", None, 0), "start_time": "yesterday"}
+    status = {**left, "state": "running", "pid": 7}
+    run = fuzz.Run(fuzz.NULL)
+    with chaperone.Chaperone(run, asked, status, lambda holder: None) as adopter:
+        before = adopter.loop.now()
+        adopter.resumed(7)
+        assert before <= adopter._started_at <= adopter.loop.now()

@@ -3,26 +3,30 @@ Statuses: which state may follow which, what is said of an outcome, and what is 
 read.
 """
 
+import datetime
 import json
 import os
 import signal
 import subprocess
 import sys
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import chaperone
 from chaperone.errors import TransitionError
-from chaperone.model import jsontext
+from chaperone.model import events, jsontext
 from chaperone.model import status as statuses
+from chaperone.program import processes
 from chaperone.spool import format
 from spool_tests import disk
 
 NOW_NS = 1_795_550_066_123_456_789
 START = statuses.starting(disk.spec("r", labels={"team": "etl"}), 42, "here", "boot", NOW_NS)
 RUNNING = statuses.running(START, 4711, NOW_NS)
-EXITED = statuses.ended(RUNNING, **statuses.outcome(3 << 8))
+EXITED = statuses.with_facts(RUNNING, **processes.outcome(3 << 8))
 
 MOVES = {
     "starting": lambda status: {**status, "state": "starting"},
@@ -40,6 +44,47 @@ MOVES = {
 def test_times_are_told_in_utc_with_microseconds() -> None:
     assert statuses.timestamp(NOW_NS) == "2026-11-24T19:54:26.123456Z"
     assert statuses.timestamp(0) == "1970-01-01T00:00:00.000000Z"
+
+
+moments = st.datetimes(
+    min_value=datetime.datetime(1, 1, 2), max_value=datetime.datetime(9999, 12, 30)
+)
+offsets = st.integers(-23 * 60 - 59, 23 * 60 + 59).map(
+    lambda minutes: datetime.timezone(datetime.timedelta(minutes=minutes))
+)
+
+
+@given(moments, offsets)
+def test_time_is_parsed_as_the_moment_that_it_names(
+    moment: datetime.datetime, offset: datetime.timezone
+) -> None:
+    aware = moment.replace(tzinfo=offset)
+    since_epoch = aware - datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
+    moment_ns = since_epoch // datetime.timedelta(microseconds=1) * 1000
+    assert statuses.moment_ns(aware.isoformat()) == moment_ns
+    assert events.status_view({"start_time": aware.isoformat()}).start_time == aware
+
+
+@given(st.integers(0, 2**62))
+def test_timestamp_is_parsed_as_what_it_was_made_of(now_ns: int) -> None:
+    assert statuses.moment_ns(statuses.timestamp(now_ns)) == now_ns // 1000 * 1000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(None, 5, "", "Z", "yesterday", "2026-11-24", "2026-11-24T19:54:26"),
+        *("2026-11-24 19:54:26Z", "2026-11-24T19:54:26.Z", "2026-11-24T19:54:26.5xZ"),
+        *("2026-02-30T00:00:00Z", "2026-13-01T00:00:00Z", "2026-00-01T00:00:00Z"),
+        *("2026-11-24T24:00:00Z", "2026-11-24T19:60:00Z", "2026-11-24T19:54:60Z"),
+        *("2026-11-24T19:54:26+24:00", "2026-11-24T19:54:26+00:60", "2026-11-24T19:54:26+0000"),
+        *("\u0662026-11-24T19:54:26Z", "2026-11-24T19:54:26.\u0665Z", "-026-11-24T19:54:26Z"),
+        "2025-02-29T00:00:00Z",
+    ],
+)
+def test_what_is_no_time_is_none(text: object) -> None:
+    assert statuses.moment_ns(text) is None
+    assert events.status_view({"start_time": text}).start_time is None
 
 
 def test_first_status_knows_what_was_asked_and_no_secret() -> None:
@@ -77,17 +122,15 @@ def test_nothing_follows_a_final_state() -> None:
         statuses.TRANSITIONS
     ) == set(statuses.STATES)
     final = statuses.terminated(EXITED, True)
-    for more in (lambda: statuses.noted(final, pid=1), lambda: statuses.ended(final, pid=1)):
-        with pytest.raises(TransitionError) as caught:
-            more()
-        assert str(caught.value) == "unable to record more of run 'r': it has ended"
+    with pytest.raises(TransitionError) as caught:
+        statuses.with_facts(final, pid=1)
+    assert str(caught.value) == "unable to record more of run 'r': it has ended"
 
 
 @pytest.mark.parametrize(
     "record",
     [
-        statuses.noted,
-        statuses.ended,
+        statuses.with_facts,
         lambda status, **facts: statuses.running(status, 1, NOW_NS, **facts),
     ],
 )
@@ -126,7 +169,7 @@ def test_every_real_exit_and_signal_is_told_apart() -> None:
     told = set()
     for code in (0, 1, 126, 127, 128, 130, 137, 255):
         raw = subprocess.Popen([sys.executable, "-ISc", f"import os; os._exit({code})"])
-        status = statuses.outcome(os.waitpid(raw.pid, 0)[1])
+        status = processes.outcome(os.waitpid(raw.pid, 0)[1])
         raw.returncode = 0
         assert (status["return_code"], status["signal"], status["core_dump"]) == (code, None, False)
         told.add(str(status))
@@ -139,7 +182,7 @@ def test_every_real_exit_and_signal_is_told_apart() -> None:
     ):
         script = f"import os, resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); os.kill(os.getpid(), {int(number)})"
         raw = subprocess.Popen([sys.executable, "-ISc", script])
-        status = statuses.outcome(os.waitpid(raw.pid, 0)[1])
+        status = processes.outcome(os.waitpid(raw.pid, 0)[1])
         raw.returncode = 0
         assert (
             status["return_code"] is None
@@ -150,7 +193,7 @@ def test_every_real_exit_and_signal_is_told_apart() -> None:
 
 
 def test_core_dump_is_told() -> None:
-    assert statuses.outcome(11 | 0x80) == {
+    assert processes.outcome(11 | 0x80) == {
         "status": 139,
         "return_code": None,
         "signal": "SIGSEGV",
@@ -161,13 +204,13 @@ def test_core_dump_is_told() -> None:
 @pytest.mark.parametrize("facts", [{}, {"return_code": 1, "signal": "SIGTERM"}])
 def test_end_wants_exactly_one_of_code_and_signal(facts: dict[str, object]) -> None:
     with pytest.raises(TransitionError) as caught:
-        statuses.terminated(statuses.ended(RUNNING, **facts), True)
+        statuses.terminated(statuses.with_facts(RUNNING, **facts), True)
     assert str(caught.value) == "unable to end run 'r': want exactly one of return_code and signal"
 
 
 def test_lost_run_keeps_what_is_known_and_unknows_the_rest() -> None:
     known = statuses.stopping(
-        statuses.ended(EXITED, rusage={"utime": 1}, elapsed=5.0),
+        statuses.with_facts(EXITED, rusage={"utime": 1}, elapsed=5.0),
         "SIGTERM",
         "request",
         "ops",
@@ -227,7 +270,7 @@ def test_longest_status_fits_its_room(char: str) -> None:
         statuses.starting(spec, 2**31, "h" * 64, "b" * 36, NOW_NS), 2**31, NOW_NS
     )
     status = statuses.stopping(status, "SIGTERM", "request", char * 4000, NOW_NS)
-    status = statuses.noted(
+    status = statuses.with_facts(
         status,
         connection={
             "argv": [char * 20_000],
@@ -248,7 +291,7 @@ def test_longest_status_fits_its_room(char: str) -> None:
 
 
 def test_status_that_fits_is_written_whole() -> None:
-    status = statuses.noted(
+    status = statuses.with_facts(
         RUNNING, connection={"argv": ["ssh"], "pid": 1, "drops": 0, "state": "up", "since": None}
     )
     assert statuses.fitted(status, 100_000) == jsontext.dumps(status) + "\n"
@@ -257,7 +300,7 @@ def test_status_that_fits_is_written_whole() -> None:
 # -- what was read (R5)
 
 FINAL = statuses.terminated(
-    statuses.ended(EXITED, end_time=statuses.timestamp(NOW_NS), elapsed=1), True
+    statuses.with_facts(EXITED, end_time=statuses.timestamp(NOW_NS), elapsed=1), True
 )
 
 
@@ -328,8 +371,8 @@ def test_whatever_is_read_has_the_shape_of_a_status(value: object) -> None:
             and set(RUNNING) <= set(status)
         )
         statuses.exit_code(status)
-        for name, kinds in statuses._FIELDS.items():
-            field = status[name]
+        for name, line in statuses.FIELDS.items():
+            field, kinds = status[name], line.kinds
             if isinstance(kinds, dict):
                 assert field is None or isinstance(field, dict)
                 assert (
@@ -348,3 +391,36 @@ def test_whatever_is_read_has_the_shape_of_a_status(value: object) -> None:
         )
         if status["state"] not in statuses.FINAL:
             statuses.lost(status, "gone")
+
+
+# -- the reader's view
+
+
+def test_view_has_each_field_of_the_table_and_the_whole() -> None:
+    assert [field.name for field in attrs.fields(events.Status)] == [*statuses.FIELDS, "raw"]
+    assert [*statuses.Status.__annotations__] == [*statuses.FIELDS, "raw"]
+    assert chaperone.Status is statuses.Status and chaperone.Counts is statuses.Counts
+
+
+def test_view_is_a_value() -> None:
+    view = events.status_view(FINAL)
+    assert view == events.status_view({**FINAL, "mood": "good"})
+    assert (view.stdout, view.exit_code, view.is_final()) == (
+        chaperone.Counts(bytes=0, dropped=0),
+        3,
+        True,
+    )
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        view.pid = 1  # type: ignore[misc]
+
+
+@given(broken)
+def test_view_of_whatever_is_read_shows_what_the_check_found(value: object) -> None:
+    status = statuses.last_known(value, "r")
+    view = events.status_view(status)
+    for name, line in statuses.FIELDS.items():
+        if line.view == "counts":
+            found = {"bytes": getattr(view, name).bytes, "dropped": getattr(view, name).dropped}
+            assert found == {part: status[name][part] for part in found}
+        elif not line.view:
+            assert getattr(view, name) == status[name] or status[name] != status[name]

@@ -14,6 +14,7 @@ if __name__ == "__main__":
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from chaperone.model import spec, status
+from chaperone.program import processes
 from chaperone.spool import run_directory
 
 WORDS = ["line\n", "größer ", "名前", "🦆", "x" * 300, "\n"]
@@ -50,10 +51,10 @@ class Writer:
 
     def publish(self, code=0):
         facts = {
-            **status.outcome(code << 8),
+            **processes.outcome(code << 8),
             **{stream: {"bytes": count, "dropped": 0} for stream, count in self.counts.items()},
         }
-        self.status = status.terminated(status.ended(self.status, **facts), True)
+        self.status = status.terminated(status.with_facts(self.status, **facts), True)
         self.run.publish(self.status)
         return self
 

@@ -94,7 +94,7 @@ def hold_left_run(
         "chaperone_host": os.uname().nodename,
         "boot_id": look.boot_id(),
     }
-    status = statuses.noted(
+    status = statuses.with_facts(
         status,
         connection={
             **(status["connection"] or {}),

@@ -16,6 +16,7 @@ from ..errors import StartError
 from ..model import spec as specs
 from ..model import status as statuses
 from ..model.cpython import signal
+from ..program import processes
 from ..program.loop import Loop
 from ..program.streams import Stream
 
@@ -181,10 +182,11 @@ class Chaperone:
             return
         self.noted(pid=pid, **facts)
         now, started_at = self.loop.now(), self.run.started_at
-        if (
-            started_at is None or started_at > now
-        ):  # not known, in this boot: the wall clock has to do, though it may have been stepped
-            started_at = now - statuses.age_s(self.status["start_time"], time.time_ns())
+        if started_at is None or started_at > now:
+            # Not known, in this boot: the wall clock has to do, though it may have been stepped.
+            now_ns = time.time_ns()
+            start_ns = statuses.moment_ns(self.status["start_time"])
+            started_at = now - max(0, now_ns - (now_ns if start_ns is None else start_ns)) / 1e9
         self._started_at = started_at
         self._watch_limits()
         if self.status["stop"] is not None:  # its grace is not known any more: a new one
@@ -192,7 +194,7 @@ class Chaperone:
 
     def noted(self, **facts: object) -> None:
         """Facts changed that are no change of state."""
-        self.status = statuses.noted(self.status, **facts)
+        self.status = statuses.with_facts(self.status, **facts)
         self._replace()
 
     def heard_from_far_side(self) -> None:
@@ -231,8 +233,8 @@ class Chaperone:
             wait_status (int): As from wait4(2); None where `facts` say how it ended.
             facts: `return_code`, `signal`, `core_dump`, `rusage`, `ambiguous`.
         """
-        outcome = {} if wait_status is None else statuses.outcome(wait_status)
-        self.status = statuses.ended(self.status, **{**outcome, **facts})
+        outcome = {} if wait_status is None else processes.outcome(wait_status)
+        self.status = statuses.with_facts(self.status, **{**outcome, **facts})
         self._record_end()
 
     def finished(
@@ -243,7 +245,8 @@ class Chaperone:
         stays until `leave`.
         """
         self._publish(
-            statuses.terminated(statuses.ended(self.status, leftovers=leftovers), complete), stay
+            statuses.terminated(statuses.with_facts(self.status, leftovers=leftovers), complete),
+            stay,
         )
 
     def not_started(self, error: StartError) -> None:
@@ -395,7 +398,7 @@ class Chaperone:
     def _record_end(self) -> None:
         if self.status["end_time"] is None:
             elapsed = None if self._started_at is None else self.loop.now() - self._started_at
-            self.status = statuses.ended(
+            self.status = statuses.with_facts(
                 self.status, end_time=statuses.timestamp(time.time_ns()), elapsed=elapsed
             )
 

@@ -72,6 +72,27 @@ def at(path: str, name: object) -> str:
     )
 
 
+# -- what may be anything
+
+
+def shaped(found: Any, unknown: Any, kinds: Any) -> Any:
+    """
+    A value that a newer writer, or a broken disk, may have left: itself where it is what its field
+    holds, otherwise `unknown`.
+
+    Args:
+        kinds: The types that it may have; for an object a dict, name to types. What else is in an
+            object stays there.
+    """
+    if isinstance(kinds, tuple):
+        return found if type(found) in kinds else unknown
+    if not isinstance(found, dict):
+        return unknown and dict(unknown)
+    inner = unknown or dict.fromkeys(kinds)
+    known = {name: shaped(found.get(name), inner[name], kind) for name, kind in kinds.items()}
+    return {**found, **known}
+
+
 # -- checks
 
 

@@ -6,84 +6,24 @@ Knows: statuses as they are on disk.  Must not know: files, processes, the clock
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import attrs
 
+from . import checks
 from . import status as statuses
+from .status import Counts as Counts
+from .status import Status as Status
 
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
-@attrs.frozen(kw_only=True)
-class Counts:
-    """
-    How long a stream is.
-
-    Attributes:
-        bytes (int): In the spool; None where nobody counted.
-        dropped (int): Written by the program, but not kept; None where nobody counted.
-    """
-
-    bytes: int | None
-    dropped: int | None
-
-
-@attrs.frozen(kw_only=True)
-class Status:
-    """
-    A status, as far as it is known: a field that is unknown or that can't be understood is None.
-
-    Attributes:
-        state (str): starting, running, stopping, terminated, unattended, error or lost.
-        program (dict): `argv`, `cwd` and the names in `env`.
-        labels (dict): The user's own words.
-        return_code (int): 0..255, if the program ended by itself.
-        signal (str): `SIGKILL`, if a signal ended it.
-        status (int): The raw wait status.
-        rusage (dict): Times in seconds, `maxrss` in bytes.
-        elapsed (float): Seconds.
-        raw (dict): The whole of it as it is on disk, fields of newer writers too.
-    """
-
-    run_id: str
-    state: str
-    program: dict[str, Any]
-    labels: dict[str, Any]
-    chaperone_pid: int | None
-    chaperone_host: str | None
-    boot_id: str | None
-    pid: int | None
-    connection: dict[str, Any] | None
-    exception: dict[str, Any] | None
-    status: int | None
-    return_code: int | None
-    signal: str | None
-    core_dump: bool
-    rusage: dict[str, Any] | None
-    stop: dict[str, Any] | None
-    started: bool | None
-    complete: bool
-    ambiguous: bool
-    gone_by: datetime | None
-    leftovers: int | None
-    stdout: Counts
-    stderr: Counts
-    create_time: datetime | None
-    start_time: datetime | None
-    end_time: datetime | None
-    elapsed: float | None
-    raw: dict[str, Any] = attrs.field(repr=False, eq=False)
-
-    def is_final(self) -> bool:
-        """Whether the run has ended: terminated, error or lost."""
-        return self.state in statuses.FINAL
-
-    @property
-    def exit_code(self) -> int:
-        """
-        The program's code, 128+n for a signal, 125 for a run that is lost, in error or not over.
-        """
-        return statuses.exit_code(self.raw)
+# Values in place: `status` stands on the holding path, which can't afford attrs.
+attrs.frozen(kw_only=True, slots=False)(Counts)
+_SHOWN = {name: attrs.field() for name in statuses.FIELDS}
+attrs.frozen(kw_only=True, slots=False, these={**_SHOWN, "raw": attrs.field(repr=False, eq=False)})(
+    Status
+)
 
 
 def status_view(status: dict[str, Any]) -> Status:
@@ -91,54 +31,31 @@ def status_view(status: dict[str, Any]) -> Status:
     The view of a status.
 
     Args:
-        status (dict): As from `chaperone.spool.look`: all fields are there, a newer writer's values
-            may be anything.
+        status (dict): As from `chaperone.spool.look`, or any JSON object: what is missing or
+            impossible is None, or what a field that is never None has then.
     """
-    return Status(raw=status, **{name: view(status.get(name)) for name, view in _VIEWS.items()})
+    seen = {name: _VIEWS[f.view](status.get(name), f) for name, f in statuses.FIELDS.items()}
+    return Status(raw=status, **seen)
 
 
-def _is(*kinds: type) -> Any:
-    return lambda value: (
-        value
-        if isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
-        else None
-    )
+def _counts(value: object, field: statuses.Field) -> Counts:
+    found = checks.shaped(value, dict.fromkeys(field.kinds), field.kinds)
+    return Counts(**{name: found[name] for name in field.kinds})
 
 
-def _counts(value: object) -> Counts:
-    found = value if isinstance(value, dict) else {}
-    return Counts(bytes=_is(int)(found.get("bytes")), dropped=_is(int)(found.get("dropped")))
-
-
-def moment(value: object) -> datetime | None:
-    """
-    A time as the status tells it.
-
-    Args:
-        value (object): RFC 3339, or anything.
-    Returns:
-        datetime: Aware, UTC; None if it is no time.
-    """
+def _moment(value: object, field: statuses.Field) -> datetime | None:
+    moment_ns = statuses.moment_ns(value)
     try:
-        found = (
-            datetime.fromisoformat(value.replace("Z", "+00:00")) if isinstance(value, str) else None
-        )
-        return found.astimezone(timezone.utc) if found and found.tzinfo else None
-    except (ValueError, OverflowError):
+        return None if moment_ns is None else EPOCH + timedelta(microseconds=moment_ns // 1000)
+    except OverflowError:
         return None
 
 
-_VIEWS: dict[str, Any] = {
-    **dict.fromkeys(("run_id", "state", "chaperone_host", "boot_id", "signal"), _is(str)),
-    **dict.fromkeys(("chaperone_pid", "pid", "status", "return_code", "leftovers"), _is(int)),
-    **dict.fromkeys(("connection", "exception", "rusage", "stop"), _is(dict)),
-    **dict.fromkeys(("program", "labels"), lambda value: value if isinstance(value, dict) else {}),
-    **dict.fromkeys(("core_dump", "complete", "ambiguous"), lambda value: value is True),
-    **dict.fromkeys(("gone_by", "create_time", "start_time", "end_time"), moment),
-    **dict.fromkeys(("stdout", "stderr"), _counts),
-    "started": _is(bool),
-    "elapsed": _is(int, float),
-}
+def _as_it_is(value: object, field: statuses.Field) -> Any:
+    return checks.shaped(value, field.unknown, field.kinds)
+
+
+_VIEWS = {"": _as_it_is, "time": _moment, "counts": _counts}
 
 
 # -- events: those of one run come in order

@@ -1,8 +1,8 @@
 """
-What is known of a run, and which state may follow which.
+What is known of a run: the fields of a status, and which state may follow which.
 
-Knows: the fields of a status, as plain JSON values.  Must not know: files, processes, the clock
-(facts come in as arguments).
+Knows: statuses as plain JSON values.  Must not know: files, processes, the clock (facts come in as
+arguments).
 """
 
 from __future__ import annotations
@@ -10,83 +10,267 @@ from __future__ import annotations
 import time
 
 from ..errors import TransitionError
-from . import jsontext
+from . import checks, jsontext
 from . import spec as specs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from datetime import datetime
     from typing import Any
 
-    Status = dict[str, Any]
+    from attrs import frozen
+
+    StatusDict = dict[str, Any]  # a status as on disk; `Status` is how a reader sees it
+else:
+
+    def frozen(**options):
+        """On the holding path a plain class; `events` makes it an attrs class for readers."""
+        return lambda plain: plain
+
 
 VERSION = 1
-STATES = ("starting", "running", "stopping", "terminated", "unattended", "error", "lost")
-FINAL = ("terminated", "error", "lost")
 TRANSITIONS = {
     "starting": ("running", "error", "lost", "unattended"),
     "running": ("running", "stopping", "terminated", "lost", "unattended"),
     "stopping": ("stopping", "terminated", "lost", "unattended"),
-    "unattended": ("running", "stopping", "terminated", "lost"),
     "terminated": (),
+    "unattended": ("running", "stopping", "terminated", "lost"),
     "error": (),
     "lost": (),
 }
+STATES = tuple(TRANSITIONS)
+LIVE = ("starting", "running", "stopping")
+FINAL = ("terminated", "error", "lost")
 DIED = "the chaperone died before the program's end was recorded"
 STOP_REASONS = ("request", "timeout", "idle", "lease", "disconnect", "output")
-LIVE = ("starting", "running", "stopping")
 MESSAGE_LENGTH = 2_000  # characters of a message
-MESSAGE_ROOM = (
-    8_000  # bytes of it as JSON, which may need twelve for one character: half the room of rule W5
-)
+MESSAGE_ROOM = 8_000  # bytes of it as JSON, up to twelve a character: half the room of rule W5
 WORD_LENGTH = 100  # characters of a word that somebody else chose, such as who asked for a stop
+
+
+# -- times
 
 
 def timestamp(now_ns: int) -> str:
     """
-    A moment as the status tells it.
-
-    Args:
-        now_ns (int): Nanoseconds since the epoch, as from time.time_ns().
-    Returns:
-        str: RFC 3339, UTC, with microseconds: `2026-11-23T20:14:26.123456Z`.
+    A moment as a status has it, of nanoseconds since the epoch: RFC 3339, UTC, with microseconds,
+    `2026-11-23T20:14:26.123456Z`.
     """
     seconds, rest = divmod(now_ns, 1_000_000_000)
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{rest // 1000:06d}Z"
 
 
-def age_s(time_text: str, now_ns: int) -> float:
+def moment_ns(text: object) -> int | None:
     """
-    How long ago a moment was.
+    The moment that a time of a status names: the one parser of them, without the imports of
+    `datetime` and `time.strptime`, which the holding path can't afford.
 
     Args:
-        time_text (str): As from `timestamp`.
-        now_ns (int): Nanoseconds since the epoch.
+        text (object): RFC 3339, as from `timestamp` or with another offset than `Z`; or anything.
     Returns:
-        float: Seconds, never below 0: the wall clock may have been set back.
+        int: Nanoseconds since the epoch; None if it is no time.
     """
-    year, month, day, hour, minute = (
-        int(time_text[start:end]) for start, end in ((0, 4), (5, 7), (8, 10), (11, 13), (14, 16))
+    if not isinstance(text, str):
+        return None
+    clock, zone = (text[:-1], "+00:00") if text.endswith("Z") else (text[:-6], text[-6:])
+    clock, point, fraction = clock.partition(".")
+    shape = "".join("0" if char in "0123456789" else char for char in clock + zone)
+    if shape[:19] != "0000-00-00T00:00:00" or shape[19:] not in ("+00:00", "-00:00"):
+        return None
+    if zone[1:3] > "23" or zone[4:] > "59":
+        return None
+    if point and not (fraction.isascii() and fraction.isdigit()):
+        return None
+    numbers = f"{clock[:10]}-{clock[11:].replace(':', '-')}".split("-")
+    year, month, day, hour, minute, second = fields = tuple(map(int, numbers))
+    # A year that begins in March: the leap day is its last, and five months have 153 days.
+    year, month = (year, month - 3) if month > 2 else (year - 1, month + 9)
+    days = year * 365 + year // 4 - year // 100 + year // 400 + (month * 153 + 2) // 5 + day
+    seconds = ((days - 719_469) * 24 + hour) * 3600 + minute * 60 + second  # from 1970-01-01 on
+    if time.gmtime(seconds)[:6] != fields:  # a date or a time that there is not: February 30
+        return None
+    offset_s = int(zone[1:3]) * 3600 + int(zone[4:]) * 60
+    seconds += offset_s if zone[0] == "-" else -offset_s
+    return seconds * 1_000_000_000 + int(f"{fraction:0<9.9}")
+
+
+# -- the fields: each is described once, in `Status`; all else that is said of one is made from it
+
+TEXT, WHOLE, BOOL, LIST, NUMBER = (str,), (int,), (bool,), (list,), (int, float)
+
+
+class Field:
+    """
+    What is on disk for a field of a status.
+
+    Args:
+        kinds: The types of its JSON value, beside null; for an object a dict, name to types.
+        starting: Its value in a run's first status.
+        unknown: Its value where it is missing or impossible (rule R5); `starting` if not given.
+        view (str): How a reader sees it, if not as it is: as a "time" or as "counts".
+    """
+
+    def __init__(
+        self, kinds: Any, starting: Any = None, unknown: Any = ..., view: str = ""
+    ) -> None:
+        self.kinds, self.starting, self.view = kinds, starting, view
+        self.unknown = starting if unknown is ... else unknown
+
+
+field: Any = Field  # for type checkers: a line of `Status` has the reader's type
+_STREAM: Any = Field(
+    {"bytes": WHOLE, "dropped": WHOLE},
+    {"bytes": 0, "dropped": 0},
+    {"bytes": 0, "dropped": None},
+    "counts",
+)
+
+
+@frozen(kw_only=True, slots=False)
+class Counts:
+    """How long a stream is."""
+
+    bytes: int | None
+    """In the spool; None where nobody counted."""
+    dropped: int | None
+    """Written by the program, but not kept; None where nobody counted."""
+
+
+@frozen(kw_only=True, slots=False)
+class Status:
+    """
+    A status as a reader sees it: a field that is unknown or that can't be understood is None.
+
+    A field is its type for a reader, its JSON, and a sentence that stands in docs/spool-format.rst
+    too.
+    """
+
+    version: int = field(WHOLE, VERSION)
+    """1"""
+    run_id: str = field(TEXT)
+    """the name of the run directory"""
+    state: str = field(TEXT, "starting", None)
+    """see above"""
+    program: dict[str, Any] = field(
+        {"argv": LIST, "cwd": TEXT, "env": LIST}, unknown={"argv": None, "cwd": None, "env": []}
     )
-    leap_years = (year - 1) // 4 - (year - 1) // 100 + (year - 1) // 400
-    is_leap = year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)
-    months = (0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334)
-    days = (
-        365 * (year - 1)
-        + leap_years
-        + months[month - 1]
-        + (month > 2 and is_leap)
-        + day
-        - 1
-        - 719_162
-    )  # to 1970-01-01
-    return max(
-        0.0, now_ns / 1e9 - (((days * 24 + hour) * 60 + minute) * 60 + float(time_text[17:-1]))
+    """``argv``, ``cwd``, and in ``env`` the names that the spec sets, never the values"""
+    labels: dict[str, Any] = field({}, {})
+    """the spec's labels"""
+    chaperone_pid: int | None = field(WHOLE)
+    """the chaperone's process id, to be told and not to be signalled: use ``control``"""
+    chaperone_host: str | None = field(TEXT)
+    """the name of the host where the chaperone is"""
+    boot_id: str | None = field(TEXT)
+    """tells one boot of that host from the next, as in /proc/sys/kernel/random/boot_id"""
+    pid: int | None = field(WHOLE)
+    """the program's process id, where it runs"""
+    connection: dict[str, Any] | None = field(
+        {"argv": LIST, "pid": WHOLE, "drops": WHOLE, "state": TEXT, "since": TEXT}
     )
+    """null for a program here; else ``argv`` and ``pid`` of what holds the connection, ``drops``,
+    ``state`` (``up``, ``down``) and ``since`` when"""
+    exception: dict[str, Any] | None = field(
+        {"stage": TEXT, "type": TEXT, "errno": WHOLE, "message": TEXT}
+    )
+    """null, or why the run is ``error`` or ``lost``: ``stage``, ``type`` and ``errno`` of a failed
+    system call, ``message`` (one sentence)"""
+    status: int | None = field(WHOLE)
+    """the raw wait status, as of wait(2); null where it can't be known"""
+    return_code: int | None = field(WHOLE)
+    """the exit code, 0 to 255; null if a signal ended the program"""
+    signal: str | None = field(TEXT)
+    """the name of the signal that ended it: ``SIGKILL``, ``SIGRTMIN+3``"""
+    core_dump: bool = field(BOOL, False)
+    """whether it left a core dump"""
+    rusage: dict[str, Any] | None = field({})
+    """``utime`` and ``stime`` in seconds, ``maxrss`` in bytes, and counts as of getrusage(2); null,
+    or null in parts, where it can't be known"""
+    stop: dict[str, Any] | None = field({"signal": TEXT, "reason": TEXT, "by": TEXT, "time": TEXT})
+    """null, or ``signal``, ``reason`` (request, timeout, idle, lease, disconnect, output), ``by``
+    (whoever asked, in their own word) and ``time``"""
+    started: bool | None = field(BOOL)
+    """whether the program was started: false only where it is proven that it was not, null where
+    nobody can know"""
+    complete: bool = field(BOOL, False)
+    """false where a stream may be cut short"""
+    ambiguous: bool = field(BOOL, False)
+    """true where the far side could not tell a signal from an exit code above 128"""
+    gone_by: datetime | None = field(TEXT, view="time")
+    """for a lost run: when it is certainly dead; null where that is not known"""
+    leftovers: int | None = field(WHOLE, 0, None)
+    """how many processes the program left running, null where that can't be known"""
+    stdout: Counts = _STREAM
+    """``bytes`` in the file, ``dropped``: written by the program and not kept, null where nobody
+    could count"""
+    stderr: Counts = _STREAM
+    """the same"""
+    create_time: datetime | None = field(TEXT, view="time")
+    """when the run directory was made; all times are RFC 3339 with microseconds, UTC"""
+    start_time: datetime | None = field(TEXT, view="time")
+    """when the program was started"""
+    end_time: datetime | None = field(TEXT, view="time")
+    """when the program ended; for a lost run, when that was found out"""
+    elapsed: float | None = field(NUMBER)
+    """seconds from start to end, on a clock that nobody sets"""
+
+    raw: dict[str, Any]
+    """The whole of it as it is on disk, fields of newer writers too."""
+
+    def is_final(self) -> bool:
+        """Whether the run has ended: terminated, error or lost."""
+        return self.state in FINAL
+
+    @property
+    def exit_code(self) -> int:
+        """The program's, 128+n for a signal, 125 for a run that is lost, in error or not over."""
+        return exit_code(self.raw)
+
+
+FIELDS = {name: f for name, f in vars(Status).items() if isinstance(f, Field)}
+
+
+def last_known(value: object, run_id: str) -> StatusDict:
+    """
+    A status as a newer or an older writer, or a broken disk, may have left it.
+
+    Args:
+        value (object): As read from JSON; anything, None where nothing could be read.
+        run_id (str): The name of its run directory.
+    Returns:
+        dict: All the fields of a status: unknown ones kept, missing or impossible ones as of an
+            unknown run (rule R5); what nobody counted is None.
+    """
+    given = value if isinstance(value, dict) else {}
+    known = {name: checks.shaped(given.get(name), f.unknown, f.kinds) for name, f in FIELDS.items()}
+    if known["state"] not in STATES:
+        known["state"] = "starting" if known["pid"] is None else "running"
+    return {**given, **known, "run_id": run_id}
+
+
+def final_known(value: object, run_id: str) -> StatusDict | None:
+    """
+    The final status of a run, as read from disk.
+
+    Returns:
+        dict: As from `last_known`; None where it is no final status.
+    """
+    state = value.get("state") if isinstance(value, dict) else None
+    if not isinstance(state, str) or state in (*LIVE, "unattended"):
+        return None
+    status = last_known(value, run_id)
+    if state not in FINAL:  # a newer writer's word: what counts is whether the end is known
+        known = status["return_code"] is not None or status["signal"] is not None
+        status["state"] = "terminated" if known else "lost"
+    return status
+
+
+# -- which state follows which: each step makes a new status, or raises TransitionError
 
 
 def starting(
     spec: dict[str, Any], chaperone_pid: int, chaperone_host: str, boot_id: str | None, now_ns: int
-) -> Status:
+) -> StatusDict:
     """
     The first status of a run: its directory is there, its program is not yet.
 
@@ -99,46 +283,19 @@ def starting(
     """
     program = spec["program"]
     return {
-        "version": VERSION,
+        **{name: f.starting for name, f in FIELDS.items()},
         "run_id": spec["id"],
-        "state": "starting",
         "program": {"argv": program["argv"], "cwd": program["cwd"], "env": sorted(program["env"])},
         "labels": spec["labels"],
         "chaperone_pid": chaperone_pid,
         "chaperone_host": chaperone_host,
         "boot_id": boot_id,
-        "pid": None,
-        "connection": None,
-        "exception": None,
-        "status": None,
-        "return_code": None,
-        "signal": None,
-        "core_dump": False,
-        "rusage": None,
-        "stop": None,
-        "started": None,
-        "complete": False,
-        "ambiguous": False,
-        "gone_by": None,
-        "leftovers": 0,
-        "stdout": {"bytes": 0, "dropped": 0},
-        "stderr": {"bytes": 0, "dropped": 0},
         "create_time": timestamp(now_ns),
-        "start_time": None,
-        "end_time": None,
-        "elapsed": None,
     }
 
 
-def _moved(status: Status, state: str, /, **facts: object) -> Status:
-    if state not in TRANSITIONS[status["state"]]:
-        raise TransitionError(
-            f"unable to move run {status['run_id']!r} from {status['state']!r} to {state!r}: no such transition"
-        )
-    return {**_with(status, facts), "state": state}
-
-
-def _with(status: Status, facts: dict[str, Any]) -> Status:
+def with_facts(status: StatusDict, /, **facts: object) -> StatusDict:
+    """Facts that change no state, such as a connection that went down."""
     if status["state"] in FINAL:
         raise TransitionError(f"unable to record more of run {status['run_id']!r}: it has ended")
     unknown = facts.keys() - status.keys()
@@ -147,101 +304,50 @@ def _with(status: Status, facts: dict[str, Any]) -> Status:
     return {**status, **facts}
 
 
-def running(status: Status, pid: int | None, now_ns: int, /, **facts: object) -> Status:
+def _moved(status: StatusDict, state: str, /, **facts: object) -> StatusDict:
+    if state not in TRANSITIONS[status["state"]]:
+        move = f"from {status['state']!r} to {state!r}"
+        raise TransitionError(f"unable to move run {status['run_id']!r} {move}: no such transition")
+    return {**with_facts(status, **facts), "state": state}
+
+
+def running(status: StatusDict, pid: int | None, now_ns: int, /, **facts: object) -> StatusDict:
     """
-    Record that the program was started, or is attended again.
+    The program was started, or is attended again: `running`; a `start_time` stays if there was one.
 
     Args:
-        status (dict): As in `running.json`; left as it is.
-        pid (int): The program's, where it runs; None where nobody there tells it.
+        pid (int): The program's, where it runs; None where nothing there reports it.
         facts: Further fields, such as `connection`.
-    Returns:
-        dict: A new status, `running`; its `start_time` stays if there was one.
-    Raises:
-        TransitionError: If the run has ended.
     """
+    start_time = status["start_time"] or timestamp(now_ns)
     return _moved(
-        status,
-        "running",
-        **{
-            "pid": pid,
-            "started": True,
-            "start_time": status["start_time"] or timestamp(now_ns),
-            **facts,
-        },
+        status, "running", **{"pid": pid, "started": True, "start_time": start_time, **facts}
     )
 
 
-def noted(status: Status, /, **facts: object) -> Status:
-    """Record facts that change no state, such as a connection that went down."""
-    return _with(status, facts)
-
-
-def stopping(status: Status, signal: str, reason: str, by: str | None, now_ns: int) -> Status:
+def stopping(
+    status: StatusDict, signal: str, reason: str, by: str | None, now_ns: int
+) -> StatusDict:
     """
-    Record that a stop was asked for. The first reason stays: a second stop changes only the signal.
+    A stop was asked for: `stopping`, or the same state where nothing is running yet.
 
     Args:
         signal (str): The one that was sent: `SIGTERM`.
-        reason (str): One of `STOP_REASONS`.
+        reason (str): One of `STOP_REASONS`. The first stays: a second stop changes only the signal.
         by (str): Who asked, in their own word, or None.
-    Returns:
-        dict: A new status, `stopping`; the same state when nothing is running yet.
     """
     if reason not in STOP_REASONS:
         raise TransitionError(f"unable to stop run {status['run_id']!r}: {reason!r} is no reason")
     word = None if by is None else by[:WORD_LENGTH]
-    stop = status["stop"] or {
-        "signal": signal,
-        "reason": reason,
-        "by": word,
-        "time": timestamp(now_ns),
-    }
+    first = {"signal": signal, "reason": reason, "by": word, "time": timestamp(now_ns)}
+    stop = status["stop"] or first
     if status["state"] == "starting":
-        return _with(status, {"stop": stop})
+        return with_facts(status, stop=stop)
     return _moved(status, "stopping", stop={**stop, "signal": signal})
 
 
-def ended(status: Status, /, **facts: object) -> Status:
-    """
-    Record that the program is gone, before its last bytes are in: still not final.
-
-    Args:
-        facts: From `outcome`, and `end_time`, `elapsed` (s, monotonic).
-    """
-    return _with(status, facts)
-
-
-def outcome(wait_status: int) -> dict[str, object]:
-    """
-    What a raw wait status says.
-
-    Args:
-        wait_status (int): As from wait4(2), of a process that ended.
-    Returns:
-        dict: `status`, `core_dump`, and of `return_code` (0..255) and `signal` (`SIGKILL`) exactly
-            one that is not None.
-    Source: wait(2).
-    """
-    number = wait_status & 0x7F
-    return {
-        "status": wait_status,
-        "return_code": None if number else wait_status >> 8 & 0xFF,
-        "signal": specs.signal_name_of(number) if number else None,
-        "core_dump": bool(number and wait_status & 0x80),
-    }
-
-
-def terminated(status: Status, complete: bool) -> Status:
-    """
-    The final status of a program that ran to its end.
-
-    Args:
-        status (dict): With the facts of `ended`.
-        complete (bool): False where a stream may be cut short.
-    Raises:
-        TransitionError: Unless exactly one of `return_code` and `signal` is not None.
-    """
+def terminated(status: StatusDict, complete: bool) -> StatusDict:
+    """The final status of a program that ran to its end: by a return code, or by a signal."""
     if (status["return_code"] is None) == (status["signal"] is None):
         raise TransitionError(
             f"unable to end run {status['run_id']!r}: want exactly one of return_code and signal"
@@ -249,25 +355,22 @@ def terminated(status: Status, complete: bool) -> Status:
     return _moved(status, "terminated", complete=complete)
 
 
-def failed(status: Status, stage: str, message: str, now_ns: int, /, **facts: object) -> Status:
+def failed(
+    status: StatusDict, stage: str, message: str, now_ns: int, /, **facts: object
+) -> StatusDict:
     """
     The final status of a program that could not be run.
 
     Args:
         stage (str): Where it failed: spawn, connect, auth, far-side, spool, stopped ...
-        facts: `errno` and `type` of the exception, or None; `started`, False where that is proven,
-            else None.
-    Returns:
-        dict: A new status, `error`; where it may have been started, `complete` is false and what it
-            left unknown.
+        facts: `errno` and `type` of the exception; `started`, False where that is proven.
     """
-    exception = _exception(stage, message, facts.get("type"), facts.get("errno"))
     started = facts.get("started", False)
     proven = started is False
     return _moved(
         status,
         "error",
-        exception=exception,
+        exception=_exception(stage, message, facts.get("type"), facts.get("errno")),
         started=started,
         complete=proven,
         leftovers=0 if proven else None,
@@ -276,54 +379,37 @@ def failed(status: Status, stage: str, message: str, now_ns: int, /, **facts: ob
 
 
 def lost(
-    status: Status,
+    status: StatusDict,
     message: str,
     gone_by: str | None = None,
     now_ns: int | None = None,
     stage: str = "chaperone",
-) -> Status:
+) -> StatusDict:
     """
-    What is left to say of a run whose end nobody saw.
+    What is left to say of a run whose end nobody saw: no outcome, and it may not be complete.
 
     Args:
         status (dict): The last one known.
         message (str): Why nobody can know.
-        gone_by (str): The time by which the program is certainly dead; None where that is not
-            known.
-        now_ns (int): When this was found out; None when a reader only concludes it.
+        gone_by (str): When the program is certainly dead; None where that is not known.
+        now_ns (int): When this was found out; None where a reader only concludes it.
         stage (str): What went: `chaperone` or `connection`.
-    Returns:
-        dict: A new status, `lost`; no outcome, `complete` false.
     """
-    unknown = {
-        "status": None,
-        "return_code": None,
-        "signal": None,
-        "core_dump": False,
-        "rusage": None,
-        "elapsed": None,
-        "leftovers": None,
-    }
-    end_time = None if now_ns is None else timestamp(now_ns)
-    started = True if status["pid"] is not None else status["started"]
-    exception = _exception(stage, message, None, None)
+    outcome = ("status", "return_code", "signal", "core_dump", "rusage", "elapsed", "leftovers")
     return _moved(
         status,
         "lost",
-        **unknown,
-        exception=exception,
-        started=started,
+        **{name: FIELDS[name].unknown for name in outcome},
+        exception=_exception(stage, message, None, None),
+        started=True if status["pid"] is not None else status["started"],
         gone_by=gone_by,
         complete=False,
-        end_time=end_time,
+        end_time=None if now_ns is None else timestamp(now_ns),
     )
 
 
-def unattended(status: Status) -> Status:
-    """
-    What a reader concludes of a run that may outlive its chaperone, until it is adopted or its
-    lease is over.
-    """
+def unattended(status: StatusDict) -> StatusDict:
+    """A reader's conclusion on a run that may outlive its chaperone, until its lease is over."""
     return _moved(status, "unattended")
 
 
@@ -331,15 +417,11 @@ def _exception(stage: str, message: str, kind: object, errno: object) -> dict[st
     cut = message[:MESSAGE_LENGTH]
     if len(jsontext.dumps(cut)) > MESSAGE_ROOM:
         cut = cut[: MESSAGE_ROOM // 12]
-    return {
-        "stage": stage,
-        "type": None if kind is None else str(kind)[:WORD_LENGTH],
-        "errno": errno,
-        "message": cut,
-    }
+    word = None if kind is None else str(kind)[:WORD_LENGTH]
+    return {"stage": stage, "type": word, "errno": errno, "message": cut}
 
 
-def fitted(status: Status, room: int) -> str:
+def fitted(status: StatusDict, room: int) -> str:
     """
     The text of a status, for a place that can't grow (rule W5).
 
@@ -349,128 +431,17 @@ def fitted(status: Status, room: int) -> str:
         str: A line of JSON; if it would not fit, without `connection.argv`: quoted hop by hop, it
             alone can outgrow its spec.
     """
-    text = jsontext.dumps(status) + "\n"
-    if len(text) > room and status["connection"] is not None:
-        text = (
-            jsontext.dumps({**status, "connection": {**status["connection"], "argv": None}}) + "\n"
-        )
-    return text
+    text = jsontext.dumps(status)
+    if len(text) >= room and status["connection"] is not None:
+        text = jsontext.dumps({**status, "connection": {**status["connection"], "argv": None}})
+    return text + "\n"
 
 
-def exit_code(status: Status) -> int:
-    """
-    What `wait` and `exec` exit with.
-
-    Returns:
-        int: The program's code, 128+n for a signal, 125 for an error or a lost run.
-    """
+def exit_code(status: StatusDict) -> int:
+    """The exit code of `wait` and `exec`: the program's, 128+n for a signal, else 125."""
     if status["state"] != "terminated":
         return 125
     if status["return_code"] is not None:
         return int(status["return_code"])
     number = specs.signal_number_of(status["signal"] or "")
     return 125 if number is None else 128 + number
-
-
-# -- what was read from disk, as a newer or an older writer, or a broken disk, may have left it
-
-_TEXT, _WHOLE, _BOOL, _LIST, _NUMBER = (str,), (int,), (bool,), (list,), (int, float)
-_FIELDS: dict[str, Any] = {
-    "version": _WHOLE,
-    "program": {"argv": _LIST, "cwd": _TEXT, "env": _LIST},
-    "labels": {},
-    "chaperone_pid": _WHOLE,
-    "chaperone_host": _TEXT,
-    "boot_id": _TEXT,
-    "pid": _WHOLE,
-    "connection": {"argv": _LIST, "pid": _WHOLE, "drops": _WHOLE, "state": _TEXT, "since": _TEXT},
-    "exception": {"stage": _TEXT, "type": _TEXT, "errno": _WHOLE, "message": _TEXT},
-    "status": _WHOLE,
-    "return_code": _WHOLE,
-    "signal": _TEXT,
-    "core_dump": _BOOL,
-    "rusage": {},
-    "stop": {"signal": _TEXT, "reason": _TEXT, "by": _TEXT, "time": _TEXT},
-    "started": _BOOL,
-    "complete": _BOOL,
-    "ambiguous": _BOOL,
-    "gone_by": _TEXT,
-    "leftovers": _WHOLE,
-    "stdout": {"bytes": _WHOLE, "dropped": _WHOLE},
-    "stderr": {"bytes": _WHOLE, "dropped": _WHOLE},
-    "create_time": _TEXT,
-    "start_time": _TEXT,
-    "end_time": _TEXT,
-    "elapsed": _NUMBER,
-}
-
-
-def last_known(value: object, run_id: str) -> Status:
-    """
-    A status as read from disk.
-
-    Args:
-        value (object): As read from JSON; anything, None where nothing could be read.
-        run_id (str): The name of its run directory.
-    Returns:
-        dict: All the fields of a status: unknown ones kept, missing or impossible ones as of an
-            unknown run (rule R5); what nobody counted is None.
-    """
-    blank = starting(
-        {"id": run_id, "program": {"argv": None, "cwd": None, "env": []}, "labels": {}},
-        0,
-        "",
-        None,
-        0,
-    )
-    uncounted = {"bytes": 0, "dropped": None}
-    blank.update(
-        chaperone_pid=None,
-        chaperone_host=None,
-        create_time=None,
-        leftovers=None,
-        stdout=uncounted,
-        stderr=uncounted,
-    )
-    given = value if isinstance(value, dict) else {}
-    known = {name: _shaped(given.get(name), blank[name], kinds) for name, kinds in _FIELDS.items()}
-    state = given.get("state")
-    if not isinstance(state, str) or state not in STATES:
-        state = "starting" if known["pid"] is None else "running"
-    return {**given, **known, "run_id": run_id, "state": state}
-
-
-def _shaped(found: Any, blank: Any, kinds: Any) -> Any:
-    """What was found, where it is what the field holds; else what a blank status has there."""
-    if isinstance(kinds, tuple):
-        return found if type(found) in kinds else blank
-    if not isinstance(found, dict):
-        return blank
-    inner = blank or dict.fromkeys(kinds)
-    return {
-        **found,
-        **{name: _shaped(found.get(name), inner[name], kind) for name, kind in kinds.items()},
-    }
-
-
-def final_known(value: object, run_id: str) -> Status | None:
-    """
-    The final status of a run, as read from disk.
-
-    Returns:
-        dict: As from `last_known`; None where it is no final status.
-    """
-    if (
-        not isinstance(value, dict)
-        or not isinstance(value.get("state"), str)
-        or value["state"] in (*LIVE, "unattended")
-    ):
-        return None
-    status = last_known(value, run_id)
-    if (
-        status["state"] not in FINAL
-    ):  # a newer writer's word: what counts is whether the end is known
-        status["state"] = (
-            "lost" if status["return_code"] is status["signal"] is None else "terminated"
-        )
-    return status

@@ -1,5 +1,5 @@
 """
-The processes below this one: which there are, and signals to all of them.
+The processes below this one: which there are, how one ended, and signals to all of them.
 
 Knows: /proc, process groups, subreapers.  Must not know: runs, specs, pipes.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 
+from ..model import spec as specs
 from ..model.cpython import prctl, signal
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
@@ -161,3 +162,23 @@ def reset_signals() -> None:
         ):  # None: libc keeps it; to ask first saves 120 system calls
             signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def outcome(wait_status: int) -> dict[str, object]:
+    """
+    What a raw wait status says, as fields of a status.
+
+    Args:
+        wait_status (int): As from wait4(2), of a process that ended.
+    Returns:
+        dict: `status`, `core_dump`, and of `return_code` (0..255) and `signal` (`SIGKILL`) exactly
+            one that is not None.
+    Source: wait(2).
+    """
+    number = wait_status & 0x7F
+    return {
+        "status": wait_status,
+        "return_code": None if number else wait_status >> 8 & 0xFF,
+        "signal": specs.signal_name_of(number) if number else None,
+        "core_dump": bool(number and wait_status & 0x80),
+    }
