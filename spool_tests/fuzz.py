@@ -26,7 +26,7 @@ from chaperone.farside import records, remote
 from chaperone.follow import batches
 from chaperone.follow.follower import Follower
 from chaperone.hold import begin, chaperone, direct
-from chaperone.model import events, jsontext
+from chaperone.model import events, hops, jsontext
 from chaperone.model import spec as specs
 from chaperone.model import status as statuses
 from chaperone.spool import format
@@ -131,7 +131,7 @@ def far_side(data):
         told,
         whole.noise,
     )
-    records.farewell(clean)
+    records.farewell(clean, hops.Ssh.farewell)
     life = "survive" if how[0] % 2 else "kill"
     asked = specs.checked(
         {"id": "r", "program": {"argv": ["x"]}, "remote": {"host": "h"}, "on_disconnect": life}, "/"

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings, strategies
 
 from chaperone.farside import payload
 from chaperone.farside import records as records_of
+from chaperone.model import hops
 from chaperone.model import spec as specs
 from spool_tests import shells
 from spool_tests.conftest import processes_with, until
@@ -734,7 +735,7 @@ def test_records_are_taken_out_byte_exactly_however_it_is_cut(pieces, places, cu
     ],
 )
 def test_what_may_be_the_clients_farewell_is_held_back(data, kept):
-    assert records_of.farewell(data) == kept
+    assert records_of.farewell(data, hops.Ssh.farewell) == kept
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import pytest
 
 from chaperone.farside import payload
 from chaperone.farside.connection import Connection
+from chaperone.model.hops import route
 from chaperone.program.loop import Loop
 from spool_tests import disk, shells, test_farside
 from spool_tests import sshd as server
@@ -640,7 +641,9 @@ def test_connection_that_finds_no_descriptor_leaves_none_open():
     while connection is None:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (room, limits[1]))
-            connection = Connection(loop, ["/bin/cat"], "nonce", b"", None, loop, bare=True)
+            connection = Connection(
+                loop, ["/bin/cat"], route([]), "nonce", b"", None, loop, bare=True
+            )
         except OSError as error:
             assert error.errno in (
                 errno.EMFILE,

@@ -485,7 +485,7 @@ def test_ssh_takes_odd_names_for_names(odd):
         "options": {"Port": "2222", "SetEnv": "A=b -oProxyCommand=x"},
     }
     argv = specs.checked({"program": {"argv": ["true"]}, "remote": remote}, "/")["remote"]["hops"]
-    ssh = command.hops_argv(argv, ["true"])
+    ssh = command.route(argv).argv(["true"])
     ssh = [*ssh[: ssh.index("--")], "-F", "none", "-G", *ssh[ssh.index("--") :]]
     result = subprocess.run(ssh, capture_output=True, text=True)
     meant = dict(line.split(" ", 1) for line in result.stdout.splitlines() if " " in line)

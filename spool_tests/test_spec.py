@@ -342,7 +342,7 @@ ID = "[A-Za-z0-9][A-Za-z0-9._-]* of at most 128 characters"
             "program.agv: want one of argv, command, cwd, env, inherit_env, merge_stderr, rlimits, stdin, umask, got an unknown field",
         ),
         ("remote", "db3", "remote: want an object, got a string"),
-        ("remote", {}, "remote.host: want a name that does not begin with '-', got None"),
+        ("remote", {}, "remote.host: want a name that does not begin with '-', got null"),
         (
             "remote",
             {"host": "h", "supervise": "no"},

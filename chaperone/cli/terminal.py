@@ -292,12 +292,11 @@ def plan(spec: dict[str, Any], user: str, far_argv: list[str]) -> str:
         far_argv (list): What the last hop of a remote run starts.
     """
     hops = spec["remote"]["hops"] if spec["remote"] else []
-    place, facts = f"here, as {user}", []
-    for number, hop in enumerate(hops):
-        facts.append(
-            (f"hop {number + 1}", f"{place}: {_words(command.hops_argv(hops[number:], far_argv))}")
-        )
-        place = _place(place, hop)
+    facts = []
+    for number in range(len(hops)):
+        place, words = command.route(hops[:number]).place(user), command.route(hops[number:])
+        facts.append((f"hop {number + 1}", f"{place}: {_words(words.argv(far_argv))}"))
+    place = command.route(hops).place(user)
     program = spec["program"]
     facts = [
         ("run", spec["id"] or "an id that is made at the start"),
@@ -332,13 +331,6 @@ def plan(spec: dict[str, Any], user: str, far_argv: list[str]) -> str:
 
 def _words(argv: list[str]) -> str:
     return " ".join(map(command.quoted, argv))
-
-
-def _place(place: str, hop: command.Hop) -> str:
-    ((kind, fields),) = hop.items()
-    if kind == "sudo":
-        return f"{place.partition(', as ')[0]}, as {fields['user']}"
-    return f"on {fields['host']}, as {fields['user'] or 'whom ssh makes us'}"
 
 
 def _environment(program: dict[str, Any], far: bool) -> str:

@@ -13,12 +13,13 @@ import select
 from ..model.cpython import signal
 from ..program.fds import PIPE_BYTES, widened
 from . import payload
-from .records import FAREWELL, Records, farewell
+from .records import Records, farewell
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Protocol
 
+    from ..model.hops import Route
     from ..program.loop import Loop
 
     class Listener(Protocol):
@@ -52,6 +53,7 @@ class Connection:
     Args:
         loop (Loop): Watches it.
         argv (list): Of the first hop.
+        route (Route): What is known of the hops.
         nonce (str): Of the records.
         payload (bytes): Sent after the ready word, and nothing before.
         stdin (tuple): fd and size in bytes of what follows the payload, the fd stays the caller's;
@@ -64,6 +66,7 @@ class Connection:
         self,
         loop: Loop,
         argv: list[str],
+        route: Route,
         nonce: str,
         payload: bytes,
         stdin: tuple[int, int] | None,
@@ -71,6 +74,7 @@ class Connection:
         bare: bool = False,
     ) -> None:
         self._loop, self._listener, self._bare = loop, listener, bare
+        self._route = route
         self._nonce = nonce
         self._out = bytearray()
         self._later = (
@@ -80,8 +84,7 @@ class Connection:
         self.ready = bare
         self._booted = b""
         self._records = {"stdout": Records(nonce), "stderr": Records(nonce)}
-        self._held = b""  # a stderr's end that may be ssh's farewell
-        self._is_ssh = argv[0] == "ssh"
+        self._held = b""  # the end of a stderr that may be the client's farewell
         self._capacity = {"stdout": PIPE_BYTES, "stderr": PIPE_BYTES}
         self._code: int | None = None
         self._over = False
@@ -246,9 +249,10 @@ class Connection:
             )
 
     def _pass_on(self, stream: str, clean: bytes, records: list[list[str]]) -> None:
-        if stream == "stderr" and self._is_ssh and (clean or records):
+        said = self._route.farewell
+        if stream == "stderr" and said is not None and (clean or records):
             clean = self._held + clean
-            kept = farewell(clean) if not records else 0
+            kept = farewell(clean, said) if not records else 0
             clean, self._held = clean[: len(clean) - kept], clean[len(clean) - kept :]
         if clean:
             self._listener.output(stream, clean)
@@ -271,9 +275,12 @@ class Connection:
 
     def close(self) -> None:
         """
-        End it: close its pipe, then, after a while, a signal. A sudo is never killed: its child
-        would live on.
+        End it: close its pipe, then, after a while, a signal; at once where the far side does not
+        see the end of a pipe.
         """
+        if not self._route.carries_eof:
+            self.terminate()
+            return
         self.close_input()
         self._loop.cancel(self._timer)
         if not self._over:
@@ -288,7 +295,7 @@ class Connection:
             self._timer = self._loop.later(LINGER_S, self._give_up)
 
     def _give_up(self) -> None:
-        if self._code is None and self._is_ssh:
+        if self._code is None and self._route.may_be_killed:
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         elif self._code is None:
             self.terminate()
@@ -312,7 +319,12 @@ class Connection:
             return
         self._over = True
         self._loop.cancel(self._timer)
-        is_farewell = self._code == 255 and self._held.endswith(FAREWELL[1])
+        said = self._route.farewell
+        is_farewell = (
+            said is not None
+            and self._code in self._route.own_codes
+            and self._held.endswith(said[1])
+        )
         if self._held and not is_farewell:
             self._listener.output("stderr", self._held)
         noise = (

@@ -1,7 +1,7 @@
 """
 Getting through to a far side: attempts, and what their failures mean.
 
-Knows: ssh's and sudo's words, slots, when to try again.  Must not know: what is sent there.
+Knows: slots, when to try again.  Must not know: what is sent there.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import stat
 
-from ..model import hops as command
-from . import slots
+from ..model import hops
+from ..model.cpython import signal
+from . import payload, slots
 from .connection import Connection
 
 TYPE_CHECKING = False
@@ -37,34 +38,6 @@ RETRY_S = (
 )  # from 0.2 to 5 s apart, jittered, so that a hundred refused at once don't come back at once
 WORDS = 600  # characters of ssh's last words in a message
 
-# What a first hop says when no further attempt would help. Name look-ups do fail for a moment: that
-# one is tried again.
-STAGES = (
-    (
-        "host-key",
-        ("Host key verification failed", "REMOTE HOST IDENTIFICATION HAS CHANGED", "host key"),
-    ),
-    (
-        "auth",
-        (
-            "Permission denied",
-            "Too many authentication failures",
-            "No more authentication methods",
-            "sudo:",
-        ),
-    ),
-    ("name", ("Could not resolve hostname",)),
-    ("usage", ("Bad configuration option", "bad configuration options")),
-)
-
-
-def stage_of(words: str) -> str:
-    """At which stage an attempt failed, by what the hops said; `connect` if they don't tell."""
-    for stage, signs in STAGES:
-        if any(sign in words for sign in signs):
-            return stage
-    return "connect"
-
 
 class Dialer:
     """
@@ -89,23 +62,13 @@ class Dialer:
         bare: bool = False,
     ) -> None:
         self._chaperone, self._caller, self._nonce = chaperone, caller, nonce
-        hops = spec["remote"]["hops"] if spec["remote"] else []
-        behind = bool(hops) and "ssh" in hops[0]
-        self._bare = bare and not behind
-        if (
-            bare and behind
-            # ssh runs a LocalCommand once it is let in: the only ready word there is without a far
-            # side
-        ):
-            said = {"PermitLocalCommand": "yes", "LocalCommand": "echo chaperone-ready-1 >&2"}
-            hops = [
-                {"ssh": {**hops[0]["ssh"], "options": {**said, **hops[0]["ssh"]["options"]}}},
-                *hops[1:],
-            ]
-        self._after_ready_bare = bare and behind
-        self.argv = command.hops_argv(hops, inner, chaperone.log_path if behind else None)
-        over = [hop["ssh"] for hop in hops if "ssh" in hop]
-        self._slot_name = f"{over[0]['host']},{over[0]['port'] or ''}" if over else None
+        route = hops.route(spec["remote"]["hops"] if spec["remote"] else [])
+        # The only ready word that there is without a far side; else the hops are taken for ready.
+        announcing = route.announcing(payload.READY.decode().strip()) if bare else None
+        self._bare = bare and announcing is None
+        self._after_ready_bare = announcing is not None
+        self._route = announcing or route
+        self.argv = self._route.argv(inner, chaperone.log_path)
         self._patience_s = spec["timeouts"]["connect"]
         self.connection: Connection | None = None
         self._slots: list[int] = []  # one, while we connect; all, while we wait for one
@@ -160,7 +123,14 @@ class Dialer:
         self._log_size = self._size_of_log()
         try:
             self.connection = Connection(
-                loop, self.argv, self._nonce, self._payload, self._stdin, self, self._bare
+                loop,
+                self.argv,
+                self._route,
+                self._nonce,
+                self._payload,
+                self._stdin,
+                self,
+                self._bare,
             )
         except OSError as error:
             slots.leave(self._slots)
@@ -171,12 +141,12 @@ class Dialer:
 
     def _have_slot(self) -> bool:
         spool_fd = self._chaperone.spool_fd
-        if self._slot_name is None or spool_fd < 0:
+        if self._route.slot_name is None or spool_fd < 0:
             return True
         try:
             # Kept open while we wait: a look at them takes 7 µs then, and 40 where they are opened
             # each time; a hundred may wait.
-            self._slots = self._slots or slots.opened(spool_fd, self._slot_name)
+            self._slots = self._slots or slots.opened(spool_fd, self._route.slot_name)
             return slots.take(self._slots)
         except OSError as error:  # a limit that can't be kept is no reason not to run
             slots.leave(self._slots)
@@ -217,13 +187,17 @@ class Dialer:
         ):  # this one was cut off: what the one before it met is the reason
             words = self._refused
         self._refused = words
-        stage = stage_of(words) if code else "far-side"
+        refused, passing = self._route.refusal(words)
+        stage = (refused or "connect") if code else "far-side"
         self._pause_s = min(max(2 * self._pause_s, RETRY_S[0]), RETRY_S[1])
         pause_s = self._pause_s * (0.5 + _chance())
-        passing = stage == "connect" or "Temporary failure in name resolution" in words
         if self._given_up:
             self._caller.unreachable("stopped", "stopped before the connection was there")
-        elif code in (255, -15) and passing and now + pause_s < self._deadline:
+        elif (
+            code in (*self._route.own_codes, -signal.SIGTERM)
+            and passing
+            and now + pause_s < self._deadline
+        ):
             self._chaperone.log(
                 f"unable to connect: {words or 'no reason given'}; the next attempt is in {pause_s:.1f} s"
             )
@@ -241,7 +215,7 @@ class Dialer:
                 "far-side",
                 f"unable to reach a shell on the far side: no ready word within {self._patience_s:g} s",
             )
-        if stage == "connect" and code != 255 and code >= 0:
+        if stage == "connect" and code not in self._route.own_codes and code >= 0:
             stage = "far-side"
         if stage == "far-side":
             said = f", said {words!r}" if words else ""

@@ -1,8 +1,8 @@
 """
 What comes back from the far side: its records, told from what the program writes.
 
-Knows: bytes, records, ssh's last words.  Must not know: processes, sockets, the clock, what was
-sent.
+Knows: bytes, records, a client's last words.  Must not know: processes, sockets, the clock,
+what was sent.
 """
 
 from __future__ import annotations
@@ -92,22 +92,17 @@ def _overlap(data: bytes, word: bytes, most: int) -> int:
     return 0
 
 
-FAREWELL = (
-    b"Connection to ",
-    b" closed by remote host.\r\n",
-)  # ssh writes it to stderr, whatever -E and LogLevel say
-
-
-def farewell(data: bytes) -> int:
+def farewell(data: bytes, said: tuple[bytes, bytes]) -> int:
     """
-    How many bytes at the end of a stderr may be the beginning of ssh's own last words.
+    How many bytes at the end of a stderr may be the beginning of a client's own last words.
 
     Args:
         data (bytes): What came last.
+        said (tuple): What stands before and behind the host in them, as `Kind.farewell` of a hop.
     Returns:
-        int: To be kept back until the next byte, or the end of ssh, decides; 0 for none.
+        int: To be kept back until the next byte, or the end of the client, decides; 0 for none.
     """
-    before, after = FAREWELL
+    before, after = said
     start = data.rfind(before)
     if start >= 0:
         rest = data[start + len(before) :]

@@ -1,20 +1,25 @@
 """
-Hops: how a command reaches the user and the host it is meant for, as argv and nothing else.
+Hops: how a command reaches the user and the host it is meant for. A kind of hop is one class.
 
 Knows: the words of a shell, of ssh and of sudo.  Must not know: files, processes, what the command
 does.
-A further kind of hop (srun, docker exec) is one more function from argv to argv, with its fields,
-in `HOPS`.
+A further kind is one more class in `KINDS`: no other file names a kind.
 """
 
 from __future__ import annotations
 
+from ..errors import SpecError
+from . import checks
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import Any
 
+    from .checks import Check
+
     Hop = dict[str, dict[str, Any]]
+    Table = dict[str, tuple[Check, object]]
 
 MODES = ("ssh-as", "sudo-then-ssh", "ssh-then-sudo", "sudo")
 HOP_FIELDS = ("host", "user", "port", "mode", "options", "hops")
@@ -23,30 +28,8 @@ _BARE = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz012345678
 # Words that ssh passes to a ProxyCommand's shell; OpenSSH 9.6 refuses the same ones
 # (CVE-2023-51385).
 _UNSAFE = frozenset("'`\"$;&<>|(){}\\")
-
-# What the far side's text relies on: these stand before the user's own options, and in ssh the
-# first one wins.
-_FIXED = (
-    ("BatchMode", "yes"),
-    ("RequestTTY", "no"),
-    ("EscapeChar", "none"),
-    ("RemoteCommand", "none"),
-)
-# What the user may well want otherwise: these stand after their options. 15 s x 3 is the usual
-# keepalive, and ends a silent connection before the lease of 60 s does; one shared master would be
-# one shared fate.
-_USUAL = (
-    ("ConnectTimeout", "15"),
-    ("ServerAliveInterval", "15"),
-    ("ServerAliveCountMax", "3"),
-    ("ClearAllForwardings", "yes"),
-    ("ForwardAgent", "no"),
-    ("ForwardX11", "no"),
-    ("PermitLocalCommand", "no"),
-    ("ControlMaster", "no"),
-    ("ControlPath", "none"),
-    ("LogLevel", "INFO"),  # ERROR would not tell that a server stopped answering
-)
+# What can't stand within '...' of every shell, as it stands between two of them.
+_APART = {ord("'"): "'\"'\"'", ord("\\"): "'\\\\'", ord("!"): "'\\!'"}
 
 
 def quoted(word: str) -> str:
@@ -62,17 +45,7 @@ def quoted(word: str) -> str:
     """
     if word and not frozenset(word) - _BARE:
         return word
-    pieces, plain = [], ""
-    for char in word:
-        if char in "'\\!":
-            pieces.append(f"'{plain}'" if plain else "")
-            pieces.append('"\'"' if char == "'" else "\\" + char)
-            plain = ""
-        else:
-            plain += char
-    if plain or not pieces:
-        pieces.append(f"'{plain}'")
-    return "".join(pieces)
+    return f"'{word.translate(_APART)}'".replace("''", "") or "''"
 
 
 def shell_command(argv: Sequence[str]) -> str:
@@ -80,169 +53,35 @@ def shell_command(argv: Sequence[str]) -> str:
     return " ".join(["exec", *(quoted(word) for word in argv)])
 
 
-# -- hops: argv to argv
+# -- checks of what hops have in common
 
 
-def ssh_argv(hop: Mapping[str, Any], argv: Sequence[str], log: str | None = None) -> list[str]:
-    """
-    The argv that runs `argv` on another host.
-
-    Args:
-        hop (dict): `host`, `user`, `port`, `options`, all but the first None or {} where not given.
-        argv (list): What to run there; it passes through the login shell, whichever that is.
-        log (str): The file for ssh's own words, which else would stand between the program's; None
-            where this hop can't write it.
-    """
-    options = [*_FIXED, *_flat(hop["options"]), *_USUAL]
-    words = ["ssh", "-T"]
-    words += ["-E", log] if log is not None else []
-    words += [word for name, value in options for word in ("-o", f"{name}={value}")]
-    words += ["-p", str(hop["port"])] if hop["port"] is not None else []
-    words += ["-l", hop["user"]] if hop["user"] is not None else []
-    return [*words, "--", hop["host"], shell_command(argv)]
-
-
-def sudo_argv(hop: Mapping[str, Any], argv: Sequence[str], log: str | None = None) -> list[str]:
-    """
-    The argv that runs `argv` as another user of the same host; -n, since nobody is there to type a
-    password.
-    """
-    return ["sudo", "-n", "-H", "-u", hop["user"], "--", *argv]
-
-
-HOPS: dict[str, Callable[..., list[str]]] = {"ssh": ssh_argv, "sudo": sudo_argv}
-
-
-def hops_argv(hops: Sequence[Hop], argv: Sequence[str], log: str | None = None) -> list[str]:
-    """
-    The argv that runs `argv` at the end of all hops.
-
-    Args:
-        hops (list): As from `hops`, nearest first; none is this host, as we are.
-        log (str): For the first hop alone: the others run where, or as whom, it can't be opened.
-    """
-    words = list(argv)
-    for number in reversed(range(len(hops))):
-        ((kind, hop),) = hops[number].items()
-        words = HOPS[kind](hop, words, log if number == 0 else None)
-    return words
-
-
-def _flat(options: Mapping[str, Any]) -> list[tuple[str, object]]:
-    pairs = []
-    for name, value in options.items():
-        for one in value if isinstance(value, list) else [value]:
-            pairs.append((name, {True: "yes", False: "no"}[one] if isinstance(one, bool) else one))
-    return pairs
-
-
-# -- the spec's `remote` to hops
-
-
-def hops(remote: Mapping[str, Any]) -> list[Hop]:
-    """
-    The list of hops that a spec's `remote` means.
-
-    Args:
-        remote (dict): `host`, `user`, `port`, `mode`, `options`; or `hops`, the general list,
-            alone.
-    Returns:
-        list: Each hop an object with one key, `ssh` (host, user, port, options) or `sudo` (user);
-            nearest first.
-    Raises:
-        ValueError: Its text goes on from the path of `remote`: `host: want ..., got ...`.
-    """
-    unknown = [name for name in remote if name not in HOP_FIELDS]
-    if unknown:
-        raise ValueError(f"{unknown[0]}: want one of {', '.join(HOP_FIELDS)}, got an unknown field")
-    if remote.get("hops") is not None:
-        return _general(remote)
-    mode = remote.get("mode")
-    if mode is None:
-        mode = "ssh-as"
-    if mode not in MODES:
-        raise ValueError(f"mode: want {' or '.join(map(repr, MODES))}, got {mode!r}")
-    if mode == "sudo":
-        for name in ("host", "port", "options"):
-            if remote.get(name):
-                raise ValueError(
-                    f"{name}: want none with mode 'sudo', which stays on this host, got {remote[name]!r}"
-                )
-    fields = {name: remote.get(name) for name in ("host", "user", "port", "options")}
-    sudo = {"user": fields["user"]}
-    kinds: dict[str, list[Hop]] = {
-        "ssh-as": [{"ssh": fields}],
-        "sudo-then-ssh": [{"sudo": sudo}, {"ssh": {**fields, "user": None}}],
-        "ssh-then-sudo": [{"ssh": {**fields, "user": None}}, {"sudo": sudo}],
-        "sudo": [{"sudo": sudo}],
-    }
-    return [_checked(hop, "") for hop in kinds[mode]]
-
-
-def _general(remote: Mapping[str, Any]) -> list[Hop]:
-    beside = [name for name in remote if name != "hops" and remote[name] is not None]
-    if beside:
-        raise ValueError(f"{beside[0]}: want either hops or {', '.join(HOP_FIELDS[:-1])}, got both")
-    listed = remote["hops"]
-    if not isinstance(listed, list) or not listed:
-        raise ValueError(f"hops: want a non-empty list of hops, got {listed!r}")
-    for number, hop in enumerate(listed):
-        if not isinstance(hop, dict) or len(hop) != 1 or next(iter(hop)) not in HOPS:
-            raise ValueError(
-                f"hops[{number}]: want an object with one key, {' or '.join(map(repr, HOPS))}, got {hop!r}"
-            )
-    return [_checked(hop, f"hops[{number}].") for number, hop in enumerate(listed)]
-
-
-def _checked(hop: Hop, path: str) -> Hop:
-    ((kind, given),) = hop.items()
-    path += f"{kind}." if path else ""
-    if not isinstance(given, dict):
-        raise ValueError(f"{path.rstrip('.')}: want an object, got {given!r}")
-    names = {"ssh": ("host", "user", "port", "options"), "sudo": ("user",)}[kind]
-    for name in given:
-        if name not in names:
-            raise ValueError(f"{path}{name}: want one of {', '.join(names)}, got an unknown field")
-    user = given.get("user")
-    if kind == "sudo":
-        return {"sudo": {"user": _name(user, path + "user")}}
-    return {
-        "ssh": {
-            "host": _name(given.get("host"), path + "host"),
-            "user": None if user is None else _name(user, path + "user"),
-            "port": _port(given.get("port"), path + "port"),
-            "options": _options(given.get("options"), path + "options"),
-        }
-    }
-
-
-def _name(value: object, path: str) -> str:
+def _name(value: Any, path: str) -> str:
     """
     A host or a user: no word that ssh, sudo or a ProxyCommand's shell could take for anything else.
     """
     if not isinstance(value, str) or not value or value.startswith("-"):
-        raise ValueError(f"{path}: want a name that does not begin with '-', got {value!r}")
-    wrong = [
-        char for char in value if char <= " " or char == "\x7f" or char.isspace() or char in _UNSAFE
-    ]
-    if wrong:
-        raise ValueError(
-            f"{path}: want a name without white space, quotes or shell characters, got {value!r}"
-        )
-    if "\udc80" <= max(value) <= "\udcff" or (path.endswith("host") and "@" in value):
-        raise ValueError(f"{path}: want a name in plain text without '@', got {value!r}")
+        checks.fail(path, "a name that does not begin with '-'", value)
+    if any(char <= " " or char == "\x7f" or char.isspace() or char in _UNSAFE for char in value):
+        checks.fail(path, "a name without white space, quotes or shell characters", value)
+    if "\udc80" <= max(value) <= "\udcff":
+        checks.fail(path, "a name in plain text without '@'", value)
     return value
 
 
-def _port(value: object, path: str) -> int | None:
-    if value is None:
-        return None
+def _host(value: Any, path: str) -> str:
+    if "@" in _name(value, path):
+        checks.fail(path, "a name in plain text without '@'", value)
+    return str(value)
+
+
+def _port(value: Any, path: str) -> int:
     if type(value) is not int or not 1 <= value <= 65535:
-        raise ValueError(f"{path}: want a port from 1 to 65535, got {value!r}")
-    return value
+        checks.fail(path, "a port from 1 to 65535", value)
+    return int(value)
 
 
-def _options(value: object, path: str) -> dict[str, Any]:
+def _options(value: Any, path: str) -> dict[str, Any]:
     """
     ssh_config(5) options: the value a text, a number, a bool or, for those that may stand several
     times, a list of them.
@@ -250,16 +89,288 @@ def _options(value: object, path: str) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise ValueError(f"{path}: want an object of ssh options, got {value!r}")
+        checks.fail(path, "an object of ssh options", value)
     for name, given in value.items():
         if not name.isascii() or not name.isalnum():
-            raise ValueError(f"{path}: want names as in ssh_config, got {name!r}")
+            checks.fail(path, "names as in ssh_config", name)
         for one in given if isinstance(given, list) else [given]:
             if not isinstance(one, (str, int, float)) or any(char in "\0\r\n" for char in str(one)):
-                raise ValueError(
-                    f"{path}.{name}: want one line of text, a number, true or false, got {given!r}"
-                )
+                checks.fail(f"{path}.{name}", "one line of text, a number, true or false", given)
     return dict(value)
+
+
+# -- the kinds
+
+
+class Kind:
+    """
+    What there is to know of a kind of hop; each answer here is the careful one.
+
+    Args:
+        fields (dict): Of one hop, checked.
+
+    Attributes:
+        table (dict): Its fields, as for `checks.fields`.
+        may_be_killed (bool): Whether SIGKILL of its process ends what it started, too.
+        carries_eof (bool): Whether the end of its standard input reaches the far side.
+        can_survive (bool): Whether what was started behind it can outlive it.
+        own_codes (tuple): Exit codes that mean that it failed, and not what it started.
+        refusals (tuple): (stage, words): what it says when no further attempt would help.
+        passing (tuple): What it says when a further attempt may help all the same.
+        farewell (tuple): What stands before and behind the host in the line that it writes to
+            stderr when its connection is lost; None where it writes none.
+        slot_fields (tuple): Of which of its fields the attempts to connect that share a limit have
+            the same values; () for no limit.
+    """
+
+    table: Table
+    may_be_killed = False
+    carries_eof = True
+    can_survive = True
+    own_codes: tuple[int, ...] = ()
+    refusals: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    passing: tuple[str, ...] = ()
+    farewell: tuple[bytes, bytes] | None = None
+    slot_fields: tuple[str, ...] = ()
+
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        self.fields = fields
+
+    def argv(self, argv: Sequence[str], log: str | None) -> list[str]:
+        """The argv that runs `argv` behind it; `log` is a file for its own words, or None."""
+        raise NotImplementedError
+
+    def leads(self, where: str, user: str) -> tuple[str, str]:
+        """Where it leads, and as whom, for a reader; from where, and as whom it is run."""
+        raise NotImplementedError
+
+    def announcing(self, word: str) -> Kind | None:
+        """The same hop, writing `word` to stderr once it is through; None where it can't."""
+        return None
+
+
+class Ssh(Kind):
+    """Another host, by the client of OpenSSH."""
+
+    table: Table = {
+        "host": (_host, checks.REQUIRED),
+        "user": (checks.or_null(_name), None),
+        "port": (checks.or_null(_port), None),
+        "options": (_options, checks.OBJECT),
+    }
+    may_be_killed = True  # sshd sees the end of the connection
+    own_codes = (255,)  # ssh(1): "or with 255 if an error occurred"
+    refusals = (
+        ("host-key", ("Host key verification failed", "HOST IDENTIFICATION HAS", "host key")),
+        ("auth", ("Permission denied", "Too many authentication", "No more authentication")),
+        ("name", ("Could not resolve hostname",)),
+        ("usage", ("Bad configuration option", "bad configuration options")),
+    )
+    passing = ("Temporary failure in name resolution",)
+    # Written to stderr, whatever -E and LogLevel are.
+    farewell = (b"Connection to ", b" closed by remote host.\r\n")
+    slot_fields = ("host", "port")  # the server, whose MaxStartups is the limit
+
+    # What the far side's text relies on: these stand before the user's own options, and in ssh the
+    # first one wins.
+    _FIXED = "BatchMode=yes RequestTTY=no EscapeChar=none RemoteCommand=none".split()
+    # What the user may want otherwise: these stand after their options. 15 s x 3 is the usual
+    # keepalive, and ends a silent connection before the lease of 60 s does. One shared master would
+    # be one shared fate. At LogLevel=ERROR ssh does not say that a server stopped answering.
+    _USUAL = (
+        "ConnectTimeout=15 ServerAliveInterval=15 ServerAliveCountMax=3 ClearAllForwardings=yes"
+        " ForwardAgent=no ForwardX11=no PermitLocalCommand=no ControlMaster=no ControlPath=none"
+        " LogLevel=INFO"
+    ).split()
+
+    def argv(self, argv: Sequence[str], log: str | None) -> list[str]:
+        """
+        ssh and its options; `argv` passes through the login shell of the host, whichever that is.
+        """
+        fields = self.fields
+        options = [*self._FIXED, *_flat(fields["options"]), *self._USUAL]
+        words = ["ssh", "-T"]
+        # -E: ssh's own words would otherwise stand between the program's
+        words += ["-E", log] if log is not None else []
+        words += [word for option in options for word in ("-o", option)]
+        words += ["-p", str(fields["port"])] if fields["port"] is not None else []
+        words += ["-l", fields["user"]] if fields["user"] is not None else []
+        return [*words, "--", fields["host"], shell_command(argv)]
+
+    def leads(self, where: str, user: str) -> tuple[str, str]:
+        """To the host."""
+        return f"on {self.fields['host']}", self.fields["user"] or "whom ssh makes us"
+
+    def announcing(self, word: str) -> Ssh:
+        """By a LocalCommand: ssh runs it once it is let in."""
+        said = {"PermitLocalCommand": "yes", "LocalCommand": f"echo {word} >&2"}
+        return Ssh({**self.fields, "options": {**said, **self.fields["options"]}})
+
+
+class Sudo(Kind):
+    """Another user of the same host. Never killed: its child would live on."""
+
+    table: Table = {"user": (_name, checks.REQUIRED)}
+    refusals = (("auth", ("sudo:",)),)
+
+    def argv(self, argv: Sequence[str], log: str | None) -> list[str]:
+        """-n: nobody is there to type a password. The log may not be that user's to open."""
+        return ["sudo", "-n", "-H", "-u", self.fields["user"], "--", *argv]
+
+    def leads(self, where: str, user: str) -> tuple[str, str]:
+        """To the user."""
+        return where, self.fields["user"]
+
+
+KINDS: dict[str, type[Kind]] = {"ssh": Ssh, "sudo": Sudo}
+
+
+def _flat(options: Mapping[str, Any]) -> Iterable[str]:
+    for name, value in options.items():
+        for one in value if isinstance(value, list) else [value]:
+            text = {True: "yes", False: "no"}[one] if isinstance(one, bool) else one
+            yield f"{name}={text}"
+
+
+class Route:
+    """
+    All hops of a run as one way: what is known of it without a look at its kinds.
+
+    Args:
+        hops (list): Of `Kind`, nearest first; none is this host, as we are.
+
+    Attributes:
+        own_codes (tuple): Exit codes that mean that a hop failed, and not what is behind it.
+        may_be_killed, farewell: As in `Kind`; of the first hop, the one that we start.
+        carries_eof, can_survive (bool): As in `Kind`; true of all hops.
+        slot_name (str): Of the first hop with a limit; None without one.
+    """
+
+    def __init__(self, hops: Sequence[Kind]) -> None:
+        self._hops = hops
+        self.own_codes = tuple(code for hop in hops for code in hop.own_codes)
+        self.may_be_killed = bool(hops) and hops[0].may_be_killed
+        self.farewell = hops[0].farewell if hops else None
+        self.carries_eof = all(hop.carries_eof for hop in hops)
+        self.can_survive = all(hop.can_survive for hop in hops)
+        limited = [[hop.fields[name] for name in hop.slot_fields] for hop in hops]
+        names = [",".join(str(value or "") for value in values) for values in limited if values]
+        self.slot_name = names[0] if names else None
+
+    def argv(self, argv: Sequence[str], log: str | None = None) -> list[str]:
+        """
+        The argv that runs `argv` at the end of all hops.
+
+        Args:
+            log (str): A file for the first hop's own words, if it can write there; the others run
+                where, or as whom, it can't be opened.
+        """
+        words = list(argv)
+        for hop in reversed(self._hops):
+            words = hop.argv(words, log if hop is self._hops[0] else None)
+        return words
+
+    def place(self, user: str) -> str:
+        """Where it leads, for a reader: `here, as etl`; `user` is whom we run as."""
+        where = "here"
+        for hop in self._hops:
+            where, user = hop.leads(where, user)
+        return f"{where}, as {user}"
+
+    def refusal(self, words: str) -> tuple[str | None, bool]:
+        """
+        What the hops' words mean.
+
+        Returns:
+            tuple: The stage at which one of them failed, None if they don't say; whether a further
+                attempt may help.
+        """
+        stages = [
+            stage
+            for hop in self._hops
+            for stage, signs in hop.refusals
+            if any(sign in words for sign in signs)
+        ]
+        passing = any(sign in words for hop in self._hops for sign in hop.passing)
+        return (stages[0], passing) if stages else (None, True)
+
+    def announcing(self, word: str) -> Route | None:
+        """The same way, its first hop writing `word` to stderr once it is through; None if not."""
+        first = self._hops[0].announcing(word) if self._hops else None
+        return None if first is None else Route([first, *self._hops[1:]])
+
+
+def route(hops: Sequence[Hop]) -> Route:
+    """The way that a list from `hops` describes."""
+    return Route([KINDS[kind](fields) for hop in hops for kind, fields in hop.items()])
+
+
+# -- the spec's `remote` to hops
+
+
+def hops(remote: Mapping[str, Any], path: str = "") -> list[Hop]:
+    """
+    The list of hops that a spec's `remote` means.
+
+    Args:
+        remote (dict): `host`, `user`, `port`, `mode`, `options`; or `hops`, the general list,
+            alone.
+        path (str): Of `remote` in the spec, for what an error says.
+    Returns:
+        list: Each hop an object with one key, its kind, whose value has all fields of that kind;
+            nearest first.
+    Raises:
+        SpecError: `PATH: want WANT, got GOT`.
+    """
+    fields = checks.fields(_REMOTE)(dict(remote), path)
+    if fields["hops"] is not None:
+        *five, _ = HOP_FIELDS
+        beside = [name for name in five if fields[name] is not None]
+        if beside:
+            want = f"either hops or {', '.join(five)}"
+            raise SpecError(f"{checks.at(path, beside[0])}: want {want}, got both")
+        return list(fields["hops"])
+    mode = fields["mode"] or MODES[0]
+    wrong = [name for name in ("host", "port", "options") if mode == "sudo" and fields[name]]
+    if wrong:
+        want = "none with mode 'sudo', which stays on this host"
+        checks.fail(checks.at(path, wrong[0]), want, fields[wrong[0]])
+    given = {name: fields[name] for name in ("host", "port", "options")}
+    user = {"user": fields["user"]}
+    listed: dict[str, list[Hop]] = {
+        "ssh-as": [{"ssh": {**given, **user}}],
+        "sudo-then-ssh": [{"sudo": user}, {"ssh": given}],
+        "ssh-then-sudo": [{"ssh": given}, {"sudo": user}],
+        "sudo": [{"sudo": user}],
+    }
+    return [
+        {kind: checks.fields(KINDS[kind].table)(fields, path)}
+        for hop in listed[mode]
+        for kind, fields in hop.items()
+    ]
+
+
+def _hop(value: Any, path: str) -> Hop:
+    if not isinstance(value, dict) or len(value) != 1 or next(iter(value)) not in KINDS:
+        names = " and ".join(map(repr, value)) if isinstance(value, dict) else ""
+        want = f"an object with one key, {' or '.join(map(repr, KINDS))}"
+        raise SpecError(f"{path}: want {want}, got {checks.cut(names) or checks.got(value)}")
+    ((kind, fields),) = value.items()
+    return {kind: checks.fields(KINDS[kind].table)(fields, checks.at(path, kind))}
+
+
+def _list(value: Any, path: str) -> list[Hop]:
+    if not isinstance(value, list) or not value:
+        checks.fail(path, "a non-empty list of hops", value)
+    return [_hop(hop, f"{path}[{number}]") for number, hop in enumerate(value)]
+
+
+# The first five are checked as what they become: fields of a hop.
+_REMOTE: Table = {
+    **{name: (lambda value, path: value, None) for name in HOP_FIELDS},
+    "mode": (checks.or_null(checks.one_of(*MODES)), None),
+    "hops": (checks.or_null(_list), None),
+}
 
 
 # -- for callers that only want an argv
@@ -282,7 +393,7 @@ def build_program(argv: Sequence[str], options: Mapping[str, Any] | None = None)
         or not argv
         or not all(isinstance(word, str) and "\0" not in word for word in argv)
     ):
-        raise ValueError(f"argv: want a non-empty list of strings without NUL bytes, got {argv!r}")
+        raise SpecError(f"argv: want a non-empty list of strings without NUL bytes, got {argv!r}")
     return shell_command(argv)
 
 
@@ -307,16 +418,13 @@ def build_command(
         ValueError: One sentence.
     """
     given = dict(options or {})
-    remote: dict[str, Any] = {
-        "host": host or given.pop("host", None),
-        "user": user or given.pop("user", None),
-    }
-    given = {name: value for name, value in given.items() if name not in ("host", "user")}
-    remote["port"], remote["mode"] = given.pop("port", None), given.pop("mode", None)
+    remote = {name: given.pop(name, None) for name in ("host", "user", "port", "mode")}
+    remote["host"] = host or remote["host"]
+    remote["user"] = user or remote["user"]
     remote["options"] = given or None
     if "\0" in command:
-        raise ValueError("command: want a text without NUL bytes, got one")
+        raise SpecError("command: want a text without NUL bytes, got one")
     if remote["host"] is None and remote["mode"] is None:
         remote["mode"] = "sudo"
     nowhere = remote["mode"] == "sudo" and remote["user"] is None and not given
-    return hops_argv([] if nowhere else hops(remote), ["/bin/sh", "-c", command])
+    return route([] if nowhere else hops(remote)).argv(["/bin/sh", "-c", command])

@@ -7,8 +7,7 @@ Knows: JSON values.  Must not know: files, processes, the clock, the current dir
 from __future__ import annotations
 
 from ..errors import SpecError
-from . import checks
-from . import hops as command
+from . import checks, hops
 from .cpython import signal
 
 TYPE_CHECKING = False
@@ -126,17 +125,12 @@ def _id(value: Any, path: str) -> str:
 
 def _remote(value: Any, path: str) -> dict[str, object]:
     remote = checks.fields(_REMOTE)(value, path)
-    try:
-        hops = command.hops({name: remote[name] for name in value if name in command.HOP_FIELDS})
-    except ValueError as error:
-        raise SpecError(f"{path}.{error}") from None
-    return {"hops": hops, "supervise": remote["supervise"], "remote_dir": remote["remote_dir"]}
+    given = {name: remote.pop(name) for name in hops.HOP_FIELDS}
+    return {"hops": hops.hops(given, path), **remote}
 
 
 _REMOTE: dict[str, tuple[Check, object]] = {
-    **{
-        name: (lambda value, path: value, None) for name in command.HOP_FIELDS
-    },  # checked by command.hops
+    **{name: (lambda value, path: value, None) for name in hops.HOP_FIELDS},  # checked by hops
     "supervise": (checks.boolean, True),
     "remote_dir": (checks.or_null(checks.text), None),
 }
@@ -308,6 +302,11 @@ def _refuse_contradictions(spec: dict[str, Any]) -> None:
         and not spec["remote"]["supervise"]
     ):
         checks.fail("on_disconnect", "'kill' where remote.supervise is false", "survive")
+    if spec["on_disconnect"] == "survive" and spec["remote"] is not None:
+        if not hops.route(spec["remote"]["hops"]).can_survive:
+            checks.fail(
+                "on_disconnect", "'kill' behind such hops: nothing outlives them", "survive"
+            )
     if spec["output"]["through"] == "file":
         for name, wrong in (
             ("max_bytes", spec["output"]["max_bytes"] is not None),

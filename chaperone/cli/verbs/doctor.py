@@ -287,9 +287,8 @@ def _ssh() -> Finding:
 
 def _far_side(host: str) -> Iterator[Finding]:
     try:
-        argv = command.hops_argv(
-            command.hops({"host": host, "options": {"ConnectTimeout": 10}}), ["/bin/sh"]
-        )
+        hops = command.hops({"host": host, "options": {"ConnectTimeout": 10}})
+        argv = command.route(hops).argv(["/bin/sh"])
     except ValueError as error:
         yield Finding(
             name="far side",

@@ -3,7 +3,9 @@ import subprocess
 import pytest
 from hypothesis import given, strategies
 
+from chaperone.model import checks
 from chaperone.model import hops as command
+from chaperone.model import spec as specs
 from spool_tests.shells import path_of
 
 WORDS = strategies.text(
@@ -43,7 +45,7 @@ def test_hops_are_what_the_mode_means(remote, hops):
 @pytest.mark.parametrize(
     "remote, sentence",
     [
-        ({}, "host: want a name that does not begin with '-', got None"),
+        ({}, "host: want a name that does not begin with '-', got null"),
         (
             {"host": "-oProxyCommand=x"},
             "host: want a name that does not begin with '-', got '-oProxyCommand=x'",
@@ -63,7 +65,7 @@ def test_hops_are_what_the_mode_means(remote, hops):
         ({"host": "a@b"}, "host: want a name in plain text without '@', got 'a@b'"),
         ({"host": "a", "user": "-u"}, "user: want a name that does not begin with '-', got '-u'"),
         ({"host": "a", "port": 0}, "port: want a port from 1 to 65535, got 0"),
-        ({"host": "a", "port": True}, "port: want a port from 1 to 65535, got True"),
+        ({"host": "a", "port": True}, "port: want a port from 1 to 65535, got true"),
         (
             {"host": "a", "mode": "telnet"},
             "mode: want 'ssh-as' or 'sudo-then-ssh' or 'ssh-then-sudo' or 'sudo', got 'telnet'",
@@ -72,7 +74,7 @@ def test_hops_are_what_the_mode_means(remote, hops):
             {"host": "a", "mode": "sudo", "user": "b"},
             "host: want none with mode 'sudo', which stays on this host, got 'a'",
         ),
-        ({"mode": "sudo"}, "user: want a name that does not begin with '-', got None"),
+        ({"mode": "sudo"}, "user: want a name that does not begin with '-', got null"),
         ({"host": "a", "options": {"a b": 1}}, "options: want names as in ssh_config, got 'a b'"),
         (
             {"host": "a", "options": {"A": "x\ny"}},
@@ -82,11 +84,21 @@ def test_hops_are_what_the_mode_means(remote, hops):
             {"host": "a", "hops": [{"ssh": {"host": "b"}}]},
             "host: want either hops or host, user, port, mode, options, got both",
         ),
-        ({"hops": []}, "hops: want a non-empty list of hops, got []"),
+        ({"hops": []}, "hops: want a non-empty list of hops, got a list"),
         (
             {"hops": [{"telnet": {}}]},
-            "hops[0]: want an object with one key, 'ssh' or 'sudo', got {'telnet': {}}",
+            "hops[0]: want an object with one key, 'ssh' or 'sudo', got 'telnet'",
         ),
+        (
+            {"hops": [{"ssh": {}, "sudo": {}}]},
+            "hops[0]: want an object with one key, 'ssh' or 'sudo', got 'ssh' and 'sudo'",
+        ),
+        (
+            {"hops": ["db3"]},
+            "hops[0]: want an object with one key, 'ssh' or 'sudo', got 'db3'",
+        ),
+        ({"hops": [{"ssh": {}}]}, "hops[0].ssh.host: want it, got nothing"),
+        ({"hops": [{"ssh": "db3"}]}, "hops[0].ssh: want an object, got a string"),
         (
             {"hops": [{"ssh": {"host": "-x"}}]},
             "hops[0].ssh.host: want a name that does not begin with '-', got '-x'",
@@ -97,7 +109,7 @@ def test_hops_are_what_the_mode_means(remote, hops):
         ),
         (
             {"speed": 1},
-            "speed: want one of host, user, port, mode, options, hops, got an unknown field",
+            "speed: want one of hops, host, mode, options, port, user, got an unknown field",
         ),
     ],
 )
@@ -108,15 +120,8 @@ def test_a_wrong_remote_is_refused_in_one_sentence(remote, sentence):
 
 
 def test_ssh_hop_keeps_what_must_be_before_and_what_may_differ_behind_the_users_options():
-    words = command.ssh_argv(
-        ssh(
-            user="etl",
-            port=22,
-            options={"ConnectTimeout": 3, "BatchMode": False, "SendEnv": ["A", "B"]},
-        )["ssh"],
-        ["true"],
-        "/log",
-    )
+    options = {"ConnectTimeout": 3, "BatchMode": False, "SendEnv": ["A", "B"]}
+    words = command.route([ssh(user="etl", port=22, options=options)]).argv(["true"], "/log")
     options = [word for before, word in zip(words, words[1:], strict=False) if before == "-o"]
     assert words[:4] == ["ssh", "-T", "-E", "/log"]
     assert options.index("BatchMode=yes") < options.index("BatchMode=no")
@@ -132,13 +137,88 @@ def test_ssh_hop_keeps_what_must_be_before_and_what_may_differ_behind_the_users_
 
 
 def test_hops_nest_nearest_first_and_only_the_first_gets_the_log():
-    words = command.hops_argv(
-        [{"sudo": {"user": "u"}}, ssh(), {"sudo": {"user": "v"}}], ["id", "-u n"], log="/log"
-    )
+    hops = [{"sudo": {"user": "u"}}, ssh(), {"sudo": {"user": "v"}}]
+    words = command.route(hops).argv(["id", "-u n"], log="/log")
     assert words[:7] == ["sudo", "-n", "-H", "-u", "u", "--", "ssh"]
     assert "-E" not in words
     assert words[-3:] == ["--", "db3", "exec sudo -n -H -u v -- id '-u n'"]
-    assert command.hops_argv([], ["a", "b"]) == ["a", "b"]
+    assert command.route([]).argv(["a", "b"]) == ["a", "b"]
+
+
+def test_route_is_known_by_its_hops():
+    sudo = {"sudo": {"user": "v"}}
+    here, over, up, both = (
+        command.route(hops) for hops in ([], [ssh(port=2)], [sudo], [sudo, ssh(user="etl")])
+    )
+    assert [one.place("me") for one in (here, over, up, both)] == [
+        "here, as me",
+        "on db3, as whom ssh makes us",
+        "here, as v",
+        "on db3, as etl",
+    ]
+    assert [one.may_be_killed for one in (here, over, up, both)] == [False, True, False, False]
+    assert [one.own_codes for one in (here, over, up, both)] == [(), (255,), (), (255,)]
+    assert [one.slot_name for one in (here, over, up, both)] == [None, "db3,2", None, "db3,"]
+    assert [one.farewell is None for one in (here, over, up, both)] == [True, False, True, True]
+    assert [one.announcing("w") is None for one in (here, over, up, both)] == [
+        True,
+        False,
+        True,
+        True,
+    ]
+    assert "LocalCommand=echo w >&2" in over.announcing("w").argv(["true"])
+    assert over.announcing("w").slot_name == "db3,2"
+
+
+@pytest.mark.parametrize(
+    "hops, words, refusal",
+    [
+        ([ssh()], "Host key verification failed.", ("host-key", False)),
+        ([ssh()], "etl@db3: Permission denied (publickey).", ("auth", False)),
+        ([ssh()], "Could not resolve hostname db3: Name or service not known", ("name", False)),
+        (
+            [ssh()],
+            "Could not resolve hostname db3: Temporary failure in name resolution",
+            ("name", True),
+        ),
+        ([ssh()], "Connection refused", (None, True)),
+        ([ssh()], "sudo: a password is required", (None, True)),
+        ([ssh(), {"sudo": {"user": "v"}}], "sudo: a password is required", ("auth", False)),
+        ([], "Permission denied", (None, True)),
+    ],
+)
+def test_words_of_the_hops_mean_a_stage(hops, words, refusal):
+    assert command.route(hops).refusal(words) == refusal
+
+
+class Srun(command.Kind):
+    """A kind that differs from the others in all that a kind may say."""
+
+    table = {"job": (checks.text, checks.REQUIRED)}
+    carries_eof = can_survive = False
+
+    def argv(self, argv, log):
+        return ["srun", "--jobid", self.fields["job"], *argv]
+
+    def leads(self, where, user):
+        return f"in job {self.fields['job']}", user
+
+
+def test_further_kind_is_one_class(monkeypatch):
+    monkeypatch.setitem(command.KINDS, "srun", Srun)
+    remote = {"hops": [{"ssh": {"host": "db3"}}, {"srun": {"job": "7"}}]}
+    spec = {"program": {"argv": ["true"]}, "remote": remote}
+    hops = specs.checked(spec, "/")["remote"]["hops"]
+    assert hops == [ssh(), {"srun": {"job": "7"}}]
+    route = command.route(hops)
+    assert route.argv(["a b"])[-1] == "exec srun --jobid 7 'a b'"
+    assert route.place("me") == "in job 7, as whom ssh makes us"
+    assert (route.carries_eof, route.can_survive) == (False, False)
+    with pytest.raises(ValueError) as caught:
+        specs.checked({**spec, "on_disconnect": "survive"}, "/")
+    assert str(caught.value) == (
+        "on_disconnect: want 'kill' behind such hops: nothing outlives them, got 'survive'"
+    )
 
 
 def test_build_program_and_build_command_make_argv_only():
