@@ -14,6 +14,7 @@ import textwrap
 
 import pytest
 
+import chaperone as api
 from chaperone.hold import chaperone
 from chaperone.spool import run_directory
 from spool_tests.conftest import ROOT, need
@@ -61,7 +62,10 @@ def place(spool, tmp_path, monkeypatch):
     need("jq")
     (tmp_path / "bin").mkdir()
     os.symlink(f"{ROOT}/bin/chaperone", tmp_path / "bin/chaperone")
-    os.symlink(sys.executable, tmp_path / "bin/python3")
+    # Not a link: that would not find what is installed beside the interpreter.
+    python = tmp_path / "bin/python3"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", ROOT)
     monkeypatch.delenv("CHAPERONE_SPOOL")
@@ -196,6 +200,11 @@ def test_every_page_stands_in_the_index_once():
     assert sorted(listed) == sorted(
         path.stem for path in PAGES if path.stem not in ("README", "index")
     )
+
+
+def test_page_of_the_python_api_has_every_public_name():
+    text = pathlib.Path(ROOT, "docs/python.rst").read_text()
+    assert sorted(re.findall(r"^\.\. auto\w+:: (\w+)$", text, re.M)) == api.__all__
 
 
 def test_no_page_links_to_a_file_beside_it():
