@@ -20,6 +20,7 @@ from .launch import start
 from .model import cursor as cursors
 from .model import spec as specs
 from .model.events import Ended, Lost, Output, Status, status_view
+from .model.request import Request
 from .spool import format, gc, look
 
 
@@ -286,15 +287,11 @@ class Run:
             NoRunError: If nobody is there to do it and it may not be over: it is unattended, or it
                 was deleted.
         """
-        if grace_s is not None and not 0 <= grace_s < float("inf"):
-            raise SpecError(
-                f"unable to stop run {self.run_id!r}: want a grace of at least 0 seconds, got {grace_s!r}"
-            )
-        return self._end("stop" if grace_s is None else f"stop {float(grace_s):f}", wait, by)
+        return self._end(Request("stop", grace_s, by=by), wait)
 
     def kill(self, wait: bool = True, by: str | None = None) -> Status:
         """SIGKILL for all that it started; as `stop`, with no grace."""
-        return self._end("kill", wait, by)
+        return self._end(Request("kill", by=by), wait)
 
     def signal(self, name: str, by: str | None = None) -> None:
         """
@@ -306,16 +303,11 @@ class Run:
             SpecError: If there is no such signal.
             NoRunError: If no chaperone is there.
         """
-        full = specs.signal_name(name)
-        if full is None:
-            raise SpecError(
-                f"unable to signal run {self.run_id!r}: want a signal's name such as 'SIGTERM', got {name!r}"
-            )
-        self._request(f"signal {full}", by)
+        self._request(Request("signal", signal=name, by=by))
 
-    def _end(self, line: str, wait: bool, by: str | None) -> Status:
+    def _end(self, request: Request, wait: bool) -> Status:
         try:
-            self._request(line, by)
+            self._request(request)
         except NoRunError:
             status = self.status()
             if status.is_final():
@@ -328,13 +320,9 @@ class Run:
                 raise
         return (self.wait() if wait else None) or self.status()
 
-    def _request(self, line: str, by: str | None) -> None:
-        if by is not None and (not by.isprintable() or len(by.split()) != 1 or len(by) > 128):
-            raise SpecError(
-                f"unable to ask run {self.run_id!r}: want one word of at most 128 characters for `by`, got {by!r}"
-            )
+    def _request(self, request: Request) -> None:
         with self._opened() as run_fd:
-            look.request(run_fd, self.run_id, line if by is None else f"{line} by={by}")
+            look.request(run_fd, self.run_id, request)
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[int]:

@@ -16,7 +16,7 @@ import textwrap
 import pytest
 
 from chaperone.model import hops as command
-from chaperone.model import jsontext
+from chaperone.model import jsontext, request
 from chaperone.model import spec as specs
 from chaperone.model import status as statuses
 from chaperone.spool import format
@@ -149,7 +149,7 @@ def test_fields_are_those_of_a_status():
 
 def test_numbers_are_those_of_the_code():
     assert "16 KiB, and twice the size of the spec" in FORMAT and format.RESERVE == 16 * 1024
-    assert "4,096 bytes at most" in FORMAT and format.LINE == 4096
+    assert "4,096 bytes at most" in FORMAT and request.LIMIT == 4096
     assert (
         f"at most {specs.ID_LENGTH} characters" in FORMAT
         and f"describes version {format.VERSION}." in FORMAT

@@ -12,6 +12,7 @@ import pytest
 
 from chaperone.errors import NoRunError, SpoolError
 from chaperone.model import status as statuses
+from chaperone.model.request import Request
 from chaperone.spool import look, takeover
 from chaperone.spool import reap as reaping
 from spool_tests import disk
@@ -496,7 +497,7 @@ def test_run_that_was_taken_over_is_whole_again(spool):
             and run.path == str(spool / "r")
         )
         os.write(run.streams["stdout"], b"more")
-        look.request(run.fd, "r", "stop")
+        look.request(run.fd, "r", Request("stop"))
         assert os.read(run.control_fd, 10) == b"stop\n"
     assert disk.seen(spool)[0] and (spool / "r" / "stdout").read_text() == "outmore"
     disk.end(run)

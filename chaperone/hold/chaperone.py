@@ -16,6 +16,7 @@ from ..errors import StartError
 from ..model import spec as specs
 from ..model import status as statuses
 from ..model.cpython import signal
+from ..model.request import Reader
 from ..program import processes
 from ..program.loop import Loop
 from ..program.streams import Stream
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from ..model.request import Request
     from ..program.interface import Program, RunStore
 
 
@@ -48,8 +50,6 @@ IGNORED = (
     signal.SIGTTIN,
     signal.SIGTSTP,
 )
-# PIPE_BUF: a longer line would not be written in one piece, and could be mixed with another's
-REQUEST_BYTES = 4_096
 # A disk that refuses the final status may take it again: it was remounted, or a quota was raised.
 # 12 tries, 17 minutes.
 PUBLISH_AGAIN_S = (1, 2, 5, 10, 30, 60, 120, 120, 120, 180, 180, 180)
@@ -85,7 +85,7 @@ class Chaperone:
         }
         self.program = make_program(self)
         self._wakeup: tuple[int, int] = os.pipe()
-        self._requests, self._overlong = b"", False
+        self._requests = Reader()
         self._started_at: float | None = None
         self._run_timer: int | None = None
         self._stop_timer: int | None = None
@@ -96,7 +96,7 @@ class Chaperone:
         for fd in self._wakeup:
             os.set_blocking(fd, False)
         for number in (*STOP_SIGNALS, *FORWARDED, signal.SIGCHLD):
-            signal.signal(number, _noted)
+            signal.signal(number, _left_to_wakeup_fd)
         for number in IGNORED:
             signal.signal(number, signal.SIG_IGN)
         signal.set_wakeup_fd(self._wakeup[1], warn_on_full_buffer=False)
@@ -107,14 +107,12 @@ class Chaperone:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: Any) -> None:
-        if (
-            error is not None
-        ):  # our bug: the guard takes the program down, readers find the run lost, the log says why
+        if error is not None:
+            # Our bug: the guard ends the program, readers find the run lost, the log says why.
             while trace.tb_next:
                 trace = trace.tb_next
-            self.log(
-                f"the chaperone failed at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}: {error!r}"
-            )
+            where = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
+            self.log(f"the chaperone failed at {where}: {error!r}")
         signal.set_wakeup_fd(-1)
         for fd in self._wakeup:
             os.close(fd)
@@ -149,10 +147,7 @@ class Chaperone:
         return self.run.open_stream(stream)
 
     def log(self, text: str) -> None:
-        """
-        Say something in the run's log; on stderr, too, where the log can't take it now or nobody
-        will find it.
-        """
+        """Write a line into the log; to stderr, too, where it can't be written or found there."""
         line = f"{statuses.timestamp(time.time_ns())} {text}\n".encode("utf-8", "backslashreplace")
         if not self.run.tell(line) or not self.run.is_in_place():
             print_to_stderr(line)
@@ -174,9 +169,7 @@ class Chaperone:
             self.loop.at(self._started_at + timeouts["idle"], self._look_idle)
 
     def resumed(self, pid: int, **facts: object) -> None:
-        """
-        The program of an adopted run was found again: its time goes on from when it was started.
-        """
+        """The program of an adopted run was found again: its time goes on from its start."""
         if self.status["start_time"] is None:
             self.started(pid, **facts)
             return
@@ -218,11 +211,9 @@ class Chaperone:
         """The program has ended, its leftovers have not: one grace for all of them."""
         self.loop.cancel(self._run_timer)
         self._record_end()
-        grace_s = (
-            max(0.0, self._stop_by - self.loop.now())
-            if self.status["stop"]
-            else self.spec["stop"]["grace_period"]
-        )
+        grace_s = self.spec["stop"]["grace_period"]
+        if self.status["stop"]:
+            grace_s = max(0.0, self._stop_by - self.loop.now())
         self.program.finish(grace_s)
 
     def ended(self, wait_status: int | None, **facts: object) -> None:
@@ -240,14 +231,9 @@ class Chaperone:
     def finished(
         self, leftovers: int | None = 0, complete: bool = True, stay: bool = False
     ) -> None:
-        """
-        Everything is over, the last bytes are in. With `stay` it is published, and the chaperone
-        stays until `leave`.
-        """
-        self._publish(
-            statuses.terminated(statuses.with_facts(self.status, leftovers=leftovers), complete),
-            stay,
-        )
+        """The last bytes are in: publish. With `stay` the chaperone stays until `leave`."""
+        ended = statuses.with_facts(self.status, leftovers=leftovers)
+        self._publish(statuses.terminated(ended, complete), stay)
 
     def not_started(self, error: StartError) -> None:
         """The program could not be started, and is not."""
@@ -266,18 +252,13 @@ class Chaperone:
         The program could not be run; `started` is False only where that is proven, else None.
         `stay` as for `finished`.
         """
-        self._publish(
-            statuses.failed(
-                self.status, stage, message, time.time_ns(), errno=errno, type=type, started=started
-            ),
-            stay,
-        )
+        facts: dict[str, Any] = {"errno": errno, "type": type, "started": started}
+        self._publish(statuses.failed(self.status, stage, message, time.time_ns(), **facts), stay)
 
-    def lost(self, message: str, gone_by: str | None = None, complete: bool = False) -> None:
-        """The connection went for good: nobody can know how the program ended."""
-        self._publish(
-            statuses.lost(self.status, message, gone_by, time.time_ns(), stage="connection")
-        )
+    def lost(self, message: str, gone_by: str | None = None) -> None:
+        """The connection went for good: the outcome can't be known."""
+        now_ns = time.time_ns()
+        self._publish(statuses.lost(self.status, message, gone_by, now_ns, stage="connection"))
 
     # -- what is asked
 
@@ -292,15 +273,12 @@ class Chaperone:
         """
         name = self.spec["stop"]["signal"]
         self._stopping(name, reason, by)
-        self._stop_by = min(
-            self._stop_by,
-            self.loop.now() + (self.spec["stop"]["grace_period"] if grace_s is None else grace_s),
-        )
+        if grace_s is None:
+            grace_s = self.spec["stop"]["grace_period"]
+        self._stop_by = min(self._stop_by, self.loop.now() + grace_s)
         self.loop.cancel(self._stop_timer)
         self._stop_timer = self.loop.at(self._stop_by, self.program.kill)
-        number = specs.signal_number_of(name)
-        assert number is not None, "a spec's signal was checked"
-        self.program.stop(number)
+        self.program.stop(_number(name))
 
     def _kill(self, by: str | None) -> None:
         self._stopping("SIGKILL", "request", by)
@@ -316,9 +294,7 @@ class Chaperone:
 
     def _signalled(self, fd: int, events: int) -> None:
         for number in set(os.read(fd, 512)):
-            if (
-                self.loop.has_ended()
-            ):  # the one before it was the end: nothing is there any more that it could be about
+            if self.loop.has_ended():  # by the signal before it
                 return
             if number == signal.SIGCHLD:
                 self.program.children_changed()
@@ -329,42 +305,24 @@ class Chaperone:
 
     def _requested(self, fd: int, events: int) -> None:
         try:
-            self._requests += os.read(fd, 65_536)
+            data = os.read(fd, 65_536)
         except BlockingIOError:
             return
-        *lines, self._requests = self._requests.split(b"\n")
-        for line in lines:
-            if not self._overlong and not self.loop.has_ended():
-                self._request(line.decode("utf-8", "backslashreplace"))
-            self._overlong = False
-        if len(self._requests) > REQUEST_BYTES:
-            if not self._overlong:
-                self.log(
-                    f"unable to take a request of more than {REQUEST_BYTES} bytes: it is passed over to its end"
-                )
-            self._requests, self._overlong = b"", True
+        for request in self._requests.feed(data):
+            if self.loop.has_ended():
+                return
+            if isinstance(request, str):
+                self.log(request)
+            else:
+                self._obey(request)
 
-    def _request(self, line: str) -> None:
-        """
-        One line from `control`: `stop [SECONDS]`, `signal NAME`, `kill`, each with an optional
-        `by=WORD`.
-        """
-        words = line.split()
-        by = next((word[3:] for word in words if word.startswith("by=")), None)
-        verb, *rest = [word for word in words if not word.startswith("by=")] or [""]
-        number = (
-            specs.signal_number_of(specs.signal_name(rest[0]) or "") if len(rest) == 1 else None
-        )
-        if verb == "stop" and len(rest) <= 1 and (not rest or _seconds(rest[0]) is not None):
-            self.stop("request", _seconds(rest[0]) if rest else None, by)
-        elif verb == "kill" and not rest:
-            self._kill(by)
-        elif verb == "signal" and number is not None:
-            self.program.signal(number)
+    def _obey(self, request: Request) -> None:
+        if request.verb == "stop":
+            self.stop("request", request.grace_s, request.by)
+        elif request.verb == "kill":
+            self._kill(request.by)
         else:
-            self.log(
-                f"unable to take the request {line[:200]!r}: want stop [SECONDS], signal NAME or kill"
-            )
+            self.program.signal(_number(request.signal))
 
     # -- deadlines and limits
 
@@ -374,10 +332,8 @@ class Chaperone:
     def _look_idle(self) -> None:
         """Look only when the time may be up, not at every byte: a busy program costs no timers."""
         limit_s = self.spec["timeouts"]["idle"]
-        due = (
-            max(self._started_at or 0.0, *(stream.heard_at for stream in self.streams.values()))
-            + limit_s
-        )
+        heard_at = (stream.heard_at for stream in self.streams.values())
+        due = max(self._started_at or 0.0, *heard_at) + limit_s
         if self.status["end_time"] is not None:
             return
         if due <= self.loop.now():
@@ -475,13 +431,11 @@ def print_to_stderr(line: bytes) -> None:
         pass
 
 
-def _noted(number: int, frame: object) -> None:
-    """The wakeup fd has it; a handler must exist for the kernel to tell us at all."""
+def _left_to_wakeup_fd(number: int, frame: object) -> None:
+    """The wakeup fd has the signal; without a handler there would be none in it."""
 
 
-def _seconds(word: str) -> float | None:
-    try:
-        seconds = float(word)
-    except ValueError:
-        return None
-    return seconds if 0 <= seconds <= 1e10 else None
+def _number(name: str | None) -> int:
+    number = specs.signal_number_of(name or "")
+    assert number is not None, "a spec's signal, and a request's, was checked"
+    return number

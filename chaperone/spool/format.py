@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 VERSION = 1
 STREAMS = ("stdout", "stderr")
 RESERVE = 16 * 1024  # bytes for the final status beyond what it repeats of the spec (rule W5)
-LINE = 4_096  # bytes of a request: PIPE_BUF, up to which writers of one FIFO don't mix
 JSON_LIMIT = (
     64 * 1024 * 1024
 )  # bytes; a larger JSON file is not ours, and reading it could eat the reader's memory

@@ -22,6 +22,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from ..model.request import Request
+
 
 def pulse(run_fd: int) -> bool | None:
     """
@@ -183,22 +185,16 @@ def collect(spool_fd: int, run_id: str) -> None:
         format.remove_entry(spool_fd, format.RUNNING, run_id)
 
 
-def request(run_fd: int, run_id: str, line: str) -> None:
+def request(run_fd: int, run_id: str, asked: Request) -> None:
     """
-    Write one line to a run's control FIFO.
+    Write a request to a run's control FIFO.
 
-    Args:
-        line (str): Without newline: `stop 5 by=ops`.
     Raises:
         NoRunError: If no chaperone is there to read it.
+        SpecError: If it can't be meant so.
         SpoolError: If it can't be written.
     """
-    data = line.encode("utf-8", "backslashreplace") + b"\n"
-    if data.count(b"\n") > 1 or len(data) > format.LINE:
-        raise SpoolError(
-            f"unable to ask run {run_id!r}: want one line of at most {format.LINE} bytes",
-            errno.EINVAL,
-        )
+    data = asked.line(run_id)
     try:
         fd = format.open_plain(run_fd, format.CONTROL, os.O_WRONLY)
         try:
