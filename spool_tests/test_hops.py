@@ -1,3 +1,5 @@
+import json
+import os
 import subprocess
 
 import pytest
@@ -6,7 +8,12 @@ from hypothesis import given, strategies
 from chaperone.model import checks
 from chaperone.model import hops as command
 from chaperone.model import spec as specs
+from spool_tests import sshd as server
+from spool_tests.conftest import processes_with, until
 from spool_tests.shells import path_of
+from spool_tests.test_supervise import final, sh, start, stdout
+
+sshd = server.sshd
 
 WORDS = strategies.text(
     strategies.characters(blacklist_characters="\0", blacklist_categories=("Cs",))
@@ -87,17 +94,21 @@ def test_hops_are_what_the_mode_means(remote, hops):
         ({"hops": []}, "hops: want a non-empty list of hops, got a list"),
         (
             {"hops": [{"telnet": {}}]},
-            "hops[0]: want an object with one key, 'ssh' or 'sudo', got 'telnet'",
+            "hops[0]: want an object with one key, 'ssh' or 'sudo' or 'exec', got 'telnet'",
         ),
         (
             {"hops": [{"ssh": {}, "sudo": {}}]},
-            "hops[0]: want an object with one key, 'ssh' or 'sudo', got 'ssh' and 'sudo'",
+            "hops[0]: want an object with one key, 'ssh' or 'sudo' or 'exec', got 'ssh' and 'sudo'",
         ),
         (
             {"hops": ["db3"]},
-            "hops[0]: want an object with one key, 'ssh' or 'sudo', got 'db3'",
+            "hops[0]: want an object with one key, 'ssh' or 'sudo' or 'exec', got 'db3'",
         ),
         ({"hops": [{"ssh": {}}]}, "hops[0].ssh.host: want it, got nothing"),
+        (
+            {"hops": [{"exec": {"argv": []}}]},
+            "hops[0].exec.argv: want a non-empty list of strings, got an empty one",
+        ),
         ({"hops": [{"ssh": "db3"}]}, "hops[0].ssh: want an object, got a string"),
         (
             {"hops": [{"ssh": {"host": "-x"}}]},
@@ -189,6 +200,122 @@ def test_route_is_known_by_its_hops():
 )
 def test_words_of_the_hops_mean_a_stage(hops, words, refusal):
     assert command.route(hops).refusal(words) == refusal
+
+
+def test_prefix_is_a_hop_as_it_is():
+    hops = [{"exec": {"argv": ["unshare", "-n"]}}, ssh(), {"exec": {"argv": ["a b", "'"]}}]
+    route = command.route(hops)
+    words = route.argv(["id", "-u"], "/log")
+    assert words[:3] == ["unshare", "-n", "ssh"] and "/log" not in words
+    assert words[-1] == "exec 'a b' \"'\" id -u"
+    assert [command.route(hops[:count]).place("me") for count in range(4)] == [
+        "here, as me",
+        "here, behind unshare, as whom unshare makes us",
+        "on db3, as whom ssh makes us",
+        "on db3, behind 'a b', as whom 'a b' makes us",
+    ]
+    assert (route.may_be_killed, route.farewell, route.slot_name) == (False, None, "db3,")
+
+
+PREFIXES = {
+    "env": ["env", "HOP=there"],
+    "setpriv": ["setpriv", "--no-new-privs"],
+    "unshare": ["unshare", "--net", "--uts"],
+    "chroot": ["chroot", "/"],
+    "nsenter": ["nsenter", "--net=/proc/self/ns/net"],
+}
+
+
+@pytest.mark.parametrize(
+    "name, prefix",
+    [
+        pytest.param(name, prefix, marks=[pytest.mark.root] if name in list(PREFIXES)[2:] else [])
+        for name, prefix in PREFIXES.items()
+    ],
+    ids=PREFIXES,
+)
+@pytest.mark.parametrize("behind", ["alone", "behind ssh"])
+def test_program_behind_a_prefix_is_recorded(spool, sshd, name, prefix, behind):
+    hops = [{"exec": {"argv": prefix}}]
+    if behind == "behind ssh":
+        hops.insert(0, {"ssh": sshd.remote()})
+    script = 'echo "$HOP"; cat; readlink /proc/self/ns/net; echo err >&2; kill -HUP $$'
+    chaperone = start(spool, sh(script, stdin="in\n"), remote={"hops": hops})
+    assert chaperone.wait(60) == 0
+    status = final(spool)
+    assert (status["state"], status["signal"], status["ambiguous"], status["leftovers"]) == (
+        "terminated",
+        "SIGHUP",
+        False,
+        0,
+    ), (status, (spool / "r" / "log").read_text())
+    hop, line, net = stdout(spool).decode().splitlines()
+    assert (hop, line) == ("there" if name == "env" else "", "in")
+    assert (net == os.readlink("/proc/self/ns/net")) is (name != "unshare")
+    assert (spool / "r" / "stderr").read_bytes() == b"err\n"
+
+
+@pytest.mark.parametrize("behind", ["alone", "behind ssh"])
+def test_stop_reaches_a_program_behind_a_prefix(spool, sshd, chaperone, behind):
+    hops = [{"exec": {"argv": ["env", "HOP=there"]}}]
+    if behind == "behind ssh":
+        hops.insert(0, {"ssh": sshd.remote()})
+    script = "trap '' TERM; (setsid sleep 1000 &); echo up; while :; do sleep 0.05; done"
+    process = start(spool, sh(script), remote={"hops": hops}, stop={"grace_period": 0.4})
+    until(lambda: stdout(spool) == b"up\n")
+    assert chaperone("stop", "r").returncode == 0
+    assert process.wait(20) == 0
+    status = final(spool)
+    assert (status["state"], status["signal"], status["complete"]) == (
+        "terminated",
+        "SIGKILL",
+        True,
+    )
+    key = json.loads((spool / "r" / "spec.json").read_text())["key"]
+    assert processes_with(f"CHAPERONE_COOKIE={key[:16]}\0".encode()) == {}
+
+
+def test_run_behind_a_prefix_ends_with_its_chaperone(spool):
+    hops = [{"exec": {"argv": ["env", "HOP=there"]}}]
+    process = start(spool, sh("echo up; exec sleep 1000"), remote={"hops": hops})
+    until(lambda: stdout(spool) == b"up\n")
+    key = json.loads((spool / "r" / "spec.json").read_text())["key"]
+    assert processes_with(f"CHAPERONE_COOKIE={key[:16]}\0".encode())
+    process.kill()
+    process.wait()
+    until(lambda: processes_with(f"CHAPERONE_COOKIE={key[:16]}\0".encode()) == {})
+
+
+def test_run_survives_behind_a_prefix(spool, chaperone, tmp_path):
+    hops = [{"exec": {"argv": ["env", f"HOME={tmp_path}"]}}]
+    script = f"echo up; until [ -e {tmp_path}/go ]; do sleep 0.05; done; exit 3"
+    process = start(spool, sh(script), remote={"hops": hops}, on_disconnect="survive")
+    until(lambda: stdout(spool) == b"up\n")
+    process.kill()
+    process.wait()
+    (tmp_path / "go").touch()
+    assert chaperone("adopt", "r").returncode == 0
+    status = final(spool)
+    assert (status["state"], status["return_code"], status["complete"]) == ("terminated", 3, True)
+
+
+def test_prefix_that_can_not_be_run_is_an_error(spool):
+    for run_id, prefix, message in (
+        ("none", "no-such-prefix", "unable to run 'no-such-prefix': No such file or directory"),
+        (
+            "false",
+            "false",
+            "unable to reach a shell on the far side: the last hop's login ended with code 1",
+        ),
+    ):
+        remote = {"hops": [{"exec": {"argv": [prefix]}}]}
+        assert start(spool, sh("exit 0"), run_id, remote=remote).wait(60) == 0
+        status = final(spool, run_id)
+        assert (status["state"], status["started"], status["exception"]["message"]) == (
+            "error",
+            False,
+            message,
+        )
 
 
 class Srun(command.Kind):

@@ -222,7 +222,25 @@ class Sudo(Kind):
         return where, self.fields["user"]
 
 
-KINDS: dict[str, type[Kind]] = {"ssh": Ssh, "sudo": Sudo}
+class Exec(Kind):
+    """
+    Wherever a prefix such as `unshare -n` leads. Never killed: whether what it started would end
+    with it is not known, so its pipe is closed, and it is sent SIGTERM.
+    """
+
+    table: Table = {"argv": (checks.strings, checks.REQUIRED)}
+
+    def argv(self, argv: Sequence[str], log: str | None) -> list[str]:
+        """The prefix as it is."""
+        return [*self.fields["argv"], *argv]
+
+    def leads(self, where: str, user: str) -> tuple[str, str]:
+        """Only the prefix knows where, and as whom."""
+        name = quoted(self.fields["argv"][0])
+        return f"{where}, behind {name}", f"whom {name} makes us"
+
+
+KINDS: dict[str, type[Kind]] = {"ssh": Ssh, "sudo": Sudo, "exec": Exec}
 
 
 def _flat(options: Mapping[str, Any]) -> Iterable[str]:
