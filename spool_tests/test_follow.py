@@ -1253,6 +1253,7 @@ def test_clock_that_jumps_changes_nothing(spool, monkeypatch):
 def test_no_wall_clock_is_looked_at():
     import chaperone
 
-    for name in ("cursor", "follow", "followed", "opened", "watching", "scheduler"):
+    rooms = ("model/cursor", "follow/follower", "follow/followed", "follow/descriptors", "api")
+    for name in rooms:
         with open(os.path.join(os.path.dirname(chaperone.__file__), f"{name}.py")) as file:
             assert "time.time" not in file.read(), name

@@ -206,14 +206,19 @@ def test_large_output_is_spread_over_batches(spool, file):
     "text, sentence",
     [
         ("", "want JSON, got Expecting value: line 1 column 1 (char 0)"),
-        ("[]", "want version 1 with batch, cursor and lines, got something else"),
+        ("[]", "file: want an object, got a list"),
+        ('{"version": 1, "cursor": {}, "lines": []}', "batch: want it, got nothing"),
         (
             '{"version": 2, "batch": 1, "cursor": {}, "lines": []}',
-            "want version 1 with batch, cursor and lines, got something else",
+            "version: want 1, got 2",
         ),
         (
             '{"version": 1, "batch": 1, "cursor": {}, "lines": ["x"]}',
-            "want version 1 with batch, cursor and lines, got something else",
+            "lines[0]: want an event as a line of JSON, got a string",
+        ),
+        (
+            '{"version": 1, "batch": 1, "cursor": {"runs": []}, "lines": []}',
+            "cursor.runs: want an object, got a list",
         ),
     ],
 )

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ..errors import SpecError, SpoolError, UnreadableRunError
+from ..model import checks
 from ..model import cursor as cursors
 from ..model.events import Changed, Ended, Event, Lost, Output, Shrank, Started
 from ..spool.format import STREAMS, failure
@@ -156,9 +157,8 @@ class Outbox:
             SpecError: If it is not the number of the last batch.
         """
         if number != self.number or not self._unacknowledged:
-            raise SpecError(
-                f"unable to acknowledge batch {number}: want {self.number if self._unacknowledged else 'none'}"
-            )
+            want = self.number if self._unacknowledged else "none"
+            raise SpecError(f"unable to acknowledge batch {number}: want {want}")
         # In the file it stays until the next batch takes its place: to be asked about it once more
         # does no harm.
         if self._path is not None:
@@ -254,8 +254,9 @@ def conversation(
             if answer is None:
                 return
             if not (answer.strip().isascii() and answer.strip().isdigit()):
+                got = answer.strip()[:80]
                 raise SpecError(
-                    f"unable to understand the answer {answer.strip()[:80]!r}: want the number of a batch"
+                    f"unable to understand the answer {got!r}: want the number of a batch"
                 )
             outbox.acknowledge(int(answer))
 
@@ -322,29 +323,42 @@ def _kept(path: str) -> dict[str, Any] | None:
         raise failure(f"read cursor file {path!r}", error) from error
     except (ValueError, RecursionError) as error:
         raise SpecError(f"unable to read cursor file {path!r}: want JSON, got {error}") from error
-    right = (
-        isinstance(kept, dict)
-        and type(kept.get("batch")) is int
-        and isinstance(kept.get("lines"), list)
-    )
-    if not right or kept.get("version") != 1 or not all(_is_line(line) for line in kept["lines"]):
-        raise SpecError(
-            f"unable to read cursor file {path!r}: want version 1 with batch, cursor and lines, got something else"
-        )
-    cursors.checked(kept.get("cursor"))
-    return dict(kept)
-
-
-def _is_line(text: object) -> bool:
     try:
-        line = json.loads(text) if isinstance(text, str) and "\n" not in text else None
-    except ValueError:
-        return False
-    return (
-        isinstance(line, dict)
-        and isinstance(line.get("event"), str)
-        and isinstance(line.get("run_id", ""), str)
-    )
+        found: dict[str, Any] = _KEPT(kept, "")
+    except SpecError as error:
+        raise SpecError(f"unable to read cursor file {path!r}: {error}") from error
+    return found
+
+
+def _version(value: Any, path: str) -> int:
+    return value if type(value) is int and value == 1 else checks.fail(path, "1", value)
+
+
+def _cursor(value: Any, path: str) -> Any:
+    cursors.checked(value)
+    return value
+
+
+def _line(value: Any, path: str) -> str:
+    try:
+        line = json.loads(value) if isinstance(value, str) and "\n" not in value else None
+    except (ValueError, RecursionError):
+        line = None
+    names = (line.get("event"), line.get("run_id", "")) if isinstance(line, dict) else (None,)
+    if not all(isinstance(name, str) for name in names):
+        checks.fail_unseen(path, "an event as a line of JSON", value)
+    return str(value)
+
+
+_KEPT = checks.fields(
+    {
+        "version": (_version, checks.REQUIRED),
+        "batch": (checks.number(0, whole=True, most=2**63 - 1), checks.REQUIRED),
+        "cursor": (_cursor, None),
+        "lines": (checks.list_of(_line), checks.REQUIRED),
+    },
+    whole="file",
+)
 
 
 def _incomplete(data: bytes) -> int:

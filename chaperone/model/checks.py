@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     Check = Callable[[Any, str], Any]
 
-REQUIRED, OBJECT = object(), object()  # defaults: there is none; what the check makes of {}
+# Defaults: it must be given; what the check makes of {}; a field that is not given stays absent.
+REQUIRED, OBJECT, ABSENT = object(), object(), object()
 _PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
 
 
@@ -101,6 +102,11 @@ def boolean(value: Any, path: str) -> bool:
     return value if isinstance(value, bool) else fail(path, "true or false", value)
 
 
+def string(value: Any, path: str) -> str:
+    """Any string."""
+    return value if isinstance(value, str) else fail(path, "a string", value)
+
+
 def text(value: Any, path: str) -> str:
     """A string that is not empty and can be passed on."""
     if not isinstance(value, str) or not value:
@@ -134,9 +140,8 @@ def bytes_or_text(value: str, path: str) -> str:
 def strings(value: Any, path: str) -> list[str]:
     """A list of strings, one of them at least."""
     if not isinstance(value, list) or not value:
-        raise SpecError(
-            f"{path}: want a non-empty list of strings, got {'an empty one' if value == [] else got(value)}"
-        )
+        found = "an empty one" if value == [] else got(value)
+        raise SpecError(f"{path}: want a non-empty list of strings, got {found}")
     for number, item in enumerate(value):
         passable(item, f"{path}[{number}]") if isinstance(item, str) else fail(
             f"{path}[{number}]", "a string", item
@@ -168,7 +173,8 @@ def number(least: float, above: bool = False, whole: bool = False, most: float =
     def check(value: Any, path: str) -> Any:
         right = type(value) is int or (type(value) is float and not whole)
         if not right or not least <= value <= most or (above and value == least):
-            want = f"a {'whole ' if whole else ''}number {'above' if above else 'of at least'} {least:g}"
+            kind = "a whole number" if whole else "a number"
+            want = f"{kind} {'above' if above else 'of at least'} {least:g}"
             fail(path, f"{want} and at most {most:g}" if right and value > most else want, value)
         return value
 
@@ -210,27 +216,40 @@ def _is_json(value: object, depth: int) -> bool:
     )
 
 
-def fields(table: dict[str, tuple[Check, object]]) -> Check:
+def list_of(check: Check) -> Check:
+    """A list of these."""
+
+    def check_all(value: Any, path: str) -> list[object]:
+        if not isinstance(value, list):
+            fail_unseen(path, "a list", value)
+        return [check(item, f"{path}[{number}]") for number, item in enumerate(value)]
+
+    return check_all
+
+
+def fields(table: dict[str, tuple[Check, object]], whole: str = "spec") -> Check:
     """
     An object with these fields and no other; a default is canonical as it stands, or made by
     checking {}.
+
+    Args:
+        whole (str): What an object without a path is called.
     """
 
     def check(value: Any, path: str) -> dict[str, object]:
         if not isinstance(value, dict):
-            fail_unseen(path or "spec", "an object", value)
+            fail_unseen(path or whole, "an object", value)
         for name in value:
             if name not in table:
-                raise SpecError(
-                    f"{at(path, name)}: want one of {', '.join(sorted(table))}, got an unknown field"
-                )
+                known = ", ".join(sorted(table))
+                raise SpecError(f"{at(path, name)}: want one of {known}, got an unknown field")
         found = {}
         for name, (checked, default) in table.items():
             if name in value:
                 found[name] = checked(value[name], at(path, name))
             elif default is REQUIRED:
                 raise SpecError(f"{at(path, name)}: want it, got nothing")
-            else:
+            elif default is not ABSENT:
                 found[name] = checked({}, at(path, name)) if default is OBJECT else default
         return found
 

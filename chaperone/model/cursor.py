@@ -8,7 +8,7 @@ Knows: the fields of a cursor.  Must not know: files, processes, the clock.
 
 from __future__ import annotations
 
-from ..errors import SpecError
+from . import checks
 from .spec import is_run_id
 
 TYPE_CHECKING = False
@@ -16,11 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-    Entry = dict[
-        str, Any
-    ]  # never changed in place: a step makes a new one, so that whoever holds one may keep it
+    Entry = dict[str, Any]  # never changed in place: a step makes a new one
 
-STREAMS = ("stdout", "stderr")
 LARGEST_OFFSET = 2**63 - 1  # off_t
 
 
@@ -36,47 +33,38 @@ def checked(value: object) -> dict[str, Entry]:
         SpecError: `cursor.PATH: want WANT, got GOT`, for the first field that is wrong: guessing
             would lose bytes or double them.
     """
-    if value is None:
-        return {}
-    runs = _object(value, "cursor", ("runs",)).get("runs", {})
-    if not isinstance(runs, dict):
-        raise _wrong("cursor.runs", "an object", runs)
-    for run_id in runs:
-        if not is_run_id(run_id):
-            raise _wrong("cursor.runs", "run ids as its keys", run_id)
-    return {run_id: _entry(entry, f"cursor.runs.{run_id}") for run_id, entry in runs.items()}
+    found: dict[str, Entry] = {} if value is None else _CURSOR(value, "cursor")["runs"]
+    return found
 
 
-def _entry(value: object, path: str) -> Entry:
-    entry = dict(_object(value, path, ("key", *STREAMS, "ended")))
-    if "key" in entry and not isinstance(entry["key"], str):
-        raise _wrong(f"{path}.key", "a string", entry["key"])
-    for stream in STREAMS:
-        if stream in entry and (
-            type(entry[stream]) is not int or not 0 <= entry[stream] <= LARGEST_OFFSET
-        ):
-            raise _wrong(f"{path}.{stream}", "an offset in bytes", entry[stream])
-    if "ended" in entry and not isinstance(entry["ended"], bool):
-        raise _wrong(f"{path}.ended", "true or false", entry["ended"])
-    if entry.pop("ended", False):
-        if "key" not in entry:
-            raise _wrong(path, "a key beside ended", value)
-        entry["ended"] = True
-    return entry
-
-
-def _object(value: object, path: str, names: tuple[str, ...]) -> dict[str, Any]:
+def _runs(value: Any, path: str) -> dict[str, Entry]:
     if not isinstance(value, dict):
-        raise _wrong(path, "an object", value)
-    for name in value:
-        if name not in names:
-            raise _wrong(path, f"only {', '.join(names)} in it", name)
-    return value
+        checks.fail_unseen(path, "an object", value)
+    for run_id in value:
+        if not is_run_id(run_id):
+            checks.fail(path, "run ids as its keys", run_id)
+    return {run_id: _entry(inner, checks.at(path, run_id)) for run_id, inner in value.items()}
 
 
-def _wrong(path: str, want: str, got: object) -> SpecError:
-    text = repr(got)
-    return SpecError(f"{path}: want {want}, got {text if len(text) <= 80 else text[:77] + '...'}")
+def _entry(value: Any, path: str) -> Entry:
+    found: Entry = _ENTRY(value, path)
+    if not found.get("ended", True):  # as if it were absent
+        del found["ended"]
+    if "ended" in found and "key" not in found:
+        checks.fail(path, "a key beside ended", value)
+    return found
+
+
+_OFFSET = checks.number(0, whole=True, most=LARGEST_OFFSET)
+_ENTRY = checks.fields(
+    {
+        "key": (checks.string, checks.ABSENT),
+        "stdout": (_OFFSET, checks.ABSENT),
+        "stderr": (_OFFSET, checks.ABSENT),
+        "ended": (checks.boolean, checks.ABSENT),
+    }
+)
+_CURSOR = checks.fields({"runs": (_runs, checks.OBJECT)})
 
 
 def entry(key: str, stdout: int = 0, stderr: int = 0, ended: bool = False) -> Entry:

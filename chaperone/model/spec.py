@@ -105,9 +105,8 @@ def _rlimits(value: Any, path: str) -> dict[str, list[int | None]]:
             checks.fail(f"{path}.{name}", 'a whole number, "unlimited" or a pair of them', limit)
         if ends[1] is not None and (ends[0] is None or ends[0] > ends[1]):
             shown = ["unlimited" if end is None else end for end in ends]
-            raise SpecError(
-                f"{path}.{name}: want a soft limit not above the hard one, got {shown[0]} above {shown[1]}"
-            )
+            got = f"{shown[0]} above {shown[1]}"
+            raise SpecError(f"{path}.{name}: want a soft limit not above the hard one, got {got}")
         found[name] = ends
     return found
 
@@ -262,9 +261,8 @@ def checked(value: object, cwd: str) -> dict[str, Any]:
     spec: dict[str, Any] = checks.fields(_SPEC)(value, "")
     program = spec["program"]
     if (program["argv"] is None) == (program["command"] is None):
-        raise SpecError(
-            f"program: want exactly one of argv and command, got {'neither' if program['argv'] is None else 'both'}"
-        )
+        got = "neither" if program["argv"] is None else "both"
+        raise SpecError(f"program: want exactly one of argv and command, got {got}")
     if program["argv"] is None:
         program["argv"] = ["/bin/sh", "-c", program["command"]]
     del program["command"]
