@@ -158,8 +158,8 @@ def test_patience_with_a_disk_is_as_the_page_on_the_format_says():
     kept = run_directory.UNTOLD_BYTES // 1024
     text = pathlib.Path(ROOT, "docs/spool-format.rst").read_text()
     assert (
-        f"is asked {times} times in {minutes} minutes.\n" in text
-        and f"the first {kept} KiB of it;" in text
+        f"tries {times} times over {minutes} minutes.\n" in text
+        and f"the first {kept} KiB and" in text
     )
 
 

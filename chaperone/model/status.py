@@ -158,25 +158,25 @@ class Status:
     labels: dict[str, Any] = field({}, {})
     """the spec's labels"""
     chaperone_pid: int | None = field(WHOLE)
-    """the chaperone's process id, to be told and not to be signalled: use ``control``"""
+    """the process id of the chaperone, for people; to send a request use ``control``"""
     chaperone_host: str | None = field(TEXT)
     """the name of the host where the chaperone is"""
     boot_id: str | None = field(TEXT)
-    """tells one boot of that host from the next, as in /proc/sys/kernel/random/boot_id"""
+    """identifies the boot of that host, as in /proc/sys/kernel/random/boot_id"""
     pid: int | None = field(WHOLE)
     """the program's process id, where it runs"""
     connection: dict[str, Any] | None = field(
         {"argv": LIST, "pid": WHOLE, "drops": WHOLE, "state": TEXT, "since": TEXT}
     )
-    """null for a program here; else ``argv`` and ``pid`` of what holds the connection, ``drops``,
-    ``state`` (``up``, ``down``) and ``since`` when"""
+    """null for a local program; otherwise ``argv`` and ``pid`` of the connecting process,
+    ``drops``, ``state`` (``up``, ``down``) and ``since`` when"""
     exception: dict[str, Any] | None = field(
         {"stage": TEXT, "type": TEXT, "errno": WHOLE, "message": TEXT}
     )
     """null, or why the run is ``error`` or ``lost``: ``stage``, ``type`` and ``errno`` of a failed
     system call, ``message`` (one sentence)"""
     status: int | None = field(WHOLE)
-    """the raw wait status, as of wait(2); null where it can't be known"""
+    """the raw wait status, as of wait(2); null if it can't be known"""
     return_code: int | None = field(WHOLE)
     """the exit code, 0 to 255; null if a signal ended the program"""
     signal: str | None = field(TEXT)
@@ -185,24 +185,24 @@ class Status:
     """whether it left a core dump"""
     rusage: dict[str, Any] | None = field({})
     """``utime`` and ``stime`` in seconds, ``maxrss`` in bytes, and counts as of getrusage(2); null,
-    or null in parts, where it can't be known"""
+    or null in parts, if it can't be known"""
     stop: dict[str, Any] | None = field({"signal": TEXT, "reason": TEXT, "by": TEXT, "time": TEXT})
     """null, or ``signal``, ``reason`` (request, timeout, idle, lease, disconnect, output), ``by``
-    (whoever asked, in their own word) and ``time``"""
+    (the word that the requester gave) and ``time``"""
     started: bool | None = field(BOOL)
-    """whether the program was started: false only where it is proven that it was not, null where
-    nobody can know"""
+    """whether the program was started: false only if it is proven that it was not, null if it can't
+    be known"""
     complete: bool = field(BOOL, False)
-    """false where a stream may be cut short"""
+    """false if the end of a stream may be missing"""
     ambiguous: bool = field(BOOL, False)
-    """true where the far side could not tell a signal from an exit code above 128"""
+    """true if the far side could not distinguish a signal from an exit code above 128"""
     gone_by: datetime | None = field(TEXT, view="time")
-    """for a lost run: when it is certainly dead; null where that is not known"""
+    """for a lost run: the time by which it is certainly dead; null if that is not known"""
     leftovers: int | None = field(WHOLE, 0, None)
-    """how many processes the program left running, null where that can't be known"""
+    """how many processes the program left running, null if that can't be known"""
     stdout: Counts = _STREAM
-    """``bytes`` in the file, ``dropped``: written by the program and not kept, null where nobody
-    could count"""
+    """``bytes`` in the file, ``dropped``: written by the program and not kept, null if it can't be
+    counted"""
     stderr: Counts = _STREAM
     """the same"""
     create_time: datetime | None = field(TEXT, view="time")
@@ -210,9 +210,9 @@ class Status:
     start_time: datetime | None = field(TEXT, view="time")
     """when the program was started"""
     end_time: datetime | None = field(TEXT, view="time")
-    """when the program ended; for a lost run, when that was found out"""
+    """when the program ended; for a lost run, when the loss was found"""
     elapsed: float | None = field(NUMBER)
-    """seconds from start to end, on a clock that nobody sets"""
+    """seconds from start to end, on a monotonic clock"""
 
     raw: dict[str, Any]
     """The whole of it as it is on disk, fields of newer writers too."""
