@@ -16,6 +16,7 @@ import pytest
 
 from chaperone.farside import payload
 from chaperone.farside.connection import Connection
+from chaperone.farside.unsupervised import Plain
 from chaperone.model.hops import route
 from chaperone.program.loop import Loop
 from spool_tests import disk, shells, test_farside
@@ -624,7 +625,10 @@ def test_silent_cut_ends_the_program_by_its_lease(spool, network, request):
 
 
 class Ending(Loop):
-    """A loop, and a connection's listener, that end when the connection does."""
+    """A loop, and a connection's owner, that end when the connection does."""
+
+    def connected(self):
+        pass
 
     def closed(self, code, ready, noise):
         self.end()
@@ -641,9 +645,7 @@ def test_connection_that_finds_no_descriptor_leaves_none_open():
     while connection is None:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (room, limits[1]))
-            connection = Connection(
-                loop, ["/bin/cat"], route([]), "nonce", b"", None, loop, bare=True
-            )
+            connection = Connection(loop, ["/bin/cat"], route([]), Plain(b""), loop, loop)
         except OSError as error:
             assert error.errno in (
                 errno.EMFILE,
@@ -654,6 +656,7 @@ def test_connection_that_finds_no_descriptor_leaves_none_open():
         assert connection or os.listdir("/proc/self/fd") == before
         room += 1
     assert room > 14
+    connection.begin()
     loop.run()
     assert os.listdir("/proc/self/fd") == before
 
@@ -855,6 +858,25 @@ def test_bare_program_is_run_with_what_can_be_known(spool, sshd):
     )
     status = held(spool, sshd, sh("exit 0", env={"A": "b"}), "e", remote=bare)
     assert (status["state"], status["started"]) == ("error", False)
+
+
+@pytest.mark.parametrize(
+    "hops",
+    [
+        pytest.param([{"sudo": {"user": server.me()}}], marks=sudo, id="sudo"),
+        pytest.param([{"exec": {"argv": ["env", "A=b"]}}], id="exec"),
+    ],
+)
+def test_bare_program_that_no_hop_announces_is_taken_for_started(spool, hops):
+    bare = {"hops": hops, "supervise": False}
+    status = held(spool, None, sh("echo out; cat; exit 255", stdin="in"), remote=bare)
+    assert (status["state"], status["return_code"], status["pid"], status["complete"]) == (
+        "terminated",
+        255,  # it is the program's: no hop has it for a word of its own
+        None,
+        True,
+    )
+    assert stdout(spool) == b"out\nin"
 
 
 def test_only_eight_connect_to_one_host_at_a_time(spool, sshd):

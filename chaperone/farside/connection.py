@@ -12,21 +12,56 @@ import select
 
 from ..model.cpython import signal
 from ..program.fds import PIPE_BYTES, widened
-from . import payload
-from .records import Records, farewell
+from .records import Farewell
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Protocol
 
     from ..model.hops import Route
     from ..program.loop import Loop
 
-    class Listener(Protocol):
-        """Who is told what a connection brings; all in the loop's thread."""
+    class Dialogue(Protocol):
+        """
+        What is said over one connection, and how what comes back is read.
+
+        Attributes:
+            ready_word (bytes): A line on stderr, before which nothing is sent; b"" to send at once.
+            payload (bytes): What is sent first.
+            stdin (tuple): fd and size in bytes of what follows the payload, the fd stays its
+                owner's; None for nothing.
+            takes_lines (bool): Whether control lines may follow; else the input ends there.
+        """
+
+        ready_word: bytes
+        payload: bytes
+        stdin: tuple[int, int] | None
+        takes_lines: bool
+
+        def feed(self, stream: str, data: bytes) -> tuple[bytes, list[list[str]]]:
+            """The bytes of the program in what was read, and the records."""
+
+        def end(self, stream: str) -> bytes:
+            """Bytes of the program that were kept back until the end of a stream."""
+
+        def noise(self) -> bytes:
+            """What was neither: the words of startup files and hops."""
+
+    class ConnectionOwner(Protocol):
+        """What made a connection, and learns how it goes; all in the loop's thread."""
 
         def connected(self) -> None:
-            """The ready word came: the payload goes out now."""
+            """It is ready: the payload goes out now."""
+
+        def closed(self, code: int, ready: bool, noise: bytes) -> None:
+            """
+            It is over: as from os.waitstatus_to_exitcode, whether it was ever ready, what came that
+            was no word of the program.
+            """
+
+    class Receiver(Protocol):
+        """What takes all that comes over a connection."""
 
         def output(self, stream: str, data: bytes) -> None:
             """Bytes of the program."""
@@ -34,16 +69,130 @@ if TYPE_CHECKING:
         def record(self, words: list[str]) -> None:
             """A record of the far side."""
 
-        def closed(self, code: int, ready: bool, noise: bytes) -> None:
-            """
-            It is over: as os.waitstatus_to_exitcode tells it, whether the ready word ever came,
-            what came before the records.
-            """
-
 
 BUSY_BYTES = 32_768  # what ssh writes at once
 # for a chain whose pipes are closed to end by itself, and for pipes that outlive their chain
 LINGER_S = 2.0
+NOISE_BYTES = 65_536  # kept of what comes before the ready word; more of it helps nobody
+
+
+class Inlet:
+    """
+    The pipe into a connection: the payload, standard input, then control lines.
+
+    Args:
+        fd (int): Closed here.
+        dialogue (Dialogue): What is sent.
+    """
+
+    def __init__(self, loop: Loop, fd: int, dialogue: Dialogue) -> None:
+        self._loop, self._fd, self._dialogue = loop, fd, dialogue
+        self._out = bytearray(dialogue.payload)
+        self._lines = bytearray()  # until all of the program's standard input is on its way
+        self._stdin_left = dialogue.stdin[1] if dialogue.stdin else 0
+        os.set_blocking(fd, False)
+
+    def is_open(self) -> bool:
+        """Whether something can still be sent."""
+        return self._fd >= 0
+
+    def begin(self) -> None:
+        """Send the payload, and what follows it."""
+        self._write()
+
+    def send(self, line: str) -> None:
+        """Send a control line behind all that."""
+        if self.is_open() and self._dialogue.takes_lines:
+            self._lines += line.encode() + b"\n"
+            self._write()
+
+    def close(self) -> None:
+        """Nothing more is sent: to a far side that does not survive it, this means kill all."""
+        if self.is_open():
+            self._loop.unwatch(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+
+    def _write(self) -> None:
+        """
+        As much as the pipe takes; the program's standard input is read as it goes, however big it
+        is.
+        """
+        while self.is_open() and self._next():
+            try:
+                count = os.write(self._fd, memoryview(self._out)[:PIPE_BYTES])
+            except BlockingIOError:
+                self._loop.watch(self._fd, select.POLLOUT, self._writable)
+                return
+            except BrokenPipeError:  # the exit of the process says what that was
+                self.close()
+                return
+            del self._out[:count]
+        if self.is_open():
+            self._loop.unwatch(self._fd)
+            if not self._dialogue.takes_lines:
+                self.close()
+
+    def _next(self) -> bool:
+        """Have something to write, if there is anything."""
+        if not self._out and self._stdin_left:
+            self._read_stdin()
+        if not self._out and not self._stdin_left:
+            self._out, self._lines = self._lines, bytearray()
+        return bool(self._out)
+
+    def _read_stdin(self) -> None:
+        assert self._dialogue.stdin is not None
+        fd, size = self._dialogue.stdin
+        data = os.pread(fd, min(self._stdin_left, PIPE_BYTES), size - self._stdin_left)
+        if data:
+            self._stdin_left -= len(data)
+            self._out += data
+        else:  # it shrank: the far side counts and will run nothing
+            self.close()
+
+    def _writable(self, fd: int, events: int) -> None:
+        self._write()
+
+
+class Outlet:
+    """
+    A pipe out of a connection.
+
+    Args:
+        fd (int): Closed here.
+        take: Called with what was read, and with b"" when it has ended.
+    """
+
+    def __init__(self, loop: Loop, fd: int, take: Callable[[bytes], None]) -> None:
+        self._loop, self._fd, self._take = loop, fd, take
+        self._capacity = PIPE_BYTES
+        os.set_blocking(fd, False)
+        loop.watch(fd, select.POLLIN, self._readable)
+
+    def is_open(self) -> bool:
+        """Whether something may still come."""
+        return self._fd >= 0
+
+    def end(self) -> None:
+        """Close it, as if it had ended now."""
+        if self.is_open():
+            self._loop.unwatch(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+            self._take(b"")
+
+    def _readable(self, fd: int, events: int) -> None:
+        try:
+            data = os.read(fd, self._capacity)
+        except BlockingIOError:
+            return
+        if not data:
+            self.end()
+            return
+        if len(data) >= BUSY_BYTES and self._capacity == PIPE_BYTES:
+            self._capacity = widened(fd)
+        self._take(data)
 
 
 class Connection:
@@ -54,12 +203,17 @@ class Connection:
         loop (Loop): Watches it.
         argv (list): Of the first hop.
         route (Route): What is known of the hops.
-        nonce (str): Of the records.
-        payload (bytes): Sent after the ready word, and nothing before.
-        stdin (tuple): fd and size in bytes of what follows the payload, the fd stays the caller's;
-            None for nothing.
-        listener: Told what happens.
-        bare (bool): There is no far side but the program itself: no ready word, no records.
+        dialogue (Dialogue): What is said over it; of this connection alone.
+        owner (ConnectionOwner): Learns how it goes.
+        receiver (Receiver): Takes what comes.
+
+    Attributes:
+        pid (int): Of the first hop.
+        ready (bool): Whether the payload was sent.
+
+    Raises:
+        OSError: If the first hop can't be started; nothing of it stays open then, since a run that
+            survives tries again and again.
     """
 
     def __init__(
@@ -67,209 +221,76 @@ class Connection:
         loop: Loop,
         argv: list[str],
         route: Route,
-        nonce: str,
-        payload: bytes,
-        stdin: tuple[int, int] | None,
-        listener: Listener,
-        bare: bool = False,
+        dialogue: Dialogue,
+        owner: ConnectionOwner,
+        receiver: Receiver,
     ) -> None:
-        self._loop, self._listener, self._bare = loop, listener, bare
-        self._route = route
-        self._nonce = nonce
-        self._out = bytearray()
-        self._later = (
-            bytearray()
-        )  # control lines, until all of the program's standard input is on its way
-        self._payload, self._stdin, self._stdin_left = payload, stdin, stdin[1] if stdin else 0
-        self.ready = bare
-        self._booted = b""
-        self._records = {"stdout": Records(nonce), "stderr": Records(nonce)}
-        self._held = b""  # the end of a stderr that may be the client's farewell
-        self._capacity = {"stdout": PIPE_BYTES, "stderr": PIPE_BYTES}
+        self._loop, self._route, self._dialogue = loop, route, dialogue
+        self._owner, self._receiver = owner, receiver
+        self.ready = False
+        self._booted = b""  # what came on stderr before the ready word
+        self._farewell = Farewell(route)
         self._code: int | None = None
         self._over = False
         self._timer: int | None = None
-        self._end_input = False
-        self._fds: dict[str, int] = {}
-        self.pid = self._spawn(argv)
+        self.pid, self._pidfd, (stdin, stdout, stderr) = _spawn(argv)
         loop.watch(self._pidfd, select.POLLIN, self._exited)
-        for stream in ("stdout", "stderr"):
-            os.set_blocking(self._fds[stream], False)
-            loop.watch(self._fds[stream], select.POLLIN, self._readable)
-        os.set_blocking(self._fds["stdin"], False)
-        if bare:
-            self._send_payload()
-
-    def _spawn(self, argv: list[str]) -> int:
-        """
-        Start the first hop: its pid.
-
-        Raises:
-            OSError: If that can't be; nothing of it stays open then, for a run that survives tries
-                again and again.
-        """
-        theirs: list[int] = []
-        try:
-            for name in ("stdin", "stdout", "stderr"):
-                reading, writing = os.pipe()
-                self._fds[name], other = (
-                    (writing, reading) if name == "stdin" else (reading, writing)
-                )
-                theirs.append(other)
-            for fd in theirs[:3]:
-                theirs.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10))
-            pid = os.posix_spawnp(
-                argv[0],
-                [os.fsencode(word) for word in argv],
-                os.environb,
-                file_actions=[
-                    (os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(theirs[3:])
-                ],
-                setsid=True,  # what a terminal sends to us is no word to ssh
-                setsigmask=(),
-                setsigdef=range(1, signal.SIGSYS + 1),
-            )
-        except OSError:
-            for fd in self._fds.values():
-                os.close(fd)
-            raise
-        finally:
-            for fd in theirs:
-                os.close(fd)
-        self._pidfd = os.pidfd_open(pid)  # now there is a descriptor for it
-        self._names = {fd: name for name, fd in self._fds.items()}
-        return pid
+        self._inlet = Inlet(loop, stdin, dialogue)
+        self._outlets = (
+            Outlet(loop, stdout, lambda data: self._take("stdout", data)),
+            Outlet(loop, stderr, lambda data: self._take("stderr", data)),
+        )
 
     # -- into it
 
+    def begin(self) -> None:
+        """Send the payload at once, if there is no ready word to wait for."""
+        if not self._dialogue.ready_word:
+            self._get_ready()
+
     def send(self, line: str) -> None:
-        """Send a control line; before the ready word it is not taken."""
-        if self.ready and "stdin" in self._fds and not self._bare:
-            self._later += line.encode() + b"\n"
-            self._write()
+        """Send a control line; before the connection is ready it is dropped."""
+        if self.ready:
+            self._inlet.send(line)
 
-    def go_bare(self) -> None:
-        """
-        What comes from now on is the program's alone, and input ends where it ends: there is no far
-        side.
-        """
-        self._bare = True
-
-    def close_input(self) -> None:
-        """No more control lines: to a far side that does not survive it, this means kill all."""
-        fd = self._fds.pop("stdin", -1)
-        if fd >= 0:
-            self._loop.unwatch(fd)
-            os.close(fd)
-
-    def _send_payload(self) -> None:
-        self._out = bytearray(self._payload)
-        self._payload = b""
-        self._end_input = self._bare
-        self._write()
-
-    def _write(self) -> None:
-        """
-        As much as the pipe takes; the program's standard input is read as it goes, however big it
-        is.
-        """
-        fd = self._fds.get("stdin", -1)
-        while fd >= 0:
-            if not self._out and self._stdin_left and not self._read_stdin():
-                return
-            if not self._out:
-                self._out, self._later = self._later, bytearray()
-            if not self._out:
-                break
-            try:
-                count = os.write(fd, memoryview(self._out)[:PIPE_BYTES])
-            except BlockingIOError:
-                self._loop.watch(fd, select.POLLOUT, self._writable)
-                return
-            except BrokenPipeError:  # its end is told by its exit
-                self.close_input()
-                return
-            del self._out[:count]
-        if fd >= 0:
-            self._loop.unwatch(fd)
-            if self._end_input:
-                self.close_input()
-
-    def _read_stdin(self) -> bool:
-        assert self._stdin is not None
-        data = os.pread(
-            self._stdin[0], min(self._stdin_left, PIPE_BYTES), self._stdin[1] - self._stdin_left
-        )
-        if not data:  # it shrank: the far side counts and will run nothing
-            self._stdin_left = 0
-            self.close_input()
-            return False
-        self._stdin_left -= len(data)
-        self._out += data
-        return True
-
-    def _writable(self, fd: int, events: int) -> None:
-        self._write()
+    def _get_ready(self) -> None:
+        self.ready = True
+        self._owner.connected()
+        self._inlet.begin()
 
     # -- out of it
 
-    def _readable(self, fd: int, events: int) -> None:
-        stream = self._names[fd]
-        try:
-            data = os.read(fd, self._capacity[stream])
-        except BlockingIOError:
-            return
+    def _take(self, stream: str, data: bytes) -> None:
         if not data:
-            self._end_stream(stream)
-            return
-        if len(data) >= BUSY_BYTES and self._capacity[stream] == PIPE_BYTES:
-            self._capacity[stream] = widened(fd)
-        if self._bare:
-            self._pass_on(stream, data, [])
+            rest = self._dialogue.end(stream)
+            if rest:
+                self._pass_on(stream, rest, [])
+            self._look_closed()
         elif not self.ready and stream == "stderr":
             self._boot(data)
         else:
-            self._pass_on(stream, *self._records[stream].feed(data))
+            self._pass_on(stream, *self._dialogue.feed(stream, data))
 
     def _boot(self, data: bytes) -> None:
         """Look for the ready word in what startup files and hops say."""
-        self._booted = (self._booted + data)[-Records.NOISE_BYTES :]
-        before, word, after = self._booted.partition(payload.READY)
-        if (
-            not word or "stdin" not in self._fds
-        ):  # too late: what had eaten our silence until its end lets the command run now
-            return
-        self._records["stderr"].noise += before
-        self.ready = True
-        self._listener.connected()
-        self._send_payload()
-        if after:
-            self._pass_on(
-                "stderr", *((after, []) if self._bare else self._records["stderr"].feed(after))
-            )
+        self._booted = (self._booted + data)[-NOISE_BYTES:]
+        before, word, after = self._booted.partition(self._dialogue.ready_word)
+        # Without an inlet it is too late: a startup file took our silence until its end, and only
+        # then our command ran.
+        if word and self._inlet.is_open():
+            self._booted = before
+            self._get_ready()
+            if after:
+                self._take("stderr", after)
 
     def _pass_on(self, stream: str, clean: bytes, records: list[list[str]]) -> None:
-        said = self._route.farewell
-        if stream == "stderr" and said is not None and (clean or records):
-            clean = self._held + clean
-            kept = farewell(clean, said) if not records else 0
-            clean, self._held = clean[: len(clean) - kept], clean[len(clean) - kept :]
+        if stream == "stderr" and (clean or records):
+            clean = self._farewell.feed(clean, bool(records))
         if clean:
-            self._listener.output(stream, clean)
+            self._receiver.output(stream, clean)
         for words in records:
             if words:
-                self._listener.record(words)
-
-    def _end_stream(self, stream: str) -> None:
-        fd = self._fds.pop(stream, -1)
-        if fd < 0:
-            return
-        self._loop.unwatch(fd)
-        os.close(fd)
-        rest = b"" if self._bare else self._records[stream].end()
-        if rest:
-            self._pass_on(stream, rest, [])
-        self._look_closed()
+                self._receiver.record(words)
 
     # -- its end
 
@@ -281,20 +302,20 @@ class Connection:
         if not self._route.carries_eof:
             self.terminate()
             return
-        self.close_input()
+        self._inlet.close()
         self._loop.cancel(self._timer)
         if not self._over:
             self._timer = self._loop.later(LINGER_S, self.terminate)
 
     def terminate(self) -> None:
         """As `close`, now; for a chain that has nothing more to say."""
-        self.close_input()
+        self._inlet.close()
         self._loop.cancel(self._timer)
         if self._code is None and not self._over:
             signal.pidfd_send_signal(self._pidfd, signal.SIGTERM)
-            self._timer = self._loop.later(LINGER_S, self._give_up)
+            self._timer = self._loop.later(LINGER_S, self._insist)
 
-    def _give_up(self) -> None:
+    def _insist(self) -> None:
         if self._code is None and self._route.may_be_killed:
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         elif self._code is None:
@@ -304,32 +325,65 @@ class Connection:
         self._loop.unwatch(fd)
         os.close(fd)
         self._code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        self.close_input()
+        self._inlet.close()
         self._loop.cancel(self._timer)
         # Something of the chain (a ProxyCommand) may hold the pipes a little longer, or for ever.
         self._timer = self._loop.later(LINGER_S, self._cut)
         self._look_closed()
 
     def _cut(self) -> None:
-        for stream in ("stdout", "stderr"):
-            self._end_stream(stream)
+        for outlet in self._outlets:
+            outlet.end()
 
     def _look_closed(self) -> None:
-        if self._over or self._code is None or "stdout" in self._fds or "stderr" in self._fds:
+        if self._over or self._code is None or any(one.is_open() for one in self._outlets):
             return
         self._over = True
         self._loop.cancel(self._timer)
-        said = self._route.farewell
-        is_farewell = (
-            said is not None
-            and self._code in self._route.own_codes
-            and self._held.endswith(said[1])
+        written, said = self._farewell.end(self._code)
+        if written:
+            self._receiver.output("stderr", written)
+        if self.ready:
+            noise = self._booted + self._dialogue.noise()
+        else:
+            noise = self._booted.replace(self._dialogue.ready_word, b"")
+        self._owner.closed(self._code, self.ready, noise + said)
+
+
+def _spawn(argv: list[str]) -> tuple[int, int, list[int]]:
+    """
+    Start the first hop.
+
+    Returns:
+        tuple: Its pid, a pidfd of it, and our ends of its stdin, stdout and stderr.
+    Raises:
+        OSError: If it can't be started; nothing of it stays open then.
+    """
+    ours: list[int] = []
+    theirs: list[int] = []
+    try:
+        for number in range(3):
+            reading, writing = os.pipe()
+            ours.append(reading if number else writing)
+            theirs.append(writing if number else reading)
+        for fd in theirs[:3]:
+            theirs.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10))
+        pid = os.posix_spawnp(
+            argv[0],
+            [os.fsencode(word) for word in argv],
+            os.environb,
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(theirs[3:])
+            ],
+            setsid=True,  # what a terminal sends to us is no word to ssh
+            setsigmask=(),
+            setsigdef=range(1, signal.SIGSYS + 1),
         )
-        if self._held and not is_farewell:
-            self._listener.output("stderr", self._held)
-        noise = (
-            bytes(self._records["stdout"].noise + self._records["stderr"].noise)
-            if self.ready
-            else self._booted.replace(payload.READY, b"")
-        )
-        self._listener.closed(self._code, self.ready, noise + self._held if is_farewell else noise)
+    except OSError:
+        for fd in ours:
+            os.close(fd)
+        raise
+    finally:
+        for fd in theirs:
+            os.close(fd)
+    return pid, os.pidfd_open(pid), ours  # now there is a descriptor for it

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..program.loop import Loop
-    from .dialer import Dialer
 
 SLACK_S = 4.0  # the far side repeats SIGKILL for 3 s, and takes one more look
 PAUSES_S = (0.2, 30.0)  # between attempts to come into contact again: the first, and the longest
@@ -28,7 +27,6 @@ class Contact:
 
     Args:
         spec (dict): Canonical.
-        dialer (Dialer): Makes the connections.
         loop (Loop): For its clock.
 
     Attributes:
@@ -36,8 +34,8 @@ class Contact:
         drops (int): How often it went down.
     """
 
-    def __init__(self, spec: dict[str, Any], dialer: Dialer, loop: Loop) -> None:
-        self._spec, self._dialer, self._loop = spec, dialer, loop
+    def __init__(self, spec: dict[str, Any], loop: Loop) -> None:
+        self._spec, self._loop = spec, loop
         self.up: bool | None = None
         self.drops = 0
         self._since: str | None = None
@@ -63,12 +61,17 @@ class Contact:
         self._pause_s = min(max(2 * self._pause_s, PAUSES_S[0]), PAUSES_S[1])
         return self._pause_s
 
-    def facts(self) -> dict[str, object]:
-        """The status's `connection`."""
-        connection = self._dialer.connection
+    def facts(self, argv: list[str], pid: int | None) -> dict[str, object]:
+        """
+        The status's `connection`.
+
+        Args:
+            argv (list): Of the first hop.
+            pid (int): Its process; None without a connection.
+        """
         facts: dict[str, object] = {
-            "argv": self._dialer.argv,
-            "pid": connection.pid if connection is not None and self.up else None,
+            "argv": argv,
+            "pid": pid if self.up else None,
             "drops": self.drops,
             "state": "up" if self.up else "down",
             "since": self._since,

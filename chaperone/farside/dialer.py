@@ -1,28 +1,31 @@
 """
-Getting through to a far side: attempts, and what their failures mean.
+Getting through to a far side: attempts, how many at a time, and what their failures mean.
 
-Knows: slots, when to try again.  Must not know: what is sent there.
+Knows: slots, when to try again.  Must not know: what is sent there, a kind of hop.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 
-from ..model import hops
 from ..model.cpython import signal
-from . import payload, slots
+from ..program.fds import owned
+from ..spool import format
 from .connection import Connection
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Protocol
+    from collections.abc import Callable
+    from typing import Protocol
 
+    from ..model.hops import Route
     from ..program.interface import Chaperone
-    from .connection import Listener
+    from .connection import ConnectionOwner, Dialogue, Receiver
 
-    class Caller(Listener, Protocol):
-        """Who wants to get through."""
+    class DialerOwner(ConnectionOwner, Receiver, Protocol):
+        """What wants to get through; `closed` is called for a connection that was ready alone."""
 
         def unreachable(self, stage: str, message: str) -> None:
             """
@@ -31,211 +34,179 @@ if TYPE_CHECKING:
             """
 
 
+# sshd's default MaxStartups begins to refuse at 10: of 100 at once 34-42 failed, of 100 eight at a
+# time none.
+SLOTS = 8
 SLOT_AGAIN_S = 0.05  # all slots taken: a fresh connection takes 0.1-0.2 s, so one is free soon
-RETRY_S = (
-    0.2,
-    5.0,
-)  # from 0.2 to 5 s apart, jittered, so that a hundred refused at once don't come back at once
-WORDS = 600  # characters of ssh's last words in a message
+# jittered, so that a hundred refused at once don't come back at once
+RETRY_S = (0.2, 5.0)
+WORDS = 600  # characters of a client's last words in a message
+LOG_BYTES = 65_536  # of the log that are read for these words
+STOPPED = ("stopped", "stopped before the connection was there")
 
 
 class Dialer:
     """
-    Makes connections for one run, and passes on what they bring.
+    Makes connections for one run, one at a time.
 
     Args:
-        spec (dict): Canonical.
         chaperone (Chaperone): For its loop, log and spool.
-        inner (list): The argv at the end of the hops.
-        nonce (str): Of the records.
-        caller: Told what happens.
-        bare (bool): As for `Connection`.
+        route (Route): The hops.
+        inner (list): The argv at their end.
+        patience_s (float): For all attempts of one call together.
+        owner (DialerOwner): Learns how it goes.
+
+    Attributes:
+        argv (list): Of the first hop.
     """
 
     def __init__(
         self,
-        spec: dict[str, Any],
         chaperone: Chaperone,
+        route: Route,
         inner: list[str],
-        nonce: str,
-        caller: Caller,
-        bare: bool = False,
+        patience_s: float,
+        owner: DialerOwner,
     ) -> None:
-        self._chaperone, self._caller, self._nonce = chaperone, caller, nonce
-        route = hops.route(spec["remote"]["hops"] if spec["remote"] else [])
-        # The only ready word that there is without a far side; else the hops are taken for ready.
-        announcing = route.announcing(payload.READY.decode().strip()) if bare else None
-        self._bare = bare and announcing is None
-        self._after_ready_bare = announcing is not None
-        self._route = announcing or route
-        self.argv = self._route.argv(inner, chaperone.log_path)
-        self._patience_s = spec["timeouts"]["connect"]
-        self.connection: Connection | None = None
-        self._slots: list[int] = []  # one, while we connect; all, while we wait for one
-        self._deadline = 0.0
-        self._pause_s = 0.0
+        self._chaperone, self._route, self._owner = chaperone, route, owner
+        self.argv = route.argv(inner, chaperone.log_path)
+        self._patience_s = patience_s
+        self._connection: Connection | None = None
+        self._slots = Slots(chaperone, route.slot_name)
+        self._attempts: Attempts | None = None
         self._timer: int | None = None
         self._too_late: int | None = None
         self._log_size = 0
-        self._refused = ""
-        self._given_up = False
-        self._payload = b""
-        self._stdin: tuple[int, int] | None = None
 
-    def dial(self, payload: bytes, stdin: tuple[int, int] | None = None) -> None:
-        """Try until a connection is ready, then send; `caller` is told."""
-        self._payload, self._stdin = payload, stdin
-        self._deadline = self._chaperone.loop.now() + self._patience_s
-        self._pause_s = 0.0
-        self._refused = ""
-        self._given_up = False
-        self._attempt()
+    def dial(self, make_dialogue: Callable[[], Dialogue]) -> None:
+        """
+        Try until a connection is ready; the owner learns what becomes of it.
+
+        Args:
+            make_dialogue: Called for each attempt.
+        """
+        self._attempts = Attempts(make_dialogue, self._chaperone.loop.now() + self._patience_s)
+        self._attempt(self._attempts)
 
     def give_up(self) -> None:
-        """
-        Stop trying, and end the attempt there is; `closed` or `unreachable` may still be told.
-        """
-        self._given_up = True
-        if self.connection is not None:
-            self.connection.terminate()
+        """Stop trying, and end the attempt there is; `closed` or `unreachable` may still come."""
+        if self._attempts is not None:
+            self._attempts.given_up = True
+        if self._connection is not None:
+            self._connection.terminate()
         elif self._timer is not None:
             self._chaperone.loop.cancel(self._timer)
-            self._timer = None
-            self._chaperone.loop.at(
-                self._chaperone.loop.now(),
-                lambda: self._caller.unreachable(
-                    "stopped", "stopped before the connection was there"
-                ),
-            )
+            self._timer = self._chaperone.loop.later(0, lambda: self._owner.unreachable(*STOPPED))
 
-    def _attempt(self) -> None:
+    # -- to the connection that there is
+
+    def pid(self) -> int | None:
+        """Of the first hop; None without a connection."""
+        return self._connection.pid if self._connection is not None else None
+
+    def send(self, line: str) -> None:
+        """Send a control line; without a ready connection it is dropped."""
+        if self._connection is not None:
+            self._connection.send(line)
+
+    def close(self) -> None:
+        """End the connection, if there is one."""
+        if self._connection is not None:
+            self._connection.close()
+
+    def terminate(self) -> None:
+        """As `close`, now."""
+        if self._connection is not None:
+            self._connection.terminate()
+
+    # -- attempts
+
+    def _attempt(self, attempts: Attempts) -> None:
         self._timer = None
         loop = self._chaperone.loop
-        if not self._have_slot():
-            if loop.now() >= self._deadline:
-                self._caller.unreachable(
-                    "connect",
-                    f"unable to connect: all {slots.SLOTS} slots for this host stayed taken for {self._patience_s:g} s",
-                )
+        if not self._slots.take():
+            if loop.now() < attempts.deadline:
+                self._later(SLOT_AGAIN_S * (0.5 + _chance()), attempts)
             else:
-                self._timer = loop.later(SLOT_AGAIN_S * (0.5 + _chance()), self._attempt)
+                taken = f"all {SLOTS} slots for this host stayed taken for {self._patience_s:g} s"
+                self._owner.unreachable("connect", f"unable to connect: {taken}")
             return
         self._log_size = self._size_of_log()
         try:
-            self.connection = Connection(
+            self._connection = Connection(
                 loop,
                 self.argv,
-                self._route,
-                self._nonce,
-                self._payload,
-                self._stdin,
-                self,
-                self._bare,
+                route=self._route,
+                dialogue=attempts.make_dialogue(),
+                owner=self,
+                receiver=self._owner,
             )
         except OSError as error:
-            slots.leave(self._slots)
-            self._caller.unreachable("spawn", f"unable to run {self.argv[0]!r}: {error.strerror}")
+            self._slots.leave()
+            self._owner.unreachable("spawn", f"unable to run {self.argv[0]!r}: {error.strerror}")
             return
-        if not self.connection.ready:
-            self._too_late = loop.at(self._deadline, self.connection.terminate)
+        self._too_late = loop.at(attempts.deadline, self._connection.terminate)
+        self._connection.begin()
 
-    def _have_slot(self) -> bool:
-        spool_fd = self._chaperone.spool_fd
-        if self._route.slot_name is None or spool_fd < 0:
-            return True
-        try:
-            # Kept open while we wait: a look at them takes 7 µs then, and 40 where they are opened
-            # each time; a hundred may wait.
-            self._slots = self._slots or slots.opened(spool_fd, self._route.slot_name)
-            return slots.take(self._slots)
-        except OSError as error:  # a limit that can't be kept is no reason not to run
-            slots.leave(self._slots)
-            self._chaperone.log(f"unable to take a slot for connecting: {error.strerror or error}")
-            return True
-
-    # -- what a connection brings
+    def _later(self, delay_s: float, attempts: Attempts) -> None:
+        self._timer = self._chaperone.loop.later(delay_s, lambda: self._attempt(attempts))
 
     def connected(self) -> None:
         """Through: from here on nothing is tried again."""
         self._chaperone.loop.cancel(self._too_late)
-        slots.leave(self._slots)
-        if self._after_ready_bare and self.connection is not None:
-            self.connection.go_bare()
-        self._caller.connected()
-
-    def output(self, stream: str, data: bytes) -> None:
-        """Passed on."""
-        self._caller.output(stream, data)
-
-    def record(self, words: list[str]) -> None:
-        """Passed on."""
-        self._caller.record(words)
+        self._slots.leave()
+        self._owner.connected()
 
     def closed(self, code: int, ready: bool, noise: bytes) -> None:
-        """An attempt is over: passed on if it got through, else tried again or given up."""
-        self.connection = None
+        """A connection is over: the owner's if it was ready, else an attempt that failed."""
+        self._connection = None
         self._chaperone.loop.cancel(self._too_late)
-        slots.leave(self._slots)
-        self._tell(noise)
-        if ready:
-            self._caller.closed(code, ready, noise)
-            return
-        now = self._chaperone.loop.now()
-        words = self.words(noise)
-        if (
-            not words and now >= self._deadline
-        ):  # this one was cut off: what the one before it met is the reason
-            words = self._refused
-        self._refused = words
-        refused, passing = self._route.refusal(words)
-        stage = (refused or "connect") if code else "far-side"
-        self._pause_s = min(max(2 * self._pause_s, RETRY_S[0]), RETRY_S[1])
-        pause_s = self._pause_s * (0.5 + _chance())
-        if self._given_up:
-            self._caller.unreachable("stopped", "stopped before the connection was there")
-        elif (
-            code in (*self._route.own_codes, -signal.SIGTERM)
-            and passing
-            and now + pause_s < self._deadline
-        ):
-            self._chaperone.log(
-                f"unable to connect: {words or 'no reason given'}; the next attempt is in {pause_s:.1f} s"
-            )
-            self._timer = self._chaperone.loop.at(now + pause_s, self._attempt)
-        else:
-            self._caller.unreachable(*self._why(code, stage, words))
-
-    def _why(self, code: int, stage: str, words: str) -> tuple[str, str]:
-        if (
-            stage in ("connect", "far-side")
-            and self._chaperone.loop.now() >= self._deadline
-            and not words
-        ):
-            return (
-                "far-side",
-                f"unable to reach a shell on the far side: no ready word within {self._patience_s:g} s",
-            )
-        if stage == "connect" and code not in self._route.own_codes and code >= 0:
-            stage = "far-side"
-        if stage == "far-side":
-            said = f", said {words!r}" if words else ""
-            return (
-                stage,
-                f"unable to reach a shell on the far side: the last hop's login ended with code {code}{said}",
-            )
-        return (
-            stage,
-            f"unable to connect: {words or f'{self.argv[0]} ended with code {code} and no word'}",
-        )
-
-    def _tell(self, noise: bytes) -> None:
+        self._slots.leave()
         text = noise.decode("utf-8", "backslashreplace").strip()
         if text:
             self._chaperone.log(f"said before the program's own output: {text}")
+        if ready:
+            self._owner.closed(code, ready, noise)
+        elif self._attempts is not None:
+            self._failed(self._attempts, code, noise)
+
+    def _failed(self, attempts: Attempts, code: int, noise: bytes) -> None:
+        now = self._chaperone.loop.now()
+        words = self.words(noise)
+        # An attempt that was cut off says nothing: what the one before it met is the reason.
+        if not words and now >= attempts.deadline:
+            words = attempts.refused
+        attempts.refused = words
+        stage, passing = self._route.refusal(words)
+        pause_s = attempts.next_pause_s() * (0.5 + _chance())
+        by_a_hop = code in (*self._route.own_codes, -signal.SIGTERM)
+        if attempts.given_up:
+            self._owner.unreachable(*STOPPED)
+        elif by_a_hop and passing and now + pause_s < attempts.deadline:
+            said = f"unable to connect: {words or 'no reason given'}"
+            self._chaperone.log(f"{said}; the next attempt is in {pause_s:.1f} s")
+            self._later(pause_s, attempts)
+        elif code and stage is not None:
+            self._owner.unreachable(stage, f"unable to connect: {words}")
+        else:
+            self._owner.unreachable(*self._reason(attempts, code, words))
+
+    def _reason(self, attempts: Attempts, code: int, words: str) -> tuple[str, str]:
+        """Why there is no connection, where no hop said that it was refused."""
+        no_shell = "unable to reach a shell on the far side"
+        if self._chaperone.loop.now() >= attempts.deadline and not words:
+            return "far-side", f"{no_shell}: no ready word within {self._patience_s:g} s"
+        if code < 0 or code in self._route.own_codes:
+            said = words or f"{self.argv[0]} ended with code {code} and no word"
+            return "connect", f"unable to connect: {said}"
+        said = f", said {words!r}" if words else ""
+        return "far-side", f"{no_shell}: the last hop's login ended with code {code}{said}"
+
+    # -- what the hops said
 
     def words(self, noise: bytes = b"") -> str:
         """
-        The last words of the hops: in the log what this connection's ssh wrote there, else what
+        The last words of the hops: in the log what this connection's client wrote there, else what
         came on stderr; one line.
         """
         said = b""
@@ -243,19 +214,13 @@ class Dialer:
             with open(self._chaperone.log_path, "rb") as file:
                 if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                     file.seek(self._log_size)
-                    said = file.read(65_536)
+                    said = file.read(LOG_BYTES)
         except OSError:
             pass
         # Our own lines in the log begin with a time.
-        lines = [
-            line
-            for line in said.decode("utf-8", "backslashreplace").splitlines()
-            if not line[:2].isdigit()
-        ]
-        lines = lines or noise.decode("utf-8", "backslashreplace").splitlines()
-        return " ".join(
-            line.strip() for line in lines if line.strip() and set(line.strip()) != {"@"}
-        )[-WORDS:]
+        lines = [line for line in _lines(said) if not line[:2].isdigit()] or _lines(noise)
+        words = [line.strip() for line in lines]
+        return " ".join(line for line in words if line and set(line) != {"@"})[-WORDS:]
 
     def _size_of_log(self) -> int:
         try:
@@ -264,6 +229,117 @@ class Dialer:
             return 0
 
 
+def _lines(data: bytes) -> list[str]:
+    return data.decode("utf-8", "backslashreplace").splitlines()
+
+
 def _chance() -> float:
     """0 to 1, from the kernel: 100 chaperones that start at once must not agree."""
     return int.from_bytes(os.urandom(2), "big") / 65_536
+
+
+class Attempts:
+    """
+    The attempts of one call.
+
+    Args:
+        make_dialogue: As for `Dialer.dial`.
+        deadline (float): On the monotonic clock.
+
+    Attributes:
+        refused (str): What the hops said at the last one.
+        given_up (bool): Whether no further one is wanted.
+    """
+
+    def __init__(self, make_dialogue: Callable[[], Dialogue], deadline: float) -> None:
+        self.make_dialogue, self.deadline = make_dialogue, deadline
+        self.refused = ""
+        self.given_up = False
+        self._pause_s = 0.0
+
+    def next_pause_s(self) -> float:
+        """How long to wait before the next one: longer from one to the next."""
+        self._pause_s = min(max(2 * self._pause_s, RETRY_S[0]), RETRY_S[1])
+        return self._pause_s
+
+
+# -- slots
+
+
+class Slots:
+    """
+    Leave to connect: at most so many attempts to one host at a time, across all chaperones of a
+    spool. A slot is a lock in the spool, and is free again when its holder dies.
+
+    Args:
+        chaperone (Chaperone): For its spool and log.
+        name (str): What the attempts that share a limit have in common; None for no limit.
+    """
+
+    def __init__(self, chaperone: Chaperone, name: str | None) -> None:
+        self._chaperone, self._name = chaperone, name
+        self._fds: list[int] = []  # one, while we connect; all, while we wait for one
+
+    def take(self) -> bool:
+        """Take a slot, if one is free, until `leave`."""
+        if self._name is None or self._chaperone.spool_fd < 0:
+            return True
+        try:
+            # Kept open while we wait: a look at them takes 7 µs then, and 40 where they are opened
+            # each time; a hundred may wait.
+            self._fds = self._fds or _open_slots(self._chaperone.spool_fd, self._name)
+            return self._take_one()
+        except OSError as error:  # a limit that can't be kept is no reason not to run
+            self.leave()
+            reason = error.strerror or error
+            self._chaperone.log(f"unable to take a slot for connecting: {reason}")
+            return True
+
+    def _take_one(self) -> bool:
+        for fd in self._fds:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            self._fds.remove(fd)
+            self.leave()
+            self._fds = [fd]
+            return True
+        return False
+
+    def leave(self) -> None:
+        """Let go of the slot, or of waiting for one."""
+        while self._fds:
+            os.close(self._fds.pop())
+
+
+def slot_names(name: str) -> list[str]:
+    """
+    The file names of slots; what no file name may hold is escaped, and what is long is cut: hosts
+    may share slots.
+    """
+    safe = "".join(
+        char if char.isascii() and (char.isalnum() or char in "-_.") else f"%{ord(char):02x}"
+        for char in name
+    )
+    return [f"{safe[:200]}.{number}" for number in range(SLOTS)]
+
+
+def _open_slots(spool_fd: int, name: str) -> list[int]:
+    """
+    Open slots, to be asked for one until it is free.
+
+    Raises:
+        OSError: If they can't be opened; none of them stays open.
+    """
+    format.make_directory(format.CONNECT, spool_fd)
+    fds: list[int] = []
+    with owned(format.open_entries(spool_fd, format.CONNECT)) as directory_fd:
+        try:
+            for slot in slot_names(name):
+                fds.append(format.open_plain(directory_fd, slot, os.O_RDWR | os.O_CREAT))
+        except OSError:
+            for fd in fds:
+                os.close(fd)
+            raise
+    return fds

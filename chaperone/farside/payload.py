@@ -142,14 +142,29 @@ def directory(spec: dict[str, Any], cookie: str) -> str:
     return path if path.startswith(("/", "~/")) else f"~/{path}"
 
 
+class Words:
+    """
+    The random words of a payload.
+
+    Args:
+        nonce (str): As for `settings`.
+        cookie (str): All of it; its first half marks the run's processes, and its end is the end of
+            the run's directory.
+        end (str): As for `payload`.
+        name (str): Of the file that holds the program's standard input, for a moment.
+    """
+
+    def __init__(self, nonce: str, cookie: str, end: str, name: str) -> None:
+        self.nonce, self.cookie, self.end, self.name = nonce, cookie, end, name
+
+
 def sent(
     spec: dict[str, Any],
     life: str,
-    nonce: str,
-    cookie: str,
-    end: str,
+    words: Words,
+    *,
     umask: int | None,
-    stdin: tuple[int, str],
+    stdin_size: int | str = 0,
     offsets: tuple[int, int] = (0, 0),
 ) -> bytes:
     """
@@ -157,26 +172,23 @@ def sent(
 
     Args:
         spec (dict): Canonical.
-        life, nonce (str): As for `settings`.
-        cookie (str): All of it; its first half marks the run's processes, and its end is the end of
-            the run's directory.
-        end (str): As for `payload`.
+        life (str): As for `settings`.
         umask (int): For a program without hops; None for the login's.
-        stdin (tuple): Size in bytes of the program's standard input, and a random name for it.
+        stdin_size (int): In bytes, of the program's standard input; a text where it is only shown.
         offsets (tuple): Of stdout and stderr, from where to go on; for `attach` alone.
     """
     more: dict[str, object] = {
-        "dir": directory(spec, cookie) if spec["on_disconnect"] == "survive" else ""
+        "dir": directory(spec, words.cookie) if spec["on_disconnect"] == "survive" else ""
     }
-    cookie = cookie[:16]
+    cookie = words.cookie[:16]
     if life == "attach":
         more.update(out_offset=offsets[0], err_offset=offsets[1])
     else:
         marks = {"CHAPERONE_RUN_ID": spec["id"], "CHAPERONE_COOKIE": cookie}
         far = bool(spec["remote"] and spec["remote"]["hops"])
         more["program"] = program_text(spec["program"], marks, far, None if far else umask)
-        more.update(stdin_size=stdin[0], stdin_name=stdin[1])
-    return payload(settings(spec, nonce, cookie, life, **more), end)
+        more.update(stdin_size=stdin_size, stdin_name=words.name)
+    return payload(settings(spec, words.nonce, cookie, life, **more), words.end)
 
 
 def shown(spec: dict[str, Any], umask: int) -> bytes:
@@ -198,7 +210,8 @@ def shown(spec: dict[str, Any], umask: int) -> bytes:
     size: Any = len(os.fsencode(stdin)) if isinstance(stdin, str) else "SIZE" if stdin else 0
     spec = {**spec, "program": program, "id": spec["id"] or "RUN_ID"}
     life = "survive" if spec["on_disconnect"] == "survive" else "kill"
-    return sent(spec, life, "NONCE", "COOKIE", "@END", umask, (size, "NAME"))
+    words = Words(nonce="NONCE", cookie="COOKIE", end="@END", name="NAME")
+    return sent(spec, life, words, umask=umask, stdin_size=size)
 
 
 # -- the program's own text: what its shell does before it becomes the program

@@ -11,6 +11,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from ..model.hops import Route
+
 RECORD_BYTES = 4_096  # PIPE_BUF: what is longer was not written as one record
 
 
@@ -84,12 +86,79 @@ class Records:
         return self._heard(rest)
 
 
+class Recorded:
+    """
+    A dialogue with a far side whose answers have records in them, on both streams.
+
+    Args:
+        nonce (str): As for `Records`.
+        ready_word, payload, stdin: As in `Dialogue`.
+    """
+
+    takes_lines = True
+
+    def __init__(
+        self, nonce: str, ready_word: bytes, payload: bytes, stdin: tuple[int, int] | None
+    ) -> None:
+        self.ready_word, self.payload, self.stdin = ready_word, payload, stdin
+        self._streams = {"stdout": Records(nonce), "stderr": Records(nonce)}
+
+    def feed(self, stream: str, data: bytes) -> tuple[bytes, list[list[str]]]:
+        """As `Records.feed`, of one of the streams."""
+        return self._streams[stream].feed(data)
+
+    def end(self, stream: str) -> bytes:
+        """As `Records.end`, of one of the streams."""
+        return self._streams[stream].end()
+
+    def noise(self) -> bytes:
+        """What came before the first record of each."""
+        return b"".join(bytes(records.noise) for records in self._streams.values())
+
+
 def _overlap(data: bytes, word: bytes, most: int) -> int:
     """The length of the longest end of `data` that is a beginning of `word`."""
     for length in range(min(most, len(word) - 1), 0, -1):
         if data.endswith(word[:length]):
             return length
     return 0
+
+
+class Farewell:
+    """
+    The end of a stderr that may be a client's own last words: kept back until the next byte, or the
+    client's end, decides.
+
+    Args:
+        route (Route): Of the hops; it says what these words are, if there are any.
+    """
+
+    def __init__(self, route: Route) -> None:
+        self._said, self._codes = route.farewell, route.own_codes
+        self._held = b""
+
+    def feed(self, data: bytes, is_followed: bool = False) -> bytes:
+        """
+        What of the next bytes is the program's; all of it where something that is no last word
+        follows.
+        """
+        if self._said is None:
+            return data
+        data = self._held + data
+        kept = 0 if is_followed else farewell(data, self._said)
+        self._held = data[len(data) - kept :]
+        return data[: len(data) - kept]
+
+    def end(self, code: int) -> tuple[bytes, bytes]:
+        """
+        What was kept back, parted by the exit code of the client.
+
+        Returns:
+            tuple: The program's bytes, the client's; one of them is empty.
+        """
+        if self._said and code in self._codes and self._held.endswith(self._said[1]):
+            return b"", self._held
+        return self._held, b""
 
 
 def farewell(data: bytes, said: tuple[bytes, bytes]) -> int:
@@ -99,8 +168,6 @@ def farewell(data: bytes, said: tuple[bytes, bytes]) -> int:
     Args:
         data (bytes): What came last.
         said (tuple): What stands before and behind the host in them, as `Kind.farewell` of a hop.
-    Returns:
-        int: To be kept back until the next byte, or the end of the client, decides; 0 for none.
     """
     before, after = said
     start = data.rfind(before)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 
+from ..model import hops
 from ..program.spawn import Stdin
 from . import payload, records
 from .contact import SLACK_S, Contact
@@ -59,8 +60,14 @@ class RemoteProgram:
         # In what survives the records are kept over there, so the nonce is the run's; a byte no
         # text begins with makes it quick to find.
         self._nonce = "\x1e" + (cookie[16:] if self._survives else os.urandom(12).hex())
-        self._dialer = Dialer(spec, chaperone, list(payload.CONSTANT), self._nonce, self)
-        self._contact = Contact(spec, self._dialer, chaperone.loop)
+        self._dialer = Dialer(
+            chaperone,
+            hops.route(spec["remote"]["hops"] if spec["remote"] else []),
+            inner=list(payload.CONSTANT),
+            patience_s=spec["timeouts"]["connect"],
+            owner=self,
+        )
+        self._contact = Contact(spec, chaperone.loop)
         self._stdin = Stdin()
         self._sent = self._started = self._ended = self._finishing = self._stopped = False
         self._left: int | None = None
@@ -86,9 +93,7 @@ class RemoteProgram:
             self._take_up(self._resumed)
             return
         self._stdin.open(self._spec["program"]["stdin"])
-        self._dialer.dial(
-            self._payload("survive" if self._survives else "kill"), self._stdin.source()
-        )
+        self._dial("survive" if self._survives else "kill", self._stdin.source())
 
     def _take_up(self, status: dict[str, Any]) -> None:
         """Go on with a run whose chaperone died."""
@@ -100,18 +105,20 @@ class RemoteProgram:
             stream.dropped = max(stream.dropped, (status[name] or {}).get("dropped") or 0)
         self._attach()
 
-    def _payload(self, life: str) -> bytes:
-        end, stdin = "@" + os.urandom(8).hex(), (self._stdin.size, os.urandom(8).hex())
-        return payload.sent(
+    def _dial(self, life: str, stdin: tuple[int, int] | None = None) -> None:
+        end, name = "@" + os.urandom(8).hex(), os.urandom(8).hex()
+        sent = payload.sent(
             self._spec,
             life,
-            self._nonce,
-            self._cookie,
-            end,
-            self._inherited["umask"],
-            stdin,
-            self._here(),
+            payload.Words(self._nonce, self._cookie, end, name),
+            umask=self._inherited["umask"],
+            stdin_size=self._stdin.size,
+            offsets=self._here(),
         )
+        self._dialer.dial(lambda: records.Recorded(self._nonce, payload.READY, sent, stdin))
+
+    def _facts(self) -> dict[str, object]:
+        return self._contact.facts(self._dialer.argv, self._dialer.pid())
 
     # -- what the chaperone asks
 
@@ -157,20 +164,15 @@ class RemoteProgram:
         if not self._survives:
             self._at("patience", grace_s + SLACK_S + PATIENCE_S, self._close)
 
-    def close(self) -> None:
-        """Let go of everything."""
-        self._close()
-
     def _ask(self, line: str) -> None:
         """Now, or as soon as somebody is there to hear it."""
-        if self._contact.up and self._dialer.connection is not None:
-            self._dialer.connection.send(line)
+        if self._contact.up and self._dialer.pid() is not None:
+            self._dialer.send(line)
         elif line not in self._waiting:
             self._waiting.append(line)
 
     def _close(self) -> None:
-        if self._dialer.connection is not None:
-            self._dialer.connection.close()
+        self._dialer.close()
 
     # -- what the far side says
 
@@ -212,7 +214,7 @@ class RemoteProgram:
         again = self._contact.up is False
         self._contact.went_up()
         if again:
-            self._chaperone.noted(connection=self._contact.facts())
+            self._chaperone.noted(connection=self._facts())
         waiting, self._waiting = self._waiting, []
         for line in waiting:
             self._ask(line)
@@ -221,9 +223,9 @@ class RemoteProgram:
     def _far_start(self, words: list[str]) -> None:
         self._cancel("dead")
         if self._resumed is not None:
-            self._chaperone.resumed(int(words[0]), connection=self._contact.facts())
+            self._chaperone.resumed(int(words[0]), connection=self._facts())
         elif not self._started:
-            self._chaperone.started(int(words[0]), connection=self._contact.facts())
+            self._chaperone.started(int(words[0]), connection=self._facts())
         self._started, self._resumed = True, None
         if self._early_end is not None:
             self._far_end(self._early_end)
@@ -333,8 +335,8 @@ class RemoteProgram:
 
     def _far_bye(self, words: list[str]) -> None:
         """The far side has cleared its directory; what was left alone may hold its last shell."""
-        if self._spec["leftovers"] == "leave" and self._dialer.connection is not None:
-            self._dialer.connection.terminate()
+        if self._spec["leftovers"] == "leave":
+            self._dialer.terminate()
         else:
             self._close()
 
@@ -349,8 +351,8 @@ class RemoteProgram:
             and self._left is not None
             and self._stdout_ended
         ):
-            if self._left and self._dialer.connection is not None:
-                self._chaperone.loop.later(0.1, self._dialer.connection.terminate)
+            if self._left:
+                self._chaperone.loop.later(0.1, self._dialer.terminate)
 
     def _look_complete(self) -> None:
         """Both streams are here to their ends: the far side may forget the run."""
@@ -478,7 +480,7 @@ class RemoteProgram:
             return
         self._contact.went_down()
         self._chaperone.log(f"the connection is down: {reason}")
-        self._chaperone.noted(connection=self._contact.facts())
+        self._chaperone.noted(connection=self._facts())
         self._at("again", self._contact.pause_s(), self._attach)
 
     def _attach(self) -> None:
@@ -488,14 +490,13 @@ class RemoteProgram:
                 "q leave" if self._spec["leftovers"] == "leave" else f"q {payload.fifths(grace_s)}"
             )
         self._cleared, self._attaching = False, True
-        self._dialer.dial(self._payload("attach"))
+        self._dial("attach")
 
     # -- heartbeats and facts
 
     def _beat(self) -> None:
         self._beats += 1
-        if self._dialer.connection is not None:
-            self._dialer.connection.send(f"h {self._beats}")
+        self._dialer.send(f"h {self._beats}")
         self._at("beat", min(payload.NO_HURRY_S, self._spec["lease"] / 4), self._beat)
 
     def _at(self, name: str, delay_s: float, callback: Any) -> None:

@@ -1,23 +1,53 @@
 """
-A program behind hops with nobody beside it over there: for hosts that run no sh for us (a forced
+A program behind hops with nothing of ours beside it: for hosts that run no sh for us (a forced
 command, network gear).
 
-Knows: what ssh's exit code can and can't tell.  Must not know: how a connection is made, the spool,
-statuses.
+Knows: what a client's exit code can and can't say.  Must not know: how a connection is made, the
+spool, statuses.
 """
 
 from __future__ import annotations
 
 from ..errors import StartError
+from ..model import hops
 from ..program.spawn import Stdin
+from . import payload
 from .contact import Contact
 from .dialer import Dialer
+from .records import ending
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
     from ..program.interface import Chaperone
+
+
+class Plain:
+    """
+    A dialogue with the program alone: its input, and then its output as it is.
+
+    Args:
+        ready_word, stdin: As in `Dialogue`.
+    """
+
+    payload = b""
+    takes_lines = False
+
+    def __init__(self, ready_word: bytes, stdin: tuple[int, int] | None = None) -> None:
+        self.ready_word, self.stdin = ready_word, stdin
+
+    def feed(self, stream: str, data: bytes) -> tuple[bytes, list[list[str]]]:
+        """All of it is the program's."""
+        return data, []
+
+    def end(self, stream: str) -> bytes:
+        """Nothing was kept back."""
+        return b""
+
+    def noise(self) -> bytes:
+        """None: it can't be told from the program's bytes."""
+        return b""
 
 
 class UnsupervisedProgram:
@@ -29,13 +59,24 @@ class UnsupervisedProgram:
 
     Args:
         spec (dict): Canonical.
-        chaperone (Chaperone): Told what happens.
+        chaperone (Chaperone): Learns what happens.
     """
 
     def __init__(self, spec: dict[str, Any], chaperone: Chaperone) -> None:
         self._spec, self._chaperone = spec, chaperone
-        self._dialer = Dialer(spec, chaperone, list(spec["program"]["argv"]), "", self, bare=True)
-        self._contact = Contact(spec, self._dialer, chaperone.loop)
+        route = hops.route(spec["remote"]["hops"])
+        # The only ready word that there is without a far side; else the hops are taken for ready.
+        announcing = route.announcing(payload.READY.decode().strip())
+        self._ready_word = payload.READY if announcing is not None else b""
+        self._dialer = Dialer(
+            chaperone,
+            announcing or route,
+            inner=list(spec["program"]["argv"]),
+            patience_s=spec["timeouts"]["connect"],
+            owner=self,
+        )
+        self._own_codes = route.own_codes
+        self._contact = Contact(spec, chaperone.loop)
         self._stdin = Stdin()
         self._stopped = False
 
@@ -51,18 +92,20 @@ class UnsupervisedProgram:
         if asked:
             raise StartError(
                 "far-side",
-                f"unable to set program.{asked[0]}: nobody is there to do it where remote.supervise is false",
+                f"unable to set program.{asked[0]}: nobody is there to do it where"
+                " remote.supervise is false",
             )
         self._stdin.open(program["stdin"])
-        self._dialer.dial(b"", self._stdin.source())
+        self._dialer.dial(lambda: Plain(self._ready_word, self._stdin.source()))
 
     def children_changed(self) -> None:
         """SIGCHLD: the connection watches its own."""
 
     def signal(self, signum: int) -> None:
-        """There is nobody to pass it on."""
+        """Nothing is there to pass it on."""
         self._chaperone.log(
-            f"unable to send signal {signum}: nobody is there to pass it on where remote.supervise is false"
+            f"unable to send signal {signum}: nobody is there to pass it on where"
+            " remote.supervise is false"
         )
 
     def stop(self, signum: int) -> None:
@@ -77,25 +120,22 @@ class UnsupervisedProgram:
     def finish(self, grace_s: float) -> None:
         """The program has ended: what it left is not known."""
 
-    def close(self) -> None:
-        """Let go of everything."""
-        self._dialer.give_up()
-
     # -- what the connection brings
 
     def connected(self) -> None:
-        """ssh was let in: what is asked for runs now. Nobody knows its pid."""
+        """We were let in, as far as can be known: what is asked for runs now, with a pid of its own
+        that is not known."""
         self._contact.went_up()
-        self._chaperone.started(None, connection=self._contact.facts())
+        facts = self._contact.facts(self._dialer.argv, self._dialer.pid())
+        self._chaperone.started(None, connection=facts)
 
     def output(self, stream: str, data: bytes) -> None:
         """Bytes of the program, into its streams."""
-        self._chaperone.streams[
-            "stdout" if self._spec["program"]["merge_stderr"] else stream
-        ].write(data)
+        merged = self._spec["program"]["merge_stderr"]
+        self._chaperone.streams["stdout" if merged else stream].write(data)
 
     def record(self, words: list[str]) -> None:
-        """Nobody writes any."""
+        """There are none in a `Plain` dialogue."""
 
     def unreachable(self, stage: str, message: str) -> None:
         """No connection: nothing was started."""
@@ -103,23 +143,21 @@ class UnsupervisedProgram:
 
     def closed(self, code: int, ready: bool, noise: bytes) -> None:
         """
-        Nobody over there tells an exit from a signal, and 255 is ssh's own word for all that went
-        wrong.
+        No exit code says whether it was a signal, and some are a client's own word for all that
+        went wrong.
         """
-        if 0 <= code < 255 and not (self._stopped and code > 128):
+        told = code >= 0 and code not in self._own_codes
+        if told and not (self._stopped and code > 128):
             self._chaperone.ended(
                 None if code > 128 else code << 8, return_code=code, ambiguous=code > 128
             )
             self._chaperone.program_ended()
             self._chaperone.finished(leftovers=None, complete=True)
             return
-        client = self._dialer.argv[0]
-        why = (
-            "it was stopped by closing the connection"
-            if self._stopped
-            else self._dialer.words() or "no word"
-        )
-        ending = f"code {code}" if code >= 0 else f"signal {-code}"
+        why = self._dialer.words() or "no word"
+        if self._stopped:
+            why = "it was stopped by closing the connection"
         self._chaperone.lost(
-            f"{client} ended with {ending}, which tells nothing of the program: {why}"
+            f"{self._dialer.argv[0]} ended with {ending(code)}, which tells nothing of the program:"
+            f" {why}"
         )
