@@ -19,7 +19,7 @@ import zlib
 import pytest
 
 from chaperone.api import Spool
-from chaperone.launch import process
+from chaperone.launch import image
 from chaperone.model import jsontext
 from chaperone.model import spec as specs
 from chaperone.model import status as statuses
@@ -319,7 +319,7 @@ class Warm(Cold):
     def trace(self, tracer):
         spec = specs.checked(self.run_spec(), str(self.directory))
         given = {
-            "image": process.IMAGE,
+            "image": image.IMAGE,
             "key": uuid.uuid4().hex,
             "env": self.env,
             "umask": 0o022,

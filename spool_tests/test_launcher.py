@@ -21,6 +21,7 @@ import pytest
 
 from chaperone import errors
 from chaperone.launch import client, launcher, process
+from chaperone.launch import image as images
 from chaperone.launch import start as starting
 from spool_tests.conftest import CHAPERONE, until
 
@@ -235,7 +236,7 @@ def test_garbage_on_the_socket_starts_nothing_and_keeps_nobody_waiting(spool, wa
 
 
 @pytest.mark.parametrize(
-    "image", ["9", client.IMAGE[: process.TIME_DIGITS] + " 0 /"], ids=["newer", "elsewhere"]
+    "image", ["9", client.IMAGE[: images.TIME_DIGITS] + " 0 /"], ids=["newer", "elsewhere"]
 )
 def test_launcher_of_other_code_ends_and_the_start_is_cold(spool, warm, monkeypatch, image):
     """Also where a packager has set the times of all files alike."""
@@ -247,15 +248,15 @@ def test_launcher_of_other_code_ends_and_the_start_is_cold(spool, warm, monkeypa
 
 
 def test_code_is_told_apart_whose_files_have_all_the_same_time(monkeypatch, tmp_path):
-    images = set()
+    found = set()
     for name, text in (("1.0/a.py", "x"), ("2.0/a.py", "x"), ("2.0/a.py", "xy")):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
         os.utime(path, (1, 1))
-        monkeypatch.setattr(process, "PACKAGE", str(path.parent))
-        images.add(process._image())
-    assert len(images) == 3
+        monkeypatch.setattr(images, "PACKAGE", str(path.parent))
+        found.add(images._image())
+    assert len(found) == 3
 
 
 def test_upgrade_ends_the_launcher_alone_and_nobody_who_took_its_fork_over(monkeypatch):

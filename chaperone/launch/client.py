@@ -16,7 +16,8 @@ from ..errors import RunExistsError
 from ..model import jsontext
 from ..model.cpython import socket
 from ..spool import format, look
-from .process import IMAGE, run_command
+from .image import IMAGE
+from .process import run_command
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from ..model import jsontext
 from ..model.cpython import accept, signal, socket
 from ..spool import format
 from .client import ANSWER_S, receive_line, socket_path
-from .process import IMAGE, TIME_DIGITS, visible_or_ended
+from .image import IMAGE, TIME_DIGITS
+from .process import visible_or_ended
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

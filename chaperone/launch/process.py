@@ -1,7 +1,7 @@
 """
-Starting the command `chaperone` and waiting for what it says; which code it runs.
+Starting the command `chaperone` and waiting for what it says.
 
-Knows: processes, exit codes, the files of this package.  Must not know: how a run is started, or
+Knows: processes, exit codes, where this package lies.  Must not know: how a run is started, or
 held.
 """
 
@@ -14,31 +14,6 @@ from ..errors import ChaperoneError
 from ..model.cpython import signal
 
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-TIME_DIGITS = 20  # of nanoseconds: enough for 3,000 years
-
-
-def _image() -> str:
-    """
-    Which code this process runs: a launcher takes a spec only from the same code, because there it
-        was checked.
-
-    The newest of its files' times comes first, in TIME_DIGITS. Where a packager has set all times
-    alike, size and place tell two images apart.
-    """
-    newest = size = 0
-    waiting = [PACKAGE]
-    while waiting:
-        with os.scandir(waiting.pop()) as entries:
-            for entry in entries:
-                if entry.is_dir():
-                    waiting.append(entry.path)
-                elif entry.name.endswith((".py", ".sh")):
-                    found = entry.stat()
-                    newest, size = max(newest, found.st_mtime_ns), size + found.st_size
-    return f"{newest:0{TIME_DIGITS}d} {size} {PACKAGE}"
-
-
-IMAGE = _image()
 
 
 def run_command(words: list[str], env: dict[str, str], fds: list[int]) -> int | None:

@@ -37,7 +37,7 @@ KILL_AGAIN_S = (
     # process in D state
 )
 
-with open(f"{os.path.dirname(__file__)}/guard.sh", encoding="ascii") as _file:
+with open(f"{os.path.dirname(__file__)}/guard.sh", encoding="utf-8") as _file:
     GUARD = _file.read()  # now: when a run ends, the package may be gone
 
 
