@@ -20,7 +20,7 @@ import warnings
 if __name__ == "__main__":
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from chaperone.cli import terminal
+from chaperone.cli import tables, terminal
 from chaperone.errors import ChaperoneError, SpecError
 from chaperone.farside import records, remote
 from chaperone.follow import batches
@@ -68,7 +68,7 @@ def status(data):
     for found in (statuses.last_known(value, "r"), *([final] if final else [])):
         assert found["run_id"] == "r" and found["state"] in statuses.STATES
         view = events.status_view(found)
-        shown = terminal.table([found], 1e9, 80, False) + terminal.status_json(found)
+        shown = tables.table([found], 1e9, 80, False) + terminal.status_json(found)
         assert not ESCAPE & set(shown), repr(shown)
         view.is_final()
         text = statuses.fitted(found, format.RESERVE + 2 * len(data))

@@ -17,14 +17,13 @@ import struct
 import subprocess
 import sys
 import termios
-import unittest.mock
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chaperone.cli import arguments, main, parser, terminal
-from chaperone.cli.verbs import look as look_verbs
+from chaperone.cli import arguments, common, completion, main, tables, terminal
+from chaperone.cli.verbs import hold, look, upkeep
 from chaperone.farside import payload
 from chaperone.model import status
 from spool_tests.conftest import CHAPERONE, ROOT, need, until
@@ -145,13 +144,13 @@ def test_run_prints_the_id_and_exits_0_whatever_the_outcome(chaperone):
             ["launcher", "--idle=-1"],
             None,
             os.EX_USAGE,
-            "unable to understand '--idle': want seconds from 0 to 1e10, got '-1.0'",
+            "unable to understand '--idle': want seconds from 0 to 1e10, got '-1'",
         ),
         (
             ["run", "-1"],
             None,
             os.EX_USAGE,
-            "unable to understand 'chaperone run': want no word that begins with '-', got '-1'",
+            "unable to understand 'chaperone run': it has no option '-1'",
         ),
         (
             ["run", "-"],
@@ -263,16 +262,18 @@ WORDS = [
     "--warm",
     "--idle",
     "-",
-    "--",
     "a",
     "b.json",
     "",
     "-x",
     "--spool=s",
+    "--id=",
     "--det",
+    "--detach=yes",
     "7",
     "0.5",
     "-1",
+    "-h",
     "--help",
     "-x y",
 ]
@@ -282,54 +283,56 @@ WORDS = [
 @settings(max_examples=2_000, deadline=None)
 @given(verb=st.sampled_from(sorted(main.LEAN)), words=st.lists(st.sampled_from(WORDS), max_size=6))
 def test_what_is_read_by_hand_is_what_argparse_reads(verb, words):
-    plain = main.plain(verb, words)
-    if plain is None:
-        return
-    named, options = plain
-    read = vars(parser.parsed(verb, words))
-    assert read.pop(str(main.LEAN[verb][2]), []) == named
-    if options.get("idle") is not None:
-        options["idle"] = float(options["idle"])
-    assert {
-        name: value for name, value in read.items() if value is not None and value is not False
-    } == options
-
-
-@pytest.mark.once
-@settings(max_examples=500, deadline=None)
-@given(verb=st.sampled_from(sorted(main.LEAN)), words=st.lists(st.sampled_from(WORDS), max_size=6))
-def test_what_argparse_reads_begins_again_in_plain_words_that_mean_the_same(verb, words):
+    verb = arguments.VERBS[verb]
     try:
-        read = vars(parser.parsed(verb, words))
-    except (parser.UsageError, parser.HelpAsked):
+        by_hand = main.parsed(verb, words)
+    except common.UsageError:
         return
-    begun = []
-    with unittest.mock.patch("os.execv", lambda path, argv: begun.append(argv[5:])):
-        main._begin_again(verb, dict(read))
-    assert all(vars(parser.parsed(verb, again)) == read for again in begun)
-    values = [
-        word for value in read.values() for word in (value if isinstance(value, list) else [value])
-    ]
-    assert begun or any(str(value).startswith("-") for value in values)
+    if by_hand is None:
+        with pytest.raises(arguments.HelpAsked):
+            arguments.parsed(verb, words)
+        return
+    assert vars(by_hand) == vars(arguments.parsed(verb, words))
 
 
 @pytest.mark.once
 @pytest.mark.parametrize(
-    ("words", "plain"),
+    ("words", "given"),
     [
-        (["a", "-", "--detach"], (["a", "-"], {"detach": True})),
+        (["a", "-", "--detach"], {"specs": ["a", "-"], "detach": True}),
         (
             ["--spool", "s", "a", "--id", "x", "--warm"],
-            (["a"], {"spool": "s", "id": "x", "warm": True}),
+            {"specs": ["a"], "spool": "s", "id": "x", "warm": True},
         ),
-        (["a", "--spool=s"], None),
-        (["a", "--id", "-"], None),
-        (["a", "--det"], None),
-        ([], None),
+        (["a", "--spool=s"], {"specs": ["a"], "spool": "s"}),
+        (["a", "--id", "-"], {"specs": ["a"], "id": "-"}),
+        (["--", "--id"], {"specs": ["--id"]}),
     ],
 )
-def test_plain_forms_of_run_are_read_by_hand(words, plain):
-    assert main.plain("run", words) == plain
+def test_words_of_run_are_read_by_hand(words, given):
+    nothing = {"specs": [], "spool": None, "id": None, "detach": False, "warm": False}
+    assert vars(main.parsed(arguments.VERBS["run"], words)) == {**nothing, **given}
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["run", "-", "--det"], "'chaperone run': it has no option '--det'; did you mean '--detach'?"),
+        (["run", "-", "--wram"], "'chaperone run': it has no option '--wram'; did you mean '--warm'?"),
+        (["run", "-", "--warm=1"], "'chaperone run': argument --warm: takes no value, got '1'"),
+        (["run", "-", "--id", "--warm"], "'chaperone run': argument --id: expected one argument"),
+        (["exec", "-", "x"], "'chaperone exec': unrecognized arguments: x"),
+        (["launcher", "x"], "'chaperone launcher': unrecognized arguments: x"),
+        (["sttus"], "'sttus': did you mean 'status'?"),
+        (["ps"], "'ps': did you mean 'ls'?"),
+        (["logs"], "'logs': did you mean 'tail'?"),
+        (["help"], "'help': did you mean '--help'?"),
+        (["ru"], "'ru': did you mean 'run'?"),
+    ],
+)  # fmt: skip
+def test_near_misses_are_answered_with_what_was_meant(chaperone, words, reason):
+    answer = f"chaperone: unable to understand {reason}\n"
+    assert streams(chaperone(*words)) == (os.EX_USAGE, "", answer)
 
 
 # -- help
@@ -340,7 +343,8 @@ def test_help_lists_every_verb_and_no_other(chaperone):
     result = chaperone("--help")
     assert (result.returncode, result.stderr) == (0, "")
     assert re.findall(r"^  (\w+) ", result.stdout, re.M) == list(arguments.VERBS)
-    assert {*look_verbs.CALLS, *main.LEAN} == {*arguments.VERBS}
+    assert list(common.verbs_in(hold)) == list(main.LEAN)
+    assert all(len(line) <= 80 for line in result.stdout.splitlines())
 
 
 @pytest.mark.once
@@ -349,11 +353,11 @@ def test_help_of_a_verb_names_all_its_words(chaperone, verb):
     result = chaperone(verb, "--help")
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.startswith(f"usage: chaperone {verb} [-h]")
-    for names, how in arguments.VERBS[verb][1]:
+    for argument in arguments.VERBS[verb].arguments:
         for word in (
-            *(name for name in names if name.startswith("-")),
-            *how["help"].split(),
-            *([how["metavar"]] if "metavar" in how else []),
+            *(argument.names if argument.is_option else ()),
+            *argument.how["help"].split(),
+            *([argument.how["metavar"]] if "metavar" in argument.how else []),
         ):
             assert word in result.stdout
 
@@ -863,7 +867,7 @@ def test_check_tells_what_would_be_run_and_no_secret(chaperone, tmp_path):
         "timeouts": {"run": 90},
     }
     result = chaperone("check", "-", spec=spec, cwd=tmp_path)
-    user = look_verbs._user_name()
+    user = common.user_name()
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout == (
         "run:      an id that is made at the start\n"
@@ -886,7 +890,7 @@ def test_check_tells_every_hop(chaperone):
     lines = chaperone(
         "check", "-", spec={"program": {"argv": ["ls"]}, "remote": remote}
     ).stdout.splitlines()
-    assert lines[1].startswith(f"hop 1:    here, as {look_verbs._user_name()}: ssh -T ")
+    assert lines[1].startswith(f"hop 1:    here, as {common.user_name()}: ssh -T ")
     assert lines[2].startswith("hop 2:    on db3, as whom ssh makes us: sudo -n -H -u etl -- ")
     assert lines[3] == "program:  on db3, as etl: ls"
 
@@ -1196,17 +1200,17 @@ FIELDS = st.sampled_from(sorted(status.last_known(None, "x")))
 )
 def test_any_status_is_shown(fields, state, width, colour):
     found = status.last_known({**fields, "state": state}, "x")
-    text = terminal.table([found], 0.0, width, colour)
+    text = tables.table([found], 0.0, width, colour)
     plain = re.sub(r"\x1b\[\d+m", "", text)
     assert all(char.isprintable() or char == "\n" for char in plain) and text.count("\n") == 2
     assert width is None or all(
-        terminal.columns_of(line) <= max(1, width) for line in plain.splitlines()
+        tables.columns_of(line) <= max(1, width) for line in plain.splitlines()
     )
     assert json.loads(terminal.status_json(found)) == found
     assert all(
         isinstance(sentence, str)
         for stream in ("stdout", "stderr")
-        for sentence in terminal.gaps(found, stream, 0)
+        for sentence in look.gaps(found, stream, 0)
     )
 
 
@@ -1214,7 +1218,7 @@ def test_any_status_is_shown(fields, state, width, colour):
 
 
 def completed_in_bash(*words):
-    script = '. <("${@:1:5}" completion bash); COMP_WORDS=("${@:6}"); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _chaperone; printf "%s\\n" "${COMPREPLY[@]}"'
+    script = '. <("${@:1:5}" completion bash); COMP_WORDS=("${@:6}"); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _shtab_chaperone; printf "%s\\n" "${COMPREPLY[@]}"'
     start = ["env", *CHAPERONE]
     result = subprocess.run(
         ["bash", "-c", script, "bash", *start, "chaperone", *words],
@@ -1299,12 +1303,30 @@ def test_shells_complete_verbs_options_and_ids(chaperone, held, name):
     assert sorted(completed("status", "")) == ["ended", "live"]
     assert sorted(completed("tail", "live", "")) == ["log", "stderr", "stdout"]
     assert sorted(completed("stop", "")) == ["live"]
+    assert sorted(completed("wait", "live", "")) == ["ended", "live"]
     assert sorted(word for word in completed("ls", "--") if word.startswith("--")) == [
         "--all",
         "--help",
         "--json",
         "--spool",
     ]
+
+
+@pytest.mark.once
+def test_completion_for_zsh_may_be_sourced(tmp_path):
+    need("zsh")
+    (tmp_path / "script").write_text(completion.made("zsh"))
+    told = "autoload -U compinit; compinit -D -u; source $1; print -r -- $_comps[chaperone]"
+    zsh = ["zsh", "-f", "-c", told, "zsh", tmp_path / "script"]
+    result = subprocess.run(zsh, capture_output=True, text=True, check=False)
+    assert streams(result) == (0, "_shtab_chaperone\n", "")
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("name", COMPLETED)
+def test_completion_that_is_shipped_is_what_shtab_makes_of_the_verbs(name):
+    """`python -m chaperone.cli.completion` makes it again."""
+    assert pathlib.Path(upkeep.script_path(name)).read_text() == completion.made(name)
 
 
 # -- the page
@@ -1318,7 +1340,10 @@ def test_page_tells_of_every_verb_and_every_option():
     assert sorted(usages) == sorted(arguments.VERBS)
     for verb, words in usages.items():
         options = {
-            name for names, _ in arguments.VERBS[verb][1] for name in names if name.startswith("-")
+            name
+            for argument in arguments.VERBS[verb].arguments
+            if argument.is_option
+            for name in argument.names
         }
         told = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", words))
         assert told <= options, verb

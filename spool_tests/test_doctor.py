@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 
+import inotify_simple
 import pytest
 
 from chaperone.cli.verbs import doctor
@@ -67,7 +68,7 @@ def test_a_filesystem_that_keeps_silent_is_named(spool, monkeypatch):
 
 def test_a_kernel_that_tells_nothing_of_the_spool_is_told(spool, monkeypatch):
     monkeypatch.setattr(doctor, "TELLS_S", 0)
-    monkeypatch.setattr(doctor.INotify, "read", lambda watch, timeout: [])
+    monkeypatch.setattr(inotify_simple.INotify, "read", lambda watch, timeout: [])
     assert (
         found(spool)["inotify"].says
         == "nothing was told of a change in it: followers would hear of nothing"
@@ -78,7 +79,7 @@ def test_inotify_instances_that_are_used_up_are_told(spool, monkeypatch):
     def refuse():
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr(doctor, "INotify", refuse)
+    monkeypatch.setattr(inotify_simple, "INotify", refuse)
     finding = found(spool)["inotify"]
     assert not finding.fits and finding.says == "unable to watch it: Too many open files"
 

@@ -414,7 +414,7 @@ def test_progress_is_shown_on_a_terminal_and_wiped(spool):
     for number in range(3):
         ended(spool, f"r{number}")
     ours, theirs = os.openpty()
-    code = "from chaperone.cli import main; from chaperone.cli.verbs import upkeep; upkeep.PROGRESS_S = 0; raise SystemExit(main.main())"
+    code = "from chaperone.cli import main; from chaperone.cli import terminal; terminal.PROGRESS_S = 0; raise SystemExit(main.main())"
     argv = [sys.executable, "-c", code, "gc", "--spool", str(spool), "--older", "0s"]
     result = subprocess.run(
         argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=theirs, text=True, timeout=60, check=False

@@ -20,8 +20,7 @@ import subprocess
 import pytest
 
 from chaperone.api import Spool
-from chaperone.cli import main  # noqa: F401  imported once here, and not by each child
-from chaperone.cli.verbs import look as look_verbs  # noqa: F401  imported once here, and not by each child
+from chaperone.cli import completion, main  # noqa: F401  imported once here, and not by each child
 from chaperone.errors import NoRunError
 from chaperone.model import hops as command  # noqa: F401  imported once here, and not by each child
 from chaperone.model import spec as specs

@@ -1,238 +1,142 @@
 """
-The verbs and what may stand behind them: one table, for the parser, for the help and for shell
-completion.
+The table of all verbs, and their words read by argparse; what argparse would print is raised.
 
-Knows: the words of the command line.  Must not know: what a verb does.
+Knows: argparse, the families of verbs.  Must not know: what a verb does.
+A verb is declared in its file of verbs/ alone; the table is put together here.
 """
 
 from __future__ import annotations
 
+from .common import UsageError, verbs_in
+from .verbs import check, control, doctor, hold, look, upkeep
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    import argparse
+    from collections.abc import Iterable, Sequence
+    from typing import NoReturn
 
-    Argument = tuple[tuple[str, ...], dict[str, Any]]
+    from .common import Verb
 
-SUMMARY = "chaperone stays with a program for its whole life, and leaves its output and outcome in a directory."
-EXIT_CODES = """\
-Exit: 0 done (run: the outcome is recorded, whatever it was); wait and exec: the program's own code, 128+n for
-signal n, 125 if it could not be run or nobody knows how it ended. Else as in sysexits.h: 64 usage, 65 a bad
-spec, 66 no such run or spec, 70 a bug of ours, 71 the system, 73 the run exists or can't be created, 74 the disk.
+FAMILIES = (hold, check, look, control, upkeep, doctor)
+VERBS = {name: verb for family in FAMILIES for name, verb in verbs_in(family).items()}
+
+HEAD = """\
+usage: chaperone VERB ... | --help | --version
+
+chaperone stays with a program for its whole life, and leaves its output and
+outcome in a directory.
+
+"""
+FOOT = """
+chaperone VERB --help tells more.
+
+Exit codes: 0 done (run: the outcome is recorded, whatever it was). wait and
+exec: the program's own code, 128+n for signal n, 125 if it could not be run or
+if it is not known how it ended. Otherwise as in sysexits.h: 64 usage, 65 a bad
+spec, 66 no such run or spec, 70 a bug of ours, 71 the system, 73 the run exists
+or can't be created, 74 the disk.
 """
 
-
-def _argument(*names: str, **how: Any) -> Argument:
-    return names, how
-
-
-# The metavars tell shell completion what fits: SPEC and FILE a file, DIR a directory, RUN and LIVE
-# ids, SIG a signal.
-_SPOOL = _argument("--spool", metavar="DIR", help="the spool; else $CHAPERONE_SPOOL, else ./spool")
-_RUN = _argument("run", metavar="RUN", help="a run id, or a prefix that fits no other run")
-_RUNS = _argument(
-    "runs", metavar="RUN", nargs="+", help="run ids, or prefixes that fit no other run"
-)
-_LIVE = _argument("run", metavar="LIVE", help="a run id, or a prefix that fits no other run")
-_LIVES = _argument(
-    "runs", metavar="LIVE", nargs="+", help="run ids, or prefixes that fit no other run"
-)
-_SPEC = _argument("spec", metavar="SPEC", help="a file with a spec as JSON; - is stdin")
-_NO_WAIT = _argument(
-    "--no-wait",
-    action="store_true",
-    help="return when it was asked for, not when the run has ended",
-)
-_BY = _argument("--by", metavar="WORD", help="who asks, for the status; else the user's name")
-
-SHELLS = ("bash", "zsh", "fish")
-
-VERBS: dict[str, tuple[str, list[Argument]]] = {
-    "run": (
-        "run a program and hold it to its end; print the run id first",
-        [
-            _argument(
-                "specs",
-                metavar="SPEC",
-                nargs="+",
-                help="a file with a spec as JSON; - is stdin; several: a chaperone each",
-            ),
-            _SPOOL,
-            _argument(
-                "--id", metavar="ID", help="the run's id, instead of the spec's or a new one"
-            ),
-            _argument(
-                "--detach", action="store_true", help="return when the run directory is visible"
-            ),
-            _argument(
-                "--warm",
-                action="store_true",
-                help="let the spool's launcher start it, if one is there; implies --detach",
-            ),
-        ],
-    ),
-    "exec": ("run a program with its streams as ours, exit as it does; no spool", [_SPEC]),
-    "check": (
-        "tell what would be run, hop by hop, or the one thing that is wrong",
-        [
-            _SPEC,
-            _argument(
-                "--far-side",
-                action="store_true",
-                help="print the text that the far side is sent instead",
-            ),
-        ],
-    ),
-    "ls": (
-        "list the live runs and those not yet collected",
-        [
-            _argument("--all", action="store_true", help="the collected runs too"),
-            _argument("--json", action="store_true", help="a status a line, as JSON"),
-            _SPOOL,
-        ],
-    ),
-    "status": ("print the status of a run as JSON", [_RUN, _SPOOL]),
-    "tail": (
-        "print the end of a run's output, as the program wrote it",
-        [
-            _RUN,
-            _argument(
-                "stream",
-                metavar="STREAM",
-                nargs="?",
-                help="stdout, stderr or log; else stdout and stderr, each to ours",
-            ),
-            _argument("-f", "--follow", action="store_true", help="go on until the run has ended"),
-            _argument(
-                "-n",
-                "--lines",
-                metavar="N",
-                default="10",
-                help="how many lines; all for everything [10]",
-            ),
-            _SPOOL,
-        ],
-    ),
-    "wait": ("wait for runs to end, exit as the worst of them", [_RUNS, _SPOOL]),
-    "stop": (
-        "stop runs: a signal, a grace, then SIGKILL; return when they have ended",
-        [
-            _LIVES,
-            _argument(
-                "--grace",
-                metavar="SECONDS",
-                type=float,
-                help="how long until SIGKILL; else the spec's",
-            ),
-            _NO_WAIT,
-            _BY,
-            _SPOOL,
-        ],
-    ),
-    "signal": (
-        "send a signal to a run's program",
-        [_LIVE, _argument("signal", metavar="SIG", help="USR1, SIGUSR1 or 10"), _BY, _SPOOL],
-    ),
-    "kill": (
-        "SIGKILL runs, with all that they started; return when they have ended",
-        [_LIVES, _NO_WAIT, _BY, _SPOOL],
-    ),
-    "follow": (
-        "print all events as lines of JSON, for schedulers in other languages",
-        [
-            _argument(
-                "--cursor",
-                metavar="FILE",
-                help="go on from there; each batch is answered on stdin with its number, then its ended runs are collected",
-            ),
-            _SPOOL,
-        ],
-    ),
-    "reap": (
-        "publish the loss of runs whose chaperone died, sweep what dead starts left",
-        [
-            _argument(
-                "runs",
-                metavar="RUN",
-                nargs="*",
-                help="run ids, or prefixes that fit no other run; else all that need it",
-            ),
-            _SPOOL,
-        ],
-    ),
-    "adopt": (
-        "take over runs that outlived their chaperone, and hold them to their end",
-        [
-            _argument(
-                "runs",
-                metavar="RUN",
-                nargs="*",
-                help="run ids, or prefixes that fit no other run; else all that are unattended",
-            ),
-            _argument("--detach", action="store_true", help="return when they are taken over"),
-            _SPOOL,
-        ],
-    ),
-    "gc": (
-        "delete ended runs",
-        [
-            _argument("--older", metavar="AGE", help="those that ended longer ago: 7d, 12h, 90s"),
-            _argument(
-                "--keep-failed",
-                metavar="AGE",
-                help="but those that did not exit with 0 only if they ended longer ago than this",
-            ),
-            _argument(
-                "--max-bytes",
-                metavar="SIZE",
-                help="then the oldest, until the rest takes no more: 10G, 500M",
-            ),
-            _argument("--dry-run", action="store_true", help="delete nothing, print the ids"),
-            _SPOOL,
-        ],
-    ),
-    "doctor": (
-        "tell what this machine, the spool and a far side lack, and how to mend it",
-        [
-            _argument(
-                "host", metavar="HOST", nargs="?", help="a far side to look at too, as ssh knows it"
-            ),
-            _SPOOL,
-        ],
-    ),
-    "launcher": (
-        "start runs of one spool from a warm image, for whoever asks by --warm, until killed",
-        [
-            _argument(
-                "--idle",
-                metavar="SECONDS",
-                type=float,
-                help="end when nobody has asked for so long",
-            ),
-            _argument("--detach", action="store_true", help="return when it can be asked"),
-            _SPOOL,
-        ],
-    ),
-    "completion": (
-        "print the completion script of a shell",
-        [_argument("shell", metavar="SHELL", choices=SHELLS, help="bash, zsh or fish")],
-    ),
+# What other tools call it.
+MEANT = {
+    "cat": "tail",
+    "delete": "rm",
+    "help": "--help",
+    "list": "ls",
+    "log": "tail",
+    "logs": "tail",
+    "ps": "ls",
+    "start": "run",
+    "terminate": "stop",
+    "version": "--version",
 }
 
 
+class HelpAsked(Exception):
+    """Not an error: the help of a verb is wanted, not its work."""
+
+
 def help_text() -> str:
-    """The text of `chaperone --help`."""
+    """The text of `chaperone --help`, at most 80 columns wide."""
     width = max(map(len, VERBS))
-    lines = [f"  {verb:{width}}  {summary}" for verb, (summary, _) in VERBS.items()]
-    return "\n".join(
-        [
-            "usage: chaperone VERB ... | --help | --version",
-            "",
-            SUMMARY,
-            "",
-            *lines,
-            "",
-            "chaperone VERB --help tells more.",
-            "",
-            EXIT_CODES,
-        ]
+    lines = [f"  {verb.name:{width}}  {verb.summary}\n" for verb in VERBS.values()]
+    return HEAD + "".join(lines) + FOOT
+
+
+def verb_named(name: str) -> Verb:
+    """
+    The verb that is typed so.
+
+    Raises:
+        UsageError: If there is none; it says which one was meant, where that is near.
+    """
+    if name in VERBS:
+        return VERBS[name]
+    want = f"want one of {', '.join(VERBS)}"
+    if not name:
+        raise UsageError(f"unable to begin: {want}")
+    near = near_miss(name, VERBS)
+    raise UsageError(f"unable to understand {name!r}: {near.removeprefix('; ') or want}")
+
+
+def near_miss(word: str, names: Iterable[str]) -> str:
+    """`; did you mean 'ls'?` where a word is close to one of the names, else an empty text."""
+    import difflib
+
+    names = list(names)
+    meant = MEANT.get(word)
+    begun = [name for name in names if word and name.startswith(word)]
+    close = [meant] if meant in (*names, "--help", "--version") else begun
+    close = close or difflib.get_close_matches(word, names, 1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+# -- one verb
+
+
+def parser(verb: Verb) -> argparse.ArgumentParser:
+    """The words of one verb, as argparse reads them."""
+    import argparse
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            raise UsageError(f"unable to understand {self.prog!r}: {message}")
+
+    class Help(argparse.Action):
+        def __call__(self, *_: object) -> None:
+            raise HelpAsked
+
+    made = Parser(
+        prog=f"chaperone {verb.name}",
+        description=f"{verb.summary[0].upper()}{verb.summary[1:]}.",
+        add_help=False,
     )
+    nothing = argparse.SUPPRESS
+    made.add_argument("-h", "--help", action=Help, nargs=0, default=nothing, help="this text")
+    for argument in verb.arguments:
+        made.add_argument(*argument.names, **argument.how)
+    return made
+
+
+def parsed(verb: Verb, words: Sequence[str]) -> argparse.Namespace:
+    """
+    What the words behind a verb mean.
+
+    Raises:
+        UsageError: One sentence.
+        HelpAsked: For -h and --help.
+    """
+    # Intermixed: otherwise the second RUN of `stop a --no-wait b` is an unrecognized argument.
+    # It forgets what a `--` said, so we heed it: only a file's name may begin with "-", and `./`
+    # tells it from an option.
+    end = list(words).index("--") if "--" in words else len(words)
+    rest = [
+        f"./{word}" if word.startswith("-") and word != "-" else word for word in words[end + 1 :]
+    ]
+    return parser(verb).parse_intermixed_args([*words[:end], *rest])
+
+
+def verb_help(verb: Verb) -> str:
+    """The text of `chaperone VERB --help`, as wide as the terminal."""
+    return parser(verb).format_help()

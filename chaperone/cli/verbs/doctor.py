@@ -1,7 +1,8 @@
 """
-What this machine, a spool and a far side have of what chaperone needs, in plain words.
+The verb that says what this machine, the spool and a far side have of what chaperone needs: doctor.
 
 Knows: the limits and programs that the others rely on.  Must not know: runs.
+A check returns whether it fits (None: only worth knowing), what was found, and how to mend it.
 """
 
 from __future__ import annotations
@@ -9,39 +10,30 @@ from __future__ import annotations
 import fcntl
 import os
 import resource
-import shutil
-import subprocess
-from collections.abc import Iterator
-
-import attrs
-from inotify_simple import INotify, flags
 
 from ...errors import SpoolError
-from ...follow import descriptors
-from ...model import hops as command
+from ...program.fds import owned
 from ...spool import format
+from ..common import SPOOL, Argument, add_site_packages, spool_path, verb
+from ..terminal import escaped
 
-FREE_BYTES = (
-    1 << 30
-    # below this the next busy run may fill the disk: told, for the outcome is kept but output is
-    # dropped
-)
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ..common import Given
+    from ..terminal import Terminal
+
+    Answer = tuple[bool | None, str, str | None]
+
+FREE_BYTES = 1 << 30  # below this the next busy run may fill the disk, and lose output
 FREE_FILES = 10_000  # a run is 5 files and a directory
 OPEN_FILES = 1_024  # a chaperone holds some 20 fds; a follower 3 for each live run
-WATCHES_A_RUN = 1
 SSH_TIMEOUT_S = 20
 TELLS_S = 1  # inotify takes 0.1 ms
-PROBE = """\
-echo chaperone-doctor
-command -v awk >/dev/null 2>&1 && awk 'BEGIN { print "awk " (system("kill -9 $$") == 265 ? "exact" : "inexact") }' || echo awk none
-command -v setsid >/dev/null 2>&1 && echo setsid yes || echo setsid none
-[ -r /proc/self/environ ] && echo proc yes || echo proc none
-sleep 0.1 2>/dev/null && echo sleep fractions || echo sleep seconds
-command -v grep >/dev/null 2>&1 && echo grep yes || echo grep none
-"""
+LOCAL = "put the spool on a local filesystem"
 
 
-@attrs.frozen(kw_only=True)
 class Finding:
     """
     One thing that was looked at.
@@ -53,324 +45,317 @@ class Finding:
         remedy (str): How to mend it; None where nothing is to be mended.
     """
 
-    name: str
-    fits: bool | None
-    says: str
-    remedy: str | None = None
+    def __init__(self, name: str, fits: bool | None, says: str, remedy: str | None = None) -> None:
+        self.name = name
+        self.fits = fits
+        self.says = says
+        self.remedy = None if fits else remedy
+
+
+@verb(
+    "say what this machine, the spool or a far side lacks, and a remedy",
+    Argument("host", metavar="HOST", nargs="?", help="a far side to look at too, as ssh knows it"),
+    SPOOL,
+)
+def doctor(given: Given, terminal: Terminal) -> int:
+    add_site_packages(terminal)
+    code = os.EX_OK
+    for finding in examined(os.path.abspath(spool_path(given)), given.host):
+        mark = {True: "ok  ", False: "BAD ", None: "    "}[finding.fits]
+        if finding.fits is False:
+            code = os.EX_CONFIG
+        if terminal.may_colour() and finding.fits is not None:
+            mark = f"\x1b[{32 if finding.fits else 31}m{mark}\x1b[0m"
+        remedy = f"; {finding.remedy}" if finding.remedy else ""
+        terminal.text(f"{mark}{escaped(f'{finding.name}: {finding.says}{remedy}')}\n")
+    return code
 
 
 def examined(spool_path: str, host: str | None = None) -> Iterator[Finding]:
     """
-    Look at everything, one finding after the other, for some take seconds.
+    Look at everything, one finding after the other, because some take seconds.
 
     Args:
-        spool_path (str): It need not be there yet; then the directory it would be made in is looked
-            at.
+        spool_path (str): Where there is none yet, the directory that it would be made in is
+            examined.
         host (str): A far side to look at too, as ssh knows it; None for none.
     """
-    yield from _spool(spool_path)
-    yield _inotify("max_user_watches", 8_192, "each live run that is followed takes one")
-    yield _inotify("max_user_instances", 8, "each follower takes one")
-    yield _open_files()
-    yield _shell()
-    yield _ssh()
+    yield (spool := Finding("spool", *_spool(spool_path)))
+    if spool.fits is not False:
+        place = spool_path if spool.fits else os.path.dirname(spool_path)
+        with owned(os.open(place, os.O_RDONLY | os.O_DIRECTORY)) as fd:
+            for name, examine in OF_THE_SPOOL.items():
+                if (answer := examine(fd)) is not None:
+                    yield Finding(name, *answer)
+    for name, least, why in INOTIFY_LIMITS:
+        yield Finding(name, *_limit(name, least, why))
+    for name, look in OF_THE_MACHINE.items():
+        yield Finding(name, *look())
     if host is not None:
         yield from _far_side(host)
 
 
-def _spool(path: str) -> Iterator[Finding]:
+# -- the spool
+
+
+def _spool(path: str) -> Answer:
     try:
-        fd = format.open_spool(path)
+        os.close(format.open_spool(path))
+        return True, "it is ours, and nobody else can write to it", None
     except SpoolError as error:
         if os.path.lexists(path):
-            yield Finding(
-                name="spool",
-                fits=False,
-                says=str(error),
-                remedy="run as its owner, or make a spool of your own: chmod 700",
-            )
-            return
-        path = os.path.dirname(os.path.abspath(path))
-        if not os.access(path, os.W_OK | os.X_OK):
-            yield Finding(
-                name="spool",
-                fits=False,
-                says=f"it is not there, and can't be made in {path!r}",
-                remedy="name a directory of yours by --spool",
-            )
-            return
-        yield Finding(name="spool", fits=None, says="it is not there yet; the first run makes it")
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    else:
-        yield Finding(name="spool", fits=True, says="it is ours, and nobody else can write to it")
-    try:
-        yield _filesystem(fd)
-        yield _watched(fd)
-        yield _flock(fd)
-        yield from _room(fd)
-    finally:
-        os.close(fd)
+            return False, str(error), "run as its owner, or make a spool of your own: chmod 700"
+    parent = os.path.dirname(path)
+    if os.access(parent, os.W_OK | os.X_OK):
+        return None, "it is not there yet; the first run makes it", None
+    says = f"it is not there, and can't be made in {parent!r}"
+    return False, says, "name a directory of yours by --spool"
 
 
-def _filesystem(fd: int) -> Finding:
+def _filesystem(fd: int) -> Answer:
+    from ...follow import descriptors
+
     silent = descriptors.silent_filesystem(fd)
     if silent is None:
-        return Finding(
-            name="filesystem", fits=True, says="its type is none that other hosts write to"
-        )
-    return Finding(
-        name="filesystem",
-        fits=False,
-        says=f"it is {silent}, which other hosts can write to: inotify may be silent, and a lock may be lost",
-        remedy="put the spool on a local filesystem; followers poll on this one, and say so",
+        return True, "its type is none that other hosts write to", None
+    return (
+        False,
+        f"it is {silent}, which other hosts can write to:"
+        " inotify may be silent, and a lock may be lost",
+        f"{LOCAL}; followers poll on this one, and say so",
     )
 
 
-def _watched(fd: int) -> Finding:
-    """Whether inotify works: to open a directory is told, and changes nothing."""
+def _inotify(fd: int) -> Answer:
+    """Whether it works: that a directory is opened is an event, and changes nothing."""
+    from inotify_simple import INotify, flags
+
     try:
         with INotify() as watch:
             watch.add_watch(f"/proc/self/fd/{fd}", flags.OPEN)
             os.close(os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=fd))
-            told = bool(watch.read(timeout=1_000 * TELLS_S))
+            works = bool(watch.read(timeout=1_000 * TELLS_S))
     except OSError as error:
-        says = f"unable to watch it: {error.strerror}"
-        return Finding(
-            name="inotify",
-            fits=False,
-            says=says,
-            remedy="end who holds so many, or raise fs.inotify.max_user_instances and max_user_watches",
+        return (
+            False,
+            f"unable to watch it: {error.strerror}",
+            "end who holds so many, or raise fs.inotify.max_user_instances and max_user_watches",
         )
-    if told:
-        return Finding(name="inotify", fits=True, says="it tells what happens in the spool")
-    says = "nothing was told of a change in it: followers would hear of nothing"
-    return Finding(
-        name="inotify",
-        fits=False,
-        says=says,
-        remedy="put the spool on a local filesystem, or have followers poll (poll_s)",
+    if works:
+        return True, "it tells what happens in the spool", None
+    return (
+        False,
+        "nothing was told of a change in it: followers would hear of nothing",
+        f"{LOCAL}, or have followers poll (poll_s)",
     )
 
 
-def _flock(fd: int) -> Finding:
-    """Whether locks work: two opens of one file exclude each other."""
+def _locks(fd: int) -> Answer:
+    """Whether they work: two opens of one directory exclude each other."""
+    here = os.O_RDONLY | os.O_DIRECTORY
     try:
-        first, second = (os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=fd) for _ in range(2))
+        with owned(os.open(".", here, dir_fd=fd)) as first:
+            with owned(os.open(".", here, dir_fd=fd)) as second:
+                return _exclude(first, second)
     except OSError as error:
-        return Finding(
-            name="locks",
-            fits=False,
-            says=f"unable to open the directory: {error.strerror}",
-            remedy="ulimit -n: raise the limit of open files",
-        )
+        says = f"unable to open the directory: {error.strerror}"
+        return False, says, "ulimit -n: raise the limit of open files"
+
+
+def _exclude(first: int, second: int) -> Answer:
     try:
         fcntl.flock(first, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        try:
-            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return Finding(
-                name="locks", fits=True, says="flock excludes, as a run's pulse needs it to"
-            )
-        return Finding(
-            name="locks",
-            fits=False,
-            says="flock does not exclude: a live run would look lost",
-            remedy="put the spool on a local filesystem",
-        )
     except BlockingIOError:
-        return Finding(
-            name="locks", fits=True, says="flock excludes; somebody starts runs right now"
-        )
+        return True, "flock excludes; somebody starts runs right now", None
     except OSError as error:
-        return Finding(
-            name="locks",
-            fits=False,
-            says=f"flock does not work: {error.strerror}",
-            remedy="put the spool on a local filesystem",
-        )
-    finally:
-        os.close(first)
-        os.close(second)
+        return False, f"flock does not work: {error.strerror}", LOCAL
+    try:
+        fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True, "flock excludes, as a run's pulse needs it to", None
+    return False, "flock does not exclude: a live run would look lost", LOCAL
 
 
-def _room(fd: int) -> Iterator[Finding]:
+def _free_room(fd: int) -> Answer:
     found = os.fstatvfs(fd)
     free = found.f_bavail * found.f_frsize
-    remedy = "make room, or let chaperone gc do it: output that finds none is dropped and counted, outcomes are kept"
-    yield Finding(
-        name="free room",
-        fits=free >= FREE_BYTES,
-        says=f"{free / 1e9:.1f} GB",
-        remedy=None if free >= FREE_BYTES else remedy,
+    remedy = (
+        "make room, or let chaperone gc do it:"
+        " output that finds none is dropped and counted, outcomes are kept"
     )
-    if found.f_files:  # btrfs has no such number
-        enough = found.f_favail >= FREE_FILES
-        yield Finding(
-            name="free inodes",
-            fits=enough,
-            says=f"{found.f_favail:,}",
-            remedy=None if enough else "delete old runs: chaperone gc",
-        )
+    return free >= FREE_BYTES, f"{free / 1e9:.1f} GB", remedy
 
 
-def _inotify(name: str, least: int, why: str) -> Finding:
-    title = f"fs.inotify.{name}"
+def _free_inodes(fd: int) -> Answer | None:
+    found = os.fstatvfs(fd)
+    if not found.f_files:  # btrfs has no such number
+        return None
+    return found.f_favail >= FREE_FILES, f"{found.f_favail:,}", "delete old runs: chaperone gc"
+
+
+OF_THE_SPOOL = {
+    "filesystem": _filesystem,
+    "inotify": _inotify,
+    "locks": _locks,
+    "free room": _free_room,
+    "free inodes": _free_inodes,
+}
+
+
+# -- this machine
+
+INOTIFY_LIMITS = (
+    ("fs.inotify.max_user_watches", 8_192, "each live run that is followed takes one"),
+    ("fs.inotify.max_user_instances", 8, "each follower takes one"),
+)
+
+
+def _limit(name: str, least: int, why: str) -> Answer:
     try:
-        with open(f"/proc/sys/fs/inotify/{name}", encoding="ascii") as file:
+        with open(f"/proc/sys/{name.replace('.', '/')}", encoding="ascii") as file:
             value = int(file.read())
     except (OSError, ValueError):
-        return Finding(name=title, fits=None, says="it is not told here")
-    remedy = None if value >= least else f"sysctl {title}={8 * least}"
-    return Finding(name=title, fits=value >= least, says=f"{value:,}: {why}", remedy=remedy)
+        return None, "it is not told here", None
+    return value >= least, f"{value:,}: {why}", f"sysctl {name}={8 * least}"
 
 
-def _open_files() -> Finding:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    enough = soft == resource.RLIM_INFINITY or soft >= OPEN_FILES
-    says = f"{'unlimited' if soft == resource.RLIM_INFINITY else f'{soft:,}'}: a follower takes 3 for each live run"
-    return Finding(
-        name="open files",
-        fits=enough,
-        says=says,
-        remedy=None if enough else "ulimit -n, or LimitNOFILE= in a unit",
+def _open_files() -> Answer:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = soft == resource.RLIM_INFINITY
+    says = f"{'unlimited' if unlimited else f'{soft:,}'}: a follower takes 3 for each live run"
+    return unlimited or soft >= OPEN_FILES, says, "ulimit -n, or LimitNOFILE= in a unit"
+
+
+def _guard() -> Answer:
+    import shutil
+
+    if not os.access("/bin/sh", os.X_OK):
+        says = "there is no /bin/sh, which guards each run"
+        return False, says, "install a shell there: dash, say"
+    needed = ("cat", "grep", "sed", "sleep")
+    missing = [name for name in needed if shutil.which(name, path=os.defpath) is None]
+    if not missing:
+        return True, "/bin/sh and what its guard needs are there", None
+    return (
+        False,
+        f"{', '.join(missing)} not found in {os.defpath}:"
+        " a guard can't sweep up after a chaperone that was killed",
+        "install coreutils, grep and sed",
     )
 
 
-def _shell() -> Finding:
-    missing = [
-        name
-        for name in ("cat", "grep", "sed", "sleep")
-        if shutil.which(name, path=os.defpath) is None
-    ]
-    if not os.access("/bin/sh", os.X_OK):
-        return Finding(
-            name="guard",
-            fits=False,
-            says="there is no /bin/sh, which guards each run",
-            remedy="install a shell there: dash, say",
+def _ssh_client() -> Answer:
+    says = _said_by(["ssh", "-V"])
+    if says is None:
+        return (
+            None,
+            "there is none: runs on this host alone",
+            "install openssh-client for runs on others",
         )
-    if missing:
-        says = f"{', '.join(missing)} not found in {os.defpath}: a guard can't sweep up after a chaperone that was killed"
-        return Finding(
-            name="guard", fits=False, says=says, remedy="install coreutils, grep and sed"
-        )
-    return Finding(name="guard", fits=True, says="/bin/sh and what its guard needs are there")
+    return "OpenSSH" in says, says, "its options are OpenSSH's: install that"
 
 
-def _ssh() -> Finding:
+def _said_by(argv: list[str]) -> str | None:
+    import subprocess
+
     try:
-        told = subprocess.run(
-            ["ssh", "-V"],
+        done = subprocess.run(
+            argv,
             capture_output=True,
             text=True,
             timeout=SSH_TIMEOUT_S,
             stdin=subprocess.DEVNULL,
             check=False,
-        ).stderr.strip()
-    except (OSError, subprocess.TimeoutExpired):
-        return Finding(
-            name="ssh client",
-            fits=None,
-            says="there is none: runs on this host alone",
-            remedy="install openssh-client for runs on others",
         )
-    return Finding(
-        name="ssh client",
-        fits="OpenSSH" in told,
-        says=told,
-        remedy=None if "OpenSSH" in told else "its options are OpenSSH's: install that",
-    )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stderr.strip()
 
 
-# -- the far side
+OF_THE_MACHINE = {"open files": _open_files, "guard": _guard, "ssh client": _ssh_client}
+
+
+# -- a far side
+
+LOST = "what leaves the program's session can't be found when the run is stopped"
+# Of each what tests for it there, what a lack of it means, and the remedy. Nothing of it is needed
+# to run: a status only says less.
+TOOLS = {
+    "setsid": (
+        "command -v setsid",
+        "there is none: what leaves the program's group is found by ps and by its environment"
+        " alone",
+        "install util-linux there",
+    ),
+    "/proc": (
+        "[ -r /proc/self/environ ]",
+        f"there is no readable /proc: {LOST}",
+        "mount it there",
+    ),
+    "grep": ("command -v grep", f"there is none: {LOST}", "install it there"),
+}
+AWK = {
+    "exact": "it tells signals from exit codes",
+    "inexact": "it can't tell a signal from an exit code above 128: such a status says ambiguous",
+    "none": "there is none: signals are told as 128+n, ambiguous",
+}
+PROBE = """\
+echo chaperone-doctor
+awk 'BEGIN { print "awk " (system("kill -9 $$") == 265 ? "exact" : "inexact") }' 2>/dev/null ||
+    echo awk none
+sleep 0.1 2>/dev/null && echo sleep fractions || echo sleep seconds
+""" + "".join(
+    f"{test} >/dev/null 2>&1 && echo {name} yes || echo {name} none\n"
+    for name, (test, _, _) in TOOLS.items()
+)
 
 
 def _far_side(host: str) -> Iterator[Finding]:
-    try:
-        hops = command.hops({"host": host, "options": {"ConnectTimeout": 10}})
-        argv = command.route(hops).argv(["/bin/sh"])
-    except ValueError as error:
-        yield Finding(
-            name="far side",
-            fits=False,
-            says=str(error),
-            remedy="name it as for ssh: a host, or one of ~/.ssh/config",
-        )
+    reached, noise, has = _probed(host)
+    yield Finding("far side", *reached)
+    if not reached[0]:
         return
+    says = "startup files there print; it goes to a run's log, not to its output"
+    remedy = "let them print in interactive shells only, if you mind"
+    yield Finding("login noise", None, says if noise else "none", remedy if noise else None)
+    awk = has.get("awk", "none")
+    yield Finding("awk", awk == "exact", AWK[awk], "install mawk or gawk there")
+    for name, (_, lack, remedy) in TOOLS.items():
+        there = has.get(name) == "yes"
+        yield Finding(name, there, "it is there" if there else lack, remedy)
+    whole = "it takes whole seconds: a stop there may take one longer"
+    fractions = has.get("sleep") == "fractions"
+    yield Finding("sleep", None, "it takes fractions of a second" if fractions else whole)
+
+
+def _probed(host: str) -> tuple[Answer, bool, dict[str, str]]:
+    """Whether a shell runs there, whether a login there prints, and what the probe said."""
+    import subprocess
+
+    from ...model import hops
+
+    def lost(says: str, remedy: str) -> tuple[Answer, bool, dict[str, str]]:
+        return (False, says, remedy), False, {}
+
+    try:
+        way = hops.hops({"host": host, "options": {"ConnectTimeout": 10}})
+        argv = hops.route(way).argv(["/bin/sh"])
+    except ValueError as error:
+        return lost(str(error), "name it as for ssh: a host, or one of ~/.ssh/config")
     try:
         done = subprocess.run(
             argv, input=PROBE.encode(), capture_output=True, timeout=SSH_TIMEOUT_S, check=False
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        why = (
-            error.strerror if isinstance(error, OSError) else f"no answer within {SSH_TIMEOUT_S} s"
-        )
-        yield Finding(
-            name="far side",
-            fits=False,
-            says=f"unable to reach {host!r}: {why}",
-            remedy=f"see what ssh -v {host} says",
-        )
-        return
+    except subprocess.TimeoutExpired:
+        why = f"no answer within {SSH_TIMEOUT_S} s"
+        return lost(f"unable to reach {host!r}: {why}", f"see what ssh -v {host} says")
+    except OSError as error:
+        return lost(f"unable to reach {host!r}: {error.strerror}", f"see what ssh -v {host} says")
+    errors = done.stderr.decode("utf-8", "replace").strip()
     noise, ready, rest = done.stdout.decode("utf-8", "replace").partition("chaperone-doctor\n")
     if not ready:
-        last = (done.stderr.decode("utf-8", "replace").strip().splitlines() or ["it said nothing"])[
-            -1
-        ]
-        yield Finding(
-            name="far side",
-            fits=False,
-            says=f"unable to run a shell on {host!r}: {last}",
-            remedy="log in there once by ssh, without a password",
-        )
-        return
-    yield Finding(name="far side", fits=True, says=f"{host!r} can be reached, and has /bin/sh")
-    quiet = not noise and not done.stderr
-    says = (
-        "none" if quiet else "startup files there print; it goes to a run's log, not to its output"
-    )
-    yield Finding(
-        name="login noise",
-        fits=None,
-        says=says,
-        remedy=None if quiet else "let them print in interactive shells only, if you mind",
-    )
-    yield from _tools(dict(line.partition(" ")[::2] for line in rest.splitlines()))
-
-
-def _tools(has: dict[str, str]) -> Iterator[Finding]:
-    """What is missing there makes a status say less; nothing of it is needed to run."""
-    awk = {
-        "exact": "it tells signals from exit codes",
-        "inexact": "it can't tell a signal from an exit code above 128: such a status says ambiguous",
-    }
-    exact = has.get("awk") == "exact"
-    says = awk.get(has.get("awk", ""), "there is none: signals are told as 128+n, ambiguous")
-    yield Finding(
-        name="awk", fits=exact, says=says, remedy=None if exact else "install mawk or gawk there"
-    )
-    lost = "what leaves the program's session can't be found when the run is stopped"
-    lacks = {
-        "setsid": (
-            "there is none: what leaves the program's group is found by ps and by its environment alone",
-            "install util-linux there",
-        ),
-        "proc": (f"there is no readable /proc: {lost}", "mount it there"),
-        "grep": (f"there is none: {lost}", "install it there"),
-    }
-    for name, (lack, remedy) in lacks.items():
-        there = has.get(name) == "yes"
-        yield Finding(
-            name=name if name != "proc" else "/proc",
-            fits=there,
-            says="it is there" if there else lack,
-            remedy=None if there else remedy,
-        )
-    fractions = has.get("sleep") == "fractions"
-    yield Finding(
-        name="sleep",
-        fits=None,
-        says="it takes fractions of a second"
-        if fractions
-        else "it takes whole seconds: a stop there may take one longer",
-    )
+        last = (errors.splitlines() or ["it said nothing"])[-1]
+        says = f"unable to run a shell on {host!r}: {last}"
+        return lost(says, "log in there once by ssh, without a password")
+    has = dict(line.partition(" ")[::2] for line in rest.splitlines())
+    return (True, f"{host!r} can be reached, and has /bin/sh", None), bool(noise or errors), has

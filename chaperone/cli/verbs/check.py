@@ -1,0 +1,175 @@
+"""
+The verb that says what a spec would do: check.
+
+Knows: what each field of a spec means to a reader.  Must not know: how it is done.
+"""
+
+from __future__ import annotations
+
+import os
+
+from ...model import hops
+from ..common import SPEC, Argument, UsageError, read_spec, user_name, verb
+from ..terminal import escaped
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from ..common import Given
+    from ..terminal import Terminal
+
+    Spec = dict[str, Any]
+
+
+@verb(
+    "say what would be run, hop by hop, or the one thing that is wrong",
+    SPEC,
+    Argument(
+        "--far-side",
+        action="store_true",
+        help="print the text that is sent to the far side instead",
+    ),
+)
+def check(given: Given, terminal: Terminal) -> int:
+    from ...farside import payload
+    from ...hold import begin
+
+    spec = begin.canonical_spec(given.spec, read_spec(given.spec), os.getcwd())
+    remote = spec["remote"]
+    if given.far_side:
+        _print_far_side(spec, terminal)
+    elif remote is None or remote["supervise"]:
+        terminal.text(plan(spec, user_name(), list(payload.CONSTANT)))
+    else:
+        terminal.text(plan(spec, user_name(), spec["program"]["argv"]))
+    return os.EX_OK
+
+
+def _print_far_side(spec: Spec, terminal: Terminal) -> None:
+    """
+    What is sent over the connection, but for what is random or secret; on a terminal nothing that
+    could move its cursor.
+    """
+    from ...farside import payload
+
+    remote = spec["remote"]
+    why = None
+    if remote is None and spec["on_disconnect"] == "kill":
+        why = "the program runs here, as a child of its chaperone"
+    elif remote is not None and not remote["supervise"]:
+        why = "there is none where remote.supervise is false"
+    if why is not None:
+        raise UsageError(f"unable to show the far side's text: {why}")
+    umask = os.umask(0)
+    os.umask(umask)
+    text = payload.shown(spec, umask)
+    if not terminal.is_terminal():
+        terminal.data(text)
+        return
+    lines = text.decode("utf-8", "surrogateescape").split("\n")
+    terminal.text("\n".join(escaped(line.expandtabs()) for line in lines))
+
+
+# -- what a spec would do
+
+
+def plan(spec: Spec, user: str, far_argv: list[str]) -> str:
+    """
+    What would be run, a line a fact; names of the environment, never values, and of a stdin text
+    its length alone.
+
+    Args:
+        spec (dict): Canonical.
+        user (str): Who we are.
+        far_argv (list): What the last hop of a remote run starts.
+    """
+    way = spec["remote"]["hops"] if spec["remote"] else []
+    steps = []
+    for number in range(len(way)):
+        place = hops.route(way[:number]).place(user)
+        argv = hops.route(way[number:]).argv(far_argv)
+        steps.append((f"hop {number + 1}", f"{place}: {_words(argv)}"))
+    program, stop = spec["program"], spec["stop"]
+    agent = [name for name in ("callback", "config") if spec[name] is not None]
+    facts = [
+        ("run", spec["id"] or "an id that is made at the start"),
+        *steps,
+        ("program", f"{hops.route(way).place(user)}: {_words(program['argv'])}"),
+        ("cwd", program["cwd"] or "the home directory"),
+        ("env", _environment(program, bool(way))),
+        ("stdin", _stdin(program["stdin"])),
+        ("process", _process(program)),
+        ("output", _output(spec["output"], program["merge_stderr"])),
+        ("timeouts", ", ".join(_limit(*item) for item in spec["timeouts"].items())),
+        (
+            "stop",
+            f"{stop['signal']}, SIGKILL {stop['grace_period']:g} s later;"
+            f" leftovers: {spec['leftovers']}",
+        ),
+        ("life", _life(spec, bool(way))),
+        *((name, "checked; nothing is posted yet") for name in agent),
+        ("labels", ", ".join(f"{name}={value}" for name, value in spec["labels"].items())),
+    ]
+    return "".join(f"{name + ':':10}{escaped(fact)}\n" for name, fact in facts if fact)
+
+
+def _words(argv: list[str]) -> str:
+    return " ".join(map(hops.quoted, argv))
+
+
+def _environment(program: Spec, far: bool) -> str:
+    inherit, names = program["inherit_env"], ", ".join(sorted(program["env"]))
+    if isinstance(inherit, list):
+        ours = "the login environment" if far else "ours"
+        base = f"{', '.join(inherit) or 'nothing'} of {ours}"
+    elif inherit:
+        base = "the login environment there" if far else "all of ours"
+    else:
+        base = "nothing inherited"
+    return base + (f"; set: {names}" if names else "")
+
+
+def _stdin(stdin: Any) -> str:
+    if stdin is None:
+        return "empty"
+    if isinstance(stdin, dict):
+        return f"the file {stdin['file']!r}"
+    return f"a text of {len(stdin.encode('utf-8', 'surrogateescape'))} bytes"
+
+
+def _process(program: Spec) -> str:
+    umask = [f"umask {program['umask']}"] if program["umask"] else []
+    limits = [
+        f"{name} {':'.join('unlimited' if end is None else str(end) for end in ends)}"
+        for name, ends in program["rlimits"].items()
+    ]
+    return ", ".join(umask + limits)
+
+
+FULL = {
+    "drop": "what the disk refuses is dropped and counted",
+    "stop": "a dropped byte stops the program",
+}
+
+
+def _output(output: Spec, merged: bool) -> str:
+    limit, full = "no limit", FULL[output["on_full"]]
+    if output["through"] == "file":
+        full = "the program itself sees a full disk"
+    elif output["max_bytes"] is not None:
+        limit = f"at most {output['max_bytes']} bytes a stream"
+    to_stdout = "; stderr goes to stdout" if merged else ""
+    return f"through a {output['through']}, {limit}, {full}{to_stdout}"
+
+
+def _limit(name: str, seconds: float | None) -> str:
+    return f"{name} -" if seconds is None else f"{name} {seconds:g} s"
+
+
+def _life(spec: Spec, far: bool) -> str:
+    with_us = "its connection" if far else "its chaperone"
+    if spec["on_disconnect"] == "survive":
+        return f"outlives {with_us} for {spec['lease']:g} s, so that it can be adopted"
+    latest = f", at the latest {spec['lease']:g} s after it was last heard" if far else ""
+    return f"ends with {with_us}{latest}"

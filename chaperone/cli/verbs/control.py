@@ -1,0 +1,134 @@
+"""
+The verbs that wait for runs or ask something of them: wait, stop, kill, signal.
+
+Knows: what their words ask for.  Must not know: how a chaperone is asked.
+"""
+
+from __future__ import annotations
+
+import os
+
+from ...errors import NoRunError, SpoolError
+from ..common import (
+    A_RUN,
+    RUNS,
+    SPOOL,
+    Argument,
+    add_site_packages,
+    found_ids,
+    spool_path,
+    user_name,
+    verb,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ...api import Run
+    from ...model.events import Status
+    from ..common import Given
+    from ..terminal import Terminal
+
+LIVES = Argument("runs", metavar="LIVE", nargs="+", help=RUNS)
+NO_WAIT = Argument(
+    "--no-wait", action="store_true", help="return when it was asked for, not when it is done"
+)
+BY = Argument("--by", metavar="WORD", help="who asks, for the status; default: the user's name")
+
+
+@verb(
+    "wait for runs to end, exit as the worst of them",
+    Argument("runs", metavar="RUN", nargs="+", help=RUNS),
+    SPOOL,
+)
+def wait(given: Given, terminal: Terminal) -> int:
+    worst = os.EX_OK
+    for run in _runs(given, given.runs, terminal):
+        final = run.wait()
+        assert final is not None, "without a timeout there is an end"
+        if final.state != "terminated":
+            fate = "lost" if final.state == "lost" else "in error"
+            terminal.note(f"run {run.run_id!r} is {fate}: {_message(final)}")
+        worst = max(worst, final.exit_code)
+    return worst
+
+
+@verb(
+    "stop runs: a signal, a grace, then SIGKILL; return when they ended",
+    LIVES,
+    Argument(
+        "--grace", metavar="SECONDS", type=float, help="how long until SIGKILL; default: the spec's"
+    ),
+    NO_WAIT,
+    BY,
+    SPOOL,
+)
+def stop(given: Given, terminal: Terminal) -> int:
+    by = _by(given)
+    return _end(given, terminal, lambda run: run.stop(given.grace, wait=False, by=by))
+
+
+@verb(
+    "SIGKILL runs, with all that they started; return when they ended",
+    LIVES,
+    NO_WAIT,
+    BY,
+    SPOOL,
+)
+def kill(given: Given, terminal: Terminal) -> int:
+    by = _by(given)
+    return _end(given, terminal, lambda run: run.kill(wait=False, by=by))
+
+
+@verb(
+    "send a signal to a run's program",
+    Argument("run", metavar="LIVE", help=A_RUN),
+    Argument("signal", metavar="SIG", help="USR1, SIGUSR1 or 10"),
+    BY,
+    SPOOL,
+)
+def signal(given: Given, terminal: Terminal) -> int:
+    (run,) = _runs(given, [given.run], terminal)
+    run.signal(given.signal, _by(given))
+    return os.EX_OK
+
+
+def _runs(given: Given, texts: list[str], terminal: Terminal) -> list[Run]:
+    named = found_ids(given, texts)
+    add_site_packages(terminal)
+    from ...api import Run
+
+    return [Run(os.path.abspath(spool_path(given)), run_id) for run_id in named]
+
+
+def _by(given: Given) -> str:
+    """Who asks, as the status will say."""
+    return user_name() if given.by is None else str(given.by)
+
+
+def _end(given: Given, terminal: Terminal, ask: Callable[[Run], object]) -> int:
+    """
+    Ask all before the first is waited for: their graces run at the same time, and one that can't
+    be asked keeps no other alive.
+    """
+    asked, code = [], os.EX_OK
+    for run in _runs(given, given.runs, terminal):
+        try:
+            ask(run)
+            asked.append(run)
+        except NoRunError as error:
+            code = code or os.EX_NOINPUT
+            terminal.note(str(error))
+        except SpoolError as error:
+            code = code or os.EX_IOERR
+            terminal.note(f"unable to ask run {run.run_id!r}: {error}")
+    for run in [] if given.no_wait else asked:
+        final = run.wait()
+        if final is not None and final.state == "lost":
+            terminal.note(f"run {run.run_id!r} is lost: {_message(final)}")
+    return code
+
+
+def _message(final: Status) -> str:
+    return str((final.exception or {}).get("message"))
