@@ -12,8 +12,13 @@ __version__ = "0.2.0"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
+    from .api import FollowerLike as FollowerLike
     from .api import Run as Run
+    from .api import RunLike as RunLike
     from .api import Spool as Spool
+    from .api import SpoolLike as SpoolLike
     from .errors import ChaperoneError as ChaperoneError
     from .errors import NoRunError as NoRunError
     from .errors import RunExistsError as RunExistsError
@@ -33,7 +38,7 @@ if TYPE_CHECKING:
 
 # The one list of the public names: each module, and what it gives.
 _ROOMS = {
-    "api": ("Run", "Spool"),
+    "api": ("FollowerLike", "Run", "RunLike", "Spool", "SpoolLike"),
     "errors": ("ChaperoneError", "NoRunError", "RunExistsError", "SpecError", "SpoolError"),
     "follow.follower": ("Follower",),
     "model.events": ("Changed", "Counts", "Ended", "Lost", "Output", "Shrank", "Started", "Status"),
@@ -48,10 +53,30 @@ def __getattr__(name: str) -> object:
         if name in names:
             import importlib
 
-            value: object = getattr(importlib.import_module(f"{__name__}.{room}"), name)
-            globals()[name] = value
-            return value
+            value = getattr(importlib.import_module(f"{__name__}.{room}"), name)
+            globals()[name] = _by_path_or_url(value) if name == "Spool" else value
+            return globals()[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _by_path_or_url(spool_by_path: Any) -> type:
+    """
+    `chaperone.Spool`: the spool of a path; an agent's where a URL is given, once there are agents.
+    It is chosen here, above all floors, so that api.py never looks up.
+    """
+    from .errors import SpecError
+
+    class Spool(spool_by_path):  # type: ignore[misc]
+        __doc__ = spool_by_path.__doc__
+        __qualname__ = "Spool"
+
+        def __new__(cls, path: object = "", *rest: object) -> Spool:
+            if isinstance(path, str) and path.startswith(("https://", "http://")):
+                why = "a URL is an agent's, and this version has none"
+                raise SpecError(f"unable to open spool {path!r}: {why}")
+            return super().__new__(cls)  # type: ignore[no-any-return]
+
+    return Spool
 
 
 def __dir__() -> list[str]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from .errors import NoRunError, SpecError
 from .follow.followed import CHUNK
@@ -19,14 +19,80 @@ from .follow.follower import Follower
 from .launch import start
 from .model import cursor as cursors
 from .model import spec as specs
-from .model.events import Ended, Lost, Output, Status, status_view
+from .model.events import Ended, Event, Lost, Output, Status, status_view
 from .model.request import Request
+from .program.fds import owned
 from .spool import format, gc, look
+
+# -- what every spool can do, wherever it is; what each call means stands at `Spool`, `Run` and
+# `chaperone.Follower`
+
+
+class FollowerLike(Protocol):
+    """The events of a spool's runs, in their order, as `chaperone.Follower` has them."""
+
+    @property
+    def cursor(self) -> dict[str, Any]: ...
+    @property
+    def uncollected(self) -> list[str]: ...
+    def entry(self, run_id: str) -> dict[str, Any] | None: ...
+    def collect(self, run_id: str) -> None: ...
+    def next(self, timeout: float | None = None) -> Event | None: ...
+    def __iter__(self) -> Iterator[Event]: ...
+    def __enter__(self) -> FollowerLike: ...
+    def __exit__(self, *exception: object) -> None: ...
+    def close(self) -> None: ...
+
+
+class RunLike(Protocol):
+    """One run of any spool, as `Run`."""
+
+    run_id: str
+
+    def status(self) -> Status: ...
+    def spec(self) -> dict[str, Any]: ...
+    def size(self, stream: str = "stdout") -> int: ...
+    def read(self, stream: str = "stdout", offset: int = 0, size: int = CHUNK) -> bytes: ...
+    def wait(self, timeout: float | None = None) -> Status | None: ...
+    def tail(self, stream: str = "stdout", offset: int = 0) -> Iterator[bytes]: ...
+    def stop(
+        self, grace_s: float | None = None, wait: bool = True, by: str | None = None
+    ) -> Status: ...
+    def kill(self, wait: bool = True, by: str | None = None) -> Status: ...
+    def signal(self, name: str, by: str | None = None) -> None: ...
+
+
+@runtime_checkable
+class SpoolLike(Protocol):
+    """A spool by its path or, later, by an agent's URL: what takes one takes either."""
+
+    def start(
+        self,
+        spec: dict[str, Any],
+        warm: bool = False,
+        env: dict[str, str] | None = None,
+        cwd: str | None = None,
+    ) -> RunLike: ...
+    def follow(
+        self,
+        cursor: object = None,
+        runs: Iterable[str] | None = None,
+        streams: Iterable[str] = format.STREAMS,
+    ) -> FollowerLike: ...
+    def cursor(self) -> dict[str, Any]: ...
+    def __getitem__(self, run_id: str) -> RunLike: ...
+    def live(self) -> Sequence[RunLike]: ...
+    def ended(self) -> Sequence[RunLike]: ...
+    def all(self) -> Sequence[RunLike]: ...
+    def collect(self, run_id: str) -> None: ...
+
+
+# -- a spool on this host
 
 
 class Spool:
     """
-    All runs of one scheduler.
+    All runs of one scheduler, in a directory on this host.
 
     Args:
         path (str): A directory on a local filesystem; made, 0700, at the first start or follow.
@@ -143,13 +209,8 @@ class Spool:
         """
         return gc.gc(self.path, older_s, keep_failed_s, max_bytes, dry_run, progress)
 
-    @contextlib.contextmanager
-    def _opened(self) -> Iterator[int]:
-        spool_fd = format.open_spool(self.path)
-        try:
-            yield spool_fd
-        finally:
-            os.close(spool_fd)
+    def _opened(self) -> owned:
+        return owned(format.open_spool(self.path))
 
 
 class Run:
@@ -211,10 +272,8 @@ class Run:
                 fd = look.open_stream(run_fd, stream)
             except FileNotFoundError:  # an empty log goes when the run ends
                 return b""
-            try:
+            with owned(fd):
                 return _pread_all(fd, size, offset)
-            finally:
-                os.close(fd)
 
     def wait(self, timeout: float | None = None) -> Status | None:
         """
@@ -313,9 +372,8 @@ class Run:
             if status.is_final():
                 return status
             if status.state == "unattended":
-                raise NoRunError(
-                    f"unable to ask run {self.run_id!r}: its chaperone is gone and it may live on; adopt it first"
-                ) from None
+                why = "its chaperone is gone and it may live on; adopt it first"
+                raise NoRunError(f"unable to ask run {self.run_id!r}: {why}") from None
             if not wait:
                 raise
         return (self.wait() if wait else None) or self.status()
@@ -324,25 +382,15 @@ class Run:
         with self._opened() as run_fd:
             look.request(run_fd, self.run_id, request)
 
-    @contextlib.contextmanager
-    def _opened(self) -> Iterator[int]:
-        spool_fd = format.open_spool(self.spool_path)
-        try:
-            with _opened_run(spool_fd, self.run_id) as run_fd:
-                yield run_fd
-        finally:
-            os.close(spool_fd)
+    def _opened(self) -> owned:
+        with owned(format.open_spool(self.spool_path)) as spool_fd:
+            return _opened_run(spool_fd, self.run_id)
 
 
-@contextlib.contextmanager
-def _opened_run(spool_fd: int, run_id: str) -> Iterator[int]:
+def _opened_run(spool_fd: int, run_id: str) -> owned:
     if not specs.is_run_id(run_id):
         raise NoRunError(f"unable to find run {run_id!r}: no run can have that id")
-    run_fd = format.open_run(spool_fd, run_id)
-    try:
-        yield run_fd
-    finally:
-        os.close(run_fd)
+    return owned(format.open_run(spool_fd, run_id))
 
 
 def _size(run_fd: int, stream: str) -> int:
@@ -350,10 +398,8 @@ def _size(run_fd: int, stream: str) -> int:
         fd = look.open_stream(run_fd, stream)
     except FileNotFoundError:
         return 0
-    try:
+    with owned(fd):
         return os.fstat(fd).st_size
-    finally:
-        os.close(fd)
 
 
 def _pread_all(fd: int, size: int, offset: int) -> bytes:
