@@ -1,7 +1,9 @@
 """
-What only CPython knows: the C cores of modules whose own import a start can't afford, or those modules where a core is not there.
+What only CPython has: the C cores of modules whose own import a start can't afford, and the public
+module instead where a core is missing or has changed.
 
-Knows: `_json`, `_signal`, `_ctypes`, `_socket`, `posix`, and what stands in for each.  Must not know: what they are used for.
+Knows: `_json`, `_signal`, `_ctypes`, `_socket`, `posix`, and what replaces each.  Must not know:
+what they are used for.
 """
 
 from __future__ import annotations
@@ -59,11 +61,9 @@ def json_scanner(context: Any) -> Scan:
         scan = _json.make_scanner(context)
         scan('[{"a": [1, 1.5, null]}]', 0)
         return scan
-    except (
-        ImportError,
-        AttributeError,
-        TypeError,
-    ):  # 3.15 asked for a hook that no earlier one had
+    except (ImportError, AttributeError, TypeError):
+        # 3.15 asks for a hook (`array_hook`) that no earlier version had.
+        # Before 3.14 the scanner in Python takes what int() takes for the digits of \\uXXXX.
         from json import JSONDecoder
 
         decoder = JSONDecoder(
@@ -98,7 +98,7 @@ def json_encoder(default: Callable[[object], object]) -> Encode:
         from json import JSONEncoder
 
         encoder = JSONEncoder(check_circular=False, allow_nan=False, default=default)
-        return lambda value, level: tuple(encoder.iterencode(value))
+        return lambda value, level: (encoder.encode(value),)
 
 
 def accept(listening: socket.socket) -> int:

@@ -10,6 +10,10 @@ from __future__ import annotations
 
 from . import cpython
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 _BLANK = " \t\n\r"
 
 
@@ -57,6 +61,12 @@ def _unknown(value: object) -> object:
     raise TypeError(f"unable to write {type(value).__name__} as JSON")
 
 
+# What the two scanners say in different words, and whether a position is one too far.
+_TOO_FAR: dict[str, Callable[[str, int], bool]] = {
+    "Invalid control character": lambda text, position: text[position - 1] < " ",
+    "Invalid \\escape": lambda text, position: text[position] != "\\",
+}
+
 _scan = cpython.json_scanner(_Context)
 _encode = cpython.json_encoder(_unknown)
 
@@ -70,6 +80,26 @@ def _scanned(text: str, start: int) -> tuple[object, int]:
         import json.decoder  # noqa: F401
 
         return _scan(text, start)
+
+
+def _sentence(error: ValueError, text: str) -> ValueError:
+    """
+    What a scanner complains of, in our words; the same for both scanners.
+
+    The one in Python raises where the one in C stops, names the character where the other one does
+    not, and counts one further.
+    """
+    what, position = getattr(error, "msg", None), getattr(error, "pos", None)
+    if what is None or position is None:  # from a hook of ours
+        return error
+    if what == "Expecting value":
+        return ValueError(f"want a JSON value at character {position}")
+    for known, is_too_far in _TOO_FAR.items():
+        if what.startswith(known):
+            what = known
+            position -= is_too_far(text, position)
+    what = what.removesuffix(" at").removesuffix(" starting")
+    return ValueError(f"want JSON, got {what[0].lower()}{what[1:]} at character {position}")
 
 
 def loads(text: bytes | str) -> object:
@@ -99,12 +129,7 @@ def loads(text: bytes | str) -> object:
     except RecursionError:
         raise ValueError("want JSON, got one nested too deep") from None
     except ValueError as error:
-        if not (hasattr(error, "msg") and hasattr(error, "pos")):
-            raise
-        what = error.msg.removesuffix(" at").removesuffix(" starting")
-        raise ValueError(
-            f"want JSON, got {what[0].lower()}{what[1:]} at character {error.pos}"
-        ) from None
+        raise _sentence(error, decoded) from None
     if decoded[end:].strip(_BLANK):
         raise ValueError(f"want one JSON value, got more at character {end}")
     return value
