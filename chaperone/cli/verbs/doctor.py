@@ -19,7 +19,8 @@ from ..terminal import escaped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import subprocess
+    from collections.abc import Callable, Iterator
 
     from ..common import Given
     from ..terminal import Terminal
@@ -31,6 +32,7 @@ FREE_FILES = 10_000  # a run is 5 files and a directory
 OPEN_FILES = 1_024  # a chaperone holds some 20 fds; a follower 3 for each live run
 SSH_TIMEOUT_S = 20
 TELLS_S = 1  # inotify takes 0.1 ms
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 LOCAL = "put the spool on a local filesystem"
 
 
@@ -45,11 +47,11 @@ class Finding:
         remedy (str): How to mend it; None where nothing is to be mended.
     """
 
-    def __init__(self, name: str, fits: bool | None, says: str, remedy: str | None = None) -> None:
+    def __init__(self, name: str, answer: Answer) -> None:
         self.name = name
-        self.fits = fits
-        self.says = says
-        self.remedy = None if fits else remedy
+        self.fits, self.says, self.remedy = answer
+        if self.fits:
+            self.remedy = None
 
 
 @verb(
@@ -80,19 +82,18 @@ def examined(spool_path: str, host: str | None = None) -> Iterator[Finding]:
             examined.
         host (str): A far side to look at too, as ssh knows it; None for none.
     """
-    yield (spool := Finding("spool", *_spool(spool_path)))
+    yield (spool := Finding("spool", _spool(spool_path)))
     if spool.fits is not False:
         place = spool_path if spool.fits else os.path.dirname(spool_path)
-        with owned(os.open(place, os.O_RDONLY | os.O_DIRECTORY)) as fd:
-            for name, examine in OF_THE_SPOOL.items():
-                if (answer := examine(fd)) is not None:
-                    yield Finding(name, *answer)
-    for name, least, why in INOTIFY_LIMITS:
-        yield Finding(name, *_limit(name, least, why))
-    for name, look in OF_THE_MACHINE.items():
-        yield Finding(name, *look())
+        with owned(os.open(place, DIRECTORY)) as fd:
+            for name, check in OF_THE_SPOOL.items():
+                if (answer := check(fd)) is not None:
+                    yield Finding(name, answer)
+    for name, check_here in OF_THIS_MACHINE.items():
+        yield Finding(name, check_here())
     if host is not None:
-        yield from _far_side(host)
+        for name, answer in _far_side(host):
+            yield Finding(name, answer)
 
 
 # -- the spool
@@ -118,12 +119,9 @@ def _filesystem(fd: int) -> Answer:
     silent = descriptors.silent_filesystem(fd)
     if silent is None:
         return True, "its type is none that other hosts write to", None
-    return (
-        False,
-        f"it is {silent}, which other hosts can write to:"
-        " inotify may be silent, and a lock may be lost",
-        f"{LOCAL}; followers poll on this one, and say so",
-    )
+    risk = "inotify may be silent, and a lock may be lost"
+    says = f"it is {silent}, which other hosts can write to: {risk}"
+    return False, says, f"{LOCAL}; followers poll on this one, and say so"
 
 
 def _inotify(fd: int) -> Answer:
@@ -133,56 +131,42 @@ def _inotify(fd: int) -> Answer:
     try:
         with INotify() as watch:
             watch.add_watch(f"/proc/self/fd/{fd}", flags.OPEN)
-            os.close(os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=fd))
-            works = bool(watch.read(timeout=1_000 * TELLS_S))
+            os.close(os.open(".", DIRECTORY, dir_fd=fd))
+            if watch.read(timeout=1_000 * TELLS_S):
+                return True, "it tells what happens in the spool", None
     except OSError as error:
-        return (
-            False,
-            f"unable to watch it: {error.strerror}",
-            "end who holds so many, or raise fs.inotify.max_user_instances and max_user_watches",
-        )
-    if works:
-        return True, "it tells what happens in the spool", None
-    return (
-        False,
-        "nothing was told of a change in it: followers would hear of nothing",
-        f"{LOCAL}, or have followers poll (poll_s)",
-    )
+        limits = "fs.inotify.max_user_instances and max_user_watches"
+        remedy = f"end who holds so many, or raise {limits}"
+        return False, f"unable to watch it: {error.strerror}", remedy
+    says = "nothing was told of a change in it: followers would hear of nothing"
+    return False, says, f"{LOCAL}, or have followers poll (poll_s)"
 
 
 def _locks(fd: int) -> Answer:
     """Whether they work: two opens of one directory exclude each other."""
-    here = os.O_RDONLY | os.O_DIRECTORY
     try:
-        with owned(os.open(".", here, dir_fd=fd)) as first:
-            with owned(os.open(".", here, dir_fd=fd)) as second:
-                return _exclude(first, second)
+        first, second = (os.open(".", DIRECTORY, dir_fd=fd) for _ in range(2))
     except OSError as error:
         says = f"unable to open the directory: {error.strerror}"
         return False, says, "ulimit -n: raise the limit of open files"
-
-
-def _exclude(first: int, second: int) -> Answer:
-    try:
-        fcntl.flock(first, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True, "flock excludes; somebody starts runs right now", None
-    except OSError as error:
-        return False, f"flock does not work: {error.strerror}", LOCAL
-    try:
-        fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True, "flock excludes, as a run's pulse needs it to", None
+    excludes = "flock excludes; somebody starts runs right now"
+    with owned(first), owned(second):
+        try:
+            fcntl.flock(first, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            excludes = "flock excludes, as a run's pulse needs it to"
+            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True, excludes, None
+        except OSError as error:
+            return False, f"flock does not work: {error.strerror}", LOCAL
     return False, "flock does not exclude: a live run would look lost", LOCAL
 
 
 def _free_room(fd: int) -> Answer:
     found = os.fstatvfs(fd)
     free = found.f_bavail * found.f_frsize
-    remedy = (
-        "make room, or let chaperone gc do it:"
-        " output that finds none is dropped and counted, outcomes are kept"
-    )
+    lost = "output that finds none is dropped and counted, outcomes are kept"
+    remedy = f"make room, or let chaperone gc do it: {lost}"
     return free >= FREE_BYTES, f"{free / 1e9:.1f} GB", remedy
 
 
@@ -204,19 +188,17 @@ OF_THE_SPOOL = {
 
 # -- this machine
 
-INOTIFY_LIMITS = (
-    ("fs.inotify.max_user_watches", 8_192, "each live run that is followed takes one"),
-    ("fs.inotify.max_user_instances", 8, "each follower takes one"),
-)
 
+def _limit(name: str, least: int, why: str) -> tuple[str, Callable[[], Answer]]:
+    def check() -> Answer:
+        try:
+            with open(f"/proc/sys/{name.replace('.', '/')}", encoding="ascii") as file:
+                value = int(file.read())
+        except (OSError, ValueError):
+            return None, "it is not told here", None
+        return value >= least, f"{value:,}: {why}", f"sysctl {name}={8 * least}"
 
-def _limit(name: str, least: int, why: str) -> Answer:
-    try:
-        with open(f"/proc/sys/{name.replace('.', '/')}", encoding="ascii") as file:
-            value = int(file.read())
-    except (OSError, ValueError):
-        return None, "it is not told here", None
-    return value >= least, f"{value:,}: {why}", f"sysctl {name}={8 * least}"
+    return name, check
 
 
 def _open_files() -> Answer:
@@ -236,126 +218,115 @@ def _guard() -> Answer:
     missing = [name for name in needed if shutil.which(name, path=os.defpath) is None]
     if not missing:
         return True, "/bin/sh and what its guard needs are there", None
-    return (
-        False,
-        f"{', '.join(missing)} not found in {os.defpath}:"
-        " a guard can't sweep up after a chaperone that was killed",
-        "install coreutils, grep and sed",
-    )
+    lost = "a guard can't sweep up after a chaperone that was killed"
+    says = f"{', '.join(missing)} not found in {os.defpath}: {lost}"
+    return False, says, "install coreutils, grep and sed"
 
 
 def _ssh_client() -> Answer:
-    says = _said_by(["ssh", "-V"])
-    if says is None:
-        return (
-            None,
-            "there is none: runs on this host alone",
-            "install openssh-client for runs on others",
-        )
+    done = _ran(["ssh", "-V"])
+    if isinstance(done, str):
+        says = "there is none: runs on this host alone"
+        return None, says, "install openssh-client for runs on others"
+    says = done.stderr.decode("utf-8", "replace").strip()
     return "OpenSSH" in says, says, "its options are OpenSSH's: install that"
 
 
-def _said_by(argv: list[str]) -> str | None:
+def _ran(argv: list[str], stdin: bytes = b"") -> subprocess.CompletedProcess[bytes] | str:
+    """What a program printed; a text that says why, where it did not run to its end."""
     import subprocess
 
     try:
-        done = subprocess.run(
-            argv,
-            capture_output=True,
-            text=True,
-            timeout=SSH_TIMEOUT_S,
-            stdin=subprocess.DEVNULL,
-            check=False,
+        return subprocess.run(
+            argv, input=stdin, capture_output=True, timeout=SSH_TIMEOUT_S, check=False
         )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stderr.strip()
+    except subprocess.TimeoutExpired:
+        return f"no answer within {SSH_TIMEOUT_S} s"
+    except OSError as error:
+        return str(error.strerror)
 
 
-OF_THE_MACHINE = {"open files": _open_files, "guard": _guard, "ssh client": _ssh_client}
+OF_THIS_MACHINE = dict(
+    (
+        _limit("fs.inotify.max_user_watches", 8_192, "each live run that is followed takes one"),
+        _limit("fs.inotify.max_user_instances", 8, "each follower takes one"),
+        ("open files", _open_files),
+        ("guard", _guard),
+        ("ssh client", _ssh_client),
+    )
+)
 
 
 # -- a far side
 
 LOST = "what leaves the program's session can't be found when the run is stopped"
-# Of each what tests for it there, what a lack of it means, and the remedy. Nothing of it is needed
-# to run: a status only says less.
-TOOLS = {
-    "setsid": (
-        "command -v setsid",
-        "there is none: what leaves the program's group is found by ps and by its environment"
-        " alone",
-        "install util-linux there",
+BY_PS = "what leaves the program's group is found by ps and by its environment alone"
+# What the probe says there of each, whether it fits, what that means, and the remedy. Nothing of it
+# is needed to run: a status only says less.
+TOOLS: dict[tuple[str, str], Answer] = {
+    ("awk", "exact"): (True, "it tells signals from exit codes", None),
+    ("awk", "inexact"): (
+        False,
+        "it can't tell a signal from an exit code above 128: such a status says ambiguous",
+        "install mawk or gawk there",
     ),
-    "/proc": (
-        "[ -r /proc/self/environ ]",
-        f"there is no readable /proc: {LOST}",
-        "mount it there",
+    ("awk", "none"): (
+        False,
+        "there is none: signals are told as 128+n, ambiguous",
+        "install mawk or gawk there",
     ),
-    "grep": ("command -v grep", f"there is none: {LOST}", "install it there"),
+    ("setsid", "yes"): (True, "it is there", None),
+    ("setsid", "none"): (False, f"there is none: {BY_PS}", "install util-linux there"),
+    ("/proc", "yes"): (True, "it is there", None),
+    ("/proc", "none"): (False, f"there is no readable /proc: {LOST}", "mount it there"),
+    ("grep", "yes"): (True, "it is there", None),
+    ("grep", "none"): (False, f"there is none: {LOST}", "install it there"),
+    ("sleep", "fractions"): (None, "it takes fractions of a second", None),
+    ("sleep", "seconds"): (
+        None,
+        "it takes whole seconds: a stop there may take one longer",
+        None,
+    ),
 }
-AWK = {
-    "exact": "it tells signals from exit codes",
-    "inexact": "it can't tell a signal from an exit code above 128: such a status says ambiguous",
-    "none": "there is none: signals are told as 128+n, ambiguous",
-}
-PROBE = """\
+PROBE = b"""\
 echo chaperone-doctor
+is() { name=$1; shift; "$@" >/dev/null 2>&1 && echo "$name yes" || echo "$name none"; }
 awk 'BEGIN { print "awk " (system("kill -9 $$") == 265 ? "exact" : "inexact") }' 2>/dev/null ||
     echo awk none
+is setsid command -v setsid
+is /proc test -r /proc/self/environ
+is grep command -v grep
 sleep 0.1 2>/dev/null && echo sleep fractions || echo sleep seconds
-""" + "".join(
-    f"{test} >/dev/null 2>&1 && echo {name} yes || echo {name} none\n"
-    for name, (test, _, _) in TOOLS.items()
-)
+"""
 
 
-def _far_side(host: str) -> Iterator[Finding]:
-    reached, noise, has = _probed(host)
-    yield Finding("far side", *reached)
-    if not reached[0]:
-        return
-    says = "startup files there print; it goes to a run's log, not to its output"
-    remedy = "let them print in interactive shells only, if you mind"
-    yield Finding("login noise", None, says if noise else "none", remedy if noise else None)
-    awk = has.get("awk", "none")
-    yield Finding("awk", awk == "exact", AWK[awk], "install mawk or gawk there")
-    for name, (_, lack, remedy) in TOOLS.items():
-        there = has.get(name) == "yes"
-        yield Finding(name, there, "it is there" if there else lack, remedy)
-    whole = "it takes whole seconds: a stop there may take one longer"
-    fractions = has.get("sleep") == "fractions"
-    yield Finding("sleep", None, "it takes fractions of a second" if fractions else whole)
-
-
-def _probed(host: str) -> tuple[Answer, bool, dict[str, str]]:
-    """Whether a shell runs there, whether a login there prints, and what the probe said."""
-    import subprocess
-
+def _far_side(host: str) -> Iterator[tuple[str, Answer]]:
     from ...model import hops
-
-    def lost(says: str, remedy: str) -> tuple[Answer, bool, dict[str, str]]:
-        return (False, says, remedy), False, {}
 
     try:
         way = hops.hops({"host": host, "options": {"ConnectTimeout": 10}})
         argv = hops.route(way).argv(["/bin/sh"])
     except ValueError as error:
-        return lost(str(error), "name it as for ssh: a host, or one of ~/.ssh/config")
-    try:
-        done = subprocess.run(
-            argv, input=PROBE.encode(), capture_output=True, timeout=SSH_TIMEOUT_S, check=False
-        )
-    except subprocess.TimeoutExpired:
-        why = f"no answer within {SSH_TIMEOUT_S} s"
-        return lost(f"unable to reach {host!r}: {why}", f"see what ssh -v {host} says")
-    except OSError as error:
-        return lost(f"unable to reach {host!r}: {error.strerror}", f"see what ssh -v {host} says")
+        remedy = "name it as for ssh: a host, or one of ~/.ssh/config"
+        yield "far side", (False, str(error), remedy)
+        return
+    done = _ran(argv, PROBE)
+    if isinstance(done, str):
+        says = f"unable to reach {host!r}: {done}"
+        yield "far side", (False, says, f"see what ssh -v {host} says")
+        return
     errors = done.stderr.decode("utf-8", "replace").strip()
     noise, ready, rest = done.stdout.decode("utf-8", "replace").partition("chaperone-doctor\n")
     if not ready:
-        last = (errors.splitlines() or ["it said nothing"])[-1]
-        says = f"unable to run a shell on {host!r}: {last}"
-        return lost(says, "log in there once by ssh, without a password")
-    has = dict(line.partition(" ")[::2] for line in rest.splitlines())
-    return (True, f"{host!r} can be reached, and has /bin/sh", None), bool(noise or errors), has
+        says = (errors.splitlines() or ["it said nothing"])[-1]
+        remedy = "log in there once by ssh, without a password"
+        yield "far side", (False, f"unable to run a shell on {host!r}: {says}", remedy)
+        return
+    yield "far side", (True, f"{host!r} can be reached, and has /bin/sh", None)
+    says = "startup files there print; it goes to a run's log, not to its output"
+    remedy = "let them print in interactive shells only, if you mind"
+    quiet: Answer = (None, "none", None)
+    yield "login noise", (None, says, remedy) if noise or errors else quiet
+    for name, _, found in (line.partition(" ") for line in rest.splitlines()):
+        if (answer := TOOLS.get((name, found))) is not None:
+            yield name, answer
