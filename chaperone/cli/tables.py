@@ -6,16 +6,13 @@ Knows: statuses, columns of a terminal.  Must not know: files, the clock, who pr
 
 from __future__ import annotations
 
-from datetime import datetime
-
 from ..model.hops import quoted
+from ..model.status import moment_ns
 from .terminal import amount, duration, escaped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
-    Status = dict[str, Any]
+    from ..model.status import StatusDict
 
 COLUMNS = ("ID", "STATE", "AGE", "ELAPSED", "OUTCOME", "BYTES", "PROGRAM")
 RED, GREEN, YELLOW, CYAN = 31, 32, 33, 36
@@ -29,7 +26,7 @@ COLOURS = {
 }  # terminated: green if 0, otherwise red
 
 
-def table(statuses: list[Status], now: float, width: int | None, colour: bool) -> str:
+def table(statuses: list[StatusDict], now: float, width: int | None, colour: bool) -> str:
     """
     The runs, one a line below a heading.
 
@@ -56,17 +53,17 @@ def table(statuses: list[Status], now: float, width: int | None, colour: bool) -
     return "".join(lines)
 
 
-def _row(status: Status, now: float) -> tuple[str, ...]:
-    created, started = _seconds(status["create_time"]), _seconds(status["start_time"])
+def _row(status: StatusDict, now: float) -> tuple[str, ...]:
+    created, started = moment_ns(status["create_time"]), moment_ns(status["start_time"])
     elapsed = status["elapsed"]
     if not isinstance(elapsed, (int, float)):
         live = status["end_time"] is None and status["state"] not in ("lost", "error")
-        elapsed = now - started if live and started is not None else None
+        elapsed = now - started / 1e9 if live and started is not None else None
     written = [status[stream].get("bytes") for stream in ("stdout", "stderr")]
     return (
         status["run_id"],
         status["state"],
-        duration(None if created is None else now - created),
+        duration(None if created is None else now - created / 1e9),
         duration(elapsed),
         outcome(status),
         amount(sum(written) if all(isinstance(count, int) for count in written) else None),
@@ -74,15 +71,7 @@ def _row(status: Status, now: float) -> tuple[str, ...]:
     )
 
 
-def _seconds(text: object) -> float | None:
-    """A status's time as seconds since the epoch; None where there is none."""
-    try:
-        return datetime.fromisoformat(str(text)[:-1] + "+00:00").timestamp()
-    except (ValueError, OverflowError):
-        return None
-
-
-def outcome(status: Status) -> str:
+def outcome(status: StatusDict) -> str:
     """
     How it ended: `0`, `3`, `SIGSEGV (core)`, `SIGTERM (timeout)`, the stage of an error; what asked
     for the stop in brackets; `-` while it is not known.
@@ -97,7 +86,7 @@ def outcome(status: Status) -> str:
     return ("-" if known is None else str(known)) + (f" ({', '.join(marks)})" if marks else "")
 
 
-def program(status: Status) -> str:
+def program(status: StatusDict) -> str:
     """The argv as it would be typed into a shell; `-` where it is not known."""
     argv = status["program"].get("argv")
     if not isinstance(argv, list):
@@ -105,7 +94,7 @@ def program(status: Status) -> str:
     return " ".join(quoted(word if isinstance(word, str) else repr(word)) for word in argv)
 
 
-def _colour(status: Status) -> int:
+def _colour(status: StatusDict) -> int:
     if status["state"] == "terminated":
         return GREEN if status["return_code"] == 0 else RED
     return COLOURS[status["state"]]

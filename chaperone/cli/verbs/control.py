@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ...api import Run
-    from ...model.events import Status
+    from ...model.status import Status
     from ..common import Given
     from ..terminal import Terminal
 

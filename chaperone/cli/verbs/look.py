@@ -31,12 +31,10 @@ from ..terminal import status_json
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Any
 
+    from ...model.status import StatusDict
     from ..common import Given
     from ..terminal import Terminal
-
-    Status = dict[str, Any]
 
 BLOCK = 16_384  # bytes that `tail` reads at once backwards: ten lines are seldom longer
 READ_BYTES = 1 << 20
@@ -83,7 +81,7 @@ def status(given: Given, terminal: Terminal) -> int:
     return os.EX_OK
 
 
-def _status(spool_fd: int, run_id: str) -> Status:
+def _status(spool_fd: int, run_id: str) -> StatusDict:
     """A run's status, its streams as long as they are now where their end is not yet recorded."""
     with owned(format.open_run(spool_fd, run_id)) as run_fd:
         _, found = look.look(run_fd, run_id)
@@ -161,7 +159,7 @@ def _stdout_or_stderr(given: Given, stream: str) -> int:
     return 2 if stream == "stderr" and not given.stream else 1
 
 
-def _end(run_fd: int, found: Status, stream: str) -> int:
+def _end(run_fd: int, found: StatusDict, stream: str) -> int:
     """
     How far a reader goes: to the length that a final status records, because what was left running
     may still write.
@@ -239,7 +237,7 @@ def _follow(
 
 
 def _note_gaps(
-    terminal: Terminal, found: Status, streams: Sequence[str], sizes: dict[str, int]
+    terminal: Terminal, found: StatusDict, streams: Sequence[str], sizes: dict[str, int]
 ) -> None:
     for stream in streams:
         if stream in format.STREAMS:
@@ -247,7 +245,7 @@ def _note_gaps(
                 terminal.note(sentence)
 
 
-def gaps(found: Status, stream: str, size: int) -> list[str]:
+def gaps(found: StatusDict, stream: str, size: int) -> list[str]:
     """
     What is missing of a stream, as sentences.
 
