@@ -25,6 +25,7 @@ version = release = chaperone.__version__
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["examples"]
 highlight_language = "text"
+default_role = "literal"  # in docstrings a single backtick marks a name
 smartquotes = False  # an option such as --detach keeps its two hyphens
 
 html_theme = "furo"

@@ -175,5 +175,32 @@ def test_prose_has_one_sentence_a_line():
     assert found == []
 
 
+def prose(path):
+    """The lines of a page that are prose, numbered; literal blocks and literals are taken out."""
+    literal = None
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        indent = len(line) - len(line.lstrip())
+        if literal is not None and line.strip() and indent <= literal:
+            literal = None
+        if literal is None:
+            yield number, re.sub(r"``.*?``|`[^`]*`_|\"[^\"]*\"", "", line)
+        if re.match(r" *\.\. code-block::|(?!\.\.).*::$", line):
+            literal = indent
+
+
+def test_prose_is_plain():
+    listed = pathlib.Path(ROOT, ".plain-words").read_text().splitlines()
+    rules = [line.rsplit(";", 1) for line in listed if line and line[0] != "#"]
+    pages = [pathlib.Path(ROOT, "README.rst"), pathlib.Path(ROOT, "CHANGELOG.rst")]
+    found = [
+        f"{path.name}:{number}: {match[0].strip()!r}, better: {better.strip()}"
+        for path in [*pages, *sorted(pathlib.Path(ROOT, "docs").glob("*.rst"))]
+        for number, line in prose(path)
+        for pattern, better in rules
+        for match in re.finditer(pattern.strip(), line, re.I)
+    ]
+    assert found == []
+
+
 def test_python_of_this_suite_is_one_that_is_promised():
     assert (3, 10) <= sys.version_info[:2]
