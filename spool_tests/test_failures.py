@@ -33,7 +33,7 @@ ROWS = {
     "no login, wrong host key, sudo refuses": [
         "test_remote.py::test_failure_to_connect_is_an_error_with_ssh_s_words"
     ],
-    "login shell exits, hangs or eats standard input": [
+    "login shell exits, hangs or reads standard input": [
         "test_remote.py::test_noise_of_startup_files_goes_to_the_log"
     ],
     "payload cut in the middle": [
@@ -79,18 +79,18 @@ ROWS = {
     "the shell that waits for the program killed": [
         "test_failures.py::test_program_goes_on_without_the_shell_that_waits_for_it"
     ],
-    "the shell that hears control lines killed": [
+    "the shell that reads control lines killed": [
         "test_failures.py::test_program_is_ended_without_the_shell_that_hears_control_lines"
     ],
     "the shell that sshd started killed": [
         "test_failures.py::test_death_of_the_shell_that_sshd_started_is_the_end_of_the_connection"
     ],
     "any cut, ``survive``": ["test_survive.py::test_no_byte_is_lost_or_doubled_by_cuts_and_deaths"],
-    "nobody asks for longer than the lease, ``survive``": [
+    "no chaperone for longer than the lease, ``survive``": [
         "test_survive.py::test_lease_ends_what_nobody_asks_for"
     ],
-    "the far host boots anew": ["test_failures.py::test_far_host_that_boots_anew_has_lost_the_run"],
-    "the near host boots anew, ``survive``": [
+    "the far host reboots": ["test_failures.py::test_far_host_that_boots_anew_has_lost_the_run"],
+    "the near host reboots, ``survive``": [
         "test_survive.py::test_run_goes_on_when_the_host_of_its_chaperone_boots_anew"
     ],
 }
