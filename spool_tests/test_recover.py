@@ -13,7 +13,7 @@ import pytest
 from chaperone.errors import NoRunError, SpoolError
 from chaperone.model import status as statuses
 from chaperone.model.request import Request
-from chaperone.spool import look, takeover
+from chaperone.spool import locks, look, takeover
 from chaperone.spool import reap as reaping
 from spool_tests import disk
 from spool_tests.conftest import open_fds, until
@@ -442,7 +442,7 @@ def test_holder_is_not_waited_for(spool):
 @pytest.mark.parametrize("change", ["unlinked", "replaced", "moved"])
 def test_lock_that_is_no_longer_the_runs_is_not_taken(spool, monkeypatch, change):
     dead(spool)
-    real = takeover._locked
+    real = locks.take_within
 
     def changed(*arguments):
         locked = real(*arguments)
@@ -454,7 +454,7 @@ def test_lock_that_is_no_longer_the_runs_is_not_taken(spool, monkeypatch, change
             (spool / "r" / "lock").touch(0o600)
         return locked
 
-    monkeypatch.setattr(takeover, "_locked", changed)
+    monkeypatch.setattr(locks, "take_within", changed)
     assert not taken(spool) and open_fds(str(spool)) == []
 
 

@@ -6,13 +6,12 @@ Knows: slots, when to try again.  Must not know: what is sent there, a kind of h
 
 from __future__ import annotations
 
-import fcntl
 import os
 import stat
 
 from ..model.cpython import signal
 from ..program.fds import owned
-from ..spool import format
+from ..spool import format, locks
 from .connection import Connection
 
 TYPE_CHECKING = False
@@ -297,14 +296,11 @@ class Slots:
 
     def _take_one(self) -> bool:
         for fd in self._fds:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            self._fds.remove(fd)
-            self.leave()
-            self._fds = [fd]
-            return True
+            if locks.try_take(fd):
+                self._fds.remove(fd)
+                self.leave()
+                self._fds = [fd]
+                return True
         return False
 
     def leave(self) -> None:

@@ -10,11 +10,9 @@ from __future__ import annotations
 import base64
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import select
-import time
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -23,6 +21,7 @@ from ..errors import SpecError, SpoolError, UnreadableRunError
 from ..model import checks
 from ..model import cursor as cursors
 from ..model.events import Changed, Ended, Event, Lost, Output, Shrank, Started
+from ..spool import locks
 from ..spool.format import STREAMS, failure
 from .follower import Follower
 
@@ -273,23 +272,16 @@ def _locked(path: str) -> int:
         fd = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise failure(f"lock cursor file {path!r}", error) from error
-    patient_until = time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() < patient_until:
-                time.sleep(0.01)
-                continue
-            pid = os.pread(fd, 20, 0).decode("ascii", "replace").strip()
-            os.close(fd)
-            raise SpoolError(
-                f"unable to use cursor file {path!r}: it belongs to pid {pid or 'unknown'}",
-                errno.EAGAIN,
-            ) from None
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, b"%d\n" % os.getpid(), 0)
-        return fd
+    if not locks.take_within(fd, PATIENCE_S):
+        pid = os.pread(fd, 20, 0).decode("ascii", "replace").strip()
+        os.close(fd)
+        raise SpoolError(
+            f"unable to use cursor file {path!r}: it belongs to pid {pid or 'unknown'}",
+            errno.EAGAIN,
+        )
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+    return fd
 
 
 def _sync_directory(path: str) -> None:

@@ -7,7 +7,6 @@ Knows: rules R1 to R3 of `chaperone.spool`.  Must not know: other runs, or who i
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import time
 from typing import Any, Protocol
@@ -16,7 +15,7 @@ from ..errors import NoRunError, SpoolError, UnreadableRunError
 from ..model import cursor as cursors
 from ..model import status as statuses
 from ..model.events import Changed, Ended, Event, Lost, Output, Shrank, Started, status_view
-from ..spool import format, look
+from ..spool import format, locks, look
 from .descriptors import CLOSE_WRITE, IGNORED, MODIFY, MOVED_TO, OpenStreams
 
 CHUNK = (
@@ -395,9 +394,6 @@ def _is_free(run_fd: int, stream: str) -> bool:
     except FileNotFoundError:
         return True
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        return locks.try_take(fd)
     finally:
         os.close(fd)
-    return True

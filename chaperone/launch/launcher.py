@@ -6,7 +6,7 @@ Knows: its socket, fork.  Must not know: how a run is held, or a file name.
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import os
 import select
 import time
@@ -15,7 +15,7 @@ from ..errors import ChaperoneError, SpoolError
 from ..hold import begin
 from ..model import jsontext
 from ..model.cpython import accept, signal, socket
-from ..spool import format
+from ..spool import format, locks
 from .client import ANSWER_S, receive_line, socket_path
 from .image import IMAGE, TIME_DIGITS
 from .process import visible_or_ended
@@ -83,21 +83,21 @@ def _lock(spool_fd: int, spool_path: str) -> int:
     """
     Be the spool's only launcher.
 
-    Not by filelock, which would be in the memory of every chaperone, nor by flock, which a forked
-    chaperone would share: fcntl locks are not inherited, and fall with the launcher.
+    Not by flock, which a forked chaperone would share with the launcher; nor by filelock, which
+    would be in the memory of every chaperone.
     """
     try:
         fd = format.open_plain(spool_fd, format.LAUNCHER_LOCK, os.O_RDWR | os.O_CREAT)
-        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise SpoolError(
-            f"unable to launch for spool {spool_path!r}: it has a launcher, pid {_pid(fd)}",
-            error.errno,
-        ) from error
+        is_ours = locks.try_take_for_process(fd)
     except SpoolError:
         raise
     except OSError as error:
         raise format.failure(f"launch for spool {spool_path!r}", error) from error
+    if not is_ours:
+        raise SpoolError(
+            f"unable to launch for spool {spool_path!r}: it has a launcher, pid {_pid(fd)}",
+            errno.EAGAIN,
+        )
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     return fd

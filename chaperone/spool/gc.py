@@ -7,7 +7,7 @@ Knows: ages, sizes, what may stand in the way.  Must not know: the command line.
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import os
 import stat
 import time
@@ -18,7 +18,7 @@ import attrs
 
 from ..errors import NoRunError, SpoolError
 from ..model import status as statuses
-from . import format, look, run_directory
+from . import format, locks, look, run_directory
 
 
 @attrs.frozen(kw_only=True)
@@ -139,13 +139,11 @@ def _alone(spool_fd: int, path: str) -> int:
     """
     format.make_directory(format.ENDED, spool_fd)
     fd = format.open_entries(spool_fd, format.ENDED)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    if not locks.try_take(fd):
         os.close(fd)
         raise SpoolError(
-            f"unable to collect garbage in spool {path!r}: another gc is at work", error.errno
-        ) from error
+            f"unable to collect garbage in spool {path!r}: another gc is at work", errno.EAGAIN
+        )
     return fd
 
 
@@ -264,13 +262,9 @@ def _locked(run_fd: int, run_id: str) -> int | None:
         fd = format.open_plain(run_fd, format.LOCK)
     except FileNotFoundError:
         return None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    if not locks.try_take(fd):
         os.close(fd)
-        raise SpoolError(
-            f"unable to delete run {run_id!r}: somebody holds its lock", error.errno
-        ) from error
+        raise SpoolError(f"unable to delete run {run_id!r}: somebody holds its lock", errno.EAGAIN)
     return fd
 
 

@@ -9,14 +9,13 @@ processes, signals, ssh.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import time
 
 from ..errors import NoRunError, SpoolError
 from ..model import status as statuses
 from ..model.spec import is_run_id
-from . import format
+from . import format, locks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,12 +37,9 @@ def pulse(run_fd: int) -> bool | None:
     except FileNotFoundError:
         return None
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return not locks.try_share(fd)
     finally:
         os.close(fd)
-    return False
 
 
 def read_spec(run_fd: int) -> dict[str, Any]:

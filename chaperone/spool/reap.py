@@ -8,7 +8,6 @@ is reached.  It signals nobody.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from typing import Any
@@ -17,7 +16,7 @@ import attrs
 
 from ..errors import NoRunError, SpoolError
 from ..model import status as statuses
-from . import format, look, run_directory, takeover
+from . import format, locks, look, run_directory, takeover
 from .run_directory import RunDirectory
 
 # The far side's watchdog looks every 5 s, and its KILL may come 3 s after the grace (measured,
@@ -219,9 +218,7 @@ def _swept(spool_fd: int) -> list[Reaped]:
     """Remove what dead starters left, while no starter is at work (rule W1)."""
     running_fd = format.open_entries(spool_fd, format.RUNNING)
     try:
-        try:
-            fcntl.flock(running_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not locks.try_take(running_fd):
             return []
         found = []
         for name in format.hidden_directories(spool_fd, format.NEW):

@@ -7,13 +7,12 @@ Knows: the order of the writes (rules W1-W5).  Must not know: processes, signals
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 
 from ..errors import RunExistsError, SpoolError
 from ..model import jsontext
 from ..model import status as statuses
-from . import format, look
+from . import format, locks, look
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -285,7 +284,7 @@ class RunDirectory:
             )
             # Shared with the guard: who publishes for a dead chaperone waits until the pipes are
             # drained.
-            fcntl.flock(self.streams[stream], fcntl.LOCK_SH)
+            locks.share(self.streams[stream])
         self.log_fd = format.open_plain(self.fd, format.LOG, os.O_WRONLY | os.O_APPEND | flags)
         try:
             os.mkfifo(format.CONTROL, 0o600, dir_fd=self.fd)
@@ -343,7 +342,7 @@ def create(
         _refuse_existing(spool_fd, run_id)
         running_fd = format.open_entries(spool_fd, format.RUNNING)
         try:
-            fcntl.flock(running_fd, fcntl.LOCK_SH)
+            locks.share(running_fd)
             try:
                 run = _build(spool_fd, f"{path}/{run_id}", building, spec, secrets, status, key)
                 _enter(running_fd, run_id)
@@ -397,7 +396,7 @@ def _build(
     try:
         # Lock before anybody can see it: a follower's probe could make our own acquire fail.
         run.lock_fd = _create(run.fd, format.LOCK, os.O_RDWR)
-        fcntl.flock(run.lock_fd, fcntl.LOCK_EX)
+        locks.take(run.lock_fd)
         os.utime(run.lock_fd, look.stamp())
         text = (jsontext.dumps({"version": format.VERSION, "key": key, **spec}) + "\n").encode()
         spec_fd = _create(run.fd, format.SPEC)
@@ -447,7 +446,8 @@ def sweep_entry(spool_fd: int, running_fd: int, run_id: str) -> bool:
             completely.
     """
     try:
-        fcntl.flock(running_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not locks.try_take(running_fd):
+            return False
         if not format.found(spool_fd, run_id) or (
             not format.found(spool_fd, f"{run_id}/{format.LOCK}")
             and format.found(spool_fd, f"{run_id}/{format.FINAL_STATUS}")

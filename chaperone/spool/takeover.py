@@ -7,11 +7,10 @@ of the run.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 
-from . import format, look
+from . import format, locks, look
 from .run_directory import RunDirectory
 
 # Of the guard: 200 looks of 50 ms and more for what left the group, then 2 s for a pipe that stays
@@ -43,8 +42,8 @@ def take_over(
             run_fd, format.LOCK, os.O_RDWR
         )  # to write, so that its close is an event for followers
         if (
-            _probed(lock_fd)
-            and _locked(lock_fd, patience_s)
+            locks.try_share(lock_fd)  # first: a try to take it would make a probe say "alive"
+            and locks.take_within(lock_fd, patience_s)
             and _is_still(spool_fd, run_id, run_fd, lock_fd)
         ):
             spec = look.read_spec(run_fd)
@@ -72,30 +71,6 @@ def take_over(
     return None
 
 
-def _probed(lock_fd: int) -> bool:
-    """
-    Shared first: an exclusive try would make a reader's probe say that the dead chaperone lives.
-    """
-    try:
-        fcntl.flock(lock_fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _locked(fd: int, patience_s: float) -> bool:
-    deadline, pause_s = time.monotonic() + patience_s, 0.001
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                return False
-        time.sleep(pause_s)
-        pause_s = min(2 * pause_s, 0.05)
-
-
 def _is_still(spool_fd: int, run_id: str, run_fd: int, lock_fd: int) -> bool:
     """Whether what we have locked is still the lock of the run of that name."""
     lock = format.found(run_fd, format.LOCK)
@@ -117,9 +92,7 @@ def wait_for_guard(run: RunDirectory, patience_s: float = GUARD_S) -> bool:
         bool: Whether the streams are final; a guard that still works holds a lock on them.
     """
     deadline = time.monotonic() + patience_s
-    free = [_locked(fd, deadline - time.monotonic()) for fd in run.streams.values()]
+    free = [locks.take_within(fd, deadline - time.monotonic()) for fd in run.streams.values()]
     for fd in run.streams.values():
-        fcntl.flock(
-            fd, fcntl.LOCK_SH
-        )  # as from the start: the guard of whoever goes on with the run shares it
+        locks.share(fd)  # as from the start: the guard of the next chaperone shares it
     return all(free)

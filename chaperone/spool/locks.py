@@ -1,0 +1,79 @@
+"""
+The kernel's locks on the files of a spool: runs, streams, entries, slots, the launcher.
+
+Knows: flock(2), fcntl(2), how long to wait.  Must not know: which file a lock is on, or what it
+guards.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import time
+
+FIRST_PAUSE_S = 0.001  # a reader's probe holds a lock for microseconds
+LAST_PAUSE_S = 0.05  # a guard drains its pipes for seconds: 20 tries a second cost nothing
+
+
+def take(fd: int) -> None:
+    """Lock a file exclusively, however long that takes; closing its last fd frees it."""
+    fcntl.flock(fd, fcntl.LOCK_EX)
+
+
+def share(fd: int) -> None:
+    """Lock a file together with others that share it, however long that takes."""
+    fcntl.flock(fd, fcntl.LOCK_SH)
+
+
+def try_take(fd: int) -> bool:
+    """Lock a file exclusively, without waiting; False where another holds or shares the lock."""
+    return _tried(fd, fcntl.LOCK_EX)
+
+
+def try_share(fd: int) -> bool:
+    """
+    Lock a file shared, without waiting; False where another holds the lock.
+
+    This is the probe of rule R4: two of them never disturb each other.
+    """
+    return _tried(fd, fcntl.LOCK_SH)
+
+
+def take_within(fd: int, patience_s: float) -> bool:
+    """
+    Lock a file exclusively, and wait some seconds for those that hold or share the lock.
+
+    Polled, because flock(2) waits for ever and an alarm would need a signal of this process.
+
+    Returns:
+        bool: False where the lock was not free within `patience_s`; at least one try is made.
+    """
+    deadline = time.monotonic() + patience_s
+    pause_s = FIRST_PAUSE_S
+    while not try_take(fd):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, LAST_PAUSE_S)
+    return True
+
+
+def try_take_for_process(fd: int) -> bool:
+    """
+    Lock a file for this process alone, without waiting; False where another process holds it.
+
+    A lock of fcntl(2), not of flock(2): a forked child does not inherit it, and it falls as soon as
+    this process closes any fd of the file.
+    """
+    try:
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _tried(fd: int, how: int) -> bool:
+    try:
+        fcntl.flock(fd, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
