@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .api import RunLike as RunLike
     from .api import Spool as Spool
     from .api import SpoolLike as SpoolLike
+    from .errors import BusyError as BusyError
     from .errors import ChaperoneError as ChaperoneError
     from .errors import NoRunError as NoRunError
     from .errors import RunExistsError as RunExistsError
@@ -39,7 +40,14 @@ if TYPE_CHECKING:
 # The one list of the public names: each module, and what it gives.
 _ROOMS = {
     "api": ("FollowerLike", "Run", "RunLike", "Spool", "SpoolLike"),
-    "errors": ("ChaperoneError", "NoRunError", "RunExistsError", "SpecError", "SpoolError"),
+    "errors": (
+        "BusyError",
+        "ChaperoneError",
+        "NoRunError",
+        "RunExistsError",
+        "SpecError",
+        "SpoolError",
+    ),
     "follow.follower": ("Follower",),
     "model.events": ("Changed", "Counts", "Ended", "Lost", "Output", "Shrank", "Started", "Status"),
     "model.hops": ("build_command", "build_program"),

@@ -37,6 +37,10 @@ class NoRunError(SpoolError):
     """There is no such run, or its id prefix fits several."""
 
 
+class BusyError(SpoolError):
+    """Another `reap` or `gc` sweeps the spool: nothing was done, and a later try may do it."""
+
+
 class UnreadableRunError(SpoolError):
     """One run directory can't be read; that says nothing of the others."""
 

@@ -213,9 +213,10 @@ def crash_points(function):
 
 
 def tree(directory):
-    """All names below a directory, relative to it."""
-    return sorted(
+    """All names below a directory, relative to it, but for the lock that each sweep makes."""
+    found = {
         os.path.relpath(os.path.join(parent, name), directory)
         for parent, folders, files in os.walk(directory)
         for name in (*folders, *files)
-    )
+    }
+    return sorted(found - {format.SWEEP_LOCK})

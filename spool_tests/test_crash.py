@@ -110,7 +110,7 @@ class Cold:
     program = {}
     over_ssh = False
     patient = False
-    hidden = {".connect", ".launcher.lock"}
+    hidden = {".connect", ".launcher.lock", ".sweep.lock"}
     verb = ("run",)
     states = ("lost", "terminated")
 
@@ -287,6 +287,7 @@ class Cold:
         assert {path.name for path in self.spool.iterdir()} <= {
             ".connect",
             ".launcher.lock",
+            ".sweep.lock",
             ".running",
             ".ended",
         }
@@ -504,7 +505,7 @@ class Reap(Cold):
     """`chaperone reap`, killed: it is done by the next one."""
 
     verb = ("reap",)
-    hidden = {".gone.0123456789abcdef.gone"}  # gc's to sweep
+    hidden = {".sweep.lock", ".gone.0123456789abcdef.gone"}  # the directory is gc's to sweep
     wanted = {
         "r": ("lost", False),
         "half": ("terminated", True),

@@ -85,6 +85,7 @@ def test_tree_is_what_a_run_makes(spool):
         format.CONNECT,
         format.LAUNCHER,
         format.LAUNCHER_LOCK,
+        format.SWEEP_LOCK,
         f".RUNID.RANDOM{format.NEW}",
         f".RUNID.RANDOM{format.GONE}",
     }

@@ -367,6 +367,7 @@ def test_leftovers_of_dead_starters_go_and_nothing_else(spool):
     assert sorted(os.listdir(spool)) == [
         ".ended",
         ".running",
+        ".sweep.lock",
         ".y.1.gone",
         "first",
         "live",

@@ -13,10 +13,11 @@ import time
 from unittest import mock
 
 import attrs
+import filelock
 import pytest
 
 from chaperone.api import Spool
-from chaperone.errors import NoRunError, RunExistsError, SpoolError
+from chaperone.errors import BusyError, NoRunError, RunExistsError
 from chaperone.spool import format, gc, look
 from chaperone.spool import reap as reaping
 from spool_tests import disk
@@ -175,7 +176,7 @@ def test_run_that_was_replaced_meanwhile_is_not_deleted(spool, monkeypatch):
 
 def test_run_that_took_its_place_while_it_was_opened_is_not_deleted(spool, monkeypatch):
     ended(spool, "r"), ended(spool, "other")
-    real = gc._locked
+    real = gc._held_lock
 
     def replaced(run_fd, run_id):
         if run_id == "r":
@@ -183,7 +184,7 @@ def test_run_that_took_its_place_while_it_was_opened_is_not_deleted(spool, monke
             os.rename(spool / "other", spool / "r")
         return real(run_fd, run_id)
 
-    monkeypatch.setattr(gc, "_locked", replaced)
+    monkeypatch.setattr(gc, "_held_lock", replaced)
     summary = delete(spool, older_s=-1)
     assert (
         "unable to delete run 'r': it is not the one that had ended" in summary.failed
@@ -191,28 +192,57 @@ def test_run_that_took_its_place_while_it_was_opened_is_not_deleted(spool, monke
     )
 
 
-def test_two_at_once_are_one_too_many(spool):
-    ended(spool, "r")
-    with Directory(spool / ".ended") as fd:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        with pytest.raises(SpoolError) as caught:
-            delete(spool, older_s=-1)
-    assert (
-        str(caught.value)
-        == f"unable to collect garbage in spool {str(spool)!r}: another gc is at work"
+# -- one sweep at a time
+
+
+@pytest.fixture
+def swept(spool):
+    """A spool with an old run, while a sweep is at work in it."""
+    ended(spool, "old", days=8)
+    with filelock.FileLock(spool / ".sweep.lock"):
+        yield spool
+
+
+@pytest.mark.parametrize("sweep", [reaping.reap, lambda path: gc.gc(path, older_s=-1)])
+def test_second_sweep_is_refused_at_once(swept, sweep):
+    begun = time.monotonic()
+    with pytest.raises(BusyError) as caught:
+        sweep(str(swept))
+    assert time.monotonic() - begun < 5
+    assert str(caught.value) == (
+        f"unable to sweep spool {str(swept)!r}: another reap or gc is at work"
     )
-    assert delete(spool, older_s=-1).removed == ["r"]
+    assert ids(swept) == ["old"] and len(open_fds(str(swept))) == 1, "only the other sweep's"
 
 
-class Directory:
-    def __init__(self, path):
-        self.fd = os.open(path, os.O_RDONLY)
+@pytest.mark.parametrize("words", [["reap"], ["gc", "--older", "7d"]])
+def test_second_sweep_exits_75_with_one_sentence(swept, chaperone, words):
+    result = chaperone(*words)
+    assert (result.returncode, result.stdout, result.stderr) == (
+        os.EX_TEMPFAIL,
+        "",
+        f"chaperone: unable to sweep spool {str(swept)!r}: another reap or gc is at work\n",
+    )
 
-    def __enter__(self):
-        return self.fd
 
-    def __exit__(self, *_):
-        os.close(self.fd)
+def test_looking_and_reaping_one_run_need_no_sweep(swept, chaperone):
+    assert delete(swept, older_s=7 * DAY_S, dry_run=True).removed == ["old"]
+    assert chaperone("reap", "old").stdout == "old: ended: it has ended\n"
+
+
+def test_sweep_is_over_when_its_process_was_killed(spool):
+    ended(spool, "old", days=8)
+    kept = []
+
+    def sweep():
+        kept.append(filelock.FileLock(spool / ".sweep.lock"))
+        kept[0].acquire()
+
+    pid = disk.held(sweep)
+    with pytest.raises(BusyError):
+        delete(spool, older_s=-1)
+    assert disk.killed(pid) == -signal.SIGKILL
+    assert delete(spool, older_s=-1).removed == ["old"]
 
 
 def test_id_is_free_again_and_told_apart(spool):
@@ -308,8 +338,10 @@ def test_killed_at_any_step_it_is_finished_by_the_next(spool):
             assert disk.seen(spool, run_id)[1]["state"] == "terminated"
         delete(spool, older_s=DAY_S)
         reaping.reap(str(spool))
-        assert ids(spool) == ["new"] and sorted(os.listdir(spool)) == [".ended", ".running", "new"]
+        assert ids(spool) == ["new"]
+        assert sorted(os.listdir(spool)) == [".ended", ".running", ".sweep.lock", "new"]
         assert os.listdir(spool / ".ended") == ["new"] and os.listdir(spool / ".running") == []
+        (spool / ".sweep.lock").unlink()
         for name in os.listdir(spool):
             shutil.rmtree(spool / name)
         prepare()
@@ -385,11 +417,11 @@ def test_starts_reaps_and_looks_go_on_beside_it(spool):
 
     def clean():
         while True:
-            try:
+            with contextlib.suppress(BusyError):
                 assert delete(spool, older_s=-1).failed == []
-            except SpoolError as error:
-                assert "another gc" in str(error)
-            assert {found.done for found in reaping.reap(str(spool))} <= {"alive", "ended", "swept"}
+            with contextlib.suppress(BusyError):
+                found = {each.done for each in reaping.reap(str(spool))}
+                assert found <= {"alive", "ended", "swept"}
 
     disk.end(disk.create(spool, "first"))
     cleaners = [disk.forked(clean) for _ in range(2)]

@@ -155,7 +155,7 @@ def test_simultaneous_starts_of_one_id_make_one_run(spool):
         f"r{number}" for number in range(rounds)
     )
     assert sorted(os.listdir(spool)) == sorted(
-        [".running", ".ended", *(f"r{number}" for number in range(rounds))]
+        [".running", ".ended", ".sweep.lock", *(f"r{number}" for number in range(rounds))]
     )
 
 

@@ -155,6 +155,7 @@ def test_everything_in_a_spool_is_its_owners_alone_whatever_the_umask(tmp_path, 
             ).returncode
             == 0
         )
+    assert chaperone("reap", "--spool", spool, umask=0).returncode == 0
     chaperone("launcher", "--spool", spool, "--detach", umask=0)
     chaperone("run", "--spool", spool, "--detach", "-", spec=spec, umask=0)
     kinds = {stat.S_IFDIR: 0o700, stat.S_IFREG: 0o600, stat.S_IFIFO: 0o600, stat.S_IFSOCK: 0o600}
@@ -166,6 +167,7 @@ def test_everything_in_a_spool_is_its_owners_alone_whatever_the_umask(tmp_path, 
         "closed/status.json",
         ".launcher",
         ".launcher.lock",
+        ".sweep.lock",
         ".running",
         ".",
     } <= modes.keys()
@@ -300,7 +302,15 @@ RUN_FILES = [
     "stderr",
     "log",
 ]
-SPOOL_FILES = [".running", ".ended", ".launcher", ".launcher.lock", ".launcher.new", "r"]
+SPOOL_FILES = [
+    ".running",
+    ".ended",
+    ".launcher",
+    ".launcher.lock",
+    ".launcher.new",
+    ".sweep.lock",
+    "r",
+]
 
 
 @pytest.fixture
@@ -411,6 +421,32 @@ def test_planted_file_in_a_spool_is_followed_by_no_verb(spool, tmp_path, outside
     words += [["run", "--id", "r", tmp_path / "spec"]]
     checked(zip(words, said(tmp_path, *words), strict=True))
     until(lambda: not processes_with(os.fsencode(spool)))
+
+
+@pytest.mark.parametrize("plant", PLANTS)
+def test_planted_sweep_lock_stops_a_sweep_and_harms_nothing(spool, chaperone, outside, plant):
+    disk.end(disk.create(spool))
+    PLANTS[plant](spool / ".sweep.lock", outside)
+    before = (spool / ".sweep.lock").lstat()
+    reasons = {
+        "symlink": "Too many levels of symbolic links",
+        "symlink-to-directory": "Too many levels of symbolic links",
+        "dangling": "Too many levels of symbolic links",
+        "hard-link": "want a file of ours without other links",
+        "fifo": "want a file of ours without other links",
+        "directory": "Is a directory",
+        "socket": "No such device or address",
+    }
+    for words in (["reap"], ["gc", "--older", "0s"]):
+        result = chaperone(*words)
+        assert (result.returncode, result.stdout, result.stderr) == (
+            os.EX_IOERR,
+            "",
+            f"chaperone: unable to open '.sweep.lock': {reasons[plant]}\n",
+        )
+    after = (spool / ".sweep.lock").lstat()
+    assert os.path.samestat(before, after) and after.st_mode == before.st_mode
+    assert (spool / "r" / "status.json").exists()
 
 
 # -- what can't be smuggled

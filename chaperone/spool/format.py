@@ -28,31 +28,29 @@ from ..errors import NoRunError, SpoolError
 from ..model import jsontext
 from ..model.spec import is_run_id
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    pass
-
 VERSION = 1
 STREAMS = ("stdout", "stderr")
 RESERVE = 16 * 1024  # bytes for the final status beyond what it repeats of the spec (rule W5)
-JSON_LIMIT = (
-    64 * 1024 * 1024
-)  # bytes; a larger JSON file is not ours, and reading it could eat the reader's memory
-RUNNING, ENDED, CONNECT, LAUNCHER, LAUNCHER_LOCK = (
-    ".running",
-    ".ended",
-    ".connect",
-    ".launcher",
-    ".launcher.lock",
-)
-NEW, GONE = ".new", ".gone"
-SPEC, LOCK, CONTROL, LOG = "spec.json", "lock", "control", "log"
-LIVE_STATUS, FINAL_STATUS, RESERVED, BUILDING = (
-    "running.json",
-    "status.json",
-    ".status",
-    ".running.json",
-)
+# Bytes; a larger JSON file is not ours, and reading it could take all of the reader's memory.
+JSON_LIMIT = 64 * 1024 * 1024
+# In the spool
+RUNNING = ".running"
+ENDED = ".ended"
+CONNECT = ".connect"
+LAUNCHER = ".launcher"
+LAUNCHER_LOCK = ".launcher.lock"
+SWEEP_LOCK = ".sweep.lock"
+NEW = ".new"
+GONE = ".gone"
+# In a run directory
+SPEC = "spec.json"
+LOCK = "lock"
+CONTROL = "control"
+LOG = "log"
+LIVE_STATUS = "running.json"
+BUILDING = ".running.json"
+RESERVED = ".status"
+FINAL_STATUS = "status.json"
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 FILE = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 

@@ -7,6 +7,7 @@ Knows: ages, sizes, what may stand in the way.  Must not know: the command line.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -18,7 +19,9 @@ import attrs
 
 from ..errors import NoRunError, SpoolError
 from ..model import status as statuses
+from ..program.fds import owned
 from . import format, locks, look, run_directory
+from .sweep import sweep
 
 
 @attrs.frozen(kw_only=True)
@@ -81,77 +84,54 @@ def gc(
             whatever else is asked.
         max_bytes (int): Then the oldest, until what is left takes no more on disk; live runs are
             not counted.
-        dry_run (bool): Delete nothing.
+        dry_run (bool): Delete nothing; it looks even while another gc or reap is at work.
         progress: Called with how many runs were looked at or deleted, and of how many.
     Returns:
         Summary: Also of a second gc that was killed in between: it goes on where the first one was.
     Raises:
-        SpoolError: If the spool can't be used, or another gc is at work.
+        BusyError: If another gc or reap is at work.
+        SpoolError: If the spool can't be used.
     """
-    tell = progress or (lambda done, of: None)
-    spool_fd = format.open_spool(spool_path)
-    try:
-        gc_fd = _alone(spool_fd, spool_path)
-        try:
-            swept, stuck = (0, []) if dry_run else _swept(spool_fd)
-            ended, live, failed = _looked(
-                spool_fd, keep_failed_s is not None, max_bytes is not None, tell
-            )
-            chosen = _chosen(ended, time.time(), older_s, keep_failed_s, max_bytes)
-            failed = stuck + failed
-            removed = []
-            freed = 0
-            for number, run in enumerate(chosen):
-                try:
-                    freed += run.bytes if dry_run else _removed(spool_fd, run.run_id)
-                    removed.append(run.run_id)
-                except OSError as error:
-                    failed.append(
-                        str(error)
-                        if isinstance(error, SpoolError)
-                        else str(format.failure(f"delete run {run.run_id!r}", error))
-                    )
-                tell(number + 1, len(chosen))
-            gone = set(removed)
-            kept = [run for run in ended if run.run_id not in gone]
-            left = sum(run.bytes for run in kept)
-            return Summary(
-                removed=removed,
-                freed=freed,
-                kept=len(kept),
-                kept_bytes=left,
-                live=live,
-                swept=swept,
-                failed=failed,
-            )
-        finally:
-            os.close(gc_fd)
-    finally:
-        os.close(spool_fd)
-
-
-def _alone(spool_fd: int, path: str) -> int:
-    """
-    Two gcs at once could do harm: one deletes a run, a new one of that id starts, the other deletes
-        that.
-
-    The lock is on .ended/ itself: no file more, and it dies with its holder.
-    """
-    format.make_directory(format.ENDED, spool_fd)
-    fd = format.open_entries(spool_fd, format.ENDED)
-    if not locks.try_take(fd):
-        os.close(fd)
-        raise SpoolError(
-            f"unable to collect garbage in spool {path!r}: another gc is at work", errno.EAGAIN
+    report = progress or (lambda done, of: None)
+    alone = contextlib.nullcontext() if dry_run else None
+    with owned(format.open_spool(spool_path)) as spool_fd, alone or sweep(spool_fd, spool_path):
+        swept, stuck = (0, []) if dry_run else _swept(spool_fd)
+        ended, live, failed = _looked(
+            spool_fd, keep_failed_s is not None, max_bytes is not None, report
         )
-    return fd
+        chosen = _chosen(ended, time.time(), older_s, keep_failed_s, max_bytes)
+        failed = stuck + failed
+        removed = []
+        freed = 0
+        for number, run in enumerate(chosen):
+            try:
+                freed += run.bytes if dry_run else _removed(spool_fd, run.run_id)
+                removed.append(run.run_id)
+            except OSError as error:
+                failed.append(_sentence(f"delete run {run.run_id!r}", error))
+            report(number + 1, len(chosen))
+    gone = set(removed)
+    kept = [run for run in ended if run.run_id not in gone]
+    return Summary(
+        removed=removed,
+        freed=freed,
+        kept=len(kept),
+        kept_bytes=sum(run.bytes for run in kept),
+        live=live,
+        swept=swept,
+        failed=failed,
+    )
+
+
+def _sentence(verb: str, error: OSError) -> str:
+    return str(error if isinstance(error, SpoolError) else format.failure(verb, error))
 
 
 # -- which
 
 
 def _looked(
-    spool_fd: int, ask_failed: bool, ask_bytes: bool, tell: Callable[[int, int], None]
+    spool_fd: int, ask_failed: bool, ask_bytes: bool, report: Callable[[int, int], None]
 ) -> tuple[list[Ended], int, list[str]]:
     """
     The ended runs, the number of the others, and sentences about those that can't be looked into.
@@ -164,17 +144,13 @@ def _looked(
         except NoRunError:
             continue
         except OSError as error:
-            failed.append(
-                str(error)
-                if isinstance(error, SpoolError)
-                else str(format.failure(f"look into run {run_id!r}", error))
-            )
+            failed.append(_sentence(f"look into run {run_id!r}", error))
             continue
         if run is None:
             live += 1
         else:
             ended.append(run)
-        tell(number + 1, len(ids))
+        report(number + 1, len(ids))
     return sorted(ended, key=lambda run: (run.ended_s, run.run_id)), live, failed
 
 
@@ -183,8 +159,7 @@ def _ended(spool_fd: int, run_id: str, ask_failed: bool, ask_bytes: bool) -> End
     None where it is not certain that it has ended: a live run, an adoptable one, a lost one that
     nobody reaped.
     """
-    run_fd = format.open_run(spool_fd, run_id)
-    try:
+    with owned(format.open_run(spool_fd, run_id)) as run_fd:
         ended_s = look.ended_at(run_fd)
         if ended_s is None or look.pulse(run_fd):
             return None
@@ -192,8 +167,6 @@ def _ended(spool_fd: int, run_id: str, ask_failed: bool, ask_bytes: bool) -> End
         failed = ask_failed and (final is None or statuses.exit_code(final) != 0)
         size = sum(found.st_blocks * 512 for _, found in _files(run_fd)) if ask_bytes else 0
         return Ended(run_id=run_id, ended_s=ended_s, bytes=size, failed=failed)
-    finally:
-        os.close(run_fd)
 
 
 def _chosen(
@@ -225,65 +198,61 @@ def _chosen(
 
 def _removed(spool_fd: int, run_id: str) -> int:
     """
-    Delete one ended run; the bytes that are free now.
+    Delete one ended run.
 
     Its entry goes first: after the rename a new run may have the name. The rename makes the id free
-        and takes the run from
-    all who look by path; nobody who looks by fd can take it for a lost one, for status.json is the
-    last to go.
+    and takes the run from all that look by path; a reader that holds an fd can't take it for a lost
+    one, because status.json is the last file to go.
+
+    Returns:
+        int: The bytes that are free now.
     """
-    run_fd = format.open_run(spool_fd, run_id)
-    try:
-        lock_fd = _locked(run_fd, run_id)
-        try:
-            if look.ended_at(run_fd) is None or not format.is_path_of(spool_fd, run_id, run_fd):
-                raise SpoolError(
-                    f"unable to delete run {run_id!r}: it is not the one that had ended"
-                )
-            format.remove_entry(spool_fd, format.ENDED, run_id)
-            gone = f".{run_id}.{os.urandom(8).hex()}{format.GONE}"
-            os.rename(run_id, gone, src_dir_fd=spool_fd, dst_dir_fd=spool_fd)
-            if lock_fd is not None:
-                _sweep_running(spool_fd, run_id)
-        finally:
-            if lock_fd is not None:
-                os.close(lock_fd)
-    finally:
-        os.close(run_fd)
+    with (
+        owned(format.open_run(spool_fd, run_id)) as run_fd,
+        _held_lock(run_fd, run_id) as was_ending,
+    ):
+        if look.ended_at(run_fd) is None or not format.is_path_of(spool_fd, run_id, run_fd):
+            raise SpoolError(f"unable to delete run {run_id!r}: it is not the one that had ended")
+        format.remove_entry(spool_fd, format.ENDED, run_id)
+        gone = f".{run_id}.{os.urandom(8).hex()}{format.GONE}"
+        os.rename(run_id, gone, src_dir_fd=spool_fd, dst_dir_fd=spool_fd)
+        if was_ending:
+            _sweep_running(spool_fd, run_id)
     return _deleted(spool_fd, gone)
 
 
-def _locked(run_fd: int, run_id: str) -> int | None:
+@contextlib.contextmanager
+def _held_lock(run_fd: int, run_id: str) -> Iterator[bool]:
     """
-    The lock of a run whose ending is half done, so that no reap works on it; None where there is
-    none any more.
+    Hold the lock of a run whose ending is half done, so that no reap works on it; False where the
+    run has none any more.
     """
-    try:
-        fd = format.open_plain(run_fd, format.LOCK)
-    except FileNotFoundError:
-        return None
-    if not locks.try_take(fd):
-        os.close(fd)
-        raise SpoolError(f"unable to delete run {run_id!r}: somebody holds its lock", errno.EAGAIN)
-    return fd
+    with contextlib.ExitStack() as stack:
+        try:
+            fd = stack.enter_context(owned(format.open_plain(run_fd, format.LOCK)))
+        except FileNotFoundError:
+            yield False
+            return
+        if not locks.try_take(fd):
+            raise SpoolError(
+                f"unable to delete run {run_id!r}: somebody holds its lock", errno.EAGAIN
+            )
+        yield True
 
 
 def _sweep_running(spool_fd: int, run_id: str) -> None:
     """
-    The entry of a run whose ending was half done dangles now; where a starter is at work it stays
-    until `reap` comes by.
+    Remove the entry of a run whose ending was half done: it dangles now. Where a starter is at work
+    it stays until the next `reap`.
     """
-    running_fd = format.open_entries(spool_fd, format.RUNNING)
-    try:
+    with owned(format.open_entries(spool_fd, format.RUNNING)) as running_fd:
         run_directory.sweep_entry(spool_fd, running_fd, run_id)
-    finally:
-        os.close(running_fd)
 
 
 def _swept(spool_fd: int) -> tuple[int, list[str]]:
     """
-    Finish what a killed gc began: we hold its lock, so nobody else is at it. What can't be deleted
-    is told, and keeps no other run from going.
+    Finish what a killed gc began; what can't be deleted is reported, and keeps no other run from
+    going.
     """
     swept, failed = 0, []
     for name in format.hidden_directories(spool_fd, format.GONE):
@@ -291,7 +260,7 @@ def _swept(spool_fd: int) -> tuple[int, list[str]]:
             _deleted(spool_fd, name)
             swept += 1
         except OSError as error:
-            failed.append(str(format.failure(f"delete {name!r}", error)))
+            failed.append(_sentence(f"delete {name!r}", error))
     return swept, failed
 
 
@@ -301,8 +270,7 @@ def _deleted(parent_fd: int, name: str) -> int:
     The bytes that are free now.
     """
     freed = 0
-    fd = os.open(name, format.DIRECTORY, dir_fd=parent_fd)
-    try:
+    with owned(os.open(name, format.DIRECTORY, dir_fd=parent_fd)) as fd:
         files = dict(_files(fd))
         # Readers with an fd: without the lock, with the status it has ended; without the spec it is
         # being deleted.
@@ -314,8 +282,6 @@ def _deleted(parent_fd: int, name: str) -> int:
             else:
                 os.unlink(file, dir_fd=fd)
                 freed += files[file].st_blocks * 512 if files[file].st_nlink == 1 else 0
-    finally:
-        os.close(fd)
     os.rmdir(name, dir_fd=parent_fd)
     return freed
 

@@ -1,6 +1,6 @@
 """
-Recovering what dead chaperones and dead starters left: outcomes that nobody wrote, endings half
-done, build directories.
+Recovering what dead chaperones and dead starters left: missing outcomes, endings half done, build
+directories.
 
 Knows: the order of the writes, who may have died between two of them.  Must not know: how a program
 is reached.  It signals nobody.
@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import attrs
 
 from ..errors import NoRunError, SpoolError
 from ..model import status as statuses
+from ..program.fds import owned
 from . import format, locks, look, run_directory, takeover
 from .run_directory import RunDirectory
+from .sweep import sweep
 
 # The far side's watchdog looks every 5 s, and its KILL may come 3 s after the grace (measured,
 # docs/far-side.rst); rounded up.
@@ -32,9 +35,8 @@ class Reaped:
     Attributes:
         run_id (str): The run; for `swept` without a run, the name of what was removed.
         done (str): `lost` (a final status was published), `finished` (an ending was), `swept`
-            (leftovers were removed), or nothing
-            was to be done: `alive`, `ended`, `unattended` (it may be adopted), `waiting` (its guard
-                is still at work); or `failed`.
+            (leftovers were removed), or nothing was to be done: `alive`, `ended`, `unattended` (it
+            may be adopted), `waiting` (its guard is still at work); or `failed`.
         says (str): The same as a sentence.
     """
 
@@ -50,31 +52,31 @@ def reap(spool_path: str, run_ids: list[str] | None = None) -> list[Reaped]:
 
     Args:
         spool_path (str): A spool that is there.
-        run_ids (list): Only these; None for all that may need it, and for what was left of starts
-            that died.
+        run_ids (list): Only these, each under its own lock, whatever else is at work; None for a
+            sweep of all that may need it, and of what was left of starts that died.
     Returns:
         list: Of `Reaped`, in the order of the ids.
     Raises:
+        BusyError: If another sweep is at work.
         SpoolError: If the spool can't be used.
         NoRunError: If one of `run_ids` is not there.
     """
-    spool_fd = format.open_spool(spool_path)
-    try:
+    with owned(format.open_spool(spool_path)) as spool_fd:
         for name in (format.RUNNING, format.ENDED):
             format.make_directory(name, spool_fd)
         if run_ids is not None:
             return [_reaped(spool_fd, spool_path, run_id) for run_id in run_ids]
-        found = []
-        for run_id in sorted({*format.live_ids(spool_fd), *_without_entry(spool_fd)}):
-            try:
-                found.append(_reaped(spool_fd, spool_path, run_id))
-            except (
-                NoRunError
-            ):  # a start that died before its run appeared, or gc took the run: swept below
-                pass
-        return found + _swept(spool_fd)
-    finally:
-        os.close(spool_fd)
+        with sweep(spool_fd, spool_path):
+            return [*_reaped_all(spool_fd, spool_path), *_swept(spool_fd)]
+
+
+def _reaped_all(spool_fd: int, path: str) -> Iterator[Reaped]:
+    for run_id in sorted({*format.live_ids(spool_fd), *_without_entry(spool_fd)}):
+        try:
+            yield _reaped(spool_fd, path, run_id)
+        # A start that died before its run appeared, or gc took the run: `_swept` clears it.
+        except NoRunError:
+            pass
 
 
 def _without_entry(spool_fd: int) -> list[str]:
@@ -86,46 +88,44 @@ def _without_entry(spool_fd: int) -> list[str]:
 
 
 def _reaped(spool_fd: int, path: str, run_id: str) -> Reaped:
-    def told(done: str, says: str) -> Reaped:
-        return Reaped(run_id=run_id, done=done, says=says)
+    with owned(format.open_run(spool_fd, run_id)) as run_fd:
+        try:
+            verdict = _needs_nothing(spool_fd, run_fd, run_id) or _taken_over(
+                spool_fd, path, run_id
+            )
+        except NoRunError:
+            raise
+        except SpoolError as error:
+            verdict = "failed", str(error)
+    return Reaped(run_id=run_id, done=verdict[0], says=verdict[1])
 
-    run_fd = format.open_run(spool_fd, run_id)
-    try:
-        pulse = look.pulse(run_fd)
-        if pulse:
-            return told("alive", "its chaperone lives")
-        ended = look.read_final(run_fd, run_id) is not None
-        if pulse is None and not ended and not format.is_path_of(spool_fd, run_id, run_fd):
-            raise NoRunError(f"unable to reap run {run_id!r}: it is being deleted")
-        if pulse is None:
-            return (
-                told("ended", "it has ended")
-                if ended
-                else told("failed", "unable to tell whether its chaperone lives: its lock is gone")
-            )
-        if not ended and (left_s := _adoptable_s(run_fd, run_id)) > 0:
-            return told(
-                "unattended",
-                f"it may live on without its chaperone, for {left_s:.0f} s more: adopt it",
-            )
-    except NoRunError:
-        raise
-    except SpoolError as error:
-        return told("failed", str(error))
-    finally:
-        os.close(run_fd)
-    try:
-        run = takeover.take_over(spool_fd, path, run_id)
-    except NoRunError:
-        raise
-    except SpoolError as error:
-        return told("failed", str(error))
+
+def _needs_nothing(spool_fd: int, run_fd: int, run_id: str) -> tuple[str, str] | None:
+    """Why a run is left as it is, as `Reaped` has it; None where its lock is to be taken."""
+    pulse = look.pulse(run_fd)
+    if pulse:
+        return "alive", "its chaperone lives"
+    ended = look.read_final(run_fd, run_id) is not None
+    if pulse is None and ended:
+        return "ended", "it has ended"
+    if pulse is None and not format.is_path_of(spool_fd, run_id, run_fd):
+        raise NoRunError(f"unable to reap run {run_id!r}: it is being deleted")
+    if pulse is None:
+        return "failed", "unable to tell whether its chaperone lives: its lock is gone"
+    if not ended and (left_s := _adoptable_s(run_fd, run_id)) > 0:
+        says = f"it may live on without its chaperone, for {left_s:.0f} s more: adopt it"
+        return "unattended", says
+    return None
+
+
+def _taken_over(spool_fd: int, path: str, run_id: str) -> tuple[str, str]:
+    run = takeover.take_over(spool_fd, path, run_id)
     if run is None:
-        return told("alive", "somebody else holds its lock by now")
+        return "alive", "somebody else holds its lock by now"
     try:
-        return told(*_recovered(run))
+        return _recovered(run)
     except OSError as error:
-        return told("failed", str(format.failure(f"publish the status of run {run_id!r}", error)))
+        return "failed", str(format.failure(f"publish the status of run {run_id!r}", error))
     finally:
         run.close()
 
@@ -140,8 +140,8 @@ def _recovered(run: RunDirectory) -> tuple[str, str]:
     durable = spec.get("durable") is True
     final = look.read_final(run.fd, run.run_id)
     if final is not None:
-        # In neither place: if this host has been booted since, a power cut may have taken the
-        # entry; else it was collected.
+        # In neither place: if this host was booted since, a power cut may have taken the entry;
+        # otherwise it was collected.
         if final["boot_id"] != look.boot_id() and not run.has_entry():
             run.enter()
         run.end(durable)
@@ -183,7 +183,7 @@ def _lost(
 def _far_end_s(spec: dict[str, Any], lease_s: object) -> float | None:
     """
     In how many seconds the far side has certainly ended the program by itself; None where nothing
-    over there would.
+    there would.
     """
     stop, remote = spec.get("stop"), spec.get("remote")
     grace_s = stop.get("grace_period") if isinstance(stop, dict) else None
@@ -198,8 +198,8 @@ def _processes_of(key: str) -> list[int]:
     """
     The processes that carry the run's key in their environment: its guard should have left none.
 
-    They are told and never signalled: the guard, a child of the dead chaperone's own making, was
-        the one who could do that safely.
+    They are reported and never signalled: only the guard, a child of the dead chaperone, could do
+    that safely.
     """
     mark = f"CHAPERONE_COOKIE={key}".encode()
     found = []
@@ -216,40 +216,24 @@ def _processes_of(key: str) -> list[int]:
 
 def _swept(spool_fd: int) -> list[Reaped]:
     """Remove what dead starters left, while no starter is at work (rule W1)."""
-    running_fd = format.open_entries(spool_fd, format.RUNNING)
-    try:
+    found = []
+    with owned(format.open_entries(spool_fd, format.RUNNING)) as running_fd:
         if not locks.try_take(running_fd):
             return []
-        found = []
         for name in format.hidden_directories(spool_fd, format.NEW):
             run_directory.remove_tree(spool_fd, name)
-            if format.found(
-                spool_fd, name
-            ):  # planted: no starter makes anything but a directory of files
-                found.append(
-                    Reaped(
-                        run_id=name,
-                        done="failed",
-                        says="want a directory of files alone: it is left as it is",
-                    )
-                )
-            else:
-                found.append(
-                    Reaped(
-                        run_id=name,
-                        done="swept",
-                        says="removed: its start died before the run appeared",
-                    )
-                )
+            found.append(_swept_directory(name, format.found(spool_fd, name) is None))
         for run_id in format.live_ids(spool_fd):
             if run_directory.sweep_entry(spool_fd, running_fd, run_id):
-                found.append(
-                    Reaped(
-                        run_id=run_id,
-                        done="swept",
-                        says="its entry is removed: there is no such live run",
-                    )
-                )
-        return found
-    finally:
-        os.close(running_fd)
+                says = "its entry is removed: there is no such live run"
+                found.append(Reaped(run_id=run_id, done="swept", says=says))
+    return found
+
+
+def _swept_directory(name: str, is_gone: bool) -> Reaped:
+    if is_gone:
+        says = "removed: its start died before the run appeared"
+        return Reaped(run_id=name, done="swept", says=says)
+    # Planted: no starter makes anything but a directory of files.
+    says = "want a directory of files alone: it is left as it is"
+    return Reaped(run_id=name, done="failed", says=says)
