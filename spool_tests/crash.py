@@ -6,11 +6,13 @@ Knows: strace.  Must not know: what a chaperone does between two calls.
 """
 
 import collections
+import os
 import re
 import signal
 import subprocess
+import sys
 
-from spool_tests.conftest import until
+from spool_tests.conftest import ROOT, until
 
 # What only looks, or changes nothing but this process's own memory. A call that is not here is a
 # crash point.
@@ -18,8 +20,29 @@ HARMLESS = set(
     """access arch_prctl brk clock_gettime clock_nanosleep close_range epoll_wait exit_group faccessat2 fadvise64 fstat futex getcwd getdents64
     getegid geteuid getgid getpeername getpgid getpgrp getpid getppid getrandom getresgid getresuid getrlimit getsid getsockname getsockopt gettid getuid
     ioctl lseek madvise mmap mprotect mremap munmap newfstatat open_by_handle_at poll pread64 prlimit64 readlink readlinkat restart_syscall rseq
-    rt_sigaction rt_sigprocmask rt_sigreturn sched_getaffinity set_robust_list set_tid_address sigaltstack statfs statx sysinfo uname""".split()
+    rt_sigaction rt_sigprocmask rt_sigreturn rt_sigtimedwait sched_getaffinity set_robust_list set_tid_address sigaltstack statfs statx sysinfo uname""".split()
 )
+# `chaperone`, whose guard's child stops as soon as it is forked.
+STOPPED = [
+    sys.executable,
+    "-I",
+    "-S",
+    "-c",
+    f"""if True:
+    import os, signal, sys
+    sys.path.append({ROOT!r})
+    from chaperone.program import guard
+    fork = guard.fork
+
+    def fork_and_stop(*arguments, **keywords):
+        made = fork(*arguments, **keywords)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        return made
+
+    guard.fork = fork_and_stop
+    from chaperone.cli import main
+    os._exit(main.main())""",
+]
 CALL = re.compile(r"^([a-z_0-9]+)\((.*)")
 KILLED = f"+++ killed by {signal.SIGKILL.name} +++"
 
@@ -56,6 +79,21 @@ class Tracer:
             **keywords,
         }
         return subprocess.run(["strace", *self._options, *argv], check=False, **keywords).returncode
+
+    def run_below_guard(self, words, **keywords):
+        """Run `chaperone WORDS...` to its end; its chaperone is traced, and not its guard."""
+        guard = subprocess.Popen(
+            [*STOPPED, *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            **keywords,
+        )
+        chaperone = until(lambda: stopped_child(guard.pid))
+        strace = self.attach(chaperone)
+        os.kill(chaperone, signal.SIGCONT)
+        strace.wait(120)
+        return guard.wait(120)
 
     def begin(self, argv, **keywords):
         """Start a command, and return strace's process (subprocess.Popen)."""
@@ -133,6 +171,17 @@ def only_looks(name, arguments):
     if name == "fcntl":
         return "F_SETLK" not in arguments and "F_SETPIPE" not in arguments
     return name == "read" and "<pipe:" not in arguments and "<socket:" not in arguments
+
+
+def stopped_child(pid):
+    """The first child of a process, once it is stopped; 0 until then."""
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        children = file.read().split()
+    for child in children:
+        with open(f"/proc/{child}/stat") as file:
+            if file.read().rpartition(")")[2].split()[0] in "Tt":
+                return int(child)
+    return 0
 
 
 def tracer_of(pid):

@@ -17,7 +17,7 @@ from spool_tests.conftest import ROOT, need, until
 from spool_tests.test_supervise import final, live, running, sh
 from spool_tests.test_survive import connected
 
-ADOPT = "from chaperone.hold import adopt; from chaperone.hold import begin; sys.exit(adopt.hold_left_run(sys.argv[1], sys.argv[2], begin.shed_inherited_state(), begin.print_run_id))"
+ADOPT = "from chaperone.hold import adopt, inherited; sys.exit(adopt.hold_left_run(sys.argv[1], sys.argv[2], inherited.shed_inherited_state(), inherited.print_run_id))"
 HANGS = {
     "host": "nowhere.invalid",
     "options": {"ProxyCommand": "sh -c 'while read x; do :; done'", "ConnectTimeout": 30},

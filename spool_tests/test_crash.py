@@ -131,8 +131,11 @@ class Cold:
         path.write_text(json.dumps(self.run_spec()))
         return str(path)
 
+    def words(self, *words):
+        return [*words, "--spool", str(self.spool)]
+
     def command(self, *words):
-        return [*CHAPERONE, *words, "--spool", str(self.spool)]
+        return [*CHAPERONE, *self.words(*words)]
 
     def called(self, *words):
         """The exit code and the stderr of a verb."""
@@ -155,8 +158,8 @@ class Cold:
         """What must be there before."""
 
     def trace(self, tracer):
-        """Do it, traced or killed."""
-        tracer.run(self.command(*self.verb, self.spec_file()), env=self.env)
+        """Do it, traced or killed: the chaperone, not its guard."""
+        tracer.run_below_guard(self.words(*self.verb, self.spec_file()), env=self.env)
 
     def settle(self):
         """Wait until nothing lives of what was killed."""
@@ -306,6 +309,23 @@ class Starter(Cold):
     verb = ("run", "--detach")
     states = ("terminated",)
 
+    def trace(self, tracer):
+        tracer.run(self.command(*self.verb, self.spec_file()), env=self.env)
+
+
+class Guard(Starter):
+    """The guard, the process that a scheduler knows, killed: its chaperone ends the program."""
+
+    verb = ("run",)
+
+    def agree(self, status, ran):
+        if status["stop"] is None:
+            super().agree(status, ran)
+            return
+        assert (status["stop"]["reason"], status["stop"]["signal"]) == ("guard", "SIGKILL")
+        assert (status["state"], status["complete"]) == ("terminated", True) and ran <= 1
+        assert status["signal"] == "SIGKILL" or (ran, status["return_code"]) == (1, 3)
+
 
 class Warm(Cold):
     """The chaperone that a launcher has forked, killed; the launcher is not harmed."""
@@ -330,9 +350,8 @@ class Warm(Cold):
             fd = format.open_spool(str(self.spool))  # a name that fits into a socket's address
             asking.connect(f"/proc/self/fd/{fd}/{format.LAUNCHER}")
             os.close(fd)
-            chaperone = until(lambda: children_of(self.launcher.pid))[
-                0
-            ]  # it waits for what is asked
+            [guard] = until(lambda: children_of(self.launcher.pid))
+            [chaperone] = until(lambda: children_of(guard))  # it waits for what is asked
             strace = tracer.attach(chaperone)
             asking.sendall((jsontext.dumps(given) + "\n").encode())
             asking.settimeout(60)
@@ -391,6 +410,10 @@ class Ssh(Cold):
 
     over_ssh = True
 
+    def trace(self, tracer):
+        """It has no guard."""
+        tracer.run(self.command(*self.verb, self.spec_file()), env=self.env)
+
 
 class Survive(Cold):
     """
@@ -400,6 +423,10 @@ class Survive(Cold):
 
     spec = {"on_disconnect": "survive", "lease": 40}
     states = ("unattended", "terminated", "error")
+
+    def trace(self, tracer):
+        """It has no guard."""
+        tracer.run(self.command(*self.verb, self.spec_file()), env=self.env)
 
     def settle(self):
         """What may live on does so; what has ended leaves nothing."""
@@ -587,6 +614,7 @@ KINDS = {
         Cold,
         Durable,
         Starter,
+        Guard,
         Warm,
         Launcher,
         Ssh,
@@ -616,7 +644,7 @@ def make_dead_spool(path, kind):
         text = json.dumps({**maker.run_spec(), "id": run_id, **spec})
         (place / "spec.json").write_text(text)
         tracer = crash.Tracer(place, point)
-        tracer.run(maker.command("run", str(place / "spec.json")), env=maker.env)
+        tracer.run_below_guard(maker.words("run", str(place / "spec.json")), env=maker.env)
         assert tracer.has_killed() == (point is not None)
 
     killed("r0", None)
@@ -640,7 +668,7 @@ def make_dead_spool(path, kind):
                 and (maker.spool / run_id / "stderr").stat().st_size
             )
         )
-        held.kill()
+        os.kill(looked(maker.spool, run_id)[1]["chaperone_pid"], signal.SIGKILL)
         held.wait()
     maker.go.touch()
     maker.settle()

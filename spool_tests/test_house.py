@@ -108,7 +108,7 @@ def test_command_that_measures_the_house_counts_each_folder(tmp_path):
 
 # Builtin, or as good as: what an interpreter without site has, and C modules that it contains or
 # that are small.
-LEAN = set("os sys time select fcntl errno stat resource _json _signal _ctypes".split())
+LEAN = set("os sys time select fcntl errno stat resource _json _signal _ctypes _socket".split())
 BARE = set(
     "__future__ _abc _collections_abc _io _stat abc codecs _codecs genericpath io marshal posix posixpath zipimport _frozen_importlib_external".split()
 )

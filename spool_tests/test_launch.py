@@ -14,7 +14,7 @@ import sys
 import pytest
 
 from chaperone import errors
-from chaperone.hold import begin
+from chaperone.hold import begin, inherited
 from chaperone.launch import start as starting
 from spool_tests.conftest import CHAPERONE, ROOT, absent, children, need, until
 
@@ -382,7 +382,7 @@ def test_announce_gives_up_on_a_pipe_that_is_gone():
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         os.close(reading)
         os.dup2(writing, 1)
-        begin.print_run_id("r")
+        inherited.print_run_id("r")
         os._exit(0)
     os.close(writing)
     os.close(reading)

@@ -29,7 +29,7 @@ ECHO = {
     "argv": [
         "/bin/sh",
         "-c",
-        'echo "$COLOUR $(umask) $PWD"; readlink /proc/$PPID/fd/* | grep -c "launcher\\|socket"; exit 3',
+        'echo "$COLOUR $(umask) $PWD"; readlink /proc/$PPID/fd/* | grep -c "launcher\\|socket"; exit 3',  # one socket: the guard's
     ]
 }
 
@@ -78,14 +78,16 @@ def test_warm_start_gives_the_program_the_askers_environment_umask_and_cwd(spool
     assert (status["state"], status["return_code"]) == ("terminated", 3)
     assert (spool / run_id / "stdout").read_bytes() == b"bl\xff\xfe 0027 " + os.fsencode(
         tmp_path
-    ) + b"\n0\n"
+    ) + b"\n1\n"
 
 
-def test_warm_chaperone_is_a_session_of_its_own_and_a_child_of_the_launcher(spool, warm):
+def test_warm_chaperone_is_a_session_of_its_own_and_its_guard_a_child_of_the_launcher(spool, warm):
     run_id = starting.start(str(spool), {"program": {"argv": ["sleep", "60"]}}, warm=True)
     running = json.loads((spool / run_id / "running.json").read_text())
     chaperone = running["chaperone_pid"]
-    assert parent_of(chaperone) == warm
+    guard = running["guard_pid"]
+    assert (parent_of(chaperone), parent_of(guard)) == (guard, warm)
+    assert os.getsid(guard) == guard
     assert os.getsid(chaperone) == chaperone != os.getsid(warm)
     until(lambda: signals(chaperone, "SigBlk") == 0)
     assert not signals(chaperone, "SigIgn") >> signal.SIGCHLD - 1 & 1
@@ -130,9 +132,7 @@ def test_run_warm_prints_the_id_and_returns_when_the_run_is_visible(spool, warm,
         "run", "--warm", "--id", "w", "-", spec={"program": {"argv": ["sleep", "60"]}}
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, "w\n", "")
-    assert (
-        parent_of(json.loads((spool / "w" / "running.json").read_text())["chaperone_pid"]) == warm
-    )
+    assert parent_of(json.loads((spool / "w" / "running.json").read_text())["guard_pid"]) == warm
 
 
 def test_second_start_of_an_id_is_refused_by_the_launcher_too(spool, warm, chaperone):
@@ -259,17 +259,17 @@ def test_code_is_told_apart_whose_files_have_all_the_same_time(monkeypatch, tmp_
     assert len(found) == 3
 
 
-def test_upgrade_ends_the_launcher_alone_and_nobody_who_took_its_fork_over(monkeypatch):
-    """
-    A launcher that dies meanwhile leaves its fork to init, or to a subreaper: that one's pid is
-    what getppid says then.
-    """
-    ended = []
-    monkeypatch.setattr(os, "kill", lambda *arguments: ended.append(arguments))
-    launcher._end(os.getpid())
-    assert ended == []
-    launcher._end(os.getppid())
-    assert ended == [(os.getppid(), signal.SIGTERM)]
+def test_upgrade_ends_the_launcher_alone():
+    """By its pidfd, which is nobody else's when it has died meanwhile."""
+    process = subprocess.Popen(["sleep", "60"])
+    pidfd = os.pidfd_open(process.pid)
+    try:
+        launcher._end(pidfd)
+        assert process.wait() == -signal.SIGTERM
+        launcher._end(pidfd)
+        launcher._end(-1)
+    finally:
+        os.close(pidfd)
 
 
 def test_launcher_of_a_spool_that_was_moved_starts_nothing_elsewhere(spool, warm, chaperone):
@@ -466,12 +466,11 @@ def test_runs_that_are_started_all_at_once_idle_without_a_wake_up_and_each_ends_
         with concurrent.futures.ThreadPoolExecutor(count) as askers:
             ids = list(askers.map(start, range(count)))
         assert len(set(ids)) == count
-        chaperones = [
-            json.loads((spool / run_id / "running.json").read_text())["chaperone_pid"]
-            for run_id in ids
-        ]
+        live = [json.loads((spool / run_id / "running.json").read_text()) for run_id in ids]
+        chaperones = [status["chaperone_pid"] for status in live]
+        guards = [status["guard_pid"] for status in live]
         assert len(set(chaperones)) == count
-        assert {parent_of(pid) for pid in chaperones} == {warm}, "all of them warm"
+        assert {parent_of(pid) for pid in guards} == {warm}, "all of them warm"
         until(
             lambda: all(
                 json.loads((spool / run_id / "running.json").read_text())["state"] == "running"

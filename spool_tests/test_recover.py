@@ -24,8 +24,9 @@ def reap(spool, *run_ids):
 
 
 def dead(spool, run_id="r", **facts):
-    """A run whose chaperone died while its program ran."""
+    """A run whose chaperone died while its program ran; its guard has left nothing."""
     run = disk.create(spool, run_id)
+    disk.leave_word(run)
     status = disk.running(run, boot_id=look.boot_id(), **facts)
     os.write(run.streams["stdout"], b"out")
     run.close()
@@ -100,18 +101,12 @@ def test_live_run_is_left_alone_at_once(spool):
     run.close()
 
 
-def test_program_that_still_runs_is_told_and_not_signalled(spool):
+def test_what_a_guard_could_not_kill_is_told_and_not_signalled(spool):
     run = disk.create(spool)
     disk.running(run, boot_id=look.boot_id())
-    read, write = os.pipe()
-    program = subprocess.Popen(
-        ["cat"],
-        stdin=read,
-        env={**os.environ, "CHAPERONE_COOKIE": run.key},
-        stdout=subprocess.DEVNULL,
-    )
+    program = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    disk.leave_word(run, program.pid)
     run.close()
-    until(lambda: reaping._processes_of(run.key))  # during an exec the kernel shows no environment
     assert reap(spool) == [("r", "lost")]
     status = disk.seen(spool)[1]
     assert (
@@ -119,8 +114,19 @@ def test_program_that_still_runs_is_told_and_not_signalled(spool):
         == f"the chaperone died before the program's end was recorded; still running: {program.pid}"
     )
     assert status["gone_by"] is None and program.poll() is None
-    os.close(read), os.close(write)
+    program.stdin.close()
     assert program.wait() == 0
+
+
+@pytest.mark.parametrize("word", [b"", b"left", b"left 12", b"left x\n", b"gone\n", b"\0" * 50])
+def test_without_a_whole_word_of_its_guard_nothing_is_said_to_be_gone(spool, word):
+    run = disk.create(spool)
+    disk.running(run, boot_id=look.boot_id())
+    os.write(run.lock_fd, word)
+    run.close()
+    assert reap(spool) == [("r", "lost")]
+    status = disk.seen(spool)[1]
+    assert (status["gone_by"], status["exception"]["message"]) == (None, statuses.DIED)
 
 
 @pytest.mark.parametrize(

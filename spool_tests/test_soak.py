@@ -30,7 +30,7 @@ PAUSE_S = 0.0002  # of a reader between two looks, which take longer
 HARM_S = 0.1  # between two deeds; one in four kills
 FALLS_S = 5  # in which the lock of a dead chaperone must be free
 CHECK_S = 10  # how often what the readers said is checked, and the spool cleared
-ADOPT = "from chaperone.hold import adopt; from chaperone.hold import begin; sys.exit(adopt.hold_left_run(sys.argv[1], sys.argv[2], begin.shed_inherited_state(), begin.print_run_id))"
+ADOPT = "from chaperone.hold import adopt, inherited; sys.exit(adopt.hold_left_run(sys.argv[1], sys.argv[2], inherited.shed_inherited_state(), inherited.print_run_id))"
 PROBER = "import runpy; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
 
 

@@ -60,10 +60,9 @@ def test_program_that_may_survive_ends_as_any_other(spool, remote):
 ADOPT = """
 import sys
 sys.path.append(sys.argv[1])
-from chaperone.hold import adopt
-from chaperone.hold import begin
-inherited = begin.shed_inherited_state()
-sys.exit(adopt.hold_left_run(sys.argv[2], sys.argv[3], inherited, begin.print_run_id))
+from chaperone.hold import adopt, inherited
+shed = inherited.shed_inherited_state()
+sys.exit(adopt.hold_left_run(sys.argv[2], sys.argv[3], shed, inherited.print_run_id))
 """
 
 

@@ -14,10 +14,13 @@ from ..errors import NoRunError, SpoolError
 from ..model import status as statuses
 from ..spool import format, look, takeover
 from . import begin
+from .inherited import detach_from_caller
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from .inherited import Visible
 
 
 def unattended(spool_path: str) -> list[str]:
@@ -46,16 +49,14 @@ def _state(spool_fd: int, run_id: str) -> object:
         os.close(run_fd)
 
 
-def hold_left_run(
-    spool_path: str, run_id: str, inherited: dict[str, Any], visible: begin.Visible
-) -> int:
+def hold_left_run(spool_path: str, run_id: str, inherited: dict[str, Any], visible: Visible) -> int:
     """
-    Take a run over and hold it in this process, which `begin.shed_inherited_state` has prepared.
+    Take a run over and hold it in this process, which `shed_inherited_state` has prepared.
 
     Args:
         spool_path (str): Absolute.
         run_id (str): Of a run that is unattended.
-        inherited (dict): From `settle`.
+        inherited (dict): From `shed_inherited_state`.
         visible: Called with the run id when the lock is ours.
     Returns:
         int: As `begin.hold`.
@@ -91,6 +92,7 @@ def hold_left_run(
         **status,
         "state": state,
         "chaperone_pid": os.getpid(),
+        "guard_pid": None,
         "chaperone_host": os.uname().nodename,
         "boot_id": look.boot_id(),
     }
@@ -103,5 +105,5 @@ def hold_left_run(
         },
     )
     visible(run_id)
-    begin.detach_from_caller()
+    detach_from_caller()
     return begin.hold(run, spec, status, inherited, adopted=True)

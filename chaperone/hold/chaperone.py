@@ -18,6 +18,7 @@ from ..model import status as statuses
 from ..model.cpython import signal
 from ..model.request import Reader
 from ..program import processes
+from ..program.guard import ANSWERED, IGNORED
 from ..program.loop import Loop
 from ..program.streams import Stream
 
@@ -31,25 +32,10 @@ if TYPE_CHECKING:
 
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-FORWARDED = (
-    signal.SIGQUIT,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-    signal.SIGCONT,
-    signal.SIGALRM,
-    signal.SIGVTALRM,
-    signal.SIGPROF,
-    signal.SIGWINCH,
-)
-# HUP: a terminal's death is not the run's.  PIPE, XFSZ: told by errno where they matter.
-IGNORED = (
-    signal.SIGHUP,
-    signal.SIGPIPE,
-    signal.SIGXFSZ,
-    signal.SIGTTOU,
-    signal.SIGTTIN,
-    signal.SIGTSTP,
-)
+FORWARDED = tuple(number for number in ANSWERED if number not in STOP_SIGNALS)
+# One signal to a whole cgroup reaches us twice, by our guard as well: within a second, on a busy
+# machine too.
+TWICE_S = 1.0
 # A disk that refuses the final status may take it again: it was remounted, or a quota was raised.
 # 12 tries, 17 minutes.
 PUBLISH_AGAIN_S = (1, 2, 5, 10, 30, 60, 120, 120, 120, 180, 180, 180)
@@ -86,6 +72,7 @@ class Chaperone:
         self.program = make_program(self)
         self._wakeup: tuple[int, int] = os.pipe()
         self._requests = Reader()
+        self._single: dict[int, tuple[float, int]] = {}  # of signals: came to us, less passed on
         self._started_at: float | None = None
         self._run_timer: int | None = None
         self._stop_timer: int | None = None
@@ -225,6 +212,8 @@ class Chaperone:
             facts: `return_code`, `signal`, `core_dump`, `rusage`, `ambiguous`.
         """
         outcome = {} if wait_status is None else processes.outcome(wait_status)
+        if {**outcome, **facts}.get("signal", "SIGKILL") != "SIGKILL":
+            facts["oom"] = False
         self.status = statuses.with_facts(self.status, **{**outcome, **facts})
         self._record_end()
 
@@ -255,10 +244,9 @@ class Chaperone:
         facts: dict[str, Any] = {"errno": errno, "type": type, "started": started}
         self._publish(statuses.failed(self.status, stage, message, time.time_ns(), **facts), stay)
 
-    def lost(self, message: str, gone_by: str | None = None) -> None:
-        """The connection went for good: the outcome can't be known."""
-        now_ns = time.time_ns()
-        self._publish(statuses.lost(self.status, message, gone_by, now_ns, stage="connection"))
+    def lost(self, message: str, gone_by: str | None = None, *, stage: str = "connection") -> None:
+        """The connection went for good, or the program can't be ended: its outcome is unknown."""
+        self._publish(statuses.lost(self.status, message, gone_by, time.time_ns(), stage=stage))
 
     # -- what is asked
 
@@ -280,8 +268,8 @@ class Chaperone:
         self._stop_timer = self.loop.at(self._stop_by, self.program.kill)
         self.program.stop(_number(name))
 
-    def _kill(self, by: str | None) -> None:
-        self._stopping("SIGKILL", "request", by)
+    def _kill(self, reason: str, by: str | None = None) -> None:
+        self._stopping("SIGKILL", reason, by)
         self._stop_by = self.loop.now()
         self.loop.cancel(self._stop_timer)
         self.program.kill()
@@ -298,10 +286,31 @@ class Chaperone:
                 return
             if number == signal.SIGCHLD:
                 self.program.children_changed()
-            elif number in STOP_SIGNALS:
-                self.stop("request", by=specs.signal_name_of(number))
-            elif number in FORWARDED:
-                self.program.signal(number)
+            else:
+                self.signalled(number)
+
+    def signalled(self, number: int, passed_on: bool = False) -> None:
+        """A signal came, to this process or to its guard; one that came to both counts once."""
+        if self.loop.has_ended() or self._is_second(number, passed_on):
+            return
+        if number in STOP_SIGNALS:
+            self.stop("request", by=specs.signal_name_of(number))
+        elif number in FORWARDED:
+            self.program.signal(number)
+
+    def _is_second(self, number: int, passed_on: bool) -> bool:
+        """Whether the same signal came the other way a moment ago, and has no second yet."""
+        since, single = self._single.get(number, (0.0, 0))
+        now = self.loop.now()
+        if now - since > TWICE_S:
+            single = 0
+        self._single[number] = (now, single + (-1 if passed_on else 1))
+        return single > 0 if passed_on else single < 0
+
+    def guard_died(self) -> None:
+        """The guard was killed, the pid that a scheduler knows: the program is to end now."""
+        self.log("the guard was killed: the program is killed as well")
+        self._kill("guard")
 
     def _requested(self, fd: int, events: int) -> None:
         try:
@@ -320,7 +329,7 @@ class Chaperone:
         if request.verb == "stop":
             self.stop("request", request.grace_s, request.by)
         elif request.verb == "kill":
-            self._kill(request.by)
+            self._kill("request", request.by)
         else:
             self.program.signal(_number(request.signal))
 

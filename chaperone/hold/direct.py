@@ -13,6 +13,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from ..program.guard import Guard
+
 
 class DirectRun:
     """
@@ -30,6 +32,10 @@ class DirectRun:
         self.path, self.log_path = "", "/dev/stderr"
         self.final: dict[str, Any] | None = None
         self.started_at: float | None = None
+
+    def hand_to(self, guard: Guard, max_bytes: int | None) -> None:
+        """Hand over to the guard where a dead chaperone's output goes."""
+        guard.take_run([*self.streams.values(), self.log_fd], max_bytes)
 
     def open_stream(self, stream: str) -> int:
         """A further fd of a stream; the caller closes it."""

@@ -1,8 +1,7 @@
 """
 How the spool's launcher is asked to start a run.
 
-Knows: its socket, one request and one answer.  Must not know: how the launcher does it, or how a
-run is held.
+Knows: its socket, one request, one answer.  Must not know: how a run is held.
 An answer that never comes costs a cold start and nothing else: the run id decides, and the key says
 who won.
 """
@@ -21,7 +20,7 @@ from .process import run_command
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from typing import Any
 
 ON_DEMAND_IDLE_S = (
@@ -30,6 +29,14 @@ ON_DEMAND_IDLE_S = (
 # a run directory takes 2 ms; a launcher that is stopped or swapped out must not hold a start up for
 # ever
 ANSWER_S = 5.0
+
+
+def decoded(env: Mapping[bytes, bytes]) -> dict[str, str]:
+    """An environment as JSON can carry it: UTF-8 whatever the locale, other bytes escaped."""
+    return {
+        name.decode("utf-8", "surrogateescape"): value.decode("utf-8", "surrogateescape")
+        for name, value in env.items()
+    }
 
 
 def start_warm(

@@ -13,8 +13,11 @@ import time
 
 from ..errors import ChaperoneError, SpoolError
 from ..hold import begin
+from ..hold.inherited import ALL_SIGNALS, detach_from_caller, shed_inherited_state
 from ..model import jsontext
 from ..model.cpython import accept, signal, socket
+from ..program import guard as guards
+from ..program.spawn import encoded
 from ..spool import format, locks
 from .client import ANSWER_S, receive_line, socket_path
 from .image import IMAGE, TIME_DIGITS
@@ -46,7 +49,7 @@ def serve(spool_path: str, idle_s: float | None, detach: bool) -> int:
     """
     from ..farside import remote  # noqa: F401  else each chaperone would import it: later, and from a package that may be another by then
 
-    begin.shed_inherited_state()
+    shed_inherited_state()
     reading, telling = os.pipe()
     if detach:
         pid = os.fork()
@@ -65,15 +68,16 @@ def serve(spool_path: str, idle_s: float | None, detach: bool) -> int:
         ) from error
     os.write(telling, b"\n") if detach else None
     os.close(telling)
-    begin.detach_from_caller()
+    detach_from_caller()
     for number in CHANGED_SIGNALS:  # a terminal may go, and the kernel reaps
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     ours = (spool_fd, lock_fd, listening.fileno())
-    _fork_for_each(listening, ours, spool_path, idle_s)
+    us = _pidfd()
+    _fork_for_each(listening, ours, us, spool_path, idle_s)
     os.unlink(format.LAUNCHER, dir_fd=spool_fd)
     _fork_for_each(
-        listening, ours, spool_path, 0
+        listening, ours, us, spool_path, 0
     )  # who connected before the name went is served; who did not starts cold
     os.close(lock_fd)
     return os.EX_OK
@@ -107,6 +111,14 @@ def _pid(lock_fd: int) -> str:
     return os.pread(lock_fd, 20, 0).decode("ascii", "replace").strip()
 
 
+def _pidfd() -> int:
+    """By this a chaperone that we forked ends us and nobody else; -1 where there are none."""
+    try:
+        return os.pidfd_open(os.getpid())
+    except OSError:
+        return -1
+
+
 def _listen(spool_fd: int) -> socket.socket:
     """By rename over what a killed one left, so that whoever finds the socket can connect."""
     new = f"{format.LAUNCHER}.new"
@@ -124,16 +136,16 @@ def _listen(spool_fd: int) -> socket.socket:
 
 
 def _fork_for_each(
-    listening: socket.socket, ours: tuple[int, ...], spool_path: str, idle_s: float | None
+    listening: socket.socket, ours: tuple[int, ...], us: int, spool_path: str, idle_s: float | None
 ) -> None:
     """
     The whole loop: who is slow to say what it wants keeps a fork of us waiting, not us.
 
     Args:
         ours (tuple): fds that no fork may keep; the first is the spool's.
+        us (int): Our own pidfd; -1 for none.
         idle_s (float): Return when nobody came for so many seconds; None for never.
     """
-    us = os.getpid()
     poll = select.poll()
     poll.register(listening.fileno(), select.POLLIN)
     while poll.poll(None if idle_s is None else idle_s * 1000):
@@ -143,8 +155,8 @@ def _fork_for_each(
             time.sleep(0.05)
             continue
         signal.pthread_sigmask(
-            signal.SIG_SETMASK, begin.ALL_SIGNALS
-        )  # as `settle` leaves them in a chaperone
+            signal.SIG_SETMASK, ALL_SIGNALS
+        )  # as `shed_inherited_state` leaves them in a chaperone
         try:
             if not os.fork():
                 _become_chaperone(fd, ours, spool_path, us)
@@ -161,9 +173,9 @@ def _fork_for_each(
 
 
 def _become_chaperone(
-    fd: int, ours: tuple[int, ...], spool_path: str, launcher_pid: int
+    fd: int, ours: tuple[int, ...], spool_path: str, launcher_fd: int
 ) -> NoReturn:
-    """Take the request, hold its run, exit."""
+    """Fork on as a guard, and in its child take the request, hold its run, exit."""
     code = os.EX_SOFTWARE
     try:
         is_here = _is_at(ours[0], spool_path)
@@ -174,11 +186,15 @@ def _become_chaperone(
         connection = socket.socket(fileno=fd)
         connection.settimeout(ANSWER_S)
         try:
-            request = _request(connection, launcher_pid)
+            # Before the request is read: that takes memory, which the guard shall not have.
+            guard = guards.fork(kept=(fd, launcher_fd))
+            request = _request(connection, launcher_fd)
             if not is_here:
-                _end(launcher_pid)
+                _end(launcher_fd)
                 raise ChaperoneError(f"unable to launch for spool {spool_path!r}: it was moved")
-            code = _hold(connection, request, spool_path)
+            if launcher_fd >= 0:
+                os.close(launcher_fd)
+            code = _hold(connection, request, spool_path, guard)
         except (ChaperoneError, OSError, ValueError) as error:
             _say(
                 connection,
@@ -203,16 +219,15 @@ def _is_at(spool_fd: int, spool_path: str) -> bool:
         return False
 
 
-def _end(launcher_pid: int) -> None:
-    """
-    Have the launcher end, for the next one that is asked for to be right; not whoever has us for a
-    child since it died.
-    """
-    if os.getppid() == launcher_pid:
-        os.kill(launcher_pid, signal.SIGTERM)
+def _end(launcher_fd: int) -> None:
+    """Have the launcher end, so that the next one that is asked for is right."""
+    try:
+        signal.pidfd_send_signal(launcher_fd, signal.SIGTERM)
+    except OSError:  # it has ended; or there are no pidfds, and those who ask it start cold
+        pass
 
 
-def _request(connection: socket.socket, launcher_pid: int) -> Request:
+def _request(connection: socket.socket, launcher_fd: int) -> Request:
     uid = int.from_bytes(
         connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER)[4:8], "little"
     )
@@ -222,13 +237,13 @@ def _request(connection: socket.socket, launcher_pid: int) -> Request:
     image = value.get("image") if isinstance(value, dict) else None
     if not isinstance(value, dict) or image != IMAGE:
         if isinstance(image, str) and image[:TIME_DIGITS] >= IMAGE[:TIME_DIGITS]:
-            _end(launcher_pid)  # it was upgraded
+            _end(launcher_fd)  # it was upgraded
         raise ChaperoneError(f"unable to launch: want a request of image {IMAGE!r}")
     return value
 
 
-def _hold(connection: socket.socket, request: Request, spool_path: str) -> int:
-    env = {os.fsencode(name): os.fsencode(value) for name, value in request["env"].items()}
+def _hold(connection: socket.socket, request: Request, spool_path: str, guard: guards.Guard) -> int:
+    env = {encoded(name): encoded(value) for name, value in request["env"].items()}
     if request["spec"]["remote"] is not None:  # ssh is the asker's as well
         os.environb.clear()
         os.environb.update(env)
@@ -240,7 +255,9 @@ def _hold(connection: socket.socket, request: Request, spool_path: str) -> int:
         connection.close()
 
     inherited = {"env": env, "umask": request["umask"]}
-    return begin.hold_new_run(request["spec"], spool_path, None, inherited, visible, request["key"])
+    return begin.hold_new_run(
+        request["spec"], spool_path, None, inherited, visible, request["key"], guard
+    )
 
 
 def _hung_up(connection: socket.socket) -> bool:

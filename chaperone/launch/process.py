@@ -13,10 +13,16 @@ import sys
 from ..errors import ChaperoneError
 from ..model.cpython import signal
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-def run_command(words: list[str], env: dict[str, str], fds: list[int]) -> int | None:
+def run_command(
+    words: list[str], env: Mapping[str, str] | Mapping[bytes, bytes], fds: list[int]
+) -> int | None:
     """
     Run the command `chaperone` to its end.
 
@@ -61,7 +67,8 @@ def _interpreter() -> str:
     path = sys.executable
     if not path or not os.path.basename(path).startswith("python"):
         raise ChaperoneError(
-            f"unable to start a chaperone: want a Python interpreter in sys.executable, got {path!r} (is Python embedded? set it)"
+            "unable to start a chaperone: want a Python interpreter in sys.executable, "
+            f"got {path!r} (is Python embedded? set it)"
         )
     return path
 

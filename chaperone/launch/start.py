@@ -12,8 +12,9 @@ import os
 
 from ..errors import ChaperoneError, RunExistsError, SpecError, SpoolError
 from ..hold.begin import new_id
-from ..model import jsontext
+from ..model import checks, jsontext
 from ..model import spec as specs
+from ..program.spawn import encoded
 from ..spool import look
 from .process import run_command
 
@@ -38,7 +39,7 @@ def start(
         spec (dict): As in docs/spec.rst; left as it is.
         warm (bool): By the spool's launcher, which is started if there is none; cold if that does
             not work.
-        env (dict): What the program inherits; None for ours.
+        env (dict): What the program inherits, as text; None for ours.
         cwd (str): Where relative paths of the spec start; None for ours.
     Returns:
         str: The run id; the run directory is visible.
@@ -53,10 +54,10 @@ def start(
         canonical = specs.checked(spec, cwd)  # and so it means the same wherever it is read
         run_id = str(canonical["id"] or new_id())
         text = jsontext.dumps({**canonical, "id": run_id}).encode()
+        environ = _environment(env)
     except (ValueError, TypeError) as error:
         raise SpecError(f"unable to start a run: {error}") from error
     path = os.path.join(cwd, spool_path)
-    environ = dict(os.environ) if env is None else env
 
     def cold() -> None:
         _start_cold(path, run_id, text, environ)
@@ -64,12 +65,28 @@ def start(
     if warm:
         from . import client
 
-        client.start_warm(
-            path, run_id, text, {"env": environ, "umask": _umask()}, cold, on_demand=True
-        )
+        # A launcher that is started inside of a run would die with that run, and runs must not.
+        on_demand = b"CHAPERONE_RUN_ID" not in os.environb
+        given = {"env": client.decoded(environ), "umask": _umask()}
+        client.start_warm(path, run_id, text, given, cold, on_demand)
     else:
         cold()
     return run_id
+
+
+def _environment(env: dict[str, str] | None) -> dict[bytes, bytes]:
+    """
+    What the program inherits, in UTF-8 whatever the locale.
+
+    Raises:
+        SpecError: If execve(2) could not pass it on.
+    """
+    if env is None:
+        return dict(os.environb)
+    for name in checks.object_of_strings(env, "env"):
+        if not name or "=" in name:
+            checks.fail(checks.at("env", name), "a name without '=', and not empty", name)
+    return {encoded(name): encoded(value) for name, value in env.items()}
 
 
 def _umask() -> int:
@@ -83,7 +100,7 @@ def _umask() -> int:
         return umask
 
 
-def _start_cold(path: str, run_id: str, text: bytes, env: dict[str, str]) -> None:
+def _start_cold(path: str, run_id: str, text: bytes, env: dict[bytes, bytes]) -> None:
     """
     By `chaperone run --detach`, the spec on its stdin. Files in memory, not pipes: nobody has to
     read them meanwhile.

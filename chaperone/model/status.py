@@ -1,8 +1,7 @@
 """
 What is known of a run: the fields of a status, and which state may follow which.
 
-Knows: statuses as plain JSON values.  Must not know: files, processes, the clock (facts come in as
-arguments).
+Knows: statuses as plain JSON values.  Must not know: files, processes, the clock.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ STATES = tuple(TRANSITIONS)
 LIVE = ("starting", "running", "stopping")
 FINAL = ("terminated", "error", "lost")
 DIED = "the chaperone died before the program's end was recorded"
-STOP_REASONS = ("request", "timeout", "idle", "lease", "disconnect", "output")
+STOP_REASONS = ("request", "timeout", "idle", "lease", "disconnect", "output", "guard")
 MESSAGE_LENGTH = 2_000  # characters of a message
 MESSAGE_ROOM = 8_000  # bytes of it as JSON, up to twelve a character: half the room of rule W5
 WORD_LENGTH = 100  # characters of a word that somebody else chose, such as who asked for a stop
@@ -159,6 +158,9 @@ class Status:
     """the spec's labels"""
     chaperone_pid: int | None = field(WHOLE)
     """the process id of the chaperone, for people; to send a request use ``control``"""
+    guard_pid: int | None = field(WHOLE)
+    """the process that was forked to start the run: it guards the chaperone; null if there is
+    none"""
     chaperone_host: str | None = field(TEXT)
     """the name of the host where the chaperone is"""
     boot_id: str | None = field(TEXT)
@@ -183,12 +185,15 @@ class Status:
     """the name of the signal that ended it: ``SIGKILL``, ``SIGRTMIN+3``"""
     core_dump: bool = field(BOOL, False)
     """whether it left a core dump"""
+    oom: bool | None = field(BOOL)
+    """true for a SIGKILL that was not requested while the kernel counted an OOM kill in the
+    program's cgroup; false without such a signal or count; null if it can't be known"""
     rusage: dict[str, Any] | None = field({})
     """``utime`` and ``stime`` in seconds, ``maxrss`` in bytes, and counts as of getrusage(2); null,
     or null in parts, if it can't be known"""
     stop: dict[str, Any] | None = field({"signal": TEXT, "reason": TEXT, "by": TEXT, "time": TEXT})
-    """null, or ``signal``, ``reason`` (request, timeout, idle, lease, disconnect, output), ``by``
-    (the word that the requester gave) and ``time``"""
+    """null, or ``signal``, ``reason`` (request, timeout, idle, lease, disconnect, output, guard),
+    ``by`` (the word that the requester gave) and ``time``"""
     started: bool | None = field(BOOL)
     """whether the program was started: false only if it is proven that it was not, null if it can't
     be known"""
@@ -200,6 +205,8 @@ class Status:
     """for a lost run: the time by which it is certainly dead; null if that is not known"""
     leftovers: int | None = field(WHOLE, 0, None)
     """how many processes the program left running, null if that can't be known"""
+    tracking: str | None = field(TEXT)
+    """how the run's processes are found: ``kernel``, ``cookie`` or ``group``; null if not known"""
     stdout: Counts = _STREAM
     """``bytes`` in the file, ``dropped``: written by the program and not kept, null if it can't be
     counted"""
@@ -277,9 +284,6 @@ def starting(
     Args:
         spec (dict): Canonical, its `id` filled in.
         boot_id (str): As in /proc/sys/kernel/random/boot_id; None where there is none.
-        now_ns (int): Nanoseconds since the epoch.
-    Returns:
-        dict: As in `running.json`; what is not known yet is None.
     """
     program = spec["program"]
     return {
@@ -320,9 +324,8 @@ def running(status: StatusDict, pid: int | None, now_ns: int, /, **facts: object
         facts: Further fields, such as `connection`.
     """
     start_time = status["start_time"] or timestamp(now_ns)
-    return _moved(
-        status, "running", **{"pid": pid, "started": True, "start_time": start_time, **facts}
-    )
+    facts = {"pid": pid, "started": True, "start_time": start_time, **facts}
+    return _moved(status, "running", **facts)
 
 
 def stopping(
@@ -393,9 +396,9 @@ def lost(
         message (str): Why nobody can know.
         gone_by (str): When the program is certainly dead; None where that is not known.
         now_ns (int): When this was found out; None where a reader only concludes it.
-        stage (str): What went: `chaperone` or `connection`.
+        stage (str): What failed: `chaperone`, `connection`, or `stop` of what can't be killed.
     """
-    outcome = ("status", "return_code", "signal", "core_dump", "rusage", "elapsed", "leftovers")
+    outcome = "status return_code signal core_dump oom rusage elapsed leftovers".split()
     return _moved(
         status,
         "lost",

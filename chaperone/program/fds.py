@@ -1,14 +1,25 @@
 """
-File descriptors that are closed when a block ends, and pipes with more room.
+File descriptors that are closed when a block ends, pipes with more room, and fds sent to another
+process.
 
-Knows: close(2), fcntl(2).  Must not know: what is read or written.
+Knows: close(2), fcntl(2), SCM_RIGHTS.  Must not know: what is read or written.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import sys
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..model.cpython import socket
+
+SOL_SOCKET, SCM_RIGHTS = (
+    1,
+    1,
+)  # not asked of a socket module here, which not every user has imported
+SENT_FDS = 8  # most in one message
 F_SETPIPE_SZ = (
     1031  # fcntl(2); Python names it from 3.10 on, but only where it was built with a new libc
 )
@@ -23,7 +34,7 @@ class owned:
     Args:
         fd (int): As from open(2).
 
-    `with owned(os.open(...)) as fd:`. A class, for contextlib is too dear for the path that holds a run.
+    `with owned(os.open(...)) as fd:`. A class: contextlib is too dear for the path that holds a run.
     """
 
     __slots__ = ("fd",)
@@ -51,3 +62,24 @@ def widened(fd: int) -> int:
         return fcntl.fcntl(fd, F_SETPIPE_SZ, WIDE_PIPE_BYTES)
     except OSError:
         return PIPE_BYTES + 1
+
+
+def send_fds(connection: socket.socket, message: bytes, fds: list[int]) -> None:
+    """
+    Send a message with some fds; they stay the caller's.
+
+    Source: unix(7), SCM_RIGHTS; until they are received they count against RLIMIT_NOFILE.
+    """
+    packed = b"".join(fd.to_bytes(4, sys.byteorder) for fd in fds)
+    connection.sendmsg([message], [(SOL_SOCKET, SCM_RIGHTS, packed)] if fds else [])
+
+
+def receive_fds(connection: socket.socket, size: int) -> tuple[bytes, list[int]]:
+    """The next message, of at most `size` bytes, and the fds that came with it; b"" at the end."""
+    message, ancillary, _, _ = connection.recvmsg(size, 64 + 4 * SENT_FDS)
+    packed = b"".join(data for _, _, data in ancillary)
+    places = range(0, len(packed) - 3, 4)
+    fds = [int.from_bytes(packed[place : place + 4], sys.byteorder) for place in places]
+    for fd in fds:
+        os.set_inheritable(fd, False)
+    return message, fds

@@ -106,8 +106,14 @@ class Chaperone(Protocol):
         Everything is over, the last bytes are in. With `stay` the chaperone stays until `leave`.
         """
 
-    def lost(self, message: str, gone_by: str | None = None) -> None:
-        """The connection went for good: the outcome can't be known."""
+    def lost(self, message: str, gone_by: str | None = None, *, stage: str = "connection") -> None:
+        """The connection went for good, or the program can't be ended: its outcome is unknown."""
+
+    def signalled(self, number: int, passed_on: bool = False) -> None:
+        """A signal came, to the chaperone or to its guard, which passed it on."""
+
+    def guard_died(self) -> None:
+        """The guard was killed, the pid that a scheduler knows: the program is to end now."""
 
     def leave(self) -> None:
         """

@@ -6,19 +6,20 @@ Knows: pidfds, pipes, what a run's processes are.  Must not know: the spool, sta
 
 from __future__ import annotations
 
-import fcntl
 import os
+import resource
 import select
 
 from ..errors import StartError
 from ..model.cpython import signal
-from . import processes, spawn
+from . import cgroup, processes, spawn
 from .streams import Pump
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from .guard import Guard
     from .interface import Chaperone
 
 LEFTOVER_GRACE_S = (
@@ -37,9 +38,6 @@ KILL_AGAIN_S = (
     # process in D state
 )
 
-with open(f"{os.path.dirname(__file__)}/guard.sh", encoding="utf-8") as _file:
-    GUARD = _file.read()  # now: when a run ends, the package may be gone
-
 
 class LocalProgram:
     """
@@ -49,25 +47,31 @@ class LocalProgram:
         spec (dict): Canonical.
         chaperone (Chaperone): Told what happens: `started`, `ended`, `finished`.
         inherited (dict): `env` (dict of bytes) and `umask` (int) as the chaperone was started with.
-        cookie (str): Random; marks every process of the run in its environment.
+        guard (Guard): What is above this process and has the run's streams; None where it can't
+            have one.
     """
 
     def __init__(
-        self, spec: dict[str, Any], chaperone: Chaperone, inherited: dict[str, Any], cookie: str
+        self,
+        spec: dict[str, Any],
+        chaperone: Chaperone,
+        inherited: dict[str, Any],
+        guard: Guard | None,
     ) -> None:
-        self._spec, self._chaperone, self._inherited, self._cookie = (
-            spec,
-            chaperone,
-            inherited,
-            cookie,
-        )
+        self._spec, self._chaperone, self._inherited = spec, chaperone, inherited
+        self._guard = guard
         self.pid = -1
-        self._stdin = self._pidfd = self._guard_fd = -1
-        self._guard_pid = -1
+        self._stdin = self._pidfd = -1
         self._pumps: list[Pump] = []
         self._leftovers: int | None = 0
         self._finishing = self._has_ended = False
         self._looks, self._blind = LOOKS, ""
+        self._sees_orphans = False
+        self._killed_by_us = False
+        self._oom: bool | None = None
+        self._oom_counter: str | None = None
+        self._oom_kills: int | None = None
+        self._own_maxrss_kib = 0
         self._kill_pause_s = 0.0
         self._kill_timer: int | None = None
 
@@ -75,13 +79,18 @@ class LocalProgram:
 
     def start(self) -> None:
         """
-        Spawn the guard, then the program; where its standard input is a FIFO that is still silent,
-        as soon as it is not.
+        Spawn the program; where its standard input is a FIFO that is still silent, as soon as it is
+        not.
 
         Raises:
             StartError: If the program could not be started; nothing is left running.
         """
-        processes.become_subreaper()
+        children_fd = processes.open_children() if processes.become_subreaper() else -1
+        self._sees_orphans = children_fd >= 0
+        if self._sees_orphans:
+            os.close(children_fd)
+        if self._guard is not None:
+            self._chaperone.loop.watch(self._guard.fd, select.POLLIN, self._guard_spoke)
         self._stdin = spawn.open_stdin(self._spec["program"]["stdin"])
         if spawn.is_stdin_awaited(self._stdin):
             self._chaperone.log("the program is started when its stdin has a byte, or its end")
@@ -102,10 +111,13 @@ class LocalProgram:
         try:
             os.set_blocking(self._stdin, True)
             ends += self._make_outputs(program["merge_stderr"])
-            self._start_guard()
+            if self._guard is not None:
+                self._guard.take_pipes([pump.fd for pump in self._pumps])
+            self._oom_counter = cgroup.counter()
+            self._oom_kills = cgroup.oom_kills(self._oom_counter)
             self.pid = self._spawn(program, (ends[0], ends[1], ends[2]))
+            self._own_maxrss_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         except BaseException as error:
-            self._dismiss_guard()
             for pump in self._pumps:
                 pump.close()
             if isinstance(error, OSError):  # no descriptor, no memory: nothing was spawned
@@ -119,7 +131,8 @@ class LocalProgram:
         finally:
             for fd in set(ends):
                 os.close(fd)
-        self._tell_guard(f"{self.pid}\n")
+        if self._guard is not None:
+            self._guard.take_group(self.pid)
         try:
             self._pidfd = os.pidfd_open(self.pid)
             self._chaperone.loop.watch(self._pidfd, select.POLLIN, self._program_ended)
@@ -127,7 +140,7 @@ class LocalProgram:
             OSError
         ):  # no descriptor is left: SIGCHLD tells as well, and of every other child, too
             pass
-        self._chaperone.started(self.pid)
+        self._chaperone.started(self.pid, tracking="kernel" if self._sees_orphans else "group")
 
     def _make_outputs(self, merge: bool) -> tuple[int, int]:
         """The program's ends of stdout and stderr; our ends are pumped into the streams."""
@@ -143,7 +156,7 @@ class LocalProgram:
 
     def _spawn(self, program: dict[str, Any], fds: tuple[int, int, int]) -> int:
         env = self._environment(program)
-        argv = [os.fsencode(word) for word in program["argv"]]
+        argv = [spawn.encoded(word) for word in program["argv"]]
         umask = self._inherited["umask"] if program["umask"] is None else int(program["umask"], 8)
         return spawn.spawned(program, argv, env, umask, fds)
 
@@ -153,69 +166,29 @@ class LocalProgram:
         if inherit is True:
             env = dict(inherited)
         else:
-            names = {os.fsencode(name) for name in inherit or ()}
+            names = {spawn.encoded(name) for name in inherit or ()}
             env = {name: value for name, value in inherited.items() if name in names}
         env.update(
-            (os.fsencode(name), os.fsencode(value)) for name, value in program["env"].items()
+            (spawn.encoded(name), spawn.encoded(value)) for name, value in program["env"].items()
         )
-        env[b"CHAPERONE_RUN_ID"] = os.fsencode(self._spec["id"])
-        env[b"CHAPERONE_COOKIE"] = os.fsencode(self._cookie)
+        env[b"CHAPERONE_RUN_ID"] = spawn.encoded(self._spec["id"])
         return env
 
     # -- the guard
 
-    def _start_guard(self) -> None:
-        """
-        Before the program: between its fork and its guard there must be no moment without one.
-        """
-        theirs, self._guard_fd = os.pipe()
-        # Opened anew: our own ends do not block, and a cat that meets EAGAIN gives up.
-        held = [os.open(f"/proc/self/fd/{pump.fd}", os.O_RDONLY) for pump in self._pumps]
-        held += [os.open(os.devnull, os.O_RDONLY) for _ in range(2 - len(held))]
-        files = [stream.fd for stream in self._chaperone.streams.values()]
-        moves = [
-            (os.POSIX_SPAWN_DUP2, theirs, 0),
-            (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
-            (os.POSIX_SPAWN_DUP2, 1, 2),
-        ]
-        # From high numbers down to 3..6, so that no move overwrites what a later one needs.
-        high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (*held, *files)]
-        moves += [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(high, 3)]
-        try:
-            self._guard_pid = os.posix_spawn(
-                "/bin/sh",
-                ["chaperone-guard", "-c", GUARD],
-                {"PATH": os.defpath},
-                file_actions=moves,
-                setsid=True,
-                setsigmask=(),
-                setsigdef=range(1, signal.SIGSYS + 1),
-            )
-        except OSError as error:
-            raise StartError(
-                "spawn",
-                f"unable to start the guard '/bin/sh': {error.strerror}",
-                error.errno,
-                type(error).__name__,
-            ) from error
-        finally:
-            for fd in (theirs, *high, *held):
-                os.close(fd)
-        self._tell_guard(f"{self._cookie}\n")
-
-    def _tell_guard(self, line: str) -> None:
-        try:
-            os.write(self._guard_fd, line.encode())
-        except OSError:
-            self._chaperone.log(
-                "the guard is gone: if this chaperone is killed as well, the program lives on"
-            )
+    def _guard_spoke(self, fd: int, events: int) -> None:
+        assert self._guard is not None
+        passed_on = self._guard.heard()
+        if passed_on is None:
+            self._chaperone.loop.unwatch(fd)
+            self._chaperone.guard_died()
+        for number in passed_on or ():
+            self._chaperone.signalled(number, passed_on=True)
 
     def _dismiss_guard(self) -> None:
-        if self._guard_fd >= 0:
-            self._tell_guard("done\n")
-            os.close(self._guard_fd)
-            self._guard_fd = -1
+        if self._guard is not None:
+            self._chaperone.loop.unwatch(self._guard.fd)
+            self._guard.dismiss()
 
     # -- the program's end and what it leaves
 
@@ -226,6 +199,11 @@ class LocalProgram:
         """
         self._chaperone.loop.unwatch(fd)
         self._has_ended = True
+        kills = cgroup.oom_kills(self._oom_counter)
+        if kills is not None and kills == self._oom_kills:
+            self._oom = False
+        elif None not in (kills, self._oom_kills) and not self._killed_by_us:
+            self._oom = True
         self._chaperone.program_ended()
 
     def children_changed(self) -> None:
@@ -238,7 +216,7 @@ class LocalProgram:
             self._program_ended(-1, 0)
             return
         try:
-            processes.reap_orphans((self.pid, self._guard_pid))
+            processes.reap_orphans((self.pid,))
         except OSError:  # no descriptor is left to list them by: the next look takes them
             return
         if self._finishing and self._left() == []:
@@ -246,6 +224,7 @@ class LocalProgram:
 
     def signal(self, signum: int) -> None:
         """Signal the program alone."""
+        self._killed_by_us |= signum == signal.SIGKILL
         processes.signal_each([self.pid] if self._is_begun() else [], signum)
 
     def _is_begun(self) -> bool:
@@ -261,12 +240,13 @@ class LocalProgram:
         if not self._is_begun():
             self._never_begin()
             return
+        self._killed_by_us |= signum == signal.SIGKILL
         processes.signal_group(self.pid, signum)
         try:
             strays = [
                 pid
-                for pid in processes.children(os.getpid())
-                if pid != self._guard_pid and processes.group_of(pid) != self.pid
+                for pid in (processes.children(os.getpid()) if self._sees_orphans else ())
+                if processes.group_of(pid) != self.pid
             ]
         except OSError:  # unknown: the SIGKILL that comes after the grace looks again
             return
@@ -277,6 +257,7 @@ class LocalProgram:
         if not self._is_begun():
             self._never_begin()
             return
+        self._killed_by_us = True
         self._chaperone.loop.cancel(self._kill_timer)
         processes.signal_group(self.pid, signal.SIGKILL)
         left = self._left()
@@ -284,29 +265,37 @@ class LocalProgram:
             self._finished()
             return
         refused = processes.signal_each(left or [], signal.SIGKILL)
-        if self._finishing and left and refused == len(left):
-            self._chaperone.log(
-                f"{refused} processes run as another user and can't be killed: {left[:20]!r}"
+        if left and len(refused) == len(left):
+            sentence = (
+                f"{len(left)} processes run as another user and can't be killed: {left[:20]!r}"
             )
-            self._finished()
+            self._chaperone.log(sentence)
+            self._finished() if self._finishing else self._give_up(sentence)
             return
         self._kill_pause_s = min(max(2 * self._kill_pause_s, KILL_AGAIN_S[0]), KILL_AGAIN_S[1])
         self._kill_timer = self._chaperone.loop.later(self._kill_pause_s, self.kill)
 
     def _left(self) -> list[int] | None:
         """
-        What lives below us, but for the guard and a program that has ended; None where the kernel
-        does not tell, for want of descriptors, say.
+        What lives below us, but for a program that has ended; None where the kernel does not tell:
+        it never does, or there is no descriptor now.
         """
+        if not self._sees_orphans:
+            self._blind = "the kernel does not say"
+            return None
         try:
-            processes.reap_orphans((self.pid, self._guard_pid))
-            return processes.descendants(
-                os.getpid(),
-                but=(self.pid, self._guard_pid) if self._finishing else (self._guard_pid,),
-            )
+            processes.reap_orphans((self.pid,))
+            found = processes.descendants(os.getpid(), but=(self.pid,) if self._finishing else ())
+            return [pid for pid in found if processes.is_living(pid)]
         except OSError as error:
             self._blind = error.strerror or "error"
             return None
+
+    def _give_up(self, why: str) -> None:
+        """The program itself can't be killed: how it ends is not waited for."""
+        self._chaperone.loop.unwatch(self._pidfd)
+        self._release()
+        self._chaperone.lost(f"unable to stop the program: {why}", stage="stop")
 
     def finish(self, grace_s: float) -> None:
         """
@@ -335,7 +324,7 @@ class LocalProgram:
         Nobody knows what it left: look again for a while, for what is short may not stay so; the
         outcome matters more than the rest.
         """
-        if self._looks:
+        if self._looks and self._sees_orphans:
             self._looks -= 1
             self._chaperone.loop.later(LOOK_AGAIN_S, lambda: self.finish(grace_s))
             return
@@ -348,13 +337,27 @@ class LocalProgram:
     def _finished(self) -> None:
         """Nobody writes any more that we wait for: what the pipes hold now is the rest."""
         self._finishing = False
+        self._release()
+        wait_status, rusage = processes.reaped(self.pid)
+        if rusage["maxrss"] is not None and rusage["maxrss"] <= self._own_maxrss_kib * 1024:
+            # The kernel counts the memory of the chaperone that it was spawned from as its own.
+            rusage["maxrss"] = None
+        self._chaperone.ended(
+            wait_status,
+            rusage=rusage,
+            oom=self._oom
+            if os.WIFSIGNALED(wait_status) and os.WTERMSIG(wait_status) == signal.SIGKILL
+            else False,
+        )
+        self._chaperone.finished(leftovers=self._leftovers)
+
+    def _release(self) -> None:
+        """Let go of the pipes, with what they hold, of the guard, and of the pidfd."""
         self._chaperone.loop.cancel(self._kill_timer)
         for pump in self._pumps:
             pump.drain()
             pump.close()
         self._dismiss_guard()
-        wait_status, rusage = processes.reaped(self.pid)
         if self._pidfd >= 0:
             os.close(self._pidfd)
-        self._chaperone.ended(wait_status, rusage=rusage)
-        self._chaperone.finished(leftovers=self._leftovers)
+            self._pidfd = -1

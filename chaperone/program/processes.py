@@ -6,52 +6,75 @@ Knows: /proc, process groups, subreapers.  Must not know: runs, specs, pipes.
 
 from __future__ import annotations
 
+import errno
 import os
 
-from ..model import spec as specs
 from ..model.cpython import prctl, signal
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
-def become_subreaper() -> None:
+def become_subreaper() -> bool:
     """
     Make every orphan among our descendants our child, so that none can leave the tree.
 
+    Returns:
+        bool: False where the kernel does not do that.
     Source: prctl(2).
     """
-    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    return prctl(PR_SET_CHILD_SUBREAPER, 1) == 0
+
+
+def is_proc_ours() -> bool:
+    """
+    Whether /proc shows the processes of our own pid namespace: in another's, a number that it shows
+    is some other process here.
+
+    Source: proc(5), NSpid: one number, and it is ours; Pid where the kernel has no NSpid.
+    """
+    try:
+        with open("/proc/self/status", "rb") as file:
+            text = file.read()
+    except OSError:
+        return False
+    for name in (b"\nNSpid:", b"\nPid:"):
+        _, found, rest = text.partition(name)
+        if found:
+            return rest.partition(b"\n")[0].split() == [b"%d" % os.getpid()]
+    return False
+
+
+def open_children() -> int:
+    """An fd that lists our children, read from its start; -1 where there is no such list."""
+    us = os.getpid()
+    try:
+        return os.open(f"/proc/self/task/{us}/children", os.O_RDONLY) if is_proc_ours() else -1
+    except OSError:
+        return -1
 
 
 def children(pid: int) -> list[int]:
     """
     The children of a process, zombies too; [] when it is gone.
 
-    Source: proc(5), /proc/PID/task/TID/children; /proc/PID/stat of all where the kernel has none.
+    Raises:
+        OSError: If they can't be listed, which does not mean that there are none.
+    Source: proc(5), /proc/PID/task/TID/children.
     """
     found: list[int] = []
+    seen = False
     try:
         for task in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{task}/children", "rb") as file:
-                found += map(int, file.read().split())
-    except ProcessLookupError:
-        return []
-    except FileNotFoundError:
-        return _children_by_stat(pid) if os.path.exists(f"/proc/{pid}") else []
-    return found
-
-
-def _children_by_stat(parent: int) -> list[int]:
-    found = []
-    for name in os.listdir("/proc"):
-        if name.isdigit():
             try:
-                with open(f"/proc/{name}/stat", "rb") as file:
-                    fields = file.read().rpartition(b")")[2].split()
-            except OSError:
-                continue  # it ended while we looked
-            if int(fields[1]) == parent:
-                found.append(int(name))
+                with open(f"/proc/{pid}/task/{task}/children", "rb") as file:
+                    found += map(int, file.read().split())
+                seen = True
+            except (ProcessLookupError, FileNotFoundError):  # this thread has ended
+                continue
+    except (ProcessLookupError, FileNotFoundError):
+        pass
+    if not seen and pid == os.getpid():
+        raise FileNotFoundError(errno.ENOENT, "/proc does not list our children")
     return found
 
 
@@ -73,6 +96,32 @@ def descendants(pid: int, but: tuple[int, ...] = ()) -> list[int]:
     return found
 
 
+def is_living(pid: int) -> bool:
+    """
+    Whether a process runs: not one that is gone, nor a zombie, unless threads of it live on.
+
+    Source: proc(5), /proc/PID/stat: its 3rd field and its 20th.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return fields[0] not in (b"Z", b"X") or int(fields[17]) > 1
+
+
+def is_held(pid: int) -> bool:
+    """Whether its tracer keeps a process from dying, or from being taken by its parent."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            text = file.read()
+    except OSError:
+        return False
+    state = text.partition(b"\nState:")[2].split(None, 1)[:1]
+    tracer = text.partition(b"\nTracerPid:")[2].split(None, 1)[:1]
+    return state in ([b"t"], [b"Z"]) and tracer not in ([b"0"], [])
+
+
 def reap_orphans(but: tuple[int, ...]) -> None:
     """Take the zombies that were re-parented to us, so that they are not counted as alive."""
     for pid in children(os.getpid()):
@@ -83,7 +132,7 @@ def reap_orphans(but: tuple[int, ...]) -> None:
                 pass
 
 
-def reaped(pid: int) -> tuple[int, dict[str, float]]:
+def reaped(pid: int) -> tuple[int, dict[str, float | None]]:
     """
     Take a child that has ended: its wait status, undecoded, and its rusage.
 
@@ -123,7 +172,7 @@ def signal_group(group: int, signum: int) -> None:
         pass
 
 
-def signal_each(pids: list[int], signum: int) -> int:
+def signal_each(pids: list[int], signum: int) -> list[int]:
     """
     Signal processes one by one.
 
@@ -131,16 +180,16 @@ def signal_each(pids: list[int], signum: int) -> int:
         pids (list): Our own descendants: while we do not reap them, their numbers can't be someone
             else's.
     Returns:
-        int: How many refused because they run as another user.
+        list: Those that refused because they run as another user.
     """
-    refused = 0
+    refused = []
     for pid in pids:
         try:
             os.kill(pid, signum)
         except ProcessLookupError:
             pass
         except PermissionError:
-            refused += 1
+            refused.append(pid)
     return refused
 
 
@@ -175,6 +224,8 @@ def outcome(wait_status: int) -> dict[str, object]:
             one that is not None.
     Source: wait(2).
     """
+    from ..model import spec as specs  # here: the guard has this module, and no specs
+
     number = wait_status & 0x7F
     return {
         "status": wait_status,

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 
+def encoded(text: str) -> bytes:
+    """What a spec's text is to a program: UTF-8 whatever the locale, escaped bytes as they were."""
+    return text.encode("utf-8", "surrogateescape")
+
+
 def spawned(
     program: dict[str, Any],
     argv: list[bytes],
@@ -76,7 +81,7 @@ def _spawned(
     doing = f"change to cwd {program['cwd']!r}"
     ours = os.umask(umask)
     try:
-        os.chdir(program["cwd"])
+        os.chdir(encoded(program["cwd"]))
         doing = f"run {program['argv'][0]!r}"
         return _first(argv[0], env, spawn)
     except OSError as error:
@@ -124,6 +129,9 @@ def _become(
 ) -> NoReturn:
     """Turn this forked child into the program, or tell over the pipe what failed and end."""
     doing = "start a session"
+    said = (
+        b"%d unable to start the program: out of memory" % errno.ENOMEM
+    )  # made while there is some
     try:
         os.setsid()
         processes.reset_signals()
@@ -136,16 +144,22 @@ def _become(
             soft, hard = (resource.RLIM_INFINITY if limit is None else limit for limit in limits)
             resource.setrlimit(getattr(resource, f"RLIMIT_{name.upper()}"), (soft, hard))
         doing = f"change to cwd {program['cwd']!r}"
-        os.chdir(program["cwd"])
+        os.chdir(encoded(program["cwd"]))
         doing = f"run {program['argv'][0]!r}"
         _first(argv[0], env, lambda path: os.execve(path, argv, env))
     except OSError as error:
-        sentence = f"unable to {doing}: {error.strerror}"
-        number = error.errno or 0
+        said = encoded(f"{error.errno or 0} unable to {doing}: {error.strerror}")
     except ValueError as error:  # setrlimit: a hard limit above ours
-        sentence, number = f"unable to {doing}: {error}", errno.EPERM
-    os.write(reporting, f"{number} {sentence}".encode("utf-8", "surrogateescape"))
-    os._exit(127)
+        said = encoded(f"{errno.EPERM} unable to {doing}: {error}")
+    except MemoryError:  # by a limit that was just set
+        pass
+    except BaseException as error:  # noqa: BLE001  whatever it is, this child is no chaperone
+        said = encoded(f"0 unable to {doing}: {error!r}")
+    finally:
+        try:
+            os.write(reporting, said)
+        finally:
+            os._exit(127)
 
 
 def _first(name: bytes, env: dict[bytes, bytes], execute: Callable[[bytes], int]) -> int:
@@ -215,7 +229,7 @@ def open_stdin(stdin: str | dict[str, str] | None) -> int:
             return _in_memory(stdin.encode("utf-8", "surrogateescape"))
         path = os.devnull if stdin is None else stdin["file"]
         doing = f"open stdin {path!r}"
-        return os.open(path, os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC | os.O_NONBLOCK)
+        return os.open(encoded(path), os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise StartError(
             "spawn", f"unable to {doing}: {error.strerror}", error.errno, type(error).__name__
@@ -240,13 +254,22 @@ def is_stdin_awaited(fd: int) -> bool:
     that we inherited is
     none: its writer is there, or has been.
     """
-    if not stat.S_ISFIFO(os.fstat(fd).st_mode) or os.readlink(f"/proc/self/fd/{fd}").startswith(
-        "pipe:"
-    ):
+    found = os.fstat(fd)
+    if not stat.S_ISFIFO(found.st_mode) or found.st_dev == _pipes_device():
         return False
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     return not poll.poll(0)
+
+
+def _pipes_device() -> int:
+    """Where pipes without a name are: no file of a filesystem is there."""
+    ends = os.pipe()
+    try:
+        return os.fstat(ends[0]).st_dev
+    finally:
+        for end in ends:
+            os.close(end)
 
 
 class Stdin:
@@ -273,7 +296,8 @@ class Stdin:
             path = stdin["file"] if isinstance(stdin, dict) else None
             raise StartError(
                 "spawn",
-                f"unable to send stdin {path!r}: want a regular file, whose size is known before it is sent",
+                f"unable to send stdin {path!r}: want a regular file, whose size is known before "
+                "it is sent",
             )
         self.size = found.st_size
 

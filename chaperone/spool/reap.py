@@ -173,8 +173,8 @@ def _lost(
         gone_by = None if wait_s is None else statuses.timestamp(now_ns + int(wait_s * 1e9))
         message += ", and its lease is over" if survives else ""
     elif status["chaperone_host"] == os.uname().nodename and run.key:
-        left = _processes_of(run.key) if status["boot_id"] == look.boot_id() else []
-        gone_by = None if left else statuses.timestamp(now_ns)
+        left = run.guards_word() if status["boot_id"] == look.boot_id() else []
+        gone_by = statuses.timestamp(now_ns) if left == [] else None
         message += f"; still running: {', '.join(map(str, left))}" if left else ""
     sizes = {name: {**status[name], "bytes": run.size_of(name)} for name in run.streams}
     return {**statuses.lost(status, message, gone_by, now_ns), **sizes}
@@ -192,26 +192,6 @@ def _far_end_s(spec: dict[str, Any], lease_s: object) -> float | None:
     if not isinstance(lease_s, (int, float)) or not isinstance(grace_s, (int, float)):
         return None
     return lease_s + grace_s + FAR_SLACK_S
-
-
-def _processes_of(key: str) -> list[int]:
-    """
-    The processes that carry the run's key in their environment: its guard should have left none.
-
-    They are reported and never signalled: only the guard, a child of the dead chaperone, could do
-    that safely.
-    """
-    mark = f"CHAPERONE_COOKIE={key}".encode()
-    found = []
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                with open(f"/proc/{name}/environ", "rb") as file:
-                    if mark in file.read().split(b"\0"):
-                        found.append(int(name))
-            except OSError:  # it has ended, or is not ours
-                continue
-    return sorted(found)
 
 
 def _swept(spool_fd: int) -> list[Reaped]:

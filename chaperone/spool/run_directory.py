@@ -12,11 +12,15 @@ import os
 from ..errors import RunExistsError, SpoolError
 from ..model import jsontext
 from ..model import status as statuses
+from ..program.fds import owned
 from . import format, locks, look
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
+
+    from ..program.guard import Guard
 
 # of the log, kept for a disk that refuses: some hundred lines, and nothing beside a pipe's buffer
 UNTOLD_BYTES = 65_536
@@ -82,6 +86,25 @@ class RunDirectory:
             ]  # whole lines: no later one is to run on in one that was cut
             return False
         return True
+
+    def hand_to(self, guard: Guard, max_bytes: int | None) -> None:
+        """
+        Hand over to the guard what a dead chaperone's output goes to, and the file for its word: an
+        fd of `lock` that was opened for it alone, and so without the lock.
+
+        Args:
+            max_bytes (int): How much of a stream is kept; None for all.
+        """
+        with owned(format.open_plain(self.fd, format.LOCK, os.O_WRONLY | os.O_APPEND)) as word:
+            guard.take_run([*self.streams.values(), self.log_fd, word], max_bytes)
+
+    def guards_word(self) -> list[int] | None:
+        """The processes that a dead chaperone's guard had to leave; None where it left no word."""
+        line, end, _ = os.pread(self.lock_fd, 65_536, 0).partition(b"\n")
+        first, *rest = line.split() or [b""]
+        if not end or first != b"left" or not all(word.isdigit() for word in rest):
+            return None
+        return [int(word) for word in rest]
 
     def open_stream(self, stream: str) -> int:
         """
@@ -316,7 +339,12 @@ def _unlink(name: str, dir_fd: int) -> None:
 
 
 def create(
-    path: str, spec: dict[str, Any], secrets: dict[str, Any], status: dict[str, Any], key: str
+    path: str,
+    spec: dict[str, Any],
+    secrets: dict[str, Any],
+    status: dict[str, Any],
+    key: str,
+    made: Callable[[RunDirectory], None] = lambda run: None,
 ) -> RunDirectory:
     """
     Make a run directory appear, already locked (rule W1); the rename alone decides who starts a
@@ -328,6 +356,7 @@ def create(
         secrets (dict): The spec as it is to be run, for the size of what the final status repeats.
         status (dict): `starting`.
         key (str): Random; stays with the run.
+        made: Called when all of it is there, and nobody can see it yet.
     Returns:
         RunDirectory: Visible and locked.
     Raises:
@@ -345,6 +374,7 @@ def create(
             locks.share(running_fd)
             try:
                 run = _build(spool_fd, f"{path}/{run_id}", building, spec, secrets, status, key)
+                made(run)
                 _enter(running_fd, run_id)
                 os.rename(building, run_id, src_dir_fd=spool_fd, dst_dir_fd=spool_fd)
             except BaseException:

@@ -58,15 +58,21 @@ def exec_(given: Given, terminal: Terminal) -> int:
     import time
 
     from ...hold import begin, direct
+    from ...hold import inherited as shedding
     from ...model import status as statuses
+    from ...program import guard as guards
 
     spec = begin.canonical_spec(given.spec, read_spec(given.spec), os.getcwd())
-    inherited = begin.shed_inherited_state()
+    inherited = shedding.shed_inherited_state()
+    # In the caller's session, where Ctrl-C and the end of a terminal find it.
+    guard = guards.fork(leave_session=False) if shedding.needs_guard(spec) else None
     run_id = spec["id"] or begin.new_id()
     spec = {**spec, "id": run_id}
     held = direct.DirectRun(run_id, os.urandom(16).hex())
     status = statuses.starting(spec, os.getpid(), os.uname().nodename, None, time.time_ns())
-    begin.hold(held, spec, status, inherited)
+    if guard is not None:
+        held.hand_to(guard, spec["output"]["max_bytes"])
+    begin.hold(held, spec, status, inherited, guard)
     final = held.final
     if final is None:
         raise TransitionError("unable to tell how the program ended: nothing was recorded")

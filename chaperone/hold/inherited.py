@@ -1,0 +1,122 @@
+"""
+How a process becomes the chaperone of a run, before that is imported: what it sheds, and what it
+lets go of.
+
+Knows: inherited fds, signals, stdout.  Must not know: how a run is held.
+Lean: what is imported here is in memory twice, in the chaperone and in its guard.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import stat
+import sys
+
+from ..model.cpython import environ, signal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    Visible = Callable[[str], None]
+
+ALL_SIGNALS = sorted(signal.valid_signals())
+KEPT_IGNORED = (
+    signal.SIGPIPE,
+    signal.SIGXFSZ,
+)  # a write that fails is told by errno, it must not kill a chaperone
+PATIENCE_MS = (
+    1_000  # for a full pipe on stdout to take the run id: then the program starts all the same
+)
+
+
+def shed_inherited_state() -> dict[str, Any]:
+    """
+    Shake off what a process inherits that could harm a run. Signals stay blocked until `hold` can
+    answer them.
+
+    Returns:
+        dict: What belongs to the program: `env` (dict of bytes) and `umask` (int).
+    Source: design of dumb-init and s6; signal(7), "an ignored SIGCHLD makes wait4(2) say ECHILD".
+    """
+    signal.pthread_sigmask(signal.SIG_SETMASK, ALL_SIGNALS)
+    # Closed fds first: else the lock becomes fd 0, and the program inherits our pulse.
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+    for number in ALL_SIGNALS:
+        wanted = signal.SIG_IGN if number in KEPT_IGNORED else signal.SIG_DFL
+        if signal.getsignal(number) not in (
+            wanted,
+            None,
+        ):  # None: libc keeps it; to ask first saves 120 system calls
+            signal.signal(number, wanted)
+    for fd in _open_fds():
+        if fd > 2:
+            try:
+                os.close(fd)
+            except OSError:  # it was the listing's own
+                pass
+    # what a run imports later is not to be kept with our umask, where no other user could read it
+    sys.dont_write_bytecode = True
+    return {"env": dict(environ), "umask": os.umask(0o077)}
+
+
+def _open_fds() -> list[int]:
+    try:
+        return [int(name) for name in os.listdir("/proc/self/fd")]
+    except FileNotFoundError:
+        return list(range(os.sysconf("SC_OPEN_MAX")))
+
+
+def needs_guard(spec: object) -> bool:
+    """
+    Whether a run is one that a guard stands above: its program runs here and does not survive.
+
+    Args:
+        spec (object): Canonical, or as it was read: then what is invalid gets any answer.
+    """
+    return (
+        isinstance(spec, dict)
+        and spec.get("remote") is None
+        and spec.get("on_disconnect", "kill") == "kill"
+    )
+
+
+def detach_from_caller(null: int | None = None) -> None:
+    """
+    Let go of the caller's pipes and directory: nothing that happens to them changes anything any
+    more, and no mount is pinned.
+
+    A stderr that is a file stays, beside a terminal: nobody waits for its end, and where the spool
+    is gone it alone can tell so.
+
+    Args:
+        null (int): An fd of /dev/null, closed here; None to open one.
+    """
+    null = os.open(os.devnull, os.O_RDWR) if null is None else null
+    for fd in range(3):
+        if not os.isatty(fd) and not (fd == 2 and _is_named_file(fd)):
+            os.dup2(null, fd)
+    os.close(null)
+    os.chdir("/")
+
+
+def _is_named_file(fd: int) -> bool:
+    found = os.fstat(fd)
+    return (
+        stat.S_ISREG(found.st_mode) and found.st_nlink > 0
+    )  # a starter's file in memory has no name, and should go with the starter
+
+
+def print_run_id(run_id: str) -> None:
+    """Print a run id, now: on a stdout that nobody reads it is lost, and nothing else."""
+    poll = select.poll()
+    poll.register(1, select.POLLOUT)
+    try:
+        if poll.poll(PATIENCE_MS):
+            os.write(1, f"{run_id}\n".encode())
+    except OSError:
+        pass

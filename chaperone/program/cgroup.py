@@ -1,0 +1,73 @@
+"""
+How often the kernel's OOM killer has struck in this process's cgroup.
+
+Knows: /proc/self/cgroup, the files of cgroup v1 and v2.  Must not know: what is held there.
+"""
+
+from __future__ import annotations
+
+import os
+
+ROOT = "/sys/fs/cgroup"
+
+
+def counter() -> str | None:
+    """
+    The file that counts the OOM kills of our memory cgroup; None where there is none.
+
+    In v2 that is the nearest cgroup above us that has the controller. Where a container shows a
+    cgroup as the root of its mount, its path there is looked up in /proc/self/mountinfo.
+    Source: cgroups(7), proc(5).
+    """
+    try:
+        lines = _text("/proc/self/cgroup").splitlines()
+    except OSError:
+        return None
+    found = [line.split(":", 2) for line in lines if line.count(":") >= 2]
+    v1 = next((path for _, kinds, path in found if "memory" in kinds.split(",")), None)
+    if v1 is not None:
+        return _first(f"{ROOT}/memory", v1, "memory.oom_control", False)
+    v2 = next((path for number, _, path in found if number == "0"), None)
+    return None if v2 is None else _first(ROOT, v2, "memory.events", True)
+
+
+def _first(mount: str, path: str, name: str, climb: bool) -> str | None:
+    if ".." in path.split("/"):  # another namespace's
+        return None
+    if not os.path.isdir(mount + path):
+        path = _path_below(mount, path) or path
+        if not os.path.isdir(mount + path):
+            return None
+    path = path.rstrip("/")
+    while not os.path.exists(f"{mount}{path}/{name}"):
+        if not climb or not path:
+            return None
+        path = path.rpartition("/")[0]
+    return f"{mount}{path}/{name}"
+
+
+def _path_below(mount: str, path: str) -> str | None:
+    """A cgroup's path below a mount that shows a part of the hierarchy alone."""
+    try:
+        mounts = [line.split(" ") for line in _text("/proc/self/mountinfo").splitlines()]
+    except OSError:
+        return None
+    for fields in mounts:
+        if len(fields) > 4 and fields[4] == mount and f"{path}/".startswith(f"{fields[3]}/"):
+            return path[len(fields[3]) :] or "/"
+    return None
+
+
+def oom_kills(path: str | None) -> int | None:
+    """How many the file counts by now; None where it can't be read."""
+    try:
+        lines = _text(path or "").splitlines()
+    except OSError:
+        return None
+    counts = [line.split()[1] for line in lines if line.startswith("oom_kill ")]
+    return int(counts[0]) if counts and counts[0].isdigit() else None
+
+
+def _text(path: str) -> str:
+    with open(path, "rb") as file:
+        return file.read().decode("utf-8", "surrogateescape")
