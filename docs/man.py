@@ -55,18 +55,20 @@ def man_page(page, version):
 def _definitions(table):
     """
     A table as a list of terms, which any terminal is wide enough for: the first cell of a row is
-    the term; from the third column on, a cell comes with its column's head.
+    the term. The others are one sentence; from the third on a cell comes with its column's head.
     """
     head, *rows = [[*row.children] for row in table.findall(nodes.row)]
     if not [*table.findall(nodes.thead)]:
         rows = [head, *rows]
     definitions = nodes.definition_list()
     for first, *others in rows:
-        body = nodes.definition()
-        for column, (name, cell) in enumerate(zip(head[1:], others, strict=True)):
-            if column and cell.children:
-                cell.children[0].insert(0, nodes.Text(f"{name.astext()}: "))
-            body += cell.children
+        text = nodes.paragraph()
+        for name, cell in zip(head[1:], others, strict=True):
+            if text.children and cell.children:
+                title = name.astext()
+                text += nodes.Text(": " if title == "means" else f"; {title}: ")
+            text += [inline for paragraph in cell.children for inline in paragraph.children]
+        body = nodes.definition("", text)
         term = nodes.term("", "", *(inline for cell in first.children for inline in cell.children))
         definitions += nodes.definition_list_item("", term, body)
     return definitions
