@@ -36,22 +36,21 @@ class Outbox:
     A spool's events in batches of lines; the next batch is made when the one before it was
     acknowledged.
 
-    A batch is in the cursor file, number and all, before it is handed out. Whoever is killed and
-    comes back gets the batch that was not acknowledged again, word for word; so a consumer that
-    keeps the number of its last batch together with what it made of it takes each once.
+    A batch is stored in the cursor file, with its number, before it is returned. After a restart of
+    either side, a batch that was not acknowledged comes again, identical. So a consumer that
+    commits the number of a batch together with its own data takes each batch once.
 
     Args:
         spool_path (str): The spool's.
-        path (str): The cursor file; made if it is not there, belongs to one outbox at a time (by a
-            lock on `PATH.lock`).
-            None: batches are acknowledged by being handed out.
+        path (str): The cursor file; made if it is missing, used by one outbox at a time (by a lock
+            on `PATH.lock`). None: a batch counts as acknowledged when it is returned.
         begin (dict): The cursor to begin with if there is no such file yet.
 
     Attributes:
-        number (int): Of the last batch that was handed out; 0 before the first.
+        number (int): Of the last batch that was returned; 0 before the first.
     Raises:
-        SpecError: If the cursor file is none.
-        SpoolError: If another outbox has it, it can't be read, or the spool can't be followed.
+        SpecError: If the file is not a cursor file.
+        SpoolError: If another outbox uses it, it can't be read, or the spool can't be followed.
     """
 
     def __init__(
@@ -82,7 +81,7 @@ class Outbox:
         self._open.close()
 
     def fileno(self) -> int:
-        """An fd that is readable whenever there may be something to tell."""
+        """An fd that is readable whenever a batch may be ready."""
         return self._follower.fileno()
 
     def batch(self, timeout: float | None = None) -> list[str] | None:
@@ -90,14 +89,14 @@ class Outbox:
         The next batch.
 
         Args:
-            timeout (float): Seconds to wait for something to tell; None for as long as it takes.
+            timeout (float): Seconds to wait for an event; None waits as long as it takes.
         Returns:
             list: Lines of JSON without newlines, the last one `{"event": "batch", "batch":
                 NUMBER}`; None when the time is over.
         Raises:
             SpecError: If the last one was not acknowledged.
-            SpoolError: If the cursor file can't be written, or the spool can't be read: nothing was
-                handed out, and the next call goes on.
+            SpoolError: If the cursor file can't be written, or the spool can't be read: no batch is
+                lost, and the next call goes on.
         """
         if self._again:
             self._again = False
@@ -119,8 +118,8 @@ class Outbox:
 
     def _make(self, timeout: float | None) -> bool:
         """
-        Take events until there is a batch of them; each is told once, so what is in `_made` stays
-        there until it was handed out.
+        Take events until they fill a batch. The follower returns each event once, so `_made` keeps
+        them until the batch is returned.
         """
         room = BATCH_BYTES
         while not self._made:
@@ -135,13 +134,13 @@ class Outbox:
                 except SpoolError:
                     if not self._made:
                         raise
-                    # what there is goes out first: it may be the ending of a run whose spool is
-                    # gone, and the error comes again
+                    # Return what we have first: it may be the ending of a run whose spool is gone.
+                    # The error comes again.
                     break
         return True
 
     def _next(self, timeout: float | None) -> Event | None:
-        """The next event; a run that can't be read is warned of, and holds up no other."""
+        """The next event; warn about a run that can't be read, and go on with the others."""
         while True:
             try:
                 return self._follower.next(timeout)
@@ -150,7 +149,7 @@ class Outbox:
 
     def acknowledge(self, number: int) -> None:
         """
-        Take note that a batch was taken; the runs that ended in it are collected.
+        Accept the number of the batch that the consumer committed; collect its ended runs.
 
         Raises:
             SpecError: If it is not the number of the last batch.
@@ -158,8 +157,7 @@ class Outbox:
         if number != self.number or not self._unacknowledged:
             want = self.number if self._unacknowledged else "none"
             raise SpecError(f"unable to acknowledge batch {number}: want {want}")
-        # In the file it stays until the next batch takes its place: to be asked about it once more
-        # does no harm.
+        # The file keeps it until the next batch: printing a committed batch again does no harm.
         if self._path is not None:
             for line in map(json.loads, self._unacknowledged):
                 if (
@@ -171,8 +169,7 @@ class Outbox:
 
     def _written(self, event: Event) -> list[str]:
         """
-        An event as lines; the beginning of a character at the end of output waits for the rest of
-        it.
+        An event as lines. If output ends inside a character, its first bytes wait for the rest.
         """
         if isinstance(event, Output):
             tail = self._tails.pop((event.run_id, event.stream), b"")
@@ -201,7 +198,7 @@ class Outbox:
 
     def _keep(self, number: int, lines: list[str]) -> None:
         """
-        Replace the cursor file, on the disk before any consumer can say that it has the batch.
+        Replace the cursor file. It is on the disk before any consumer can acknowledge the batch.
         """
         if self._path is None:
             return
@@ -226,13 +223,13 @@ def conversation(
     outbox: Outbox, answers: Iterable[str] | None = None, consumer: Iterable[int] = ()
 ) -> Iterator[str]:
     """
-    What `chaperone follow` says, and what it is answered.
+    What `chaperone follow` prints, and the answers that it reads.
 
     Args:
-        answers (iterable): Lines as a consumer writes them, each the number of the batch that it
-            has taken; None where nobody answers.
-        consumer (iterable): fds of the pipes to and from the consumer; where one hangs up while
-            there is nothing to tell, that is the end.
+        answers (iterable): Lines that the consumer writes, each the number of a batch that it has
+            committed; None if no answers are expected.
+        consumer (iterable): fds of the pipes to and from the consumer; when one of them hangs up
+            while there are no events, the generator ends.
     Yields:
         str: A batch, each line with its newline; to be written out before the next is asked for.
     Raises:
@@ -242,7 +239,7 @@ def conversation(
     poll = select.poll()
     poll.register(outbox, select.POLLIN)
     for fd in consumer:
-        poll.register(fd, 0)  # a hangup is always told: by a pipe, never by a file
+        poll.register(fd, 0)  # poll(2) always reports a hangup: of a pipe, never of a file
     while True:
         while (lines := outbox.batch(0)) is None:
             if outbox.fileno() not in dict(poll.poll()):
@@ -262,11 +259,11 @@ def conversation(
 
 def _locked(path: str) -> int:
     """
-    Be the only one who uses a cursor file: of two, one would replace the batch that the other's
-        consumer is to acknowledge.
+    Lock a cursor file: of two users, one would replace the batch that the other's consumer has yet
+    to acknowledge.
 
-    A file of its own, because a lock on the cursor file would go with each rename over it; it is
-    never deleted, else two could hold it.
+    The lock is a separate file, because each rename over the cursor file would drop a lock on it.
+    It is never deleted; otherwise two processes could hold it.
     """
     try:
         fd = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -286,7 +283,7 @@ def _locked(path: str) -> int:
 
 def _sync_directory(path: str) -> None:
     """
-    Have a rename on the disk: without it a power cut may leave the file that was there before.
+    Put a rename on the disk: without this, a power failure may bring back the previous file.
     """
     fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -304,7 +301,7 @@ def _private(path: str, flags: int) -> int:
 
 def _kept(path: str) -> dict[str, Any] | None:
     try:
-        # Without waiting for a writer, if somebody put a FIFO there.
+        # O_NONBLOCK: the path may be a FIFO, and opening it must not wait for a writer.
         with open(
             path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)
         ) as file:
@@ -355,8 +352,8 @@ _KEPT = checks.fields(
 
 def _incomplete(data: bytes) -> int:
     """
-    How many bytes at the end are the beginning of a character, whatever is before them; 0 if it
-    ends with a whole one, or with no text.
+    How many bytes at the end are the beginning of a character; 0 if the data ends with a complete
+    character, or is not text.
     """
     for left in range(1, min(TAIL, len(data)) + 1):
         try:

@@ -1,5 +1,5 @@
 """
-One inotify instance for all that a follower watches, and one fd that tells when anything waits.
+One inotify instance for all watches of a follower, and one fd that is readable when any waits.
 
 Knows: inotify, epoll, timers.  Must not know: what is in a run directory, or what an event means.
 """
@@ -33,9 +33,9 @@ READ_BYTES = (
 )  # some 2,000 events at once: the deeper the queue, the more of them share one read
 CLOCK_MONOTONIC = 1
 
-# A change made on another host reaches no inotify here.  statfs(2) names them; coreutils' `tail -f`
-# polls on all of these. Not on overlays, where it polls too: a run directory is made through the
-# overlay and written through it, and that is told.
+# Filesystems where inotify does not report a change made on another host, by their magic number of
+# statfs(2). coreutils' `tail -f` polls on all of these. It polls on overlays too; we don't need to:
+# a run directory is made and written through the overlay, and inotify reports that.
 SILENT_FILESYSTEMS = {
     0x61636673: "acfs",
     0x5346414F: "afs",
@@ -77,8 +77,8 @@ def silent_filesystem(fd: int) -> str | None:
     Args:
         fd (int): Of anything on it.
     Returns:
-        str: The filesystem's name, if it is one that other hosts may write to; None if inotify
-            tells everything.
+        str: The filesystem's name, if other hosts may write to it; None if inotify reports every
+            change.
     """
     buffer = (
         ctypes.c_long * 32
@@ -89,7 +89,7 @@ def silent_filesystem(fd: int) -> str | None:
 
 
 def _limit(name: str) -> str:
-    """What a sysctl says."""
+    """The value of a sysctl."""
     try:
         with open(f"/proc/sys/{name.replace('.', '/')}", encoding="ascii") as file:
             return file.read().strip()
@@ -110,10 +110,9 @@ def _watch_limit() -> str:
 
 class Watcher:
     """
-    What the kernel has to tell: changes in watched directories and deadlines that have passed.
+    What the kernel reports: changes in watched directories, and deadlines that have passed.
 
-    All of it makes `fileno()` readable.  Without inotify (`tells` is false) there are deadlines
-    only.
+    Each makes `fileno()` readable.  Without inotify (`tells` is false) there are only deadlines.
     """
 
     def __init__(self, tells: bool = True) -> None:
@@ -143,7 +142,7 @@ class Watcher:
             self._open = stack.pop_all()
 
     def close(self) -> None:
-        """Close every fd; a second time there is nothing to do."""
+        """Close every fd; a second call does nothing."""
         self._open.close()
 
     def fileno(self) -> int:
@@ -171,8 +170,8 @@ class Watcher:
         if self._inotify is None:
             return -1
         try:
-            # By fd, for a name may mean another directory by now.  inotify_add_watch(2) takes a
-            # path only.
+            # By fd, because the name may belong to another directory by now.  inotify_add_watch(2)
+            # only takes a path.
             return int(self._inotify.add_watch(f"/proc/self/fd/{directory_fd}", mask | ONLYDIR))
         except OSError as error:
             if error.errno == errno.ENOSPC:
@@ -188,7 +187,7 @@ class Watcher:
             ) from error
 
     def unwatch(self, watch: int) -> None:
-        """Forget a watch; nothing to do where the kernel has forgotten it already."""
+        """Remove a watch, unless the kernel has already removed it."""
         if self._inotify is not None and watch >= 0:
             with contextlib.suppress(OSError):
                 self._inotify.rm_watch(watch)
@@ -198,7 +197,7 @@ class Watcher:
         What has changed since the last time.
 
         Returns:
-            list: (wd, mask, cookie, name); all that waits up to 64 KiB, nothing when nothing waits.
+            list: (wd, mask, cookie, name) of all waiting events, up to 64 KiB of them.
         """
         if self._inotify is None:
             return []
@@ -210,13 +209,13 @@ class Watcher:
     # -- deadlines
 
     def alarm(self, when: float, name: Hashable) -> None:
-        """Have `passed` return a name once a time on the monotonic clock has come."""
+        """Make `passed` return a name at a time on the monotonic clock."""
         self._count += 1
         heapq.heappush(self._alarms, (when, self._count, name))
         self._set_timer()
 
     def passed(self) -> list[Hashable]:
-        """The names whose time has come, each once for each alarm."""
+        """The names whose time has come, once for each alarm."""
         if not self._alarms:
             return []
         found = []
@@ -232,8 +231,8 @@ class Watcher:
         if when == self._set_for:
             return
         self._set_for = when
-        # Rounded up, so that it has passed when we are woken; {0, 0} disarms, and setting a timer
-        # takes back its readability.
+        # Rounded up, so that the time has passed when the timer wakes us. {0, 0} disarms it, and
+        # setting a timer makes it unreadable again.
         nanoseconds = 0 if when is None else max(1, int(when * 1e9) + 1)
         new = (ctypes.c_long * 4)(0, 0, *divmod(nanoseconds, 1_000_000_000))
         _libc.timerfd_settime(self._timer, _ABSOLUTE, new, None)
@@ -241,7 +240,7 @@ class Watcher:
     # -- waiting
 
     def ring(self, waits: bool) -> None:
-        """Make `fileno()` readable for work that its owner has on hand, or no longer."""
+        """Make `fileno()` readable because its owner has work to do, or unreadable again."""
         if waits != self._rung:
             self._rung = waits
             if waits:
@@ -251,7 +250,7 @@ class Watcher:
 
     def wait(self, timeout_s: float | None) -> bool:
         """
-        Sleep until `fileno()` is readable; False if it was not within the time (None: for ever).
+        Sleep until `fileno()` is readable; False if the time is over first (None: no limit).
         """
         return bool(self._epoll.poll(timeout_s))
 
@@ -272,8 +271,8 @@ def _inotify() -> inotify_simple.INotify:
 
 class OpenStreams:
     """
-    The fds of the streams that were read last: to open one for each event costs twice the CPU
-        (measured, 5,000 lines/s).
+    The fds of the streams that were read last: opening one for each event costs twice the CPU
+    (measured, 5,000 lines/s).
 
     Args:
         most (int): How many are kept; None for half of what this process may open.

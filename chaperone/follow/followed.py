@@ -1,7 +1,7 @@
 """
-One run as its follower holds it: what was handed out, what may be new, and the next event of it.
+One run in its follower: what was delivered, what may be new, and its next event.
 
-Knows: rules R1 to R3 of `chaperone.spool`.  Must not know: other runs, or who is given the events.
+Knows: rules R1 to R3 of `chaperone.spool`.  Must not know: other runs, or who takes the events.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from .descriptors import CLOSE_WRITE, IGNORED, MODIFY, MOVED_TO, OpenStreams
 CHUNK = (
     1024 * 1024
 )  # bytes of one Output at most: memory stays flat however far behind the reader is
-# The lock falls a moment after the event that tells so: 0.7 ms at the median, 2.5 ms at most, more
-# on a loaded host.
+# The kernel reports the close of the lock shortly before it releases the lock: 0.7 ms at the
+# median, 2.5 ms at most, more on a loaded host.
 FIRST_PROBE_S, LAST_PROBE_S = 0.001, 1.0
 DRAIN_S = 2.0  # how long a dead chaperone's guard may take to write what the pipes still held
 SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # another time may do
@@ -39,13 +39,13 @@ class FollowedRun:
     One run of a follower.
 
     Args:
-        entry (dict): Its part of the cursor; {} for a run that nothing was handed out of.
-        asked_for (bool): Whether it belongs into the cursor before anything was handed out of it.
-        if_collected (bool): Whether it is to be told, if nothing was handed out of it, when it
-            stands in neither .running/ nor .ended/.
+        entry (dict): Its part of the cursor; {} if no event of it was delivered.
+        asked_for (bool): Whether it is in the cursor before its first event was delivered.
+        if_collected (bool): Whether to report it if it has no entry in .running/ or .ended/, and no
+            event of it was delivered.
 
     Attributes:
-        entry (dict): What was handed out; replaced at each step, never changed in place.
+        entry (dict): What was delivered; replaced at each step, never changed in place.
         hints (int): What may be new, of LOOK, ENDED and STREAMS; 0 when nothing is.
         watch (int): Its watch, -1 when there is none.
     """
@@ -107,7 +107,7 @@ class FollowedRun:
             mask (int): What happened.
             name (str): To which file; "" for the directory itself.
         Returns:
-            int: Which hints it adds; 0 for an event that tells nothing new.
+            int: Which hints it adds; 0 for an event that means nothing new.
         """
         if mask & MODIFY:
             return STREAM_HINTS.get(name, 0) if name in self._follower.wanted else 0
@@ -125,14 +125,13 @@ class FollowedRun:
 
     def next_event(self) -> Event | None:
         """
-        The next event of this run, which counts as handed out from now on.
+        The next event of this run, which counts as delivered from now on.
 
         Returns:
-            Event: Or None, when there is none; `hints` is 0 then, unless a look showed something
-                that has to be looked at again.
+            Event: None if there is none; `hints` is 0 then, unless the run must be looked at again.
         Raises:
             UnreadableRunError: If it can't be read.
-            SpoolError: If another time may do, as when no fd is free; the hints stay.
+            SpoolError: If a later call may succeed, as when no fd is free; the hints stay.
         """
         try:
             if self.hints & (LOOK | ENDED):
@@ -177,7 +176,7 @@ class FollowedRun:
     def _meet(self, fd: int, identity: tuple[int, int]) -> Event | None:
         """See a run directory for the first time: is it the one of the cursor?"""
         key = look.key_in(fd)
-        # A spec.json that can't be read proves nothing: to begin anew would double every byte.
+        # A spec.json that can't be read proves nothing: starting from 0 would double every byte.
         if not cursors.is_waited_for(self.entry) and key and self.entry["key"] != key:
             if not self.has_ended():
                 return self._replaced()
@@ -190,8 +189,8 @@ class FollowedRun:
             and not self.if_collected
             and format.where_entered(self._follower.spool_fd, self.run_id) is None
         ):
-            # Its appearance, or its end, was told late: by now it is collected, and to tell it
-            # would be to tell it twice.
+            # The kernel's event came late, and the run is already collected: reporting it now would
+            # report it twice.
             self._follower.forget(self)
             return None
         self._identity = identity
@@ -201,7 +200,7 @@ class FollowedRun:
         return Started(run_id=self.run_id, key=key)
 
     def _look_into(self, fd: int) -> Event | None:
-        # What is over for good needs no watch; the rest is watched first, then looked at (rule R2).
+        # An ended run needs no watch. Any other one: watch first, then look (rule R2).
         watched = self.watch >= 0 or (not self.hints & ENDED and self._follower.watch(self, fd))
         alive, status = look.look(fd, self.run_id)
         if not watched and status["state"] not in ("terminated", "error"):
@@ -231,7 +230,7 @@ class FollowedRun:
                 self.hints |= STREAM_HINTS[stream]
 
     def _probe_again(self) -> None:
-        """The event told that the lock falls, and it has not (rule R3)."""
+        """The kernel reported the close of the lock, but the lock is still held (rule R3)."""
         self._follower.look_again(self, self._probe_s)
         self._probe_s = (
             0.0 if self._probe_s >= LAST_PROBE_S else min(self._probe_s * 2, LAST_PROBE_S)
@@ -239,10 +238,9 @@ class FollowedRun:
 
     def _is_proven_lost(self, fd: int) -> bool:
         """
-        Whether what was seen is the run's end: no chaperone, and nobody who still writes what the
-        pipes held.
+        Whether the run has ended: no chaperone lives, and no guard still drains the pipes.
 
-        Adds a hint to look again, at once or a little later, where it is not.
+        If not, add a hint to look again, at once or a little later.
         """
         if not format.is_path_of(self._follower.spool_fd, self.run_id, fd):
             self.hints |= LOOK
@@ -277,7 +275,7 @@ class FollowedRun:
         )
 
     def _replaced(self) -> Event | None:
-        """The name belongs to another run by now; that one is met at the next look."""
+        """The name belongs to another run by now; the next look meets that one."""
         event = self._gone()
         self.let_go()
         self.hints = LOOK
@@ -361,21 +359,21 @@ class Sight(Protocol):
     streams: OpenStreams
 
     def watch(self, run: FollowedRun, fd: int) -> bool:
-        """Have its changes told from now on."""
+        """Watch a run directory from now on."""
 
     def unwatch(self, run: FollowedRun) -> None:
-        """Have them told no longer."""
+        """Stop watching it."""
 
     def forget(self, run: FollowedRun) -> None:
-        """Hold it no longer: it is nobody's any more."""
+        """Drop the run."""
 
     def look_again(self, run: FollowedRun, after_s: float) -> None:
-        """Have it looked at once more."""
+        """Look at the run again after some seconds."""
 
 
 def _length(status: dict[str, Any], stream: str, otherwise: int) -> int:
     """
-    How long a final status says that a stream is; of a lost run nobody counted the last bytes.
+    The length of a stream as its final status has it; a lost run's last bytes were not counted.
     """
     counts = status.get(stream)
     said = (
@@ -386,8 +384,7 @@ def _length(status: dict[str, Any], stream: str, otherwise: int) -> int:
 
 def _is_free(run_fd: int, stream: str) -> bool:
     """
-    Whether nobody holds the stream any more: a dead chaperone's guard does, until the pipes are
-    empty.
+    Whether the stream is unlocked: a dead chaperone's guard locks it until the pipes are empty.
     """
     try:
         fd = look.open_stream(run_fd, stream)

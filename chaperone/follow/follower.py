@@ -37,11 +37,11 @@ from .descriptors import (
 )
 from .followed import ENDED, LOOK, SHORT, FollowedRun
 
-POLL_S = 1.0  # where inotify is silent: each look at 1,000 live runs costs some 80 ms of CPU
-# how long the kernel's queue may fill while there is work on hand: 5,000 events/s fill it in 3 s
+POLL_S = 1.0  # without inotify: each look at 1,000 live runs costs about 80 ms of CPU
+# how long the kernel's queue may fill while we have work: 5,000 events/s fill it in 3 s
 GATHER_S = 0.001
-# of 64 KiB each, when the time is over: more than the kernel's queue holds, but a flood of what is
-# not followed never ends
+# Reads of 64 KiB after the time is over: more than the kernel's queue holds. Without a limit, a
+# flood of events of runs that are not followed would never end.
 LATE_LOOKS = 64
 TURN_S = 0.005  # how long an event loop's other tasks may have to wait for ours
 POLL = object()  # the name of the alarm for the next poll
@@ -49,25 +49,25 @@ POLL = object()  # the name of the alarm for the next poll
 
 class Follower:
     """
-    The events of a spool's runs: all of them, each once, those of one run in order.
+    The events of a spool's runs: every event once, those of one run in order.
 
-    Iterate over it, or over `async for`; or wait for `fileno()` in a loop of your own and take what
-    is there with `next(0)`. It belongs to one thread.
+    Iterate with `for` or `async for`; or wait for `fileno()` in another event loop and call
+    `next(0)`. A follower belongs to one thread.
 
     Args:
-        path (str): The spool's; made if it is not there.
-        cursor (dict): What `cursor` said when the scheduler last committed it; None for all that
-            runs and all that was not collected.
-        runs (iterable): The ids to follow; None for all. With ids, the iteration ends when each of
-            them has ended, or was collected before.
-        streams (iterable): Which streams to read.
-        poll_s (float): Look at everything so often, in seconds, instead of using inotify; None
-            where inotify tells everything.
+        path (str): The spool's; made if it is missing.
+        cursor (dict): The value of `cursor` that the scheduler committed last; None for all live
+            runs and all ended runs that were not collected.
+        runs (iterable): The ids to follow; None for all. With ids, the iteration ends when all of
+            them have ended or were collected earlier.
+        streams (iterable): The streams to read.
+        poll_s (float): Look at everything at this interval, in seconds, instead of using inotify;
+            None uses inotify where it works.
 
     Attributes:
-        polling (str): Why changes are told late, in one sentence; None when the kernel tells them.
+        polling (str): Why the follower polls, in one sentence; None while it uses inotify.
     Raises:
-        SpecError: If the cursor is none, or the streams or the seconds can't be meant so.
+        SpecError: If the cursor, the streams or the seconds are invalid.
         SpoolError: If the spool can't be followed.
     """
 
@@ -139,7 +139,7 @@ class Follower:
         self.close()
 
     def close(self) -> None:
-        """Give back every watch and fd; the cursor can still be read."""
+        """Close every watch and fd; the cursor can still be read."""
         self._open.close()
 
     # -- how far it has come
@@ -147,8 +147,8 @@ class Follower:
     @property
     def cursor(self) -> dict[str, Any]:
         """
-        The cursor up to the event last handed out, made for the asker: it costs as much as there
-        are runs in it.
+        The cursor up to the last event that was delivered, as a new dict; the cost grows with the
+        number of runs in it.
         """
         entries = {
             run_id: run.entry
@@ -159,8 +159,8 @@ class Follower:
 
     def entry(self, run_id: str) -> dict[str, Any] | None:
         """
-        One run's part of `cursor`, for schedulers that keep a row for each run; None for a run that
-        is not in it.
+        One run's part of `cursor`, for schedulers that keep a row for each run; None if the run is
+        not in it.
         """
         run = self._runs.get(run_id)
         if run is None or (cursors.is_waited_for(run.entry) and not run.asked_for):
@@ -170,8 +170,8 @@ class Follower:
     @property
     def uncollected(self) -> list[str]:
         """
-        The runs whose ending was handed out, by this follower or before its cursor was committed,
-        and that are not collected.
+        The runs whose ending was delivered, by this follower or by the one whose cursor was passed
+        in, and that are not collected.
         """
         return [
             run_id
@@ -181,14 +181,14 @@ class Follower:
 
     def collect(self, run_id: str) -> None:
         """
-        Forget an ended run: its entry leaves .ended/, then the cursor.
+        Remove an ended run from .ended/, then from the cursor.
 
-        To be called after the ending was committed together with the cursor. The entry of a run
-        that is just ending, or that was lost and not reaped, is not in .ended/ yet: it is taken out
-        as soon as it appears, and stays in the cursor until then.
+        Call it after the ending was committed together with the cursor. A run that has just ended,
+        or that was lost and not reaped, is not in .ended/ yet: its entry is removed as soon as it
+        appears, and the run stays in the cursor until then.
 
         Raises:
-            SpecError: If its ending was not handed out.
+            SpecError: If its ending was not delivered.
         """
         run = self._runs.get(run_id)
         if run is None or not run.has_ended():
@@ -197,8 +197,8 @@ class Follower:
             run.entry, run.asked_for = (
                 {},
                 False,
-                # deleted long since; the entry is of another run with this id, still to be handed
-                # out
+                # The run was deleted; the entry belongs to a later run with this id, whose events
+                # are still to be delivered.
             )
             return
         look.collect(self.spool_fd, run_id)
@@ -208,7 +208,7 @@ class Follower:
         look.collect(self.spool_fd, run_id)  # it may have moved between our two looks
         self.forget(run)
 
-    # -- handing out
+    # -- delivering
 
     def __iter__(self) -> Follower:
         return self
@@ -224,8 +224,7 @@ class Follower:
         The next event.
 
         Args:
-            timeout (float): Seconds to wait for it; 0 takes what is there, None waits as long as it
-                takes.
+            timeout (float): Seconds to wait; 0 does not wait, None waits as long as it takes.
         Returns:
             Event: None when the time is over, or when all runs that were named have ended.
         """
@@ -243,15 +242,15 @@ class Follower:
                 return None
 
     def is_over(self) -> bool:
-        """Whether nothing can come any more: all runs that were named have ended."""
+        """Whether no event can come any more: all runs that were named have ended."""
         return self._named is not None and not any(
             run_id in self._runs and not self._runs[run_id].is_over() for run_id in self._named
         )
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         """
-        The events, on the event loop that runs; closes the follower at the end, or when cancelled,
-        unless a `with` holds it.
+        The events, on the running event loop. At the end, or when cancelled, it closes the
+        follower, unless a `with` block does.
         """
         try:
             while True:
@@ -284,8 +283,8 @@ class Follower:
 
     def fileno(self) -> int:
         """
-        An fd that is readable whenever an event may wait, one of a backlog too; for poll, select
-        and loops that take fds.
+        An fd that is readable whenever an event may be ready, also one of a backlog; for poll,
+        select and event loops.
         """
         self._lent = True
         self._ring()
@@ -293,8 +292,7 @@ class Follower:
 
     def _take(self, until: float | None = None) -> Event | None:
         """
-        The next event that can be had without waiting; None when there is none, or when the time is
-        over.
+        The next event that needs no waiting; None if there is none, or when the time is over.
         """
         try:
             if not self._ready or time.monotonic() - self._gathered >= GATHER_S:
@@ -324,8 +322,7 @@ class Follower:
 
     def _queue(self, run: FollowedRun, hints: int = 0) -> None:
         """
-        Give a run a turn; runs with much to tell take one event a turn, so that they hold up
-        nobody.
+        Give a run a turn. A run delivers one event a turn, so that a busy run delays no other.
         """
         run.hints |= hints
         if not run.queued and run.has_more():
@@ -336,8 +333,8 @@ class Follower:
 
     def _gather(self) -> None:
         """
-        Take what the kernel tells; where that fails for now, look at everything the next time, for
-        nothing is told twice.
+        Take the kernel's events. If that fails for now, look at everything the next time, because
+        the kernel reports nothing twice.
         """
         self._gathered = time.monotonic()
         try:
@@ -350,7 +347,7 @@ class Follower:
             raise
 
     def _hear(self) -> None:
-        """Turn what the kernel tells into hints; many events of one run become one."""
+        """Turn the kernel's events into hints; many events of one run become one hint."""
         for name in self._watcher.passed():
             if name is POLL:
                 self._watcher.alarm(time.monotonic() + self._poll_s, POLL)
@@ -366,9 +363,9 @@ class Follower:
             elif mask & OVERFLOW:
                 self._look_everywhere()
             elif watch in (self._spool_watch, self._ended_watch):
-                self._told_of_spool(watch, mask, name)
+                self._spool_changed(watch, mask, name)
 
-    def _told_of_spool(self, watch: int, mask: int, name: str) -> None:
+    def _spool_changed(self, watch: int, mask: int, name: str) -> None:
         if mask & IGNORED:
             self._removed = True
         elif not is_run_id(name):
@@ -393,21 +390,19 @@ class Follower:
 
     def _look_everywhere(self) -> None:
         """
-        Nothing is certain any more, or nobody tells: look at every run that has not ended, and for
-        new ones.
+        Look at every run that has not ended, and for new ones: events were lost, or we poll.
         """
         self._list()
         self._removed = (
             self._removed or os.fstat(self.spool_fd).st_nlink == 0
-        )  # nobody tells that either
+        )  # the kernel may not have reported that either
         for run in self._runs.values():
             if not run.has_ended():
                 self._queue(run, LOOK)
 
     def _begin(self) -> None:
         """
-        Those that run have the first turns, then those that have ended, then those that only the
-        cursor knows.
+        Give live runs the first turns, then ended ones, then those that only the cursor knows.
         """
         self._list()
         for run in list(self._runs.values()):
@@ -441,7 +436,7 @@ class Follower:
 
     def watch(self, run: FollowedRun, fd: int) -> bool:
         """
-        Have the kernel tell what changes in a run directory; poll if it grants no further watch.
+        Watch a run directory; poll if the kernel grants no further watch.
         """
         mask = CLOSE_WRITE | MOVED_TO | (MODIFY if self.wanted else 0)
         try:
@@ -459,7 +454,7 @@ class Follower:
         run.watch = -1
 
     def forget(self, run: FollowedRun) -> None:
-        """Hold it no longer; it may appear again."""
+        """Drop the run; it may appear again."""
         run.hints = 0
         self._collecting.discard(run.run_id)
         if self._runs.get(run.run_id) is run:
