@@ -15,7 +15,8 @@ class Sdist(sdist):
     """The package and all that a distributor needs to read and to test it."""
 
     folders = ("bin", "docs", "spool_tests")
-    files = ("CHANGELOG.rst", "LICENSE", ".importlinter", ".mypy.ini", ".pytest.ini", ".ruff.toml")
+    files = ("CHANGELOG.rst", "LICENSE", ".importlinter", ".mypy.ini", ".plain-words")
+    files += (".pre-commit-config.yaml", ".pytest.ini", ".ruff.toml")
 
     def make_release_tree(self, base_dir, files):
         # Not by MANIFEST.in: it leaves out links to directories, and the frozen spools have some.

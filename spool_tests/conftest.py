@@ -23,6 +23,8 @@ ROOT = os.path.dirname(HERE)
 MAIN = os.path.join(ROOT, "chaperone", "__main__.py")
 # What a scheduler starts: the interpreter without site, on the package's own entry.
 CHAPERONE = [sys.executable, "-I", "-S", MAIN]
+# What only `bin/test --long TIER` runs, because it needs more than the other tests.
+TIERS = ("worlds", "engines", "agents", "page", "airflow")
 # Children that outlive a test on purpose: the pids of servers which serve many.
 SERVERS = set()
 
@@ -67,6 +69,9 @@ def absent(what):
 
 def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help="run the long forms too")
+    parser.addoption(
+        "--tier", action="append", default=[], choices=[*TIERS, "all"], help="run its tests alone"
+    )
 
 
 def pytest_configure():
@@ -94,10 +99,33 @@ def pytest_collection_modifyitems(config, items):
             or ("user" in marks and root)
             or ("once" in marks and again)
             or ("long" in marks and not config.option.long)
+            or not in_tier(item, config.option.tier)
         ):
             out.append(item)
     config.hook.pytest_deselected(items=out)
     items[:] = [item for item in items if item not in out]
+
+
+def in_tier(item, asked):
+    """Whether a test is in a tier that was asked for; without one, whether it is in none."""
+    marker = item.get_closest_marker("tier")
+    if marker is None:
+        return not asked or "all" in asked
+    assert marker.args[0] in TIERS, f"{item.nodeid}: no such tier: {marker.args[0]!r}"
+    return marker.args[0] in asked or "all" in asked
+
+
+def to_act_on(stats, words):
+    """At most ten lines: what passed, how to run again what failed, what was missing."""
+    count = {kind: len(stats.get(kind, [])) for kind in ("passed", "failed", "error", "skipped")}
+    lines = [", ".join(f"{number} {kind}" for kind, number in count.items())]
+    user = "root" if os.geteuid() == 0 else "user"
+    for report in [*stats.get("failed", []), *stats.get("error", [])][:5]:
+        lines.append(f"again: bin/test --as {user} {words} '{report.nodeid}'")
+    reasons = [report.longrepr[2] for report in stats.get("skipped", [])]
+    for reason in sorted(set(reasons), key=reasons.count, reverse=True)[:4]:
+        lines.append(f"{reasons.count(reason)} skipped: {reason.removeprefix('Skipped: ')}")
+    return lines
 
 
 @pytest.fixture
@@ -106,7 +134,12 @@ def told(record_property):
     return lambda line: record_property("told", line)
 
 
-def pytest_terminal_summary(terminalreporter):
+def pytest_terminal_summary(terminalreporter, config):
+    if config.option.tier:
+        words = " ".join(f"--long {name}" for name in config.option.tier)
+        terminalreporter.section("what to do")
+        for line in to_act_on(terminalreporter.stats, words):
+            terminalreporter.write_line(line)
     for reports in terminalreporter.stats.values():
         for report in reports:
             for name, line in (

@@ -29,7 +29,8 @@ sshd = server.sshd
 WHEELS = pathlib.Path(sys.prefix, "wheels")
 # What a source distribution has of the checkout.
 SHIPPED = ["setup.py", "README.rst", "LICENSE", "CHANGELOG.rst", "chaperone", "bin", "docs"]
-SHIPPED += ["spool_tests", ".importlinter", ".mypy.ini", ".pytest.ini", ".ruff.toml"]
+SHIPPED += ["spool_tests", ".importlinter", ".mypy.ini", ".plain-words", ".pytest.ini"]
+SHIPPED += [".pre-commit-config.yaml", ".ruff.toml"]
 
 
 def run(*argv, **keywords):
