@@ -24,12 +24,12 @@ from .model.request import Request
 from .program.fds import owned
 from .spool import format, gc, look
 
-# -- what every spool can do, wherever it is; what each call means stands at `Spool`, `Run` and
-# `chaperone.Follower`
+# -- what every spool can do, wherever it is; `Spool`, `Run` and `chaperone.Follower` describe each
+# call
 
 
 class FollowerLike(Protocol):
-    """The events of a spool's runs, in their order, as `chaperone.Follower` has them."""
+    """What a follower of any spool can do, as `chaperone.Follower` does."""
 
     @property
     def cursor(self) -> dict[str, Any]: ...
@@ -45,7 +45,7 @@ class FollowerLike(Protocol):
 
 
 class RunLike(Protocol):
-    """One run of any spool, as `Run`."""
+    """What a run of any spool can do, as `Run` does."""
 
     run_id: str
 
@@ -64,7 +64,7 @@ class RunLike(Protocol):
 
 @runtime_checkable
 class SpoolLike(Protocol):
-    """A spool by its path or, later, by an agent's URL: what takes one takes either."""
+    """What any spool can do, as `Spool` does; for code that takes any of them."""
 
     def start(
         self,
@@ -95,7 +95,8 @@ class Spool:
     All runs of one scheduler, in a directory on this host.
 
     Args:
-        path (str): A directory on a local filesystem; made, 0700, at the first start or follow.
+        path (str): A directory on a local filesystem; made with mode 0700 at the first start or
+            follow.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -112,19 +113,19 @@ class Spool:
         cwd: str | None = None,
     ) -> Run:
         """
-        Start a run; a run id in the spec makes it safe to try again, for an id is never run twice.
+        Start a run. With an `id` in the spec a retry is safe, because an id never runs twice.
 
         Args:
-            spec (dict): As in docs/spec.rst; left as it is.
-            warm (bool): By the spool's launcher, which is started if there is none: six times as
-                quick as a cold start.
-            env (dict): What the program inherits; None for ours.
-            cwd (str): Where relative paths of the spec start; None for ours.
+            spec (dict): As in docs/spec.rst; not changed.
+            warm (bool): Use the spool's launcher, and start it if there is none; it is six times as
+                fast as a cold start.
+            env (dict): The environment that the program inherits; None for that of this process.
+            cwd (str): The directory for relative paths of the spec; None for that of this process.
         Returns:
-            Run: Its run directory is there; the program soon is.
+            Run: Its run directory exists; the program starts soon.
         Raises:
-            SpecError: If the spec can't be meant so.
-            RunExistsError: If there is a run of that id.
+            SpecError: If the spec is invalid.
+            RunExistsError: If there is a run with that id.
             SpoolError: If the run directory can't be created.
         """
         return Run(self.path, start.start(self.path, spec, warm=warm, env=env, cwd=cwd))
@@ -136,21 +137,21 @@ class Spool:
         streams: Iterable[str] = format.STREAMS,
         poll_s: float | None = None,
     ) -> Follower:
-        """The events of the runs; see `chaperone.Follower`."""
+        """Follow the runs, from a cursor on; see `chaperone.Follower`."""
         return Follower(self.path, cursor, runs, streams, poll_s)
 
     def cursor(self) -> dict[str, Any]:
         """
-        The cursor that means from now on.
+        The cursor that means: from now on.
 
         Returns:
-            dict: All that runs or was not collected is in it, with what is there of each by now.
+            dict: All live runs and all ended runs that were not collected, at their present sizes.
         """
         entries = {}
         with self._opened() as spool_fd:
             for run_id in {*format.live_ids(spool_fd), *format.ended_ids(spool_fd)}:
                 with contextlib.suppress(NoRunError), _opened_run(spool_fd, run_id) as run_fd:
-                    # The state first: what is written in between is then told by the follower, with
+                    # The state first: the follower then delivers what is written in between, with
                     # the ending that it belongs to.
                     status = look.look(run_fd, run_id)[1]
                     sizes = {stream: _size(run_fd, stream) for stream in format.STREAMS}
@@ -164,33 +165,32 @@ class Spool:
 
     def __getitem__(self, run_id: str) -> Run:
         """
-        The run of that id.
+        The run with that id.
 
         Raises:
-            NoRunError: If it is not there.
+            NoRunError: If there is no such run.
         """
         with self._opened() as spool_fd, _opened_run(spool_fd, run_id):
             return Run(self.path, run_id)
 
     def live(self) -> list[Run]:
-        """The runs in .running/: those that run, and those whose chaperone died."""
+        """The runs with an entry in .running/: live ones, and those whose chaperone died."""
         with self._opened() as spool_fd:
             return [Run(self.path, run_id) for run_id in format.live_ids(spool_fd)]
 
     def ended(self) -> list[Run]:
-        """The runs in .ended/: over, and not collected."""
+        """The runs with an entry in .ended/: they have ended and are not collected."""
         with self._opened() as spool_fd:
             return [Run(self.path, run_id) for run_id in format.ended_ids(spool_fd)]
 
     def all(self) -> list[Run]:
-        """Every run of which there is a run directory; costs as much as there is history."""
+        """Every run that has a run directory; the cost grows with the history."""
         with self._opened() as spool_fd:
             return [Run(self.path, run_id) for run_id in format.all_ids(spool_fd)]
 
     def collect(self, run_id: str) -> None:
         """
-        Take an ended run out of .ended/, for schedulers without a follower; one with a follower
-        calls `Follower.collect`.
+        Remove an ended run from .ended/. A scheduler with a follower calls `Follower.collect`.
         """
         with self._opened() as spool_fd:
             look.collect(spool_fd, run_id)
@@ -204,8 +204,16 @@ class Spool:
         progress: Callable[[int, int], None] | None = None,
     ) -> gc.Summary:
         """
-        Delete ended runs, as `chaperone gc` does: by age in seconds, by bytes on disk; see
-        `chaperone.spool.gc.gc`.
+        Delete ended runs, as `chaperone gc` does.
+
+        Args:
+            older_s (float): Delete the runs that ended longer ago, in seconds.
+            keep_failed_s (float): Keep runs that did not exit with 0 for at least so many seconds.
+            max_bytes (int): Then delete the oldest until the rest takes no more, in bytes on disk.
+            dry_run (bool): Delete nothing; return what would be deleted.
+            progress: Called with how many runs are done and how many there are.
+        Returns:
+            Summary: What was deleted and what is left.
         """
         return gc.gc(self.path, older_s, keep_failed_s, max_bytes, dry_run, progress)
 
@@ -215,11 +223,11 @@ class Spool:
 
 class Run:
     """
-    One run of a spool; nothing is kept open between two calls.
+    One run of a spool. It keeps no file open between two calls.
 
     Args:
         spool_path (str): Absolute.
-        run_id (str): Of a run that is there.
+        run_id (str): Of an existing run.
     """
 
     def __init__(self, spool_path: str, run_id: str) -> None:
@@ -231,60 +239,60 @@ class Run:
 
     @property
     def path(self) -> str:
-        """The run directory's."""
+        """The path of the run directory."""
         return os.path.join(self.spool_path, self.run_id)
 
     def status(self) -> Status:
         """
-        What is known of it now; `lost` and `unattended` are concluded from its lock.
+        The present status; `lost` and `unattended` are concluded from the lock of the run.
 
         Raises:
-            NoRunError: If it was deleted.
+            NoRunError: If the run was deleted.
         """
         with self._opened() as run_fd:
             return status_view(look.look(run_fd, self.run_id)[1])
 
     def spec(self) -> dict[str, Any]:
-        """What was asked, in canonical form, with the run's `key`; {} where it can't be read."""
+        """The spec in canonical form, with `version` and `key`; {} if it can't be read."""
         with self._opened() as run_fd:
             return look.read_spec(run_fd)
 
     def size(self, stream: str = "stdout") -> int:
-        """How many bytes there are of stdout, stderr or log."""
+        """The present size of stdout, stderr or log, in bytes."""
         with self._opened() as run_fd:
             return _size(run_fd, stream)
 
     def read(self, stream: str = "stdout", offset: int = 0, size: int = CHUNK) -> bytes:
         """
-        Bytes of a stream.
+        Read bytes of a stream, without waiting.
 
         Args:
             stream (str): stdout, stderr or log.
-            offset (int): Of the first one; it stays valid as long as the run directory is there.
-            size (int): How many at most.
+            offset (int): Of the first byte; it stays valid as long as the run directory exists.
+            size (int): How many bytes at most.
         Returns:
-            bytes: Fewer, or none, where there are no more yet.
+            bytes: Fewer, or none, if there are no more yet.
         Raises:
             NoRunError: If the run was deleted.
         """
         with self._opened() as run_fd:
             try:
                 fd = look.open_stream(run_fd, stream)
-            except FileNotFoundError:  # an empty log goes when the run ends
+            except FileNotFoundError:  # an empty log is removed when the run ends
                 return b""
             with owned(fd):
                 return _pread_all(fd, size, offset)
 
     def wait(self, timeout: float | None = None) -> Status | None:
         """
-        Wait for its end; woken by the kernel, never by a timer.
+        Wait until the run has ended; the kernel wakes the caller, there is no polling.
 
         Args:
-            timeout (float): Seconds; None for as long as it takes.
+            timeout (float): Seconds; None waits as long as it takes.
         Returns:
-            Status: Final (`lost` too); None when the time is over.
+            Status: The final one, which may be `lost`; None when the time is over.
         Raises:
-            NoRunError: If it is deleted before that.
+            NoRunError: If the run is deleted before its end.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         status = self.status()
@@ -306,9 +314,11 @@ class Run:
 
     def tail(self, stream: str = "stdout", offset: int = 0) -> Iterator[bytes]:
         """
-        The bytes of a stream from an offset on, as they come, to the run's end; woken by the
-        kernel.
+        Yield the bytes of a stream from an offset on, as they arrive, until the run ends.
 
+        Args:
+            stream (str): stdout or stderr.
+            offset (int): Of the first byte.
         Raises:
             NoRunError: If the run is deleted before its end.
         """
@@ -324,7 +334,7 @@ class Run:
                     raise NoRunError(f"unable to follow run {self.run_id!r}: it was deleted")
 
     def _cursor(self, offsets: dict[str, int]) -> dict[str, Any]:
-        """Of this run and no other that may come to have its id."""
+        """A cursor of this run, and not of a later one with its id."""
         with self._opened() as run_fd:
             return cursors.of({self.run_id: {**cursors.entry(look.key_in(run_fd)), **offsets}})
 
@@ -334,33 +344,34 @@ class Run:
         self, grace_s: float | None = None, wait: bool = True, by: str | None = None
     ) -> Status:
         """
-        Ask it to end: its stop signal, then after a grace SIGKILL, for all that it started.
+        Stop the run: send its stop signal to all its processes, and SIGKILL after a grace.
 
         Args:
-            grace_s (float): Seconds; None for the spec's.
-            wait (bool): Return when it has ended, else at once.
-            by (str): Who asks, in one word; kept in the status.
+            grace_s (float): Seconds; None for the grace of the spec.
+            wait (bool): Return when the run has ended; otherwise return at once.
+            by (str): The requester, as one word; the status keeps it.
         Returns:
-            Status: As it is then; a run that has ended before is left as it is.
+            Status: The status at that moment. Stopping an ended run changes nothing.
         Raises:
-            NoRunError: If nobody is there to do it and it may not be over: it is unattended, or it
-                was deleted.
+            NoRunError: If the run may still be running and no chaperone can stop it: it is
+                unattended, or it was deleted.
         """
         return self._end(Request("stop", grace_s, by=by), wait)
 
     def kill(self, wait: bool = True, by: str | None = None) -> Status:
-        """SIGKILL for all that it started; as `stop`, with no grace."""
+        """Send SIGKILL to all processes of the run; otherwise as `stop`."""
         return self._end(Request("kill", by=by), wait)
 
     def signal(self, name: str, by: str | None = None) -> None:
         """
-        Send a signal to the program alone.
+        Send a signal to the program only.
 
         Args:
             name (str): `SIGUSR1`, `USR1` or a number.
+            by (str): The requester, as one word.
         Raises:
             SpecError: If there is no such signal.
-            NoRunError: If no chaperone is there.
+            NoRunError: If the chaperone is not running.
         """
         self._request(Request("signal", signal=name, by=by))
 
@@ -403,7 +414,7 @@ def _size(run_fd: int, stream: str) -> int:
 
 
 def _pread_all(fd: int, size: int, offset: int) -> bytes:
-    """One read may give less than there is."""
+    """Read until `size` bytes or the end: one pread may return less."""
     first = os.pread(fd, min(size, CHUNK), offset)
     if not first or len(first) >= size:
         return first

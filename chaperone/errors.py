@@ -8,11 +8,11 @@ from __future__ import annotations
 
 
 class ChaperoneError(Exception):
-    """Any error that chaperone raises on purpose; its text is one sentence."""
+    """Any error that chaperone raises on purpose; its message is one sentence."""
 
 
 class SpecError(ChaperoneError, ValueError):
-    """The caller's fault: a spec, an id or an argument that can't be meant so."""
+    """The caller's fault: an invalid spec, run id or argument."""
 
 
 class SpoolError(ChaperoneError, OSError):
@@ -21,7 +21,7 @@ class SpoolError(ChaperoneError, OSError):
 
     Args:
         sentence (str): The whole message.
-        errno (int): As from the system, or None where no system call failed.
+        errno (int): Of the system call that failed; None if none failed.
     """
 
     def __init__(self, sentence: str, errno: int | None = None) -> None:
@@ -30,23 +30,23 @@ class SpoolError(ChaperoneError, OSError):
 
 
 class RunExistsError(SpoolError):
-    """The run id is taken: the program is not run a second time (rule W1 in `chaperone.spool`)."""
+    """The run id exists, and an id never runs twice (rule W1 of docs/spool-format.rst)."""
 
 
 class NoRunError(SpoolError):
-    """There is no such run, or its id prefix fits several."""
+    """There is no such run, its chaperone is not running, or an id prefix matches several runs."""
 
 
 class BusyError(SpoolError):
-    """Another `reap` or `gc` sweeps the spool: nothing was done, and a later try may do it."""
+    """Another `reap` or `gc` is working on the spool: nothing was done; try again later."""
 
 
 class UnreadableRunError(SpoolError):
-    """One run directory can't be read; that says nothing of the others."""
+    """One run directory can't be read; others may be readable."""
 
 
 class TransitionError(ChaperoneError, RuntimeError):
-    """Our own fault: a state that can't follow the one before it."""
+    """A bug in chaperone: a state that can't follow the one before it."""
 
 
 class StartError(ChaperoneError):

@@ -18,7 +18,7 @@ from .status import Status as Status
 
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
-# Values in place: `status` stands on the holding path, which can't afford attrs.
+# Made into values here: `status` is on the holding path, which can't afford attrs.
 attrs.frozen(kw_only=True, slots=False)(Counts)
 _SHOWN = {name: attrs.field() for name in statuses.FIELDS}
 attrs.frozen(kw_only=True, slots=False, these={**_SHOWN, "raw": attrs.field(repr=False, eq=False)})(
@@ -63,7 +63,7 @@ _VIEWS = {"": _as_it_is, "time": _moment, "counts": _counts}
 
 @attrs.frozen(kw_only=True)
 class Started:
-    """The run is there; it is the first event of it."""
+    """The run exists; the first event of a run."""
 
     run_id: str
     key: str
@@ -72,12 +72,12 @@ class Started:
 @attrs.frozen(kw_only=True)
 class Output:
     """
-    New bytes.
+    New bytes of a stream.
 
     Attributes:
         stream (str): stdout or stderr.
-        offset (int): Where they begin, in bytes from the stream's first one.
-        data (bytes): 1 MiB of them at most, as the program wrote them.
+        offset (int): Of the first byte, counted from the beginning of the stream.
+        data (bytes): At most 1 MiB, as the program wrote them.
     """
 
     run_id: str
@@ -89,11 +89,11 @@ class Output:
 @attrs.frozen(kw_only=True)
 class Shrank:
     """
-    Somebody cut a stream short; it is read again from its first byte.
+    A stream was truncated; it is read again from its first byte.
 
     Attributes:
-        offset (int): How far it had been handed out.
-        size (int): How long it was found to be.
+        offset (int): How far it had been delivered.
+        size (int): Its size when the follower noticed.
     """
 
     run_id: str
@@ -105,8 +105,7 @@ class Shrank:
 @attrs.frozen(kw_only=True)
 class Changed:
     """
-    A status that is not final: the first one that is seen, and then each that differs from the
-    last.
+    A status that is not final: the first one seen, then each one that differs from the last.
     """
 
     run_id: str
@@ -116,7 +115,7 @@ class Changed:
 @attrs.frozen(kw_only=True)
 class Ended:
     """
-    The run has ended, and all its bytes were handed out; it is the last event of it.
+    The run has ended, and all its bytes were delivered; the last event of a run.
 
     Attributes:
         status (Status): Final; None if the run directory was deleted before it could be read.
@@ -129,8 +128,8 @@ class Ended:
 @attrs.frozen(kw_only=True)
 class Lost:
     """
-    Nobody can know how the run ended; all that is left of its bytes was handed out; it is the last
-    event of it.
+    The outcome of the run can't be known, and all bytes that are left were delivered; the last
+    event of a run.
     """
 
     run_id: str

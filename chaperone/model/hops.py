@@ -400,11 +400,11 @@ def build_program(argv: Sequence[str], options: Mapping[str, Any] | None = None)
 
     Args:
         argv (list): The program and its arguments.
-        options (dict): As for `build_command`, so that one serves both; they change nothing here.
+        options (dict): As for `build_command`, so that both take the same; not used here.
     Returns:
         str: `exec` and the quoted words.
     Raises:
-        ValueError: If `argv` is no list of strings, is empty, or holds a NUL byte.
+        ValueError: If `argv` is not a list of strings, is empty, or contains a NUL byte.
     """
     if (
         isinstance(argv, str)
@@ -425,15 +425,15 @@ def build_command(
     The argv that runs a shell command as a user on a host.
 
     Args:
-        command (str): A shell text, as from `build_program`; run by /bin/sh at the end of all hops.
+        command (str): A shell text, as from `build_program`; /bin/sh runs it after the last hop.
         host (str): None is this host.
-        user (str): None is whoever ssh makes it, or we are.
-        options (dict): `host` (if not given as an argument), `port`, `mode` (one of `MODES`), and
-            options of ssh by their ssh_config names.
+        user (str): None is the user that ssh chooses, or the user of this process.
+        options (dict): `host` and `user` (if not given as arguments), `port`, `mode` (as
+            `remote.mode` in docs/spec.rst), and ssh options by their ssh_config names.
     Returns:
-        list: Of strings; `['/bin/sh', '-c', command]` if there is nowhere to go.
+        list: Of strings; `['/bin/sh', '-c', command]` if no hop is needed.
     Raises:
-        ValueError: One sentence.
+        ValueError: With one sentence.
     """
     given = dict(options or {})
     remote = {name: given.pop(name, None) for name in ("host", "user", "port", "mode")}

@@ -127,21 +127,20 @@ _STREAM: Any = Field(
 
 @frozen(kw_only=True, slots=False)
 class Counts:
-    """How long a stream is."""
+    """The size of a stream."""
 
     bytes: int | None
-    """In the spool; None where nobody counted."""
+    """In the spool; None if they were not counted."""
     dropped: int | None
-    """Written by the program, but not kept; None where nobody counted."""
+    """Written by the program and not kept; None if they were not counted."""
 
 
 @frozen(kw_only=True, slots=False)
 class Status:
     """
-    A status as a reader sees it: a field that is unknown or that can't be understood is None.
+    A status as a reader sees it; a field that is unknown or invalid is None.
 
-    A field is its type for a reader, its JSON, and a sentence that stands in docs/spool-format.rst
-    too.
+    Each field has its type for a reader, its JSON, and the sentence of docs/spool-format.rst.
     """
 
     version: int = field(WHOLE, VERSION)
