@@ -146,13 +146,13 @@ def far_side(data):
         lambda holder: remote.RemoteProgram(asked, holder, INHERITED, "c", None),
     ) as holder:
         program = holder.program
-        program._dialer._connection = Connection()
+        program._far._dialer._connection = Connection()
         program.connected()
         for words in told:
             if words:
                 program.record(words)
         if how[0] % 4 > 1:
-            program._dialer._connection = None
+            program._far._dialer._connection = None
             program.closed(how[0] % 3, True, b"")
     assert run.final is None or "version" in run.final
 

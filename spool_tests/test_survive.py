@@ -419,8 +419,8 @@ def test_run_here_is_lost_when_its_host_boots_anew(spool, tmp_path, monkeypatch)
 IMPATIENT = """
 import os, sys
 sys.path.append(sys.argv.pop(1))
-from chaperone.farside import remote
-remote.DEAD_S = 0.1
+from chaperone.farside import contact
+contact.DEAD_S = 0.1
 import chaperone.__main__
 """
 
@@ -615,7 +615,7 @@ def test_failure_to_start_is_told_where_it_survives_too(spool, remote):
 
 
 BRIEF = ADOPT.replace(
-    "inherited =", "from chaperone.farside import remote\nremote.DEAD_S = 1\ninherited ="
+    "inherited =", "from chaperone.farside import contact\ncontact.DEAD_S = 1\ninherited ="
 )  # it need not wait long for what is gone
 LOST, WHOLE, SHORT = ("lost", None, False), ("terminated", 3, True), ("terminated", 3, False)
 DAMAGES = {  # to a program that still runs, and to one that has ended meanwhile

@@ -181,24 +181,64 @@ def farewell(data: bytes, said: tuple[bytes, bytes]) -> int:
 
 GONE = "-1"  # the size of a file that somebody removed
 NUMBERS = {"start": (1,), "left": (1,), "eof": (0, 2)}  # how many a record of that name brings
+NAMES = ("out", "hello", "start", "beat", "dead", "lost", "left", "short", "bye")
 
 
-def is_sound(words: list[str], running: bool = False, failed: bool = False) -> bool:
+def event_of(words: list[str]) -> str | None:
     """
-    Whether a record brings the numbers that its name promises, and fits what was told before; the
-    far side may be broken, or another's by now.
+    What a record says, as an event of `lives`.
+
+    Returns:
+        str: None if it is no record that we know, or does not bring the numbers that its name
+            promises: the far side may be broken, or be another's by now.
     """
-    if (words[0] == "start" and failed) or (
-        words[0] == "fail" and words[1:] != ["never"] and running
-    ):
-        return False
-    if words[0] == "short":
-        return words[1:] in (["out"], ["err"])
-    wanted = NUMBERS.get(words[0])
-    numbers = [word for word in words[1:] if not (words[0] == "eof" and word == GONE)]
-    return wanted is None or (
-        len(words) - 1 in wanted and all(word.isdigit() and len(word) <= 18 for word in numbers)
+    name, *rest = words
+    if name == "end":
+        return "end" if outcome(rest) else "no end"
+    if name == "fail":
+        why = rest[0] if rest else ""
+        # Of the other reasons the directory of a run that survives is there already.
+        return {"never": "never", "stdin": "refused", "directory": "refused"}.get(why, "failed")
+    if not _is_sound(name, rest):
+        return None
+    if name == "eof":
+        return "sizes" if rest else "drained"
+    return name if name in NAMES else None
+
+
+def _is_sound(name: str, rest: list[str]) -> bool:
+    if name == "short":
+        return rest in (["out"], ["err"])
+    if name not in NUMBERS:
+        return True
+    numbers = [word for word in rest if not (name == "eof" and word == GONE)]
+    return len(rest) in NUMBERS[name] and all(
+        word.isdigit() and len(word) <= 18 for word in numbers
     )
+
+
+class Tail:
+    """
+    What the far side has said of the end of a run.
+
+    Attributes:
+        counts (bool): Whether something there can count what the program leaves.
+        left (int): How many processes the program left running; None until that was counted.
+        sizes (tuple): Of stdout and stderr there, in bytes, -1 for one that somebody removed; None
+            until both have ended.
+        drained (bool): Whether all that the program itself wrote to stdout is here.
+        damaged (bool): Whether a stream was cut short by somebody.
+    """
+
+    def __init__(self) -> None:
+        self.counts = True
+        self.left: int | None = None
+        self.sizes: tuple[int, int] | None = None
+        self.drained = self.damaged = False
+
+    def is_here(self, here: tuple[int, int]) -> bool:
+        """Whether both streams are here to their ends; `here` are their sizes."""
+        return self.sizes is not None and here[0] >= self.sizes[0] and here[1] >= self.sizes[1]
 
 
 def outcome(words: list[str]) -> dict[str, Any]:
