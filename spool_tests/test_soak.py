@@ -19,10 +19,9 @@ import time
 
 import pytest
 
-from spool_tests import prober
+from spool_tests import disk, prober
 from spool_tests.clock import DAY, Clock
 from spool_tests.conftest import CHAPERONE, until
-from spool_tests.disk import look
 
 RUNS = 12  # at once
 READERS = 2
@@ -197,7 +196,7 @@ class Soak:
             if (
                 number != signal.SIGKILL
                 or not run.survives
-                or look(self.spool, run.run_id)[1]["state"] == "running"
+                or disk.seen(self.spool, run.run_id)[1]["state"] == "running"
             ):
                 run.send(number)
                 self.counts[signal.Signals(number).name] += 1
@@ -206,14 +205,14 @@ class Soak:
         """Our own look, with certain knowledge from before and after it."""
         run = self.rng.choice(self.runs)
         dead_before = not run.lives()
-        alive, status = look(self.spool, run.run_id)
+        alive, status = disk.seen(self.spool, run.run_id)
         self.looks += 1
         if dead_before and alive:
             # A child that it was about to make a program of holds the lock until exec closes it,
             # however starved that child is.
             begin = time.monotonic()
             alive, status = until(
-                lambda: not (seen := look(self.spool, run.run_id))[0] and seen,
+                lambda: not (seen := disk.seen(self.spool, run.run_id))[0] and seen,
                 FALLS_S,
                 f"the lock of {run.run_id}, who is dead, falls",
             )
