@@ -156,7 +156,7 @@ def test_retention_of_the_page_about_timers_happens(place, monkeypatch):
 
 def test_patience_with_a_disk_is_as_the_page_on_the_format_says():
     times, minutes = 1 + len(chaperone.PUBLISH_AGAIN_S), round(sum(chaperone.PUBLISH_AGAIN_S) / 60)
-    kept = run_directory.UNTOLD_BYTES // 1024
+    kept = run_directory.UNWRITTEN_BYTES // 1024
     text = pathlib.Path(ROOT, "docs/spool-format.rst").read_text()
     assert (
         f"tries {times} times over {minutes} minutes.\n" in text

@@ -202,22 +202,22 @@ def test_entry_that_two_starters_share_stays_while_one_is_at_work(spool):
         Directory(spool / ".running") as running_fd,
     ):
         fcntl.flock(at_work, fcntl.LOCK_SH)
-        assert not run_directory.sweep_entry(spool_fd, running_fd, "r")
+        assert not format.sweep_entry(spool_fd, running_fd, "r")
         fcntl.flock(at_work, fcntl.LOCK_UN)
-        assert run_directory.sweep_entry(spool_fd, running_fd, "r")
+        assert format.sweep_entry(spool_fd, running_fd, "r")
     assert os.listdir(spool / ".running") == ["other"]
 
 
 def test_entry_of_a_run_that_has_not_ended_to_its_last_step_is_not_swept(spool):
     run = disk.create(spool)
     with disk.opened(spool) as spool_fd, Directory(spool / ".running") as running_fd:
-        assert not run_directory.sweep_entry(spool_fd, running_fd, "r")
+        assert not format.sweep_entry(spool_fd, running_fd, "r")
         run.publish(disk.terminated(run))
-        assert not run_directory.sweep_entry(spool_fd, running_fd, "r"), (
+        assert not format.sweep_entry(spool_fd, running_fd, "r"), (
             "the chaperone is about to move it"
         )
         run.close()
-        assert not run_directory.sweep_entry(spool_fd, running_fd, "r"), "reap is going to move it"
+        assert not format.sweep_entry(spool_fd, running_fd, "r"), "reap is going to move it"
     assert os.listdir(spool / ".running") == ["r"]
 
 
@@ -688,16 +688,16 @@ def test_log_that_a_disk_refused_for_long_goes_on_with_whole_lines(spool):
     run = disk.create(spool)
     log, full = os.dup(run.log_fd), os.open("/dev/full", os.O_WRONLY)
     os.dup2(full, run.log_fd, inheritable=False)
-    lines = [b"line %d\n" % number for number in range(run_directory.UNTOLD_BYTES // 8)]
+    lines = [b"line %d\n" % number for number in range(run_directory.UNWRITTEN_BYTES // 8)]
     assert not any(run.tell(line) for line in lines)
     os.dup2(log, run.log_fd, inheritable=False)
     assert run.tell(b"again\n") and run.tell(b"and again\n")
     *kept, again, last = (spool / "r" / "log").read_bytes().splitlines(keepends=True)
     assert (kept, again, last) == (lines[: len(kept)], b"again\n", b"and again\n")
     assert (
-        run_directory.UNTOLD_BYTES - len(lines[-1])
+        run_directory.UNWRITTEN_BYTES - len(lines[-1])
         < len(b"".join(kept))
-        <= run_directory.UNTOLD_BYTES
+        <= run_directory.UNWRITTEN_BYTES
     )
     run.close()
     os.close(log)

@@ -8,12 +8,12 @@ who won.
 
 from __future__ import annotations
 
-import fcntl
 import os
 
 from ..errors import RunExistsError
 from ..model import jsontext
 from ..model.cpython import socket
+from ..program.fds import above_stderr, owned
 from ..spool import format, look
 from .image import IMAGE
 from .process import run_command
@@ -89,19 +89,14 @@ def start_warm(
 
 def _answer(path: str, request: bytes) -> dict[str, Any] | None:
     """What the launcher says; {} when it says nothing, None when there is none."""
-    try:
-        spool_fd = os.open(path, format.DIRECTORY & ~os.O_NOFOLLOW)
-    except OSError:
-        return None
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         connection.settimeout(ANSWER_S)
-        connection.connect(socket_path(spool_fd))
+        with owned(os.open(path, format.DIRECTORY & ~os.O_NOFOLLOW)) as spool_fd:
+            connection.connect(socket_path(spool_fd))
     except OSError:
         connection.close()
         return None
-    finally:
-        os.close(spool_fd)
     try:
         connection.sendall(request)
         value = jsontext.loads(receive_line(connection))
@@ -114,20 +109,12 @@ def _answer(path: str, request: bytes) -> dict[str, Any] | None:
 
 def start_on_demand(path: str) -> bool:
     """Start a launcher that ends when it was idle for a minute; False if none could be started."""
-    null = os.open(os.devnull, os.O_RDWR)
-    fd = fcntl.fcntl(null, fcntl.F_DUPFD_CLOEXEC, 3)
-    os.close(null)
     # Its environment is in the memory of every chaperone it forks: not ours, which may hold
     # secrets.
     env = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL") if name in os.environ}
-    try:
-        return run_command(
-            ["launcher", "--detach", "--idle", f"{ON_DEMAND_IDLE_S:g}", "--spool", path],
-            env,
-            [fd, fd, fd],
-        ) in (os.EX_OK, None)
-    finally:
-        os.close(fd)
+    words = ["launcher", "--detach", "--idle", f"{ON_DEMAND_IDLE_S:g}", "--spool", path]
+    with owned(above_stderr(os.open(os.devnull, os.O_RDWR))) as null:
+        return run_command(words, env, [null, null, null]) in (os.EX_OK, None)
 
 
 def socket_path(spool_fd: int, name: str = format.LAUNCHER) -> str:

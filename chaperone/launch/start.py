@@ -7,13 +7,13 @@ held, or a file name.
 
 from __future__ import annotations
 
-import fcntl
 import os
 
 from ..errors import ChaperoneError, RunExistsError, SpecError, SpoolError
 from ..hold.begin import new_id
 from ..model import checks, jsontext
 from ..model import spec as specs
+from ..program.fds import above_stderr
 from ..program.spawn import encoded
 from ..spool import look
 from .process import run_command
@@ -102,10 +102,10 @@ def _umask() -> int:
 
 def _start_cold(path: str, run_id: str, text: bytes, env: dict[bytes, bytes]) -> None:
     """
-    By `chaperone run --detach`, the spec on its stdin. Files in memory, not pipes: nobody has to
-    read them meanwhile.
+    By `chaperone run --detach`, the spec on its stdin. Files in memory, not pipes: they need no
+    reader meanwhile.
     """
-    files = [_memory_file(name) for name in ("spec", "stdout", "stderr")]
+    files = [above_stderr(os.memfd_create(name)) for name in ("spec", "stdout", "stderr")]
     try:
         os.pwrite(files[0], text, 0)
         code = run_command(["run", "--detach", "--spool", path, "-"], env, files)
@@ -117,17 +117,6 @@ def _start_cold(path: str, run_id: str, text: bytes, env: dict[bytes, bytes]) ->
             os.close(fd)
     if told.strip() != run_id:
         raise _failure(code, path, run_id, said.strip().removeprefix("chaperone: "))
-
-
-def _memory_file(name: str) -> int:
-    """An fd that is none of 0, 1, 2, so that it can be moved there in any order."""
-    fd = os.memfd_create(name)
-    if fd > 2:
-        return fd
-    try:
-        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
-    finally:
-        os.close(fd)
 
 
 def _failure(code: int | None, path: str, run_id: str, sentence: str) -> ChaperoneError:

@@ -34,7 +34,7 @@ class owned:
     Args:
         fd (int): As from open(2).
 
-    `with owned(os.open(...)) as fd:`. A class: contextlib is too dear for the path that holds a run.
+    `with owned(os.open(...)) as fd:`. A class, because contextlib costs the holding path too much.
     """
 
     __slots__ = ("fd",)
@@ -47,6 +47,19 @@ class owned:
 
     def __exit__(self, *error: object) -> None:
         os.close(self.fd)
+
+
+def above_stderr(fd: int) -> int:
+    """
+    Move an fd away from 0, 1 and 2, so that a child's three can be set in any order.
+
+    Returns:
+        int: The fd, or in place of it, which is then closed, a copy.
+    """
+    if fd > 2:
+        return fd
+    with owned(fd):
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
 
 
 def widened(fd: int) -> int:

@@ -27,6 +27,8 @@ import stat
 from ..errors import NoRunError, SpoolError
 from ..model import jsontext
 from ..model.spec import is_run_id
+from ..program.fds import owned
+from . import locks
 
 VERSION = 1
 STREAMS = ("stdout", "stderr")
@@ -94,12 +96,14 @@ def open_spool(path: str, create: bool = False) -> int:
         ours = os.fstat(fd)
         if ours.st_uid != os.geteuid():
             raise SpoolError(
-                f"unable to use spool {path!r}: want it owned by uid {os.geteuid()}, got uid {ours.st_uid}",
+                f"unable to use spool {path!r}: want it owned by uid {os.geteuid()},"
+                f" got uid {ours.st_uid}",
                 errno.EPERM,
             )
         if ours.st_mode & 0o022:
             raise SpoolError(
-                f"unable to use spool {path!r}: want nobody else to write to it, got mode {ours.st_mode & 0o7777:04o}",
+                f"unable to use spool {path!r}: want nobody else to write to it,"
+                f" got mode {ours.st_mode & 0o7777:04o}",
                 errno.EPERM,
             )
         for name in (RUNNING, ENDED) if create else ():
@@ -149,10 +153,8 @@ def _entries(spool_fd: int, name: str) -> list[str]:
         fd = open_entries(spool_fd, name)
     except FileNotFoundError:
         return []
-    try:
+    with owned(fd):
         return sorted(entry for entry in os.listdir(fd) if is_run_id(entry))
-    finally:
-        os.close(fd)
 
 
 def live_ids(spool_fd: int) -> list[str]:
@@ -200,11 +202,8 @@ def where_entered(spool_fd: int, run_id: str) -> str | None:
 def remove_entry(spool_fd: int, name: str, run_id: str) -> bool:
     """Take an entry out of RUNNING or ENDED; False if it is not there."""
     try:
-        fd = open_entries(spool_fd, name)
-        try:
+        with owned(open_entries(spool_fd, name)) as fd:
             os.unlink(run_id, dir_fd=fd)
-        finally:
-            os.close(fd)
     except FileNotFoundError:
         return False
     except OSError as error:
@@ -214,6 +213,31 @@ def remove_entry(spool_fd: int, name: str, run_id: str) -> bool:
             else failure(f"remove the entry of run {run_id!r} in {name!r}", error)
         ) from error
     return True
+
+
+def sweep_entry(spool_fd: int, running_fd: int, run_id: str) -> bool:
+    """
+    Take an entry that no run needs out of .running/.
+
+    Only while no starter is at work (rule W1): an entry may be there a moment before its run, and
+    two starters of one id share one. While a starter works the entry stays for the next `reap`.
+
+    Args:
+        running_fd (int): Of .running/; the lock on it is taken exclusively, or lost.
+    Returns:
+        bool: Whether it was removed: its run is not there, or has ended completely.
+    """
+    try:
+        if not locks.try_take(running_fd):
+            return False
+        if not found(spool_fd, run_id) or (
+            not found(spool_fd, f"{run_id}/{LOCK}") and found(spool_fd, f"{run_id}/{FINAL_STATUS}")
+        ):
+            os.unlink(run_id, dir_fd=running_fd)
+            return True
+    except OSError:
+        pass
+    return False
 
 
 # -- files in a run directory
@@ -241,28 +265,51 @@ def open_plain(directory_fd: int, name: str, flags: int = os.O_RDONLY) -> int:
     ours, kind = os.fstat(fd), stat.S_IFIFO if name == CONTROL else stat.S_IFREG
     if stat.S_IFMT(ours.st_mode) != kind or ours.st_uid != os.geteuid() or ours.st_nlink > 1:
         os.close(fd)
+        want = "FIFO" if kind == stat.S_IFIFO else "file"
         raise SpoolError(
-            f"unable to open {name!r}: want a {'FIFO' if kind == stat.S_IFIFO else 'file'} of ours without other links",
-            errno.EPERM,
+            f"unable to open {name!r}: want a {want} of ours without other links", errno.EPERM
         )
     return fd
+
+
+def create_plain(directory_fd: int, name: str, flags: int = os.O_WRONLY) -> int:
+    """Make a file that was not there; its fd, which the caller closes."""
+    return os.open(name, flags | os.O_CREAT | os.O_EXCL | FILE, 0o600, dir_fd=directory_fd)
+
+
+def unlink(name: str, dir_fd: int) -> None:
+    """Remove a file, if that can be done."""
+    try:
+        os.unlink(name, dir_fd=dir_fd)
+    except OSError:  # reap sweeps a file that is left behind; it never hides the status
+        pass
+
+
+def remove_tree(spool_fd: int, name: str) -> None:
+    """Delete a directory of plain files; one that is not there is no error."""
+    try:
+        fd = os.open(name, DIRECTORY, dir_fd=spool_fd)
+    except OSError:
+        return
+    with owned(fd):
+        for entry in os.listdir(fd):
+            unlink(entry, fd)
+    try:
+        os.rmdir(name, dir_fd=spool_fd)
+    except OSError:
+        pass
 
 
 def read_json(directory_fd: int, name: str) -> object:
     """The value, or None where the file is missing, torn or no JSON."""
     try:
-        fd = open_plain(directory_fd, name)
-    except FileNotFoundError:
+        with owned(open_plain(directory_fd, name)) as fd:
+            if os.fstat(fd).st_size > JSON_LIMIT:
+                return None
+            with open(fd, "rb", closefd=False) as file:
+                return jsontext.loads(file.read())
+    except (FileNotFoundError, ValueError):
         return None
-    try:
-        if os.fstat(fd).st_size > JSON_LIMIT:
-            return None
-        with open(fd, "rb", closefd=False) as file:
-            return jsontext.loads(file.read())
-    except ValueError:
-        return None
-    finally:
-        os.close(fd)
 
 
 # -- how a reader looks

@@ -20,7 +20,7 @@ import attrs
 from ..errors import NoRunError, SpoolError
 from ..model import status as statuses
 from ..program.fds import owned
-from . import format, locks, look, run_directory
+from . import format, locks, look
 from .sweep import sweep
 
 
@@ -246,7 +246,7 @@ def _sweep_running(spool_fd: int, run_id: str) -> None:
     it stays until the next `reap`.
     """
     with owned(format.open_entries(spool_fd, format.RUNNING)) as running_fd:
-        run_directory.sweep_entry(spool_fd, running_fd, run_id)
+        format.sweep_entry(spool_fd, running_fd, run_id)
 
 
 def _swept(spool_fd: int) -> tuple[int, list[str]]:

@@ -15,6 +15,7 @@ import time
 from ..errors import NoRunError, SpoolError
 from ..model import status as statuses
 from ..model.spec import is_run_id
+from ..program.fds import owned
 from . import format, locks
 
 TYPE_CHECKING = False
@@ -36,10 +37,8 @@ def pulse(run_fd: int) -> bool | None:
         fd = format.open_plain(run_fd, format.LOCK)
     except FileNotFoundError:
         return None
-    try:
+    with owned(fd):
         return not locks.try_share(fd)
-    finally:
-        os.close(fd)
 
 
 def read_spec(run_fd: int) -> dict[str, Any]:
@@ -62,10 +61,8 @@ def key_of(spool_fd: int, run_id: str) -> str | None:
         fd = format.open_run(spool_fd, run_id)
     except NoRunError:
         return None
-    try:
+    with owned(fd):
         return key_in(fd)
-    finally:
-        os.close(fd)
 
 
 def key_at(path: str, run_id: str) -> str | None:
@@ -76,10 +73,8 @@ def key_at(path: str, run_id: str) -> str | None:
         spool_fd = format.open_spool(path)
     except SpoolError:
         return None
-    try:
+    with owned(spool_fd):
         return key_of(spool_fd, run_id)
-    finally:
-        os.close(spool_fd)
 
 
 def read_final(run_fd: int, run_id: str) -> dict[str, Any] | None:
@@ -171,10 +166,8 @@ def collect(spool_fd: int, run_id: str) -> None:
         run_fd = format.open_run(spool_fd, run_id)
     except NoRunError:
         return
-    try:
+    with owned(run_fd):
         ended = pulse(run_fd) is not True and read_final(run_fd, run_id) is not None
-    finally:
-        os.close(run_fd)
     if ended and not format.remove_entry(
         spool_fd, format.ENDED, run_id
     ):  # once more: between our two looks it may have been moved there
@@ -192,11 +185,8 @@ def request(run_fd: int, run_id: str, asked: Request) -> None:
     """
     data = asked.line(run_id)
     try:
-        fd = format.open_plain(run_fd, format.CONTROL, os.O_WRONLY)
-        try:
+        with owned(format.open_plain(run_fd, format.CONTROL, os.O_WRONLY)) as fd:
             os.write(fd, data)
-        finally:
-            os.close(fd)
     except OSError as error:
         if error.errno in (errno.ENXIO, errno.ENOENT):
             raise NoRunError(
@@ -246,12 +236,8 @@ def left_s(heard: os.stat_result, spec: dict[str, Any], boot: str | None) -> flo
 def boot_id() -> str | None:
     """What tells one boot of this host from the next; None where the kernel does not say."""
     try:
-        fd = os.open(
-            "/proc/sys/kernel/random/boot_id", os.O_RDONLY
-        )  # not open(): what that touches is 55 KiB of each warm run
-        try:
+        # Not open(): what that touches is 55 KiB of each warm run.
+        with owned(os.open("/proc/sys/kernel/random/boot_id", os.O_RDONLY)) as fd:
             return os.read(fd, 64).decode("ascii").strip()
-        finally:
-            os.close(fd)
     except OSError:
         return None

@@ -18,7 +18,7 @@ import attrs
 from ..errors import NoRunError, SpoolError
 from ..model import status as statuses
 from ..program.fds import owned
-from . import format, locks, look, run_directory, takeover
+from . import format, locks, look, takeover
 from .run_directory import RunDirectory
 from .sweep import sweep
 
@@ -201,10 +201,10 @@ def _swept(spool_fd: int) -> list[Reaped]:
         if not locks.try_take(running_fd):
             return []
         for name in format.hidden_directories(spool_fd, format.NEW):
-            run_directory.remove_tree(spool_fd, name)
+            format.remove_tree(spool_fd, name)
             found.append(_swept_directory(name, format.found(spool_fd, name) is None))
         for run_id in format.live_ids(spool_fd):
-            if run_directory.sweep_entry(spool_fd, running_fd, run_id):
+            if format.sweep_entry(spool_fd, running_fd, run_id):
                 says = "its entry is removed: there is no such live run"
                 found.append(Reaped(run_id=run_id, done="swept", says=says))
     return found

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
     from ..program.guard import Guard
 
-# of the log, kept for a disk that refuses: some hundred lines, and nothing beside a pipe's buffer
-UNTOLD_BYTES = 65_536
+# Of the log, kept for a disk that refuses: some hundred lines, as much as a pipe's buffer.
+UNWRITTEN_BYTES = 65_536
 
 
 class RunDirectory:
     """
     A run directory as its chaperone holds it: locked from before it is visible until its last file
-        is written.
+    is written.
 
     Attributes:
         run_id (str): Its name.
@@ -48,18 +48,18 @@ class RunDirectory:
         For `create` and `take_over`: `fd` and `lock_fd` become its own, of `spool_fd` it keeps a
         copy.
         """
-        self.spool_fd, self.path, self.run_id, self.key, self.fd, self.lock_fd = (
-            os.dup(spool_fd),
-            path,
-            run_id,
-            key,
-            fd,
-            lock_fd,
-        )
+        self.spool_fd = os.dup(spool_fd)
+        self.path = path
+        self.run_id = run_id
+        self.key = key
+        self.fd = fd
+        self.lock_fd = lock_fd
+        self.log_fd = -1
+        self.control_fd = -1
+        self._reserved_fd = -1
         self.streams: dict[str, int] = {}
-        self.log_fd = self.control_fd = self._reserved_fd = -1
         self.room = 0
-        self._untold = b""
+        self._unwritten = b""
         self.started_at: float | None = None
 
     @property
@@ -68,22 +68,22 @@ class RunDirectory:
 
     def tell(self, line: bytes) -> bool:
         """
-        Append to the log; what the disk does not take now it gets with the next line, or when the
-        run ends, up to UNTOLD_BYTES of it.
+        Append to the log; what the disk does not take now is tried again with the next line, and
+        when the run ends, up to UNWRITTEN_BYTES of it.
 
         Args:
-            line (bytes): With its newline; nothing to try only what waits.
+            line (bytes): With its newline; b"" to try only what waits.
         Returns:
             bool: Whether the disk took it.
         """
-        self._untold += line
+        self._unwritten += line
         try:
-            while self._untold:
-                self._untold = self._untold[os.write(self.log_fd, self._untold) :]
+            while self._unwritten:
+                self._unwritten = self._unwritten[os.write(self.log_fd, self._unwritten) :]
         except OSError:
-            self._untold = self._untold[
-                : self._untold.rfind(b"\n", 0, UNTOLD_BYTES) + 1
-            ]  # whole lines: no later one is to run on in one that was cut
+            # Whole lines, so that no later one is appended to half a line.
+            end = self._unwritten.rfind(b"\n", 0, UNWRITTEN_BYTES) + 1
+            self._unwritten = self._unwritten[:end]
             return False
         return True
 
@@ -111,9 +111,8 @@ class RunDirectory:
         A further O_APPEND fd of a stream, to be given to the program itself; the caller closes it.
         """
         fd = format.open_plain(self.fd, stream, os.O_WRONLY | os.O_APPEND)
-        os.set_blocking(
-            fd, True
-        )  # the program must not see a flag that only guards us against planted FIFOs
+        # The program must not see a flag that only guards us against planted FIFOs.
+        os.set_blocking(fd, True)
         return fd
 
     def replace_running(self, status: dict[str, Any]) -> str | None:
@@ -126,19 +125,16 @@ class RunDirectory:
         """
         try:
             try:
-                fd = _create(self.fd, format.BUILDING)
-            # left by a chaperone that was killed here, or planted: either way not to be written
-            # into
+                fd = format.create_plain(self.fd, format.BUILDING)
+            # Left by a chaperone that was killed here, or planted: we never write into it.
             except FileExistsError:
                 os.unlink(format.BUILDING, dir_fd=self.fd)
-                fd = _create(self.fd, format.BUILDING)
-            try:
+                fd = format.create_plain(self.fd, format.BUILDING)
+            with owned(fd):
                 _write_all(fd, (jsontext.dumps(status) + "\n").encode())
-            finally:
-                os.close(fd)
             os.rename(format.BUILDING, format.LIVE_STATUS, src_dir_fd=self.fd, dst_dir_fd=self.fd)
         except OSError as error:
-            _unlink(format.BUILDING, self.fd)
+            format.unlink(format.BUILDING, self.fd)
             return f"unable to replace {format.LIVE_STATUS!r}: {error.strerror}"
         return None
 
@@ -157,11 +153,8 @@ class RunDirectory:
             offset += os.pwrite(self._reserved_fd, view[offset:], offset)
         os.ftruncate(self._reserved_fd, len(text))
         for fd in (*self.streams.values(), self._reserved_fd):
-            if os.fstat(
-                fd
-                # an empty stream has no end that could be lost; each fsync is a write to the disk's
-                # journal
-            ).st_size:
+            # An empty stream has no end that could be lost, and each fsync writes to the journal.
+            if os.fstat(fd).st_size:
                 _sync(fd)
         os.rename(format.RESERVED, format.FINAL_STATUS, src_dir_fd=self.fd, dst_dir_fd=self.fd)
         if durable:
@@ -169,31 +162,30 @@ class RunDirectory:
 
     def _find_reserved(self) -> None:
         """
-        The room goes with its name: where somebody took that away, or put another file there, what
-        we write must not miss it.
+        If `.status` was removed or replaced, make it again: what is written into an unlinked file
+        would never appear.
         """
         there = format.found(self.fd, format.RESERVED)
         if there is None or not os.path.samestat(there, os.fstat(self._reserved_fd)):
-            _unlink(format.RESERVED, self.fd)
-            fd = _create(self.fd, format.RESERVED, os.O_RDWR)
+            format.unlink(format.RESERVED, self.fd)
+            fd = format.create_plain(self.fd, format.RESERVED, os.O_RDWR)
             os.close(self._reserved_fd)
             self._reserved_fd = fd
 
     def end(self, durable: bool = False) -> None:
         """
-        Clear what only a live run has, move its entry to .ended/, let go of the lock last (rule
-        W4).
+        Clear what only a live run has, move its entry to .ended/, release the lock last (rule W4).
 
-        The outcome is published by now, so nothing is raised any more: an entry that can't be moved
-        keeps the lock file there, which tells `reap` that an ending is to be finished.
+        The outcome is published by now, so nothing is raised any more: where the entry can't be
+        moved the lock file stays, and `reap` finishes the ending.
         """
         for name in (format.CONTROL, format.LIVE_STATUS, format.BUILDING, format.RESERVED):
-            _unlink(name, self.fd)
+            format.unlink(name, self.fd)
         self.tell(b"")
         if os.fstat(self.log_fd).st_size == 0:
-            _unlink(format.LOG, self.fd)
+            format.unlink(format.LOG, self.fd)
         if self._move_entry(durable):
-            _unlink(format.LOCK, self.fd)
+            format.unlink(format.LOCK, self.fd)
         self.close()
 
     def _move_entry(self, durable: bool) -> bool:
@@ -202,17 +194,13 @@ class RunDirectory:
         visible for a while.
         """
         try:
-            running_fd = format.open_entries(self.spool_fd, format.RUNNING)
-            try:
-                ended_fd = format.open_entries(self.spool_fd, format.ENDED)
-                try:
-                    os.rename(self.run_id, self.run_id, src_dir_fd=running_fd, dst_dir_fd=ended_fd)
-                finally:
-                    if durable:
-                        _sync(ended_fd)
-                    os.close(ended_fd)
-            finally:
-                os.close(running_fd)
+            with (
+                owned(format.open_entries(self.spool_fd, format.RUNNING)) as running_fd,
+                owned(format.open_entries(self.spool_fd, format.ENDED)) as ended_fd,
+            ):
+                os.rename(self.run_id, self.run_id, src_dir_fd=running_fd, dst_dir_fd=ended_fd)
+                if durable:
+                    _sync(ended_fd)
         except FileNotFoundError:
             return True
         except OSError:
@@ -221,21 +209,13 @@ class RunDirectory:
 
     def close(self) -> None:
         """Close every fd; the lock goes last, and with it the pulse."""
-        for fd in (
-            *self.streams.values(),
-            self.log_fd,
-            self.control_fd,
-            self._reserved_fd,
-            self.fd,
-            self.spool_fd,
-            self.lock_fd,
-        ):
-            if fd >= 0:
-                os.close(fd)
+        for fd in self.streams.values():
+            os.close(fd)
         self.streams = {}
-        self.log_fd = self.control_fd = self._reserved_fd = self.fd = self.spool_fd = (
-            self.lock_fd
-        ) = -1
+        for name in ("log_fd", "control_fd", "_reserved_fd", "fd", "spool_fd", "lock_fd"):
+            if getattr(self, name) >= 0:
+                os.close(getattr(self, name))
+                setattr(self, name, -1)
 
     def size_of(self, stream: str) -> int:
         """How long a stream is on disk, in bytes."""
@@ -247,11 +227,8 @@ class RunDirectory:
 
     def enter(self) -> None:
         """Make the entry in .running/ again, if it is not there; `end` moves it on."""
-        fd = format.open_entries(self.spool_fd, format.RUNNING)
-        try:
+        with owned(format.open_entries(self.spool_fd, format.RUNNING)) as fd:
             _enter(fd, self.run_id)
-        finally:
-            os.close(fd)
 
     def is_there(self) -> bool:
         """
@@ -269,8 +246,8 @@ class RunDirectory:
 
     def touch(self) -> None:
         """
-        Leave when the far side was last heard, as the times of `lock`; a disk that refuses leaves
-        an earlier time, and no harm to the run.
+        Record when the far side was last heard, as the times of `lock`; where the disk refuses, an
+        earlier time stays, and the run is not harmed. Times need no room on a full disk.
         """
         try:
             os.utime(self.lock_fd, look.stamp())
@@ -279,18 +256,16 @@ class RunDirectory:
 
     def mark_start(self, monotonic_s: float) -> None:
         """
-        Leave when the program was started, as the atime of the room for its outcome, which nobody
-        reads: who adopts the run goes on from it.
+        Record when the program was started, for an adopter, as the atime of `.status`: nothing
+        reads that file, so that nothing changes its atime.
         """
         try:
             os.utime(self._reserved_fd, (monotonic_s, os.fstat(self._reserved_fd).st_mtime))
-        except OSError:  # then the wall clock has to do
+        except OSError:  # then an adopter takes the wall clock
             pass
 
     def read_start(self) -> None:
-        """
-        For who adopts the run in the boot in which it was started: learn what `mark_start` left.
-        """
+        """Learn what `mark_start` recorded, to adopt a run in the boot in which it was started."""
         self.started_at = os.fstat(self._reserved_fd).st_atime
 
     def is_ended(self) -> bool:
@@ -305,8 +280,7 @@ class RunDirectory:
             self.streams[stream] = format.open_plain(
                 self.fd, stream, os.O_WRONLY | os.O_APPEND | flags
             )
-            # Shared with the guard: who publishes for a dead chaperone waits until the pipes are
-            # drained.
+            # Shared with the guard, so that `reap` and `adopt` wait until the pipes are drained.
             locks.share(self.streams[stream])
         self.log_fd = format.open_plain(self.fd, format.LOG, os.O_WRONLY | os.O_APPEND | flags)
         try:
@@ -322,16 +296,8 @@ class RunDirectory:
 def _sync(fd: int) -> None:
     try:
         os.fsync(fd)
-    except (
-        OSError
-    ):  # EIO here loses what a power cut would lose; to give up the outcome as well would lose more
-        pass
-
-
-def _unlink(name: str, dir_fd: int) -> None:
-    try:
-        os.unlink(name, dir_fd=dir_fd)
-    except OSError:  # a file left behind is swept by reap; it never hides the status
+    # EIO here loses what a power cut would lose; to give up the outcome as well would lose more.
+    except OSError:
         pass
 
 
@@ -356,7 +322,7 @@ def create(
         secrets (dict): The spec as it is to be run, for the size of what the final status repeats.
         status (dict): `starting`.
         key (str): Random; stays with the run.
-        made: Called when all of it is there, and nobody can see it yet.
+        made: Called when all of it is there, and no reader can see it yet.
     Returns:
         RunDirectory: Visible and locked.
     Raises:
@@ -364,50 +330,49 @@ def create(
         SpoolError: If it can't be created; nothing is left behind.
     """
     run_id = spec["id"]
+    try:
+        with owned(format.open_spool(path, create=True)) as spool_fd:
+            if format.found(spool_fd, run_id):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+            return _appear(spool_fd, path, spec, secrets, status, key, made)
+    except SpoolError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            sentence = f"unable to create run {run_id!r}: it exists"
+            raise RunExistsError(sentence, errno.EEXIST) from error
+        raise format.failure(f"create run {run_id!r} in spool {path!r}", error) from error
+
+
+def _appear(
+    spool_fd: int,
+    path: str,
+    spec: dict[str, Any],
+    secrets: dict[str, Any],
+    status: dict[str, Any],
+    key: str,
+    made: Callable[[RunDirectory], None],
+) -> RunDirectory:
+    run_id = spec["id"]
     building = f".{run_id}.{key}{format.NEW}"
     run = None
-    spool_fd = format.open_spool(path, create=True)
-    try:
-        _refuse_existing(spool_fd, run_id)
-        running_fd = format.open_entries(spool_fd, format.RUNNING)
+    with owned(format.open_entries(spool_fd, format.RUNNING)) as running_fd:
+        locks.share(running_fd)
         try:
-            locks.share(running_fd)
-            try:
-                run = _build(spool_fd, f"{path}/{run_id}", building, spec, secrets, status, key)
-                made(run)
-                _enter(running_fd, run_id)
-                os.rename(building, run_id, src_dir_fd=spool_fd, dst_dir_fd=spool_fd)
-            except BaseException:
-                if run is not None:
-                    run.close()
-                remove_tree(spool_fd, building)
-                sweep_entry(spool_fd, running_fd, run_id)
-                raise
-            if spec["durable"]:
-                for fd in (running_fd, spool_fd):
-                    _sync(fd)
-        finally:
-            os.close(running_fd)
-    except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR) and not isinstance(
-            error, SpoolError
-        ):
-            raise RunExistsError(
-                f"unable to create run {run_id!r}: it exists", errno.EEXIST
-            ) from error
-        raise (
-            error
-            if isinstance(error, SpoolError)
-            else format.failure(f"create run {run_id!r} in spool {path!r}", error)
-        ) from error
-    finally:
-        os.close(spool_fd)
+            run = _build(spool_fd, f"{path}/{run_id}", building, spec, secrets, status, key)
+            made(run)
+            _enter(running_fd, run_id)
+            os.rename(building, run_id, src_dir_fd=spool_fd, dst_dir_fd=spool_fd)
+        except BaseException:
+            if run is not None:
+                run.close()
+            format.remove_tree(spool_fd, building)
+            format.sweep_entry(spool_fd, running_fd, run_id)
+            raise
+        if spec["durable"]:
+            _sync(running_fd)
+            _sync(spool_fd)
     return run
-
-
-def _refuse_existing(spool_fd: int, run_id: str) -> None:
-    if format.found(spool_fd, run_id):
-        raise RunExistsError(f"unable to create run {run_id!r}: it exists", errno.EEXIST)
 
 
 def _build(
@@ -424,18 +389,15 @@ def _build(
         spool_fd, path, spec["id"], key, os.open(building, format.DIRECTORY, dir_fd=spool_fd), -1
     )
     try:
-        # Lock before anybody can see it: a follower's probe could make our own acquire fail.
-        run.lock_fd = _create(run.fd, format.LOCK, os.O_RDWR)
+        # Lock before any reader can see it: a follower's probe could make our own attempt fail.
+        run.lock_fd = format.create_plain(run.fd, format.LOCK, os.O_RDWR)
         locks.take(run.lock_fd)
         os.utime(run.lock_fd, look.stamp())
         text = (jsontext.dumps({"version": format.VERSION, "key": key, **spec}) + "\n").encode()
-        spec_fd = _create(run.fd, format.SPEC)
-        try:
+        with owned(format.create_plain(run.fd, format.SPEC)) as spec_fd:
             _write_all(spec_fd, text)
             if spec["durable"]:
                 os.fsync(spec_fd)
-        finally:
-            os.close(spec_fd)
         run.open_files(os.O_CREAT | os.O_EXCL)
         # The status repeats argv, cwd, names and labels, and over ssh the connection's argv: about
         # the spec's text twice.
@@ -455,59 +417,9 @@ def _build(
 def _enter(running_fd: int, run_id: str) -> None:
     try:
         os.symlink(f"../{run_id}", run_id, dir_fd=running_fd)
-    except (
-        FileExistsError
-    ):  # another starter's of the same id, dead or alive: while we hold the lock, nobody sweeps it
+    # Another starter's of the same id, dead or alive: while we hold the lock, no reap sweeps it.
+    except FileExistsError:
         pass
-
-
-def sweep_entry(spool_fd: int, running_fd: int, run_id: str) -> bool:
-    """
-    Take an entry that no run needs out of .running/.
-
-    Only while no starter is at work (rule W1): an entry may be there a moment before its run, and
-        two starters of one id
-    share one. Where a starter is, the entry stays until `reap` comes by.
-
-    Args:
-        running_fd (int): Of .running/; the lock on it is taken exclusively, or lost.
-    Returns:
-        bool: Whether it was taken out: it was there, and its run is not there or has ended
-            completely.
-    """
-    try:
-        if not locks.try_take(running_fd):
-            return False
-        if not format.found(spool_fd, run_id) or (
-            not format.found(spool_fd, f"{run_id}/{format.LOCK}")
-            and format.found(spool_fd, f"{run_id}/{format.FINAL_STATUS}")
-        ):
-            os.unlink(run_id, dir_fd=running_fd)
-            return True
-    except OSError:
-        pass
-    return False
-
-
-def remove_tree(spool_fd: int, name: str) -> None:
-    """Delete a directory of plain files; what is not there is no fault."""
-    try:
-        fd = os.open(name, format.DIRECTORY, dir_fd=spool_fd)
-    except OSError:
-        return
-    try:
-        for entry in os.listdir(fd):
-            _unlink(entry, fd)
-    finally:
-        os.close(fd)
-    try:
-        os.rmdir(name, dir_fd=spool_fd)
-    except OSError:
-        pass
-
-
-def _create(directory_fd: int, name: str, flags: int = os.O_WRONLY) -> int:
-    return os.open(name, flags | os.O_CREAT | os.O_EXCL | format.FILE, 0o600, dir_fd=directory_fd)
 
 
 def _write_all(fd: int, data: bytes) -> None:

@@ -36,11 +36,11 @@ def take_over(
         NoRunError: If there is no such run.
         SpoolError: If its files can't be opened.
     """
-    run_fd, lock_fd = format.open_run(spool_fd, run_id), -1
+    run_fd = format.open_run(spool_fd, run_id)
+    lock_fd = -1
     try:
-        lock_fd = format.open_plain(
-            run_fd, format.LOCK, os.O_RDWR
-        )  # to write, so that its close is an event for followers
+        # To write, so that its close is an event for followers.
+        lock_fd = format.open_plain(run_fd, format.LOCK, os.O_RDWR)
         if (
             locks.try_share(lock_fd)  # first: a try to take it would make a probe say "alive"
             and locks.take_within(lock_fd, patience_s)
