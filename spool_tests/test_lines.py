@@ -335,6 +335,26 @@ def test_conversation_ends_with_its_consumer_and_refuses_nonsense(spool, file):
             next(told)
 
 
+@pytest.mark.parametrize(
+    ("plant", "reason"),
+    [
+        (lambda path, outside: path.symlink_to(outside), "Too many levels of symbolic links"),
+        (lambda path, outside: os.mkfifo(path), "Illegal seek"),
+        (lambda path, outside: path.mkdir(), "Is a directory"),
+    ],
+    ids=["symlink", "fifo", "directory"],
+)
+def test_what_is_planted_as_the_lock_of_a_cursor_file_is_not_used(spool, tmp_path, plant, reason):
+    outside = tmp_path / "outside"
+    outside.write_text("mine")
+    file = str(tmp_path / "cursor.json")
+    plant(tmp_path / "cursor.json.lock", outside)
+    with pytest.raises(SpoolError) as caught:
+        Outbox(spool, file)
+    assert str(caught.value) == f"unable to lock cursor file {file!r}: {reason}"
+    assert outside.read_text() == "mine" and not os.path.lexists(file)
+
+
 def test_cursor_file_that_another_outbox_uses_is_refused(spool, file, monkeypatch):
     monkeypatch.setattr(batches, "PATIENCE_S", 0.01)
     with Outbox(spool, file) as outbox, Writer(spool):

@@ -15,15 +15,18 @@ import os
 import select
 import warnings
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import SpecError, SpoolError, UnreadableRunError
 from ..model import checks
 from ..model import cursor as cursors
 from ..model.events import Changed, Ended, Event, Lost, Output, Shrank, Started
-from ..spool import locks
-from ..spool.format import STREAMS, failure
+from ..program.fds import owned
+from ..spool.format import FILE, STREAMS, failure
 from .follower import Follower
+
+if TYPE_CHECKING:
+    import filelock
 
 BATCH_EVENTS = 256
 BATCH_BYTES = 1024 * 1024  # of output: a batch is written to the cursor file too
@@ -59,7 +62,7 @@ class Outbox:
         self._path = path
         with contextlib.ExitStack() as stack:
             if path is not None:
-                stack.callback(os.close, _locked(path))
+                stack.callback(_lock(path).release)
             self._begin(spool_path, begin)
             stack.callback(self._follower.close)
             self._open = stack.pop_all()
@@ -257,42 +260,60 @@ def conversation(
             outbox.acknowledge(int(answer))
 
 
-def _locked(path: str) -> int:
+def _lock(path: str) -> filelock.BaseFileLock:
     """
     Lock a cursor file: of two users, one would replace the batch that the other's consumer has yet
     to acknowledge.
 
     The lock is a separate file, because each rename over the cursor file would drop a lock on it.
-    It is never deleted; otherwise two processes could hold it.
     """
+    import filelock  # here, because it takes 50 ms and a follower without a cursor file needs none
+
+    lock_path = f"{path}.lock"
+    lock = filelock.FileLock(lock_path, timeout=PATIENCE_S, mode=0o600, thread_local=False)
     try:
-        fd = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise failure(f"lock cursor file {path!r}", error) from error
-    if not locks.take_within(fd, PATIENCE_S):
-        pid = os.pread(fd, 20, 0).decode("ascii", "replace").strip()
-        os.close(fd)
+        # Before filelock tries, because some of its releases empty the file that they try to lock.
+        pid = _pid_in(lock_path)
+        lock.acquire(poll_interval=0.01)
+        _write_pid(lock_path)
+    except filelock.Timeout as error:
         raise SpoolError(
             f"unable to use cursor file {path!r}: it belongs to pid {pid or 'unknown'}",
             errno.EAGAIN,
-        )
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, b"%d\n" % os.getpid(), 0)
-    return fd
+        ) from error
+    except OSError as error:
+        lock.release()
+        raise failure(f"lock cursor file {path!r}", error) from error
+    return lock
+
+
+def _pid_in(lock_path: str) -> str:
+    """
+    The pid in a lock's file, which is made if it is not there.
+
+    Opened here, although filelock would do it, because some of its releases follow a symlink, or
+    make the directories that are missing.
+    """
+    with owned(os.open(lock_path, os.O_RDWR | os.O_CREAT | FILE, 0o600)) as fd:
+        return os.pread(fd, 20, 0).decode("ascii", "replace").strip()
+
+
+def _write_pid(lock_path: str) -> None:
+    with owned(os.open(lock_path, os.O_WRONLY | os.O_TRUNC | FILE)) as fd:
+        os.write(fd, b"%d\n" % os.getpid())
 
 
 def _sync_directory(path: str) -> None:
     """
     Put a rename on the disk: without this, a power failure may bring back the previous file.
     """
-    fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # a filesystem that syncs no directories
-            raise
-    finally:
-        os.close(fd)
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    with owned(os.open(os.path.dirname(path) or ".", flags)) as fd:
+        try:
+            os.fsync(fd)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # a filesystem that syncs no directories
+                raise
 
 
 def _private(path: str, flags: int) -> int:
