@@ -19,6 +19,7 @@ import pytest
 from chaperone.errors import NoRunError, SpecError, SpoolError, UnreadableRunError
 from chaperone.follow import descriptors, followed
 from chaperone.follow import follower as followers
+from chaperone.follow import timer as timers
 from chaperone.follow.follower import Follower
 from chaperone.model.events import Changed, Ended, Lost, Output, Shrank, Started
 from chaperone.spool import format, gc, look
@@ -1012,35 +1013,89 @@ def test_limits_are_named_in_the_error(spool, monkeypatch):
 
 def test_silent_filesystem_is_told_by_what_the_kernel_says_it_is(spool, monkeypatch):
     """
-    No test has an NFS: the filesystem that is here is put among the silent ones, by the number that
-    stat(1) finds.
+    No test has an NFS: the filesystem that is here is put among the silent ones, by the name that
+    df(1) finds.
     """
-    magic = int(
-        subprocess.run(
-            ["stat", "-f", "-c", "%t", spool], capture_output=True, text=True, check=True
-        ).stdout,
-        16,
-    )
-    monkeypatch.setitem(descriptors.SILENT_FILESYSTEMS, magic, "far away")
+    df = ["df", "--output=fstype", spool]
+    name = subprocess.run(df, capture_output=True, text=True, check=True).stdout.split()[1]
+    monkeypatch.setattr(descriptors, "SILENT_FILESYSTEMS", {name})
     with pytest.warns(RuntimeWarning), Follower(spool) as follower:
         assert (
             follower.polling
-            == f"looking at spool {str(spool)!r} every 1 s: inotify may be silent on far away"
+            == f"looking at spool {str(spool)!r} every 1 s: inotify may be silent on {name}"
         )
 
 
 @pytest.mark.parametrize(
-    "name, magic",
-    [("nfs", 0x6969), ("beegfs", 0x19830326), ("panfs", 0xAAD7AAEA), ("k-afs", 0x6B414653)],
+    ("name", "is_silent"),
+    [
+        *((name, True) for name in ("nfs", "nfs4", "beegfs", "panfs", "afs", "cifs", "9p")),
+        *((name, True) for name in ("fuse", "fuse.sshfs", "fuseblk", "virtiofs")),
+        *((name, False) for name in ("ext4", "xfs", "btrfs", "overlay", "tmpfs", "fusectl", "")),
+    ],
 )
-def test_filesystems_that_several_hosts_share_are_silent(name, magic):
-    assert descriptors.SILENT_FILESYSTEMS[magic] == name
+def test_filesystems_that_several_hosts_share_are_silent(monkeypatch, name, is_silent):
+    monkeypatch.setattr(descriptors, "_filesystem", lambda fd: name)
+    assert descriptors.silent_filesystem(0) == (name if is_silent else None)
+
+
+@pytest.mark.parametrize("missing", ["fdinfo", "mountinfo"])
+def test_filesystem_without_a_proc_is_taken_for_one_that_is_not_silent(monkeypatch, missing):
+    def without(path, *arguments, **keywords):
+        if missing in str(path):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        return open(path, *arguments, **keywords)
+
+    monkeypatch.setattr(descriptors, "open", without, raising=False)
+    assert descriptors.silent_filesystem(0) is None
 
 
 def test_local_filesystem_is_not_silent(spool):
     fd = os.open(spool, os.O_RDONLY)
     assert descriptors.silent_filesystem(fd) is None
     os.close(fd)
+
+
+@pytest.mark.parametrize("is_new", [False, True])
+def test_timer_is_readable_once_its_time_has_come(monkeypatch, is_new):
+    """Python has a timer from 3.13 on; here its calls are as in the manual, over the kernel's."""
+    if is_new and not hasattr(os, "timerfd_create"):
+        monkeypatch.setattr(
+            os,
+            "timerfd_create",
+            lambda clock, /, *, flags: timers._called("timerfd_create", clock, flags),
+            raising=False,
+        )
+
+        def settime_ns(fd, /, *, flags, initial):
+            assert flags == 1
+            monkeypatch.delattr(os, "timerfd_settime_ns")
+            timers.Timer.set(timer, initial)
+            monkeypatch.setattr(os, "timerfd_settime_ns", settime_ns, raising=False)
+
+        monkeypatch.setattr(os, "timerfd_settime_ns", settime_ns, raising=False)
+    elif not is_new:
+        monkeypatch.delattr(os, "timerfd_create", raising=False)
+        monkeypatch.delattr(os, "timerfd_settime_ns", raising=False)
+    timer = timers.Timer()
+    assert not os.get_inheritable(timer.fileno()) and not os.get_blocking(timer.fileno())
+    timer.set(time.monotonic_ns() + 3_600_000_000_000)
+    assert not is_readable(timer)
+    timer.set(time.monotonic_ns() + 1_000_000)
+    assert select.select([timer], [], [], 30)[0]
+    timer.set(0)
+    assert not is_readable(timer)
+    timer.close()
+
+
+def test_timer_that_the_kernel_does_not_grant_is_an_error_of_the_spool(spool, monkeypatch):
+    def refuse(self):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(timers.Timer, "__init__", refuse)
+    with pytest.raises(SpoolError, match="^unable to make a timer: Too many open files$"):
+        Follower(spool)
+    assert open_fds(str(spool)) == []
 
 
 # -- loops

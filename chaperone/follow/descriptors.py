@@ -1,13 +1,14 @@
 """
-One inotify instance for all watches of a follower, and one fd that is readable when any waits.
+One inotify instance for all that a follower watches, and one fd that is readable when anything
+waits.
 
 Knows: inotify, epoll, timers.  Must not know: what is in a run directory, or what an event means.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import ctypes
 import errno
 import heapq
 import os
@@ -22,48 +23,23 @@ from inotify_simple import flags
 
 from ..errors import SpoolError
 from ..spool import format
+from .timer import Timer
 
 # Plain ints: an operation on flags of an enum costs thirty times as much, and there are some for
 # each event.
 MODIFY, CLOSE_WRITE, DELETE = int(flags.MODIFY), int(flags.CLOSE_WRITE), int(flags.DELETE)
 MOVED_FROM, MOVED_TO = int(flags.MOVED_FROM), int(flags.MOVED_TO)
 IGNORED, OVERFLOW, ONLYDIR = int(flags.IGNORED), int(flags.Q_OVERFLOW), int(flags.ONLYDIR)
-READ_BYTES = (
-    64 * 1024
-)  # some 2,000 events at once: the deeper the queue, the more of them share one read
-CLOCK_MONOTONIC = 1
+# Some 2,000 events at once: the deeper the queue, the more of them share one read.
+READ_BYTES = 64 * 1024
 
-# Filesystems where inotify does not report a change made on another host, by their magic number of
-# statfs(2). coreutils' `tail -f` polls on all of these. It polls on overlays too; we don't need to:
-# a run directory is made and written through the overlay, and inotify reports that.
-SILENT_FILESYSTEMS = {
-    0x61636673: "acfs",
-    0x5346414F: "afs",
-    0x19830326: "beegfs",
-    0x00C36400: "ceph",
-    0xFF534D42: "cifs",
-    0x73757245: "coda",
-    0x65735546: "fuse",
-    0x01161970: "gfs2",
-    0x47504653: "gpfs",
-    0x013111A8: "ibrix",
-    0x6B414653: "k-afs",
-    0x0BD00BD0: "lustre",
-    0x0000564C: "ncp",
-    0x00006969: "nfs",
-    0x7461636F: "ocfs2",
-    0xAAD7AAEA: "panfs",
-    0x7C7C6673: "prl_fs",
-    0x0000517B: "smb",
-    0xFE534D42: "smb2",
-    0xBEEFDEAD: "snfs",
-    0x786F4256: "vboxsf",
-    0xBACBACBC: "vmhgfs",
-    0xA501FCF5: "vxfs",
-    0x01021997: "9p",
-}
-
-_libc = ctypes.CDLL(None, use_errno=True)
+# Filesystems that other hosts, or another kernel, may write to: such a change reaches no inotify
+# here. coreutils' `tail -f` polls on all of these. It polls on an overlay too, and we need not: a
+# run directory is made and written through the overlay, and inotify reports that.
+SILENT_FILESYSTEMS = frozenset(
+    "9p acfs afs beegfs ceph cifs coda cvfs fuse fuseblk gfs2 gpfs ibrix lustre ncpfs nfs nfs4"
+    " ocfs2 panfs prl_fs smb3 smbfs snfs vboxsf virtiofs vmhgfs vxfs".split()
+)
 
 
 class OutOfWatchesError(SpoolError):
@@ -77,15 +53,29 @@ def silent_filesystem(fd: int) -> str | None:
     Args:
         fd (int): Of anything on it.
     Returns:
-        str: The filesystem's name, if other hosts may write to it; None if inotify reports every
-            change.
+        str: The filesystem's name, if it is one that other hosts may write to; None if inotify
+            reports everything, or where /proc is missing and the name can't be known.
     """
-    buffer = (
-        ctypes.c_long * 32
-    )()  # struct statfs has 15 longs or fewer; f_type is the first, everywhere but on s390x
-    if _libc.fstatfs(fd, buffer) != 0:
-        return None
-    return SILENT_FILESYSTEMS.get(buffer[0] & 0xFFFFFFFF)
+    name = _filesystem(fd)
+    return name if name.partition(".")[0] in SILENT_FILESYSTEMS else None  # `fuse.sshfs`
+
+
+def _filesystem(fd: int) -> str:
+    """
+    The name of the filesystem that an fd is on, as mount(8) has it; "" where it is not known.
+
+    By the number of its mount, because mountinfo does not have the device of a file on btrfs.
+
+    Source: proc_pid_fdinfo(5), proc_pid_mountinfo(5).
+    """
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
+            number = next(line.split()[1] for line in file if line.startswith("mnt_id:"))
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
+            mount = next(line for line in file if line.startswith(f"{number} "))
+    except (OSError, StopIteration):
+        return ""
+    return mount.rpartition(" - ")[2].split()[0]
 
 
 def _limit(name: str) -> str:
@@ -112,30 +102,26 @@ class Watcher:
     """
     What the kernel reports: changes in watched directories, and deadlines that have passed.
 
-    Each makes `fileno()` readable.  Without inotify (`tells` is false) there are only deadlines.
+    All of it makes `fileno()` readable. Without inotify (`reports` is false) there are deadlines
+    only.
     """
 
-    def __init__(self, tells: bool = True) -> None:
+    def __init__(self, reports: bool = True) -> None:
         self._alarms: list[tuple[float, int, Hashable]] = []
         self._set_for: float | None = None
         self._count = 0
         self._rung = False
         self._inotify: inotify_simple.INotify | None = None
         with contextlib.ExitStack() as stack:
-            if tells:
+            if reports:
                 self._inotify = stack.enter_context(_inotify())
             self._epoll = stack.enter_context(select.epoll())
             self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
             stack.callback(os.close, self._bell)
-            self._timer = _libc.timerfd_create(CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
-            if self._timer < 0:
-                raise SpoolError(
-                    f"unable to make a timer: {os.strerror(ctypes.get_errno())}", ctypes.get_errno()
-                )
-            stack.callback(os.close, self._timer)
+            self._timer = stack.enter_context(contextlib.closing(_timer()))
             for fd in (
                 self._bell,
-                self._timer,
+                self._timer.fileno(),
                 *([self._inotify.fileno()] if self._inotify else []),
             ):
                 self._epoll.register(fd, select.EPOLLIN)
@@ -231,11 +217,9 @@ class Watcher:
         if when == self._set_for:
             return
         self._set_for = when
-        # Rounded up, so that the time has passed when the timer wakes us. {0, 0} disarms it, and
-        # setting a timer makes it unreadable again.
-        nanoseconds = 0 if when is None else max(1, int(when * 1e9) + 1)
-        new = (ctypes.c_long * 4)(0, 0, *divmod(nanoseconds, 1_000_000_000))
-        _libc.timerfd_settime(self._timer, _ABSOLUTE, new, None)
+        # Rounded up, so that it has passed when we are woken; 0 disarms, and setting a timer takes
+        # back its readability.
+        self._timer.set(0 if when is None else max(1, int(when * 1e9) + 1))
 
     # -- waiting
 
@@ -254,8 +238,27 @@ class Watcher:
         """
         return bool(self._epoll.poll(timeout_s))
 
+    async def readable(self) -> None:
+        """Wait until `fileno()` is readable, on the event loop that runs."""
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        loop.add_reader(self.fileno(), _set_done, future)
+        try:
+            await future
+        finally:
+            loop.remove_reader(self.fileno())
 
-_ABSOLUTE = 1  # TFD_TIMER_ABSTIME
+
+def _set_done(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _timer() -> Timer:
+    try:
+        return Timer()
+    except OSError as error:
+        raise SpoolError(f"unable to make a timer: {error.strerror}", error.errno) from error
 
 
 def _inotify() -> inotify_simple.INotify:
@@ -264,7 +267,10 @@ def _inotify() -> inotify_simple.INotify:
     except OSError as error:
         if error.errno == errno.EMFILE:
             name = "fs.inotify.max_user_instances"
-            sentence = f"want at most {_limit(name)} inotify instances for this user (sysctl {name}) and a free fd"
+            sentence = (
+                f"want at most {_limit(name)} inotify instances for this user"
+                f" (sysctl {name}) and a free fd"
+            )
             raise SpoolError(f"unable to follow: {sentence}", error.errno) from error
         raise SpoolError(f"unable to follow: {error.strerror}", error.errno) from error
 

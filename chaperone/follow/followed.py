@@ -15,12 +15,12 @@ from ..errors import NoRunError, SpoolError, UnreadableRunError
 from ..model import cursor as cursors
 from ..model import status as statuses
 from ..model.events import Changed, Ended, Event, Lost, Output, Shrank, Started, status_view
+from ..program.fds import owned
 from ..spool import format, locks, look
 from .descriptors import CLOSE_WRITE, IGNORED, MODIFY, MOVED_TO, OpenStreams
 
-CHUNK = (
-    1024 * 1024
-)  # bytes of one Output at most: memory stays flat however far behind the reader is
+# Bytes of one Output at most: memory stays flat however far behind the reader is.
+CHUNK = 1024 * 1024
 # The kernel reports the close of the lock shortly before it releases the lock: 0.7 ms at the
 # median, 2.5 ms at most, more on a loaded host.
 FIRST_PROBE_S, LAST_PROBE_S = 0.001, 1.0
@@ -28,10 +28,10 @@ DRAIN_S = 2.0  # how long a dead chaperone's guard may take to write what the pi
 SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # another time may do
 
 # Hints: what of a run may be new.
-LOOK = 1
-STREAM_HINTS = {stream: 2 << number for number, stream in enumerate(format.STREAMS)}
-STREAMS = sum(STREAM_HINTS.values())
-ENDED = 8  # it is probably over, so look before taking a watch
+HINT_LOOK = 1
+HINT_OF_STREAM = {stream: 2 << number for number, stream in enumerate(format.STREAMS)}
+HINT_STREAMS = sum(HINT_OF_STREAM.values())
+HINT_ENDED = 8  # it is probably over, so look before taking a watch
 
 
 class FollowedRun:
@@ -46,18 +46,30 @@ class FollowedRun:
 
     Attributes:
         entry (dict): What was delivered; replaced at each step, never changed in place.
-        hints (int): What may be new, of LOOK, ENDED and STREAMS; 0 when nothing is.
+        hints (int): What may be new, of HINT_LOOK, HINT_ENDED and HINT_STREAMS; 0 when nothing is.
         watch (int): Its watch, -1 when there is none.
     """
 
     __slots__ = (
-        *("_final", "_follower", "_identity", "_lost_since", "_probe_s", "_status", "_turn"),
-        *("asked_for", "entry", "hints", "if_collected", "queued", "run_id", "watch"),
+        "_final",
+        "_follower",
+        "_identity",
+        "_lost_since",
+        "_probe_s",
+        "_status",
+        "_turn",
+        "asked_for",
+        "entry",
+        "hints",
+        "if_collected",
+        "queued",
+        "run_id",
+        "watch",
     )
 
     def __init__(
         self,
-        follower: Sight,
+        follower: FollowerServices,
         run_id: str,
         entry: cursors.Entry,
         asked_for: bool = False,
@@ -110,17 +122,17 @@ class FollowedRun:
             int: Which hints it adds; 0 for an event that means nothing new.
         """
         if mask & MODIFY:
-            return STREAM_HINTS.get(name, 0) if name in self._follower.wanted else 0
+            return HINT_OF_STREAM.get(name, 0) if name in self._follower.wanted else 0
         if mask & MOVED_TO:
-            return LOOK if name in (format.LIVE_STATUS, format.FINAL_STATUS) else 0
+            return HINT_LOOK if name in (format.LIVE_STATUS, format.FINAL_STATUS) else 0
         if mask & CLOSE_WRITE:
             if name == format.LOCK:
                 self._probe_s = FIRST_PROBE_S
-                return LOOK
-            return LOOK if self._lost_since is not None and name in STREAM_HINTS else 0
+                return HINT_LOOK
+            return HINT_LOOK if self._lost_since is not None and name in HINT_OF_STREAM else 0
         if mask & IGNORED:
             self.watch = -1
-            return LOOK
+            return HINT_LOOK
         return 0
 
     def next_event(self) -> Event | None:
@@ -134,11 +146,11 @@ class FollowedRun:
             SpoolError: If a later call may succeed, as when no fd is free; the hints stay.
         """
         try:
-            if self.hints & (LOOK | ENDED):
+            if self.hints & (HINT_LOOK | HINT_ENDED):
                 event = self._look()
                 if event is not None:
                     return event
-            if self.hints & STREAMS and not self.has_ended():
+            if self.hints & HINT_STREAMS and not self.has_ended():
                 event = self._read()
                 if event is not None:
                     return event
@@ -160,7 +172,7 @@ class FollowedRun:
             if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                 return self._gone()
             raise
-        try:
+        with owned(fd):
             found = os.fstat(fd)
             identity = (found.st_dev, found.st_ino)
             if self._identity not in (None, identity):
@@ -170,8 +182,6 @@ class FollowedRun:
                 if event is not None or not self.hints:
                     return event
             return self._look_into(fd)
-        finally:
-            os.close(fd)
 
     def _meet(self, fd: int, identity: tuple[int, int]) -> Event | None:
         """See a run directory for the first time: is it the one of the cursor?"""
@@ -201,12 +211,14 @@ class FollowedRun:
 
     def _look_into(self, fd: int) -> Event | None:
         # An ended run needs no watch. Any other one: watch first, then look (rule R2).
-        watched = self.watch >= 0 or (not self.hints & ENDED and self._follower.watch(self, fd))
+        watched = self.watch >= 0 or (
+            not self.hints & HINT_ENDED and self._follower.watch(self, fd)
+        )
         alive, status = look.look(fd, self.run_id)
         if not watched and status["state"] not in ("terminated", "error"):
             self._follower.watch(self, fd)
             alive, status = look.look(fd, self.run_id)
-        self.hints &= ~(LOOK | ENDED)
+        self.hints &= ~(HINT_LOOK | HINT_ENDED)
         lost = status["state"] == "lost"
         is_final = self._is_proven_lost(fd) if lost else status["state"] in statuses.FINAL
         self._final = status if is_final else None
@@ -227,7 +239,7 @@ class FollowedRun:
             except FileNotFoundError:
                 continue
             if size != self.entry.get(stream, 0):
-                self.hints |= STREAM_HINTS[stream]
+                self.hints |= HINT_OF_STREAM[stream]
 
     def _probe_again(self) -> None:
         """The kernel reported the close of the lock, but the lock is still held (rule R3)."""
@@ -243,7 +255,7 @@ class FollowedRun:
         If not, add a hint to look again, at once or a little later.
         """
         if not format.is_path_of(self._follower.spool_fd, self.run_id, fd):
-            self.hints |= LOOK
+            self.hints |= HINT_LOOK
             return False
         now = time.monotonic()
         if self._lost_since is None:
@@ -278,7 +290,7 @@ class FollowedRun:
         """The name belongs to another run by now; the next look meets that one."""
         event = self._gone()
         self.let_go()
-        self.hints = LOOK
+        self.hints = HINT_LOOK
         return event
 
     def _deleted(self) -> Event:
@@ -304,7 +316,7 @@ class FollowedRun:
         for _ in format.STREAMS:
             stream = format.STREAMS[self._turn]
             self._turn = (self._turn + 1) % len(format.STREAMS)
-            if self.hints & STREAM_HINTS[stream]:
+            if self.hints & HINT_OF_STREAM[stream]:
                 event = self._read_stream(stream)
                 if event is not None:
                     return event
@@ -315,7 +327,7 @@ class FollowedRun:
         try:
             fd = self._follower.streams.get(self.run_id, stream, lambda: self._opened(stream))
         except FileNotFoundError:
-            self.hints = self.hints & ~STREAM_HINTS[stream] | LOOK
+            self.hints = self.hints & ~HINT_OF_STREAM[stream] | HINT_LOOK
             return None
         size = os.fstat(fd).st_size
         end = size if self._final is None else min(size, _length(self._final, stream, size))
@@ -324,7 +336,7 @@ class FollowedRun:
             return Shrank(run_id=self.run_id, stream=stream, offset=offset, size=size)
         data = os.pread(fd, min(end - offset, CHUNK), offset) if end > offset else b""
         if offset + len(data) >= end or not data:
-            self.hints &= ~STREAM_HINTS[stream]
+            self.hints &= ~HINT_OF_STREAM[stream]
         if not data:
             return None
         self.entry = cursors.advanced(self.entry, stream, offset + len(data))
@@ -335,16 +347,14 @@ class FollowedRun:
             run_fd = format.open_run(self._follower.spool_fd, self.run_id)
         except NoRunError as error:
             raise error.__cause__ or error from None
-        try:
+        with owned(run_fd):
             found = os.fstat(run_fd)
             if self._identity != (found.st_dev, found.st_ino):
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
             return look.open_stream(run_fd, stream)
-        finally:
-            os.close(run_fd)
 
 
-class Sight(Protocol):
+class FollowerServices(Protocol):
     """
     What a followed run needs of its follower.
 
@@ -390,7 +400,5 @@ def _is_free(run_fd: int, stream: str) -> bool:
         fd = look.open_stream(run_fd, stream)
     except FileNotFoundError:
         return True
-    try:
+    with owned(fd):
         return locks.try_take(fd)
-    finally:
-        os.close(fd)

@@ -21,6 +21,7 @@ from ..errors import SpecError, SpoolError
 from ..model import cursor as cursors
 from ..model.events import Event
 from ..model.spec import is_run_id
+from ..program.fds import owned
 from ..spool import format, look
 from .descriptors import (
     CLOSE_WRITE,
@@ -35,10 +36,10 @@ from .descriptors import (
     Watcher,
     silent_filesystem,
 )
-from .followed import ENDED, LOOK, SHORT, FollowedRun
+from .followed import HINT_ENDED, HINT_LOOK, SHORT, FollowedRun
 
-POLL_S = 1.0  # without inotify: each look at 1,000 live runs costs about 80 ms of CPU
-# how long the kernel's queue may fill while we have work: 5,000 events/s fill it in 3 s
+POLL_S = 1.0  # where inotify is silent: each look at 1,000 live runs costs some 80 ms of CPU
+# How long the kernel's queue may fill while there is work: 5,000 events/s fill it in 3 s.
 GATHER_S = 0.001
 # Reads of 64 KiB after the time is over: more than the kernel's queue holds. Without a limit, a
 # flood of events of runs that are not followed would never end.
@@ -93,9 +94,7 @@ class Follower:
         self.polling: str | None = None
         self._named = None if runs is None else frozenset(runs)
         self._others = {
-            run_id: entry
-            for run_id, entry in entries.items()
-            if self._named is not None and run_id not in self._named
+            run_id: entry for run_id, entry in entries.items() if not self._is_named(run_id)
         }
         self._runs: dict[str, FollowedRun] = {}
         self._by_watch: dict[int, FollowedRun] = {}
@@ -112,7 +111,7 @@ class Follower:
             silent = silent_filesystem(self.spool_fd) if poll_s is None else None
             self._poll_s = poll_s or POLL_S
             self._watcher = stack.enter_context(
-                contextlib.closing(Watcher(tells=poll_s is None and silent is None))
+                contextlib.closing(Watcher(reports=poll_s is None and silent is None))
             )
             if silent is not None:
                 self._poll(f"inotify may be silent on {silent}")
@@ -142,6 +141,9 @@ class Follower:
         """Close every watch and fd; the cursor can still be read."""
         self._open.close()
 
+    def _is_named(self, run_id: str) -> bool:
+        return self._named is None or run_id in self._named
+
     # -- how far it has come
 
     @property
@@ -158,10 +160,7 @@ class Follower:
         return cursors.of({**self._others, **entries})
 
     def entry(self, run_id: str) -> dict[str, Any] | None:
-        """
-        One run's part of `cursor`, for schedulers that keep a row for each run; None if the run is
-        not in it.
-        """
+        """One run's part of `cursor`, to be kept in a row of its own; None if it is not in it."""
         run = self._runs.get(run_id)
         if run is None or (cursors.is_waited_for(run.entry) and not run.asked_for):
             return None
@@ -194,12 +193,10 @@ class Follower:
         if run is None or not run.has_ended():
             raise SpecError(f"unable to collect run {run_id!r}: its ending was not handed out")
         if look.key_of(self.spool_fd, run_id) not in (None, run.entry["key"]):
-            run.entry, run.asked_for = (
-                {},
-                False,
-                # The run was deleted; the entry belongs to a later run with this id, whose events
-                # are still to be delivered.
-            )
+            # The run was deleted; the entry belongs to a later run with this id, whose events are
+            # still to be delivered.
+            run.entry = {}
+            run.asked_for = False
             return
         look.collect(self.spool_fd, run_id)
         if format.where_entered(self.spool_fd, run_id) == format.RUNNING:
@@ -262,24 +259,12 @@ class Follower:
                     elif self.is_over():
                         return
                     elif not self._ready:
-                        await self._readable()
+                        await self._watcher.readable()
                         turn_ends = time.monotonic() + TURN_S
-                await asyncio.sleep(
-                    0
-                )  # a backlog never waits for the kernel: let the others have their turn
+                await asyncio.sleep(0)  # a backlog never waits for the kernel: let others run
         finally:
             if not self._owned:
                 self.close()
-
-    async def _readable(self) -> None:
-        loop = asyncio.get_running_loop()
-        readable = loop.create_future()
-        fd = self._watcher.fileno()
-        loop.add_reader(fd, _settle, readable)
-        try:
-            await readable
-        finally:
-            loop.remove_reader(fd)
 
     def fileno(self) -> int:
         """
@@ -291,9 +276,7 @@ class Follower:
         return self._watcher.fileno()
 
     def _take(self, until: float | None = None) -> Event | None:
-        """
-        The next event that needs no waiting; None if there is none, or when the time is over.
-        """
+        """The next event that needs no waiting; None when there is none, or the time is over."""
         try:
             if not self._ready or time.monotonic() - self._gathered >= GATHER_S:
                 self._gather()
@@ -321,9 +304,7 @@ class Follower:
         self._watcher.ring(bool(self._ready) or self._unsure)
 
     def _queue(self, run: FollowedRun, hints: int = 0) -> None:
-        """
-        Give a run a turn. A run delivers one event a turn, so that a busy run delays no other.
-        """
+        """Give a run a turn: it delivers one event, so that a busy run delays no other."""
         run.hints |= hints
         if not run.queued and run.has_more():
             run.queued = True
@@ -353,7 +334,7 @@ class Follower:
                 self._watcher.alarm(time.monotonic() + self._poll_s, POLL)
                 self._look_everywhere()
             elif isinstance(name, FollowedRun) and self._runs.get(name.run_id) is name:
-                self._queue(name, LOOK)
+                self._queue(name, HINT_LOOK)
         for watch, mask, _, name in self._watcher.read():
             run = self._by_watch.get(watch)
             if run is not None:
@@ -371,52 +352,47 @@ class Follower:
         elif not is_run_id(name):
             return
         elif mask & MOVED_TO:
-            self._appeared(name, LOOK if watch == self._spool_watch else LOOK | ENDED)
+            self._appeared(
+                name, HINT_LOOK if watch == self._spool_watch else HINT_LOOK | HINT_ENDED
+            )
         elif name in self._runs:
-            self._queue(self._runs[name], LOOK)
+            self._queue(self._runs[name], HINT_LOOK)
 
     def _appeared(self, run_id: str, hints: int) -> None:
-        if hints & ENDED and run_id in self._collecting:
+        if hints & HINT_ENDED and run_id in self._collecting:
             self.collect(run_id)
             return
         run = self._runs.get(run_id)
         if run is None:
-            if self._named is not None and run_id not in self._named:
+            if not self._is_named(run_id):
                 return
-            run = self._runs[run_id] = FollowedRun(
-                self, run_id, {}
-            )  # those asked for are there until collected
+            # Those that were asked for are in `_runs` until they are collected.
+            run = self._runs[run_id] = FollowedRun(self, run_id, {})
         self._queue(run, hints)
 
     def _look_everywhere(self) -> None:
-        """
-        Look at every run that has not ended, and for new ones: events were lost, or we poll.
-        """
+        """Events were lost, or inotify is silent: look at every run that has not ended."""
         self._list()
-        self._removed = (
-            self._removed or os.fstat(self.spool_fd).st_nlink == 0
-        )  # the kernel may not have reported that either
+        self._removed = self._removed or os.fstat(self.spool_fd).st_nlink == 0
         for run in self._runs.values():
             if not run.has_ended():
-                self._queue(run, LOOK)
+                self._queue(run, HINT_LOOK)
 
     def _begin(self) -> None:
-        """
-        Give live runs the first turns, then ended ones, then those that only the cursor knows.
-        """
+        """Give live runs the first turns, then ended ones, then those that the cursor alone has."""
         self._list()
         for run in list(self._runs.values()):
             if not run.queued and run.has_ended():
                 self.forget(run)  # it was collected, or deleted, after the cursor was committed
             elif not run.queued:
-                self._queue(run, LOOK)
+                self._queue(run, HINT_LOOK)
 
     def _list(self) -> None:
         """Which runs there are: .running/ before .ended/, the way the entries move."""
         for run_id in format.live_ids(self.spool_fd):
-            self._appeared(run_id, LOOK)
+            self._appeared(run_id, HINT_LOOK)
         for run_id in format.ended_ids(self.spool_fd):
-            self._appeared(run_id, LOOK | ENDED)
+            self._appeared(run_id, HINT_LOOK | HINT_ENDED)
 
     # -- watching
 
@@ -428,16 +404,11 @@ class Follower:
             self._poll(str(error))
 
     def _watch_ended(self) -> None:
-        fd = format.open_entries(self.spool_fd, format.ENDED)
-        try:
+        with owned(format.open_entries(self.spool_fd, format.ENDED)) as fd:
             self._ended_watch = self._watcher.watch(fd, MOVED_TO)
-        finally:
-            os.close(fd)
 
     def watch(self, run: FollowedRun, fd: int) -> bool:
-        """
-        Watch a run directory; poll if the kernel grants no further watch.
-        """
+        """Watch a run directory; poll if the kernel grants no further watch."""
         mask = CLOSE_WRITE | MOVED_TO | (MODIFY if self.wanted else 0)
         try:
             run.watch = self._watcher.watch(fd, mask)
@@ -471,8 +442,3 @@ class Follower:
         self._watcher.alarm(time.monotonic() + self._poll_s, POLL)
         if not announced:
             warnings.warn(self.polling, RuntimeWarning, stacklevel=4)
-
-
-def _settle(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
