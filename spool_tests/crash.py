@@ -56,11 +56,12 @@ class Tracer:
         directory (pathlib.Path): For strace's own file.
         point (tuple): (system call, its number among the calls of that name, from 1); None to
             record.
+        options: Of strace, further ones.
     """
 
-    def __init__(self, directory, point=None):
+    def __init__(self, directory, point=None, options=()):
         self._file = directory / "trace"
-        self._options = ["-q", "-y", "-o", str(self._file)]
+        self._options = ["-q", "-y", "-o", str(self._file), *options]
         if point is not None:
             self._options += [
                 "-e",
@@ -81,14 +82,16 @@ class Tracer:
         return subprocess.run(["strace", *self._options, *argv], check=False, **keywords).returncode
 
     def run_below_guard(self, words, **keywords):
-        """Run `chaperone WORDS...` to its end; its chaperone is traced, and not its guard."""
-        guard = subprocess.Popen(
-            [*STOPPED, *words],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            **keywords,
-        )
+        """
+        Run `chaperone WORDS...` to its end; its chaperone is traced, and not its guard.
+
+        Args:
+            keywords: As of subprocess.Popen; `stdin` a file, no pipe.
+        Returns:
+            int: The guard's exit code.
+        """
+        null = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+        guard = subprocess.Popen([*STOPPED, *words], **{**null, **keywords})
         chaperone = until(lambda: stopped_child(guard.pid))
         strace = self.attach(chaperone)
         os.kill(chaperone, signal.SIGCONT)

@@ -16,15 +16,16 @@ import subprocess
 
 import pytest
 
+from spool_tests import crash
 from spool_tests.conftest import CHAPERONE, need
 
 # What can't fail for want of room or for a bad disk, or is the kernel's own business between
 # processes.
 UNHARMED = set(
     """access arch_prctl brk chdir clock_gettime clock_nanosleep clone clone3 close close_range dup2 execve exit_group faccessat2 fadvise64 fchdir fstat futex
-    getcwd getdents64 getegid geteuid getgid getpgid getpgrp getpid getppid getrandom getresgid getresuid getrlimit getsid gettid getuid ioctl kill lseek
+    getcwd getdents64 getegid geteuid getgid getpgid getpgrp getpid getppid getrandom getresgid getresuid getrlimit getrusage getsid gettid getuid ioctl kill lseek
     madvise mmap mprotect mremap munmap newfstatat pidfd_send_signal poll prctl pread64 prlimit64 read readlink readlinkat readv restart_syscall rseq
-    rt_sigaction rt_sigprocmask rt_sigreturn sched_getaffinity set_robust_list set_tid_address setsid sigaltstack statfs statx sysinfo umask uname vfork
+    recvfrom rt_sigaction rt_sigprocmask rt_sigreturn sched_getaffinity set_robust_list sendmsg set_tid_address setsid sigaltstack statfs statx sysinfo umask uname vfork
     wait4 waitid""".split()
 )
 DESCRIPTORS = {
@@ -55,23 +56,22 @@ class Run:
         self.directory, self.spool = directory, directory / "spool"
         self.spool.mkdir(0o700)
         spec = {"id": "r", "program": {"command": command, "cwd": str(directory)}, **asked}
-        argv = [*CHAPERONE, "run", "--spool", str(self.spool), "-"]
-        if limit is None:
-            argv = ["strace", "-q", "-y", "-o", str(directory / "trace"), *options, *argv]
-        else:
-            argv = ["sh", "-c", f'ulimit -n {limit}; exec "$@"', "sh", *argv]
-        with (
-            open(directory / "stderr", "w") as said
-        ):  # a file: what is said when the run is visible goes nowhere else but to a terminal
-            self.code = subprocess.run(
-                argv,
-                input=json.dumps(spec),
-                stdout=subprocess.PIPE,
-                stderr=said,
-                text=True,
-                timeout=60,
-                check=False,
-            ).returncode
+        (directory / "spec.json").write_text(json.dumps(spec))
+        words = ["run", "--spool", str(self.spool), "-"]
+        tracer = crash.Tracer(directory, options=options)
+        # A file: what is said when the run is visible goes nowhere else but to a terminal.
+        with open(directory / "stderr", "w") as said, open(directory / "spec.json") as stdin:
+            streams = {"stdin": stdin, "stderr": said}
+            if limit is not None:
+                limited = ["sh", "-c", f'ulimit -n {limit}; exec "$@"', "sh", *CHAPERONE, *words]
+                done = subprocess.run(
+                    limited, **streams, stdout=subprocess.DEVNULL, timeout=60, check=False
+                )
+                self.code = done.returncode
+            elif "on_disconnect" in asked:
+                self.code = tracer.run([*CHAPERONE, *words], **streams)
+            else:
+                self.code = tracer.run_below_guard(words, **streams)
         self.stderr = (directory / "stderr").read_text()
         self.trace = (directory / "trace").read_text() if limit is None else ""
 

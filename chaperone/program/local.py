@@ -116,7 +116,6 @@ class LocalProgram:
             self._oom_counter = cgroup.counter()
             self._oom_kills = cgroup.oom_kills(self._oom_counter)
             self.pid = self._spawn(program, (ends[0], ends[1], ends[2]))
-            self._own_maxrss_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         except BaseException as error:
             for pump in self._pumps:
                 pump.close()
@@ -131,6 +130,7 @@ class LocalProgram:
         finally:
             for fd in set(ends):
                 os.close(fd)
+        self._own_maxrss_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         if self._guard is not None:
             self._guard.take_group(self.pid)
         try:
