@@ -202,6 +202,7 @@ class Spool:
         max_bytes: int | None = None,
         dry_run: bool = False,
         progress: Callable[[int, int], None] | None = None,
+        uncollected: bool = False,
     ) -> gc.Summary:
         """
         Delete ended runs, as `chaperone gc` does.
@@ -212,10 +213,11 @@ class Spool:
             max_bytes (int): Then delete the oldest until the rest takes no more, in bytes on disk.
             dry_run (bool): Delete nothing; return what would be deleted.
             progress: Called with how many runs are done and how many there are.
+            uncollected (bool): Delete the runs, too, that no scheduler has collected.
         Returns:
             Summary: What was deleted and what is left.
         """
-        return gc.gc(self.path, older_s, keep_failed_s, max_bytes, dry_run, progress)
+        return gc.gc(self.path, older_s, keep_failed_s, max_bytes, dry_run, progress, uncollected)
 
     def _opened(self) -> owned:
         return owned(format.open_spool(self.path))

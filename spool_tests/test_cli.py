@@ -980,13 +980,19 @@ def test_gc_deletes_what_has_ended(chaperone, held, spool):
         "removed 0 runs (0 bytes); left: 1 ended, 1 live\n",
         "",
     )
-    assert streams(chaperone("gc", "--older", "0", "--dry-run")) == (
+    spared = "1 run spared: no scheduler has collected them; --uncollected deletes them too"
+    assert streams(chaperone("gc", "--older", "0s")) == (
+        0,
+        "removed 0 runs (0 bytes); left: 1 ended, 1 live\n",
+        f"chaperone: {spared}\n",
+    )
+    assert streams(chaperone("gc", "--older", "0s", "--uncollected", "--dry-run")) == (
         0,
         "echo\nwould remove 1 runs; left: 0 ended, 1 live\n",
         "",
     )
     assert (spool / "echo").exists()
-    result = chaperone("gc", "--max-bytes", "0")
+    result = chaperone("gc", "--max-bytes", "0B", "--uncollected")
     assert (result.returncode, result.stderr) == (0, "")
     assert re.fullmatch(r"removed 1 runs \([\d.]+K bytes\); left: 0 ended, 1 live\n", result.stdout)
     assert not (spool / "echo").exists() and (spool / "sleep").exists()
@@ -1010,6 +1016,14 @@ def test_gc_deletes_what_has_ended(chaperone, held, spool):
         (
             ["--older=-1d"],
             "unable to understand '--older': want an age such as 7d, 12h or 90s, got '-1d'",
+        ),
+        (
+            ["--older", "30"],
+            "unable to understand '--older': want an age such as 7d, 12h or 90s, got '30'",
+        ),
+        (
+            ["--max-bytes", "10"],
+            "unable to understand '--max-bytes': want a size such as 10G or 500M, got '10'",
         ),
         (
             ["--max-bytes", "10X"],

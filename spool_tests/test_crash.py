@@ -281,7 +281,7 @@ class Cold:
 
     def is_collected(self):
         """gc takes all of it."""
-        removed = gc.gc(str(self.spool), older_s=-1).removed
+        removed = gc.gc(str(self.spool), older_s=-1, uncollected=True).removed
         assert (
             set(removed) >= {"r"}
             and not self.runs()
@@ -578,7 +578,7 @@ class Reap(Cold):
 class Gc(Reap):
     """`chaperone gc`, killed: each run is there whole or not at all, and the next one goes on."""
 
-    verb = ("gc", "--older", "0", "--max-bytes", "0")
+    verb = ("gc", "--older", "0s", "--max-bytes", "0B", "--uncollected")
 
     def check(self):
         self.settle()
@@ -588,7 +588,7 @@ class Gc(Reap):
             alive, status = looked(self.spool, run_id)
             assert not alive and status["state"] == self.wanted[run_id][0]
         ends_told(self.spool)
-        summary = gc.gc(str(self.spool), older_s=-1)
+        summary = gc.gc(str(self.spool), older_s=-1, uncollected=True)
         assert (
             set(summary.removed) == left - {"r", "over"}
             and summary.live == 2

@@ -165,7 +165,10 @@ def readers(path):
         except ChaperoneError as error:
             assert "\n" not in str(error)
     assert (
-        gc.gc(str(path), older_s=-1, keep_failed_s=9, max_bytes=0, dry_run=True).failed is not None
+        gc.gc(
+            str(path), older_s=-1, keep_failed_s=9, max_bytes=0, dry_run=True, uncollected=True
+        ).failed
+        is not None
     )
 
 
@@ -202,7 +205,7 @@ def test_damage_is_told_and_never_raised(run, dead_run, name, how):
         verbs(path.parent)
     reaping.reap(str(path.parent))
     assert Spool(path.parent)["r"].status().state in statuses.STATES
-    gc.gc(str(path.parent), older_s=-1)
+    gc.gc(str(path.parent), older_s=-1, uncollected=True)
 
 
 @pytest.mark.parametrize("how", PLANTED)

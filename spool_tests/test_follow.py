@@ -694,7 +694,7 @@ def test_gc_while_a_run_is_read_tells_its_end_once_and_disturbs_no_other(spool):
             writer.write(b"x" * (3 << 20)).end()
         while brief(follower.next(0))[:3] != ("output", "r", "stdout"):
             pass
-        assert gc.gc(str(spool), older_s=-1).removed == ["r"]
+        assert gc.gc(str(spool), older_s=-1, uncollected=True).removed == ["r"]
         other.write(b"y").end()
         events = told(follower)
         assert [event for event in events if event[1] == "r" and event[0] != "output"] in (
@@ -731,7 +731,7 @@ def test_gc_that_never_rests_takes_no_run_s_end_from_its_follower(spool, seed, r
             while len(live) > 5:
                 live.pop(dice.choice(list(live))).end()
             if dice.random() < 0.3:
-                gc.gc(str(spool), older_s=-1)
+                gc.gc(str(spool), older_s=-1, uncollected=True)
             for _ in range(dice.choice([0, 1, 2, 20])):
                 if (event := follower.next(0)) is not None:
                     events.append(brief(event))

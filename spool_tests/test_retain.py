@@ -24,7 +24,9 @@ from spool_tests import disk
 from spool_tests.conftest import ROOT, open_fds
 
 DAY_S = 86_400
-NOTHING = gc.Summary(removed=[], freed=0, kept=0, kept_bytes=0, live=0, swept=0, failed=[])
+NOTHING = gc.Summary(
+    removed=[], freed=0, kept=0, kept_bytes=0, spared=0, live=0, swept=0, failed=[]
+)
 
 
 def ended(spool, run_id, days=0.0, code=0, size=0):
@@ -40,8 +42,8 @@ def ids(spool):
     return sorted(name for name in os.listdir(spool) if not name.startswith("."))
 
 
-def delete(spool, **wanted):
-    return gc.gc(str(spool), **wanted)
+def delete(spool, uncollected=True, **wanted):
+    return gc.gc(str(spool), uncollected=uncollected, **wanted)
 
 
 def test_nothing_is_asked_and_nothing_goes(spool):
@@ -96,6 +98,7 @@ def test_oldest_go_until_the_rest_fits(spool):
 def test_it_is_asked_for_from_python_too(spool):
     ended(spool, "old", 8), ended(spool, "bad", 8, code=1), ended(spool, "new")
     told = []
+    Spool(spool).collect("old"), Spool(spool).collect("bad")
     would = Spool(spool).gc(older_s=DAY_S, keep_failed_s=9 * DAY_S, dry_run=True)
     assert Spool(spool).gc(
         DAY_S, 9 * DAY_S, progress=lambda *each: told.append(each)
@@ -109,6 +112,22 @@ def test_dry_run_says_the_same_and_deletes_nothing(spool):
     would = delete(spool, older_s=DAY_S, max_bytes=2**60, dry_run=True)
     assert disk.tree(spool) == before
     assert delete(spool, older_s=DAY_S, max_bytes=2**60) == would
+
+
+def test_what_no_scheduler_has_collected_is_spared_and_counted(spool):
+    for number in range(4):
+        ended(spool, f"r{number}", days=9 - number, size=100_000)
+    Spool(spool).collect("r1"), Spool(spool).collect("r3")
+    summary = delete(spool, uncollected=False, older_s=6.5 * DAY_S)
+    assert (summary.removed, summary.spared, summary.kept) == (["r1"], 2, 3)
+    # Those stay that the next scheduler has yet to take: it gets their endings.
+    with Spool(spool).follow() as follower:
+        told = [event.run_id for event in iter(lambda: follower.next(0), None)]
+    assert sorted({*told}) == sorted(os.listdir(spool / ".ended")) == ["r0", "r2"]
+    summary = delete(spool, uncollected=False, max_bytes=0)
+    assert (summary.removed, summary.spared, ids(spool)) == (["r3"], 2, ["r0", "r2"])
+    assert delete(spool, uncollected=False, older_s=100 * DAY_S).spared == 0
+    assert delete(spool, max_bytes=0).removed == ["r0", "r2"]
 
 
 def test_what_has_not_ended_is_never_touched(spool):
@@ -447,7 +466,17 @@ def test_progress_is_shown_on_a_terminal_and_wiped(spool):
         ended(spool, f"r{number}")
     ours, theirs = os.openpty()
     code = "from chaperone.cli import main; from chaperone.cli import terminal; terminal.PROGRESS_S = 0; raise SystemExit(main.main())"
-    argv = [sys.executable, "-c", code, "gc", "--spool", str(spool), "--older", "0s"]
+    argv = [
+        sys.executable,
+        "-c",
+        code,
+        "gc",
+        "--spool",
+        str(spool),
+        "--older",
+        "0s",
+        "--uncollected",
+    ]
     result = subprocess.run(
         argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=theirs, text=True, timeout=60, check=False
     )

@@ -96,7 +96,7 @@ VERBS = [
     ["reap"],
     ["adopt"],
     ["adopt", "r"],
-    ["gc", "--older", "0"],
+    ["gc", "--older", "0s"],
     ["launcher", "--idle", "0"],
 ]
 

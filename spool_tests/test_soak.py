@@ -296,7 +296,10 @@ class Soak:
         What is lost is published, what is old goes: beside all the rest, and so that an hour fills
         no disk.
         """
-        for argv in ([*self.clock.chaperone, "reap"], [*CHAPERONE, "gc", "--older", "10m"]):
+        for argv in (
+            [*self.clock.chaperone, "reap"],
+            [*CHAPERONE, "gc", "--older", "10m", "--uncollected"],
+        ):
             begin = time.monotonic()
             subprocess.run(
                 [*argv, "--spool", str(self.spool)],

@@ -33,12 +33,14 @@ class Ended:
         ended_s (float): When its status was published, seconds since the epoch.
         bytes (int): What it takes on disk.
         failed (bool): It did not end with code 0; False where nobody asked.
+        uncollected (bool): Its entry is there: no scheduler has committed its ending.
     """
 
     run_id: str
     ended_s: float
     bytes: int
     failed: bool
+    uncollected: bool
 
 
 @attrs.frozen(kw_only=True)
@@ -52,6 +54,8 @@ class Summary:
         kept (int): Ended runs that are still there.
         kept_bytes (int): What they take; more than `max_bytes` where `keep_failed_s` protects them.
             0 where nobody asked.
+        spared (int): Those of the kept runs that were to be deleted, but no scheduler has collected
+            them.
         live (int): Runs that live, may be adopted, or wait for `reap`: never touched.
         swept (int): Deletions that another gc had left half done.
         failed (list): Sentences about what could not be deleted.
@@ -61,6 +65,7 @@ class Summary:
     freed: int
     kept: int
     kept_bytes: int
+    spared: int
     live: int
     swept: int
     failed: list[str]
@@ -73,9 +78,10 @@ def gc(
     max_bytes: int | None = None,
     dry_run: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    uncollected: bool = False,
 ) -> Summary:
     """
-    Delete ended runs.
+    Delete ended runs that were collected.
 
     Args:
         spool_path (str): A spool that is there.
@@ -86,6 +92,8 @@ def gc(
             not counted.
         dry_run (bool): Delete nothing; it looks even while another gc or reap is at work.
         progress: Called with how many runs were looked at or deleted, and of how many.
+        uncollected (bool): Delete the runs, too, that no scheduler has collected. Without this they
+            are spared: the scheduler that is to take their ending may only be late.
     Returns:
         Summary: Also of a second gc that was killed in between: it goes on where the first one was.
     Raises:
@@ -99,7 +107,11 @@ def gc(
         ended, live, failed = _looked(
             spool_fd, keep_failed_s is not None, max_bytes is not None, report
         )
-        chosen = _chosen(ended, time.time(), older_s, keep_failed_s, max_bytes)
+        now_s = time.time()
+        wanted = _chosen(ended, ended, now_s, older_s, keep_failed_s, max_bytes)
+        free = [run for run in ended if uncollected or not run.uncollected]
+        chosen = _chosen(ended, free, now_s, older_s, keep_failed_s, max_bytes)
+        spared = 0 if uncollected else sum(run.uncollected for run in wanted)
         failed = stuck + failed
         removed = []
         freed = 0
@@ -117,6 +129,7 @@ def gc(
         freed=freed,
         kept=len(kept),
         kept_bytes=sum(run.bytes for run in kept),
+        spared=spared,
         live=live,
         swept=swept,
         failed=failed,
@@ -166,20 +179,27 @@ def _ended(spool_fd: int, run_id: str, ask_failed: bool, ask_bytes: bool) -> End
         final = look.read_final(run_fd, run_id) if ask_failed else None
         failed = ask_failed and (final is None or statuses.exit_code(final) != 0)
         size = sum(found.st_blocks * 512 for _, found in _files(run_fd)) if ask_bytes else 0
-        return Ended(run_id=run_id, ended_s=ended_s, bytes=size, failed=failed)
+        return Ended(
+            run_id=run_id,
+            ended_s=ended_s,
+            bytes=size,
+            failed=failed,
+            uncollected=format.where_entered(spool_fd, run_id) is not None,
+        )
 
 
 def _chosen(
     ended: list[Ended],
+    free: list[Ended],
     now_s: float,
     older_s: float | None,
     keep_failed_s: float | None,
     max_bytes: int | None,
 ) -> list[Ended]:
-    """Those to delete, oldest first."""
+    """Those of the free ones to delete, oldest first."""
     free = [
         run
-        for run in ended
+        for run in free
         if not (run.failed and keep_failed_s is not None and now_s - run.ended_s <= keep_failed_s)
     ]
     chosen = [run for run in free if older_s is not None and now_s - run.ended_s > older_s]

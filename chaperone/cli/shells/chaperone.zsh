@@ -97,6 +97,7 @@ _shtab_chaperone_gc_options=(
   "--older[those that ended longer ago\: 7d, 12h, 90s]:AGE:"
   "--keep-failed[but those that did not exit with 0 only if they ended longer ago than this]:AGE:"
   "--max-bytes[then the oldest, until the rest takes no more\: 10G, 500M]:SIZE:"
+  "--uncollected[the runs, too, that no scheduler has collected]"
   "--dry-run[delete nothing, print the ids]"
   "--spool[the spool\; default\: \$CHAPERONE_SPOOL, then .\/spool]:DIR:_files -/"
 )

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from ..common import Given
     from ..terminal import Terminal
 
-AGES = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
-SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+AGES = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+SIZES = {"B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 QUIET = ("alive", "ended")  # what reap does not say of runs that were not named
 
 
@@ -66,6 +66,11 @@ def reap(given: Given, terminal: Terminal) -> int:
         metavar="SIZE",
         help="then the oldest, until the rest takes no more: 10G, 500M",
     ),
+    Argument(
+        "--uncollected",
+        action="store_true",
+        help="the runs, too, that no scheduler has collected",
+    ),
     Argument("--dry-run", action="store_true", help="delete nothing, print the ids"),
     SPOOL,
 )
@@ -90,6 +95,7 @@ def gc(given: Given, terminal: Terminal) -> int:
         None if max_bytes is None else int(max_bytes),
         given.dry_run,
         terminal.progress,
+        given.uncollected,
     )
     terminal.wipe_progress()
     if given.dry_run:
@@ -104,7 +110,17 @@ def gc(given: Given, terminal: Terminal) -> int:
     terminal.line(
         f"{done} {len(summary.removed)} runs{size}; left: {summary.kept} ended, {summary.live} live"
     )
+    if summary.spared:
+        # On stderr: cron sends it to the one whose spool would otherwise grow for ever.
+        terminal.note(
+            f"{_runs(summary.spared)} spared: no scheduler has collected them;"
+            " --uncollected deletes them too"
+        )
     return os.EX_IOERR if summary.failed else os.EX_OK
+
+
+def _runs(count: int) -> str:
+    return f"{count} run{'s' if count != 1 else ''}"
 
 
 def _quantity(option: str, text: str | None, units: dict[str, int], want: str) -> float | None:
