@@ -2,8 +2,8 @@
 How the spool's launcher is asked to start a run.
 
 Knows: its socket, one request, one answer.  Must not know: how a run is held.
-An answer that never comes costs a cold start and nothing else: the run id decides, and the key says
-who won.
+An answer that never comes costs a cold start and nothing else: the run id decides which start wins,
+and the key shows it.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from typing import Any
 
 ON_DEMAND_IDLE_S = (
-    60.0  # a launcher that nobody asked for by hand ends when it was not needed for so long
+    60.0  # a launcher that was started on demand ends when it was not used for so long
 )
-# a run directory takes 2 ms; a launcher that is stopped or swapped out must not hold a start up for
-# ever
+# a run directory takes 2 ms; a launcher that is stopped or swapped out must not delay a start for
+# long
 ANSWER_S = 5.0
 
 
@@ -48,18 +48,18 @@ def start_warm(
     on_demand: bool,
 ) -> bool:
     """
-    Start a run by the spool's launcher, or cold where that does not work.
+    Start a run through the spool's launcher, or cold if that does not work.
 
     Args:
         path (str): The spool's, absolute.
         text (bytes): The spec, canonical, with this id.
         given (dict): `env` (dict) and `umask` (int): what the program inherits.
-        cold: Does it without a launcher; called when nobody can have, or has, done it.
-        on_demand (bool): Start a launcher where there is none.
+        cold: Starts the run without a launcher; called when no launcher has done it or still can.
+        on_demand (bool): Start a launcher if there is none.
     Returns:
-        bool: True if the launcher did it: False if `cold` did.
+        bool: True if the launcher started the run, False if `cold` did.
     Raises:
-        RunExistsError, SpoolError: As `start.start`; and whatever `cold` does.
+        RunExistsError, SpoolError: As `start.start`; and whatever `cold` raises.
     """
     key = os.urandom(16).hex()
     request = (
@@ -81,7 +81,7 @@ def start_warm(
     except RunExistsError:
         if (
             look.key_at(path, run_id) != key
-        ):  # else the launcher's fork was only late, and came first
+        ):  # otherwise the launcher's fork was late, and still came first
             raise
         return True
     return False

@@ -16,11 +16,11 @@ TIME_DIGITS = 20  # of nanoseconds: enough for 3,000 years
 
 def _image() -> str:
     """
-    Which code this process runs: a launcher takes a spec only from the same code, because there it
-        was checked.
+    Which code this process runs: a launcher takes a spec only from the same code, which has checked
+    the spec.
 
-    The newest of its files' times comes first, in TIME_DIGITS. Where a packager has set all times
-    alike, size and place tell two images apart.
+    The newest time of its files comes first, in TIME_DIGITS. If a packager has set all times alike,
+    size and place distinguish two images.
     """
     newest = size = 0
     waiting = [PACKAGE]

@@ -36,18 +36,18 @@ _PEER = 12  # bytes of struct ucred: pid, uid, gid
 
 def serve(spool_path: str, idle_s: float | None, detach: bool) -> int:
     """
-    Fork a chaperone for everyone who asks, until killed or idle.
+    Fork a chaperone for each request, until killed or idle.
 
     Args:
-        spool_path (str): Absolute; made if it is not there.
-        idle_s (float): End when nobody asked for so many seconds; None for never.
-        detach (bool): Return when it can be asked, and go on in a process of its own.
+        spool_path (str): Absolute; made if it is missing.
+        idle_s (float): End after so many seconds without a request; None for never.
+        detach (bool): Return when the launcher takes requests, and go on in a process of its own.
     Returns:
         int: The exit code.
     Raises:
         SpoolError: If the spool can't be used, or has a launcher already.
     """
-    from ..farside import remote  # noqa: F401  else each chaperone would import it: later, and from a package that may be another by then
+    from ..farside import remote  # noqa: F401  otherwise each chaperone would import it: later, and perhaps from a newer package
 
     shed_inherited_state()
     reading, telling = os.pipe()
@@ -78,7 +78,7 @@ def serve(spool_path: str, idle_s: float | None, detach: bool) -> int:
     os.unlink(format.LAUNCHER, dir_fd=spool_fd)
     _fork_for_each(
         listening, ours, us, spool_path, 0
-    )  # who connected before the name went is served; who did not starts cold
+    )  # whoever connected before the name was removed is served; whoever did not starts cold
     os.close(lock_fd)
     return os.EX_OK
 
@@ -139,19 +139,19 @@ def _fork_for_each(
     listening: socket.socket, ours: tuple[int, ...], us: int, spool_path: str, idle_s: float | None
 ) -> None:
     """
-    The whole loop: who is slow to say what it wants keeps a fork of us waiting, not us.
+    The whole loop. A slow caller keeps a fork of the launcher waiting, not the launcher.
 
     Args:
         ours (tuple): fds that no fork may keep; the first is the spool's.
         us (int): Our own pidfd; -1 for none.
-        idle_s (float): Return when nobody came for so many seconds; None for never.
+        idle_s (float): Return after so many seconds without a request; None for never.
     """
     poll = select.poll()
     poll.register(listening.fileno(), select.POLLIN)
     while poll.poll(None if idle_s is None else idle_s * 1000):
         try:
             fd = accept(listening)
-        except OSError:  # it has gone, or the system is out of files: others end, nobody is lost
+        except OSError:  # the caller has gone, or the system is out of files, which will pass
             time.sleep(0.05)
             continue
         signal.pthread_sigmask(
@@ -160,9 +160,7 @@ def _fork_for_each(
         try:
             if not os.fork():
                 _become_chaperone(fd, ours, spool_path, us)
-        except (
-            OSError
-        ):  # no more processes: the asker sees its connection close, and tells what it can
+        except OSError:  # no more processes: the caller sees its connection close, and starts cold
             pass
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.close(fd)
@@ -186,7 +184,7 @@ def _become_chaperone(
         connection = socket.socket(fileno=fd)
         connection.settimeout(ANSWER_S)
         try:
-            # Before the request is read: that takes memory, which the guard shall not have.
+            # Before the request is read: that takes memory, which the guard must not keep.
             guard = guards.fork(kept=(fd, launcher_fd))
             request = _request(connection, launcher_fd)
             if not is_here:
@@ -210,8 +208,8 @@ def _become_chaperone(
 
 def _is_at(spool_fd: int, spool_path: str) -> bool:
     """
-    Whether the launcher's spool still has its name: who asks at a socket that was moved wants no
-    run in another spool.
+    Whether the launcher's spool is still at its path: a request through a socket that was moved
+    must not start a run in another spool.
     """
     try:
         return os.path.samestat(os.fstat(spool_fd), os.stat(spool_path))
@@ -269,5 +267,5 @@ def _hung_up(connection: socket.socket) -> bool:
 def _say(connection: socket.socket, value: dict[str, object]) -> None:
     try:
         connection.sendall((jsontext.dumps(value) + "\n").encode())
-    except OSError:  # it has gone; the run directory tells the same
+    except OSError:  # the caller has gone; the run directory has the same answer
         pass

@@ -38,25 +38,24 @@ def run(
     warm: bool = False,
 ) -> int:
     """
-    Make this process the chaperone of a run and stay to its end; of several runs, or where it can't
-    be one, make children that do.
+    Make this process the chaperone of a run, and stay until the run ends. For several runs, or if
+    this process can't be a chaperone, make a child for each.
 
-    In such a child it returns, or raises, as well: the caller exits with what comes, and does
-    nothing else.
+    It returns, or raises, in such a child too; the caller only exits with the result.
 
     Args:
         texts (list): Specs: (name for messages, JSON).
-        spool_path (str): Made if it is not there; relative to `cwd`.
-        run_id (str): Instead of the spec's; None for the spec's own, or a new one.
+        spool_path (str): Made if it is missing; relative to `cwd`.
+        run_id (str): Instead of the spec's id; None for the spec's id, or a new one.
         detach (bool): Return when the run directory is visible.
         cwd (str): Absolute; relative paths of a spec start there.
-        visible: Called with the run id in the moment when the run directory is there.
-        warm (bool): Let the spool's launcher do it, if there is one, and return when the run
-            directory is there.
+        visible: Called with the run id as soon as the run directory exists.
+        warm (bool): Use the spool's launcher, if there is one, and return when the run directory
+            exists.
     Returns:
         int: The exit code: of several the first that is not 0.
     Raises:
-        SpecError: If a spec, or the id, can't be meant so; there is no run directory.
+        SpecError: If a spec or the id is invalid; no run directory was made.
         RunExistsError, SpoolError: If the run directory can't be created.
     """
     if run_id is not None and len(texts) > 1:

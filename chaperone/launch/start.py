@@ -31,21 +31,22 @@ def start(
     cwd: str | None = None,
 ) -> str:
     """
-    Start a chaperone for a run and leave it to itself; it costs the same from a scheduler of any
-    size.
+    Start a chaperone for a run, which goes on by itself. The cost does not grow with the memory of
+    the scheduler.
 
     Args:
-        spool_path (str): Made if it is not there.
-        spec (dict): As in docs/spec.rst; left as it is.
-        warm (bool): By the spool's launcher, which is started if there is none; cold if that does
-            not work.
-        env (dict): What the program inherits, as text; None for ours.
-        cwd (str): Where relative paths of the spec start; None for ours.
+        spool_path (str): Made if it is missing.
+        spec (dict): As in docs/spec.rst; not changed.
+        warm (bool): Use the spool's launcher, and start it if there is none; start cold if that
+            does not work.
+        env (dict): The environment that the program inherits, as text; None for that of this
+            process.
+        cwd (str): The directory for relative paths of the spec; None for that of this process.
     Returns:
         str: The run id; the run directory is visible.
     Raises:
-        SpecError: If the spec can't be meant so.
-        RunExistsError: If there is a run of that id.
+        SpecError: If the spec is invalid.
+        RunExistsError: If there is a run with that id.
         SpoolError: If the run directory can't be created.
         ChaperoneError: If no chaperone could be started.
     """

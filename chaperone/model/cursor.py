@@ -73,7 +73,7 @@ def entry(key: str, stdout: int = 0, stderr: int = 0, ended: bool = False) -> En
 
     Args:
         key (str): The run's own, from its spec.json.
-        stdout, stderr (int): Bytes handed out so far.
+        stdout, stderr (int): Bytes delivered so far.
         ended (bool): Whether its ending was.
     """
     made: Entry = {"key": key, "stdout": stdout, "stderr": stderr}
@@ -82,7 +82,7 @@ def entry(key: str, stdout: int = 0, stderr: int = 0, ended: bool = False) -> En
 
 def started(before: Entry, key: str) -> Entry:
     """
-    The entry after the start of the run was handed out; offsets that were put in by hand stay.
+    The entry after `Started` was delivered; offsets that were put in by hand stay.
     """
     return entry(key, before.get("stdout", 0), before.get("stderr", 0))
 
