@@ -386,6 +386,19 @@ def follower_again(spool, cursor):
         return follower.next(0)
 
 
+def test_entry_of_a_starter_that_died_brings_no_collected_run_back(spool):
+    """A second starter of the id made it after the run was collected, and was killed there."""
+    with Writer(spool) as writer:
+        writer.running().write(b"once").end()
+    with Follower(spool) as follower:
+        assert told(follower)[-1] == ("ended", "r", "terminated")
+        follower.collect("r")
+        os.symlink("../r", spool / ".running" / "r")
+        cursor = again(follower)
+    with Follower(spool, cursor) as follower:
+        assert (told(follower), follower.cursor) == ([], {"runs": {}})
+
+
 def test_collected_run_is_never_told_again(spool):
     with Writer(spool) as writer:
         writer.end()

@@ -192,11 +192,16 @@ def hidden_directories(spool_fd: int, kind: str) -> list[str]:
 
 def where_entered(spool_fd: int, run_id: str) -> str | None:
     """
-    Where the id stands: RUNNING, ENDED, or None if it is in neither, for it was collected; costs
-    the same however many there are.
+    Where the id stands: RUNNING, ENDED, or None if it is in neither, because it was collected;
+    costs the same however many there are.
     """
+    # An ending moves the entry, and then removes the lock. An entry in RUNNING of a run that has
+    # ended to its last step was left there by a second starter of the id, which died.
+    # The lock first: in the other order an ending between our looks would seem to be collected.
+    is_over = not has_lock(spool_fd, run_id) and found(spool_fd, f"{run_id}/{FINAL_STATUS}")
     # In the order in which the entries move: one that is moving is seen in either.
-    return next((where for where in (RUNNING, ENDED) if found(spool_fd, f"{where}/{run_id}")), None)
+    places = (ENDED,) if is_over else (RUNNING, ENDED)
+    return next((where for where in places if found(spool_fd, f"{where}/{run_id}")), None)
 
 
 def remove_entry(spool_fd: int, name: str, run_id: str) -> bool:
