@@ -5,6 +5,7 @@ gc: which runs go, that no other run is touched, and that it may be killed or ra
 import contextlib
 import fcntl
 import os
+import pathlib
 import shutil
 import signal
 import subprocess
@@ -380,6 +381,24 @@ def test_whatever_somebody_put_there_goes_and_nothing_outside_does(spool, tmp_pa
     os.mkfifo(spool / "r" / "fifo")
     assert delete(spool, older_s=-1).removed == ["r"] and ids(spool) == []
     assert (outside / "file").read_text() == "mine" and open_fds(str(tmp_path)) == []
+
+
+def test_directories_in_directories_go_however_deep(spool):
+    ended(spool, "r")
+    # Deeper than the interpreter's stack, and than a process may have open files or names be long.
+    home = os.open(".", os.O_RDONLY)
+    os.chdir(spool / "r")
+    try:
+        for _ in range(1_200):
+            os.mkdir("d")
+            os.chdir("d")
+        pathlib.Path("file").write_text("x")
+    finally:
+        os.fchdir(home)
+        os.close(home)
+    summary = delete(spool, older_s=-1)
+    assert (summary.removed, summary.failed, ids(spool)) == (["r"], [], [])
+    assert [name for name in os.listdir(spool) if name.endswith(".gone")] == []
 
 
 def test_what_is_no_run_is_told_and_left_alone(spool, tmp_path):

@@ -289,21 +289,49 @@ def _deleted(parent_fd: int, name: str) -> int:
     Delete a directory with all that is in it, whatever somebody put there; no symlink is followed.
     The bytes that are free now.
     """
-    freed = 0
     with owned(os.open(name, format.DIRECTORY, dir_fd=parent_fd)) as fd:
+        # Directories first, and each one in it is moved up and waits for its turn: neither the
+        # stack nor the number of open files limits how deep they may be.
+        waiting = _directories(fd)
+        freed = 0
+        while waiting:
+            freed += _flattened(fd, waiting.pop(), waiting)
         files = dict(_files(fd))
         # Readers with an fd: without the lock, with the status it has ended; without the spec it is
         # being deleted.
         for file in sorted(
             files, key=lambda file: (file == format.FINAL_STATUS, file == format.SPEC)
         ):
-            if stat.S_ISDIR(files[file].st_mode):
-                freed += _deleted(fd, file)
-            else:
-                os.unlink(file, dir_fd=fd)
-                freed += files[file].st_blocks * 512 if files[file].st_nlink == 1 else 0
+            freed += _unlinked(fd, file, files[file])
     os.rmdir(name, dir_fd=parent_fd)
     return freed
+
+
+def _directories(fd: int) -> list[str]:
+    return [name for name, found in _files(fd) if stat.S_ISDIR(found.st_mode)]
+
+
+def _flattened(top_fd: int, name: str, waiting: list[str]) -> int:
+    """
+    Delete a directory in the one that is being deleted, but for its own directories: move these
+    there, and add their new names to those that wait. The bytes that are free now.
+    """
+    freed = 0
+    with owned(os.open(name, format.DIRECTORY, dir_fd=top_fd)) as fd:
+        for inner, found in _files(fd):
+            if stat.S_ISDIR(found.st_mode):
+                moved = os.urandom(16).hex()
+                os.rename(inner, moved, src_dir_fd=fd, dst_dir_fd=top_fd)
+                waiting.append(moved)
+            else:
+                freed += _unlinked(fd, inner, found)
+    os.rmdir(name, dir_fd=top_fd)
+    return freed
+
+
+def _unlinked(fd: int, name: str, found: os.stat_result) -> int:
+    os.unlink(name, dir_fd=fd)
+    return found.st_blocks * 512 if found.st_nlink == 1 else 0
 
 
 def _files(fd: int) -> Iterator[tuple[str, Any]]:
