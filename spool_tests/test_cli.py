@@ -207,6 +207,16 @@ def test_what_can_not_be_done_is_said_in_a_sentence(chaperone, words, spec, code
     assert streams(chaperone(*words, spec=spec)) == (code, "", f"chaperone: {sentence}\n")
 
 
+@pytest.mark.parametrize("verb", ["check", "run", "exec"])
+def test_spec_without_an_end_takes_no_memory_without_one(chaperone, spool, verb):
+    """By `ulimit -v`, in KiB: with less the interpreter itself would not start."""
+    argv = ["sh", "-c", 'ulimit -v 500000; exec "$@"', "sh", *CHAPERONE, verb, "/dev/zero"]
+    result = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    sentence = "unable to read spec '/dev/zero': want at most 64 MiB of JSON, got more"
+    assert streams(result) == (os.EX_DATAERR, "", f"chaperone: {sentence}\n")
+    assert os.listdir(spool) == []
+
+
 def test_second_run_of_an_id_is_refused(chaperone, spool):
     chaperone("run", "-", spec=ECHO)
     assert streams(chaperone("run", "-", spec=ECHO)) == (

@@ -14,7 +14,7 @@ import textwrap
 
 import pytest
 
-from chaperone.errors import RunExistsError, SpoolError
+from chaperone.errors import RunExistsError, SpecError, SpoolError
 from chaperone.model import jsontext
 from chaperone.model import status as statuses
 from chaperone.spool import format, look, run_directory
@@ -238,6 +238,19 @@ def test_starter_killed_at_any_step_harms_nobody_after_it(spool):
         )
         subprocess.run(["rm", "-r", str(spool / "r"), str(spool / ".ended" / "r")], check=True)
     assert points > 25 and 0 < visible < points
+
+
+def test_spec_that_could_not_be_read_back_is_refused(spool, monkeypatch):
+    made = disk.create(spool, "as-large-as-may-be")
+    made.close()
+    size = (spool / "as-large-as-may-be" / "spec.json").stat().st_size
+    monkeypatch.setattr(jsontext, "LIMIT", size)
+    before = disk.tree(spool)
+    sentence = f"unable to create run 'r': want at most 64 MiB of JSON in 'spec.json', got {size + 30} bytes"
+    labels = {"team": "etl" + "x" * (30 + len("as-large-as-may-be") - 1)}
+    with pytest.raises(SpecError) as caught:
+        disk.create(spool, labels=labels)
+    assert (str(caught.value), disk.tree(spool)) == (sentence, before)
 
 
 def test_failed_start_leaves_nothing(spool, monkeypatch):

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chaperone.errors import NoRunError, SpoolError
+from chaperone.model import jsontext
 from chaperone.model import status as statuses
 from chaperone.model.request import Request
 from chaperone.spool import format, look
@@ -518,7 +519,7 @@ def test_no_content_of_any_file_makes_a_reader_raise(broken, files, locked):
 
 def test_huge_file_is_not_read_into_memory(spool):
     run = disk.create(spool)
-    os.truncate(spool / "r" / "running.json", format.JSON_LIMIT + 1)
+    os.truncate(spool / "r" / "running.json", jsontext.LIMIT + 1)
     assert disk.seen(spool) == (True, statuses.last_known(None, "r"))
     run.close()
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import sys
 
-from ..errors import ChaperoneError
+from ..errors import ChaperoneError, SpecError
+from ..model.jsontext import LIMIT, WITHIN_LIMIT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -165,13 +166,19 @@ def read_spec(name: str) -> bytes:
         name (str): A file; `-` is stdin.
     Raises:
         NoSpecError: If it can't be read.
+        SpecError: If it is larger than any spec may be.
     """
     pieces = []
+    size = 0
     try:
         fd = 0 if name == "-" else os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
         try:
             while piece := os.read(fd, 1 << 20):
                 pieces.append(piece)
+                size += len(piece)
+                # A device such as /dev/zero has no end, and would take all memory.
+                if size > LIMIT:
+                    raise SpecError(f"unable to read spec {name!r}: want {WITHIN_LIMIT}, got more")
         finally:
             if fd:
                 os.close(fd)

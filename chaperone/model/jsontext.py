@@ -14,6 +14,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+# Bytes of a file: a larger one is not ours, and reading it could take all of the reader's memory.
+LIMIT = 64 * 1024 * 1024
+WITHIN_LIMIT = f"at most {LIMIT >> 20} MiB of JSON"
 _BLANK = " \t\n\r"
 
 

@@ -33,8 +33,6 @@ from . import locks
 VERSION = 1
 STREAMS = ("stdout", "stderr")
 RESERVE = 16 * 1024  # bytes for the final status beyond what it repeats of the spec (rule W5)
-# Bytes; a larger JSON file is not ours, and reading it could take all of the reader's memory.
-JSON_LIMIT = 64 * 1024 * 1024
 # In the spool
 RUNNING = ".running"
 ENDED = ".ended"
@@ -309,7 +307,7 @@ def read_json(directory_fd: int, name: str) -> object:
     """The value, or None where the file is missing, torn or no JSON."""
     try:
         with owned(open_plain(directory_fd, name)) as fd:
-            if os.fstat(fd).st_size > JSON_LIMIT:
+            if os.fstat(fd).st_size > jsontext.LIMIT:
                 return None
             with open(fd, "rb", closefd=False) as file:
                 return jsontext.loads(file.read())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 
-from ..errors import RunExistsError, SpoolError
+from ..errors import RunExistsError, SpecError, SpoolError
 from ..model import jsontext
 from ..model import status as statuses
 from ..program.fds import owned
@@ -327,6 +327,7 @@ def create(
         RunDirectory: Visible and locked.
     Raises:
         RunExistsError: If there is a run of that id.
+        SpecError: If spec.json would be too large to be read back.
         SpoolError: If it can't be created; nothing is left behind.
     """
     run_id = spec["id"]
@@ -394,6 +395,9 @@ def _build(
         locks.take(run.lock_fd)
         os.utime(run.lock_fd, look.stamp())
         text = (jsontext.dumps({"version": format.VERSION, "key": key, **spec}) + "\n").encode()
+        if len(text) > jsontext.LIMIT:  # nobody could read it back
+            want = f"want {jsontext.WITHIN_LIMIT} in {format.SPEC!r}"
+            raise SpecError(f"unable to create run {spec['id']!r}: {want}, got {len(text)} bytes")
         with owned(format.create_plain(run.fd, format.SPEC)) as spec_fd:
             _write_all(spec_fd, text)
             if spec["durable"]:
