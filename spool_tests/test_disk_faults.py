@@ -240,7 +240,11 @@ def test_a_disk_that_takes_nothing_any_more_keeps_the_outcome(tmp_path, on_full)
     room for the outcome was made before.
     """
     need("strace")
-    command = "yes | head -c 3000000; exit 3" if on_full == "drop" else "yes | head -c 3000000; exec sleep 600"
+    command = (
+        "yes | head -c 3000000; exit 3"
+        if on_full == "drop"
+        else "yes | head -c 3000000; exec sleep 600"
+    )
     files = of_run(tmp_path / "1", "stdout", "stderr", "log", ".running.json")
     run = Run(
         tmp_path / "1",
