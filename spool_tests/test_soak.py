@@ -19,6 +19,7 @@ import time
 
 import pytest
 
+from chaperone.program import processes
 from spool_tests import disk, prober
 from spool_tests.clock import DAY, Clock
 from spool_tests.conftest import CHAPERONE, until
@@ -86,9 +87,17 @@ class Held:
         return self.process.poll() is None
 
     def send(self, number):
+        """To the chaperone: to the process that we started, or to the child of that guard."""
+        chaperone = self.process.pid
+        if not self.survives:
+            children = processes.children(chaperone)
+            if not children:  # it has just ended
+                return
+            chaperone = children[0]
         if number == signal.SIGKILL:
             self.killed_at, self.dying = self.killed_at or time.monotonic(), True
-        self.process.send_signal(number)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(chaperone, number)
 
 
 class Reader:
