@@ -41,7 +41,8 @@ ROWS = {
         "test_failures.py::test_nothing_is_tried_again_after_the_ready_word",
         "test_farside.py::test_nothing_runs_of_a_payload_that_was_cut",
     ],
-    "no such cwd or program, not executable,": [
+    "no such cwd or program, not executable, exec fails,": [
+        "test_tracking.py::test_exec_that_fails_is_said_and_not_started",
         "test_remote.py::test_failure_to_start_is_an_error_and_proven",
         "test_farside.py::test_what_can_not_be_started_is_said_and_not_started",
     ],

@@ -49,6 +49,7 @@ class Far:
         return payload.payload(
             payload.settings(self.spec, NONCE, self.cookie, "kill", **more),
             "@" + os.urandom(8).hex(),
+            "kill",
         )
 
     def send(self, data):
@@ -592,7 +593,7 @@ def test_hosts_with_little_say_what_they_can_not_know(shell, far, little):
 @pytest.mark.root
 @every_sh
 def test_host_without_proc_still_ends_the_group_and_says_what_it_can_not_know(shell, far):
-    """What the near side does with it: `environ=` becomes a line of the log."""
+    """What the near side does with it: `tracking=group` becomes a line of the log."""
     hidden = [
         "unshare",
         "--mount",
@@ -604,7 +605,7 @@ def test_host_without_proc_still_ends_the_group_and_says_what_it_can_not_know(sh
         *payload.CONSTANT[1:],
     ]
     run = far(shell, {"argv": ["sh", "-c", "sleep 1000 & kill -INT $$"]}, argv=hidden)
-    assert run.wait("hello")[1:] == ["setsid=setsid", "environ="]
+    assert run.wait("hello")[1:] == ["setsid=setsid", "tracking=group"]
     assert (run.outcome()["wait_status"], run.outcome()["ambiguous"]) == (signal.SIGINT, False)
     run.send("q 0")
     assert run.wait("left") == ["1"]
@@ -651,7 +652,7 @@ def test_program_alone_is_ended_where_nothing_tells_of_others(shell, far, little
     )
     until(lambda: run.read(0.05) or run.output["stdout"] == b"up\n")
     pid = int(run.wait("start")[0])
-    assert run.wait("hello")[1:] == ["setsid=", "environ="]
+    assert run.wait("hello")[1:] == ["setsid=", "tracking=group"]
     run.close()
     until(lambda: run.read(0.01) or pid not in run.alive())
     assert any("1000" in command for command in run.alive().values())

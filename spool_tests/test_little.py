@@ -79,10 +79,10 @@ def test_status_and_log_say_what_can_not_be_known(spool, little, shell, life, tm
         in log(spool, "code")
     )
     assert (
-        "the far side has no /proc: processes that leave the program's group are not found"
+        "the far side has no /proc that its grep can search: processes that leave the program's group are not found"
         in log(spool, "code")
     )
-    assert status["leftovers"] is None
+    assert (status["leftovers"], status["tracking"]) == (None, "group")
     status = held(spool, None, sh("kill -INT $$; sleep 10"), "signal", **there)
     told = (status["return_code"], status["signal"], status["ambiguous"], status["status"])
     assert told == ((None, "SIGINT", False, 2) if shell == "ksh93" else (130, None, True, None)), (

@@ -14,7 +14,7 @@ from ..model import status as statuses
 from ..program.spawn import Stdin
 from . import payload
 from .lives import Event
-from .records import Recorded, Tail
+from .records import LACKING, Recorded, Tail
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -272,10 +272,10 @@ class FarSide:
 
     def greet(self, event: Event) -> None:
         """The far side is there, and says what it has."""
-        lacks = [fact for fact in payload.LACKING if fact in event.said]
+        lacks = [fact for fact in LACKING if fact in event.said]
         for fact in lacks:
-            self._chaperone.log(f"the far side has no {payload.LACKING[fact]}")
-        self._tail.counts = len(lacks) < len(payload.LACKING)
+            self._chaperone.log(f"the far side has no {LACKING[fact]}")
+        self._tail.counts = "tracking=group" not in lacks
         again = self.contact.up is False
         self.contact.went_up()
         if again:

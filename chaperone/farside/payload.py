@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 
+from ..errors import StartError
 from ..model import spec as specs
 
 TYPE_CHECKING = False
@@ -19,7 +20,35 @@ READY = b"chaperone-ready-1\n"
 # newline or quote within its quotes. Nothing is sent before the ready word is read, so that no
 # startup file can eat or see the payload.
 CONSTANT = ("/bin/sh", "-c", 'echo chaperone-ready-1 >&2; IFS= read -r l && eval "$l"')
-BOOT = 'eval "$(cat)"'  # how the program's own text reaches its shell
+# prctl acts on the process that calls it: so S becomes perl, or python, which makes itself a
+# subreaper, asks whether it is one, and becomes S again; what is to be read is still in the pipe.
+# On the way the signals that a startup file has ignored get their defaults, as no shell can do it.
+# /usr/bin: what stands first in PATH may be a wrapper that takes its time. Not where PERL5OPT has
+# perl load something. perl takes 2 ms, python 20 to 40. What they say (of a locale) is not for us.
+# perl has no prctl, but its number, by the machine in the ELF header of perl itself; Config.pm
+# would say it too, in 4 ms. s390x's header is big-endian.
+_NEXT = 'IFS= read -r l||exit 97;eval "$l"'
+_AGAIN = f"exec 2>&9 9>&-;{_NEXT}"
+_PERL = (
+    "eval{$SIG{$_}=DEFAULT for keys%SIG;open F,q(/proc/self/exe);read F,$_,20;"
+    "%n=(62,157,183,167,243,167,258,167,3,172,40,172,5632,172,21,171);"
+    "$n=$n{$m=unpack q(v),substr$_,18};$n=0 if$^O ne linux||$m==62&&2>ord substr$_,4;"
+    "$r=pack q(i),0;$n&&!syscall($n,36,1,0,0,0)&&syscall($n,37,$r,0,0,0);"
+    "$k=1 if unpack q(i),$r};exec{$s=shift}$s,q(-c),qq(reaper=$k;).shift"
+)
+_PYTHON = (
+    r'k="";exec("try:\n import _signal as s\n for n in 1,2,3,10,12,13,14,15,17,25:'
+    r"s.signal(n,s.SIG_DFL)\n import ctypes;r=ctypes.c_int();c=ctypes.CDLL(None).prctl\n c(36,1,0,0,0);"
+    r"c(37,ctypes.byref(r),0,0,0);k=r.value or k\nexcept Exception:0"
+    r'");import os,sys;_,s,t=sys.argv;os.execvp(s,[s,"-c","reaper=%s;"%k+t])'
+)
+_ARGUMENTS = f"\"$0\" '{_AGAIN}' 9>&2 2>/dev/null"
+REAPER = (
+    'unset -v reaper;if [ ! "$PERL5OPT" ]&&[ -x /usr/bin/perl ];then '
+    f"exec /usr/bin/perl -e '{_PERL}' {_ARGUMENTS};elif [ -x /usr/bin/python3 ];then "
+    f"exec /usr/bin/python3 -I -S -c '{_PYTHON}' {_ARGUMENTS};fi;{_NEXT}\n"
+)
+WORD_BYTES = 131_072  # MAX_ARG_STRLEN of execve(2) where a page has 4 KiB
 NO_HURRY_S = 10.0  # a lease is looked at this often at most
 
 with open(f"{os.path.dirname(__file__)}/supervisor.sh", encoding="ascii") as _file:
@@ -32,7 +61,8 @@ with open(f"{os.path.dirname(__file__)}/supervisor.sh", encoding="ascii") as _fi
 
 def quoted(value: str | bytes) -> bytes:
     """One word of sh; every byte but NUL survives."""
-    return b"'" + os.fsencode(value).replace(b"'", b"'\\''") + b"'"
+    value = value if isinstance(value, bytes) else value.encode("utf-8", "surrogateescape")
+    return b"'" + value.replace(b"'", b"'\\''") + b"'"
 
 
 def fifths(seconds: float) -> int:
@@ -72,7 +102,6 @@ def settings(spec: dict[str, Any], nonce: str, cookie: str, life: str, **more: o
         "lease": int(-(-lease // 1)),
         "tick": tick_s(lease),
         "grace": fifths(spec["stop"]["grace_period"]),
-        "boot": BOOT,
         "dir": "",
         "out_offset": 0,
         "err_offset": 0,
@@ -112,7 +141,7 @@ def _home(spec: dict[str, Any]) -> bytes:
         return b"${HOME:-/}"
 
 
-def payload(assigned: bytes, end: str) -> bytes:
+def payload(assigned: bytes, end: str, life: str) -> bytes:
     """
     All that goes to the far side once it is ready, but for the program's standard input.
 
@@ -120,15 +149,17 @@ def payload(assigned: bytes, end: str) -> bytes:
         assigned (bytes): From `settings`.
         end (str): Random; a line that is in no text. Without it nothing of the payload is run: it
             was cut.
+        life (str): As for `settings`.
     Returns:
-        bytes: The first line reads the others; the far side evaluates it.
+        bytes: The far side evaluates the first line; it, or one after it, reads the others.
     """
     reader = (
         "nl=$(echo x;echo x);nl=${nl#x};nl=${nl%x};s=;g=;"
         f"while IFS= read -r l;do case $l in {end})g=1;break;;esac;s=$s$l$nl;done;"
         '[ "$g" ]||exit 97;eval "$s"\n'
     )
-    return reader.encode() + assigned + SUPERVISOR.encode() + end.encode() + b"\n"
+    first = "" if life == "attach" else REAPER
+    return (first + reader).encode() + assigned + SUPERVISOR.encode() + end.encode() + b"\n"
 
 
 def directory(spec: dict[str, Any], cookie: str) -> str:
@@ -176,7 +207,10 @@ def sent(
         umask (int): For a program without hops; None for the login's.
         stdin_size (int): In bytes, of the program's standard input; a text where it is only shown.
         offsets (tuple): Of stdout and stderr, from where to go on; for `attach` alone.
+    Raises:
+        StartError: If no shell could start the program.
     """
+    _check(spec["program"])
     more: dict[str, object] = {
         "dir": directory(spec, words.cookie) if spec["on_disconnect"] == "survive" else ""
     }
@@ -188,7 +222,24 @@ def sent(
         far = bool(spec["remote"] and spec["remote"]["hops"])
         more["program"] = program_text(spec["program"], marks, far, None if far else umask)
         more.update(stdin_size=stdin_size, stdin_name=words.name)
-    return payload(settings(spec, words.nonce, cookie, life, **more), words.end)
+    return payload(settings(spec, words.nonce, cookie, life, **more), words.end, life)
+
+
+def _check(program: dict[str, Any]) -> None:
+    """
+    The kernel's limit of one word, with its NUL: beyond it no command of the shell would run, and
+    each would fail in its own way.
+    """
+    words = {f"program.argv[{number}]": word for number, word in enumerate(program["argv"])}
+    env = program["env"].items()
+    words |= {f"program.env[{name!r}]": f"{name}={value}" for name, value in env}
+    for name, word in words.items():
+        if (size := len(word.encode("utf-8", "surrogateescape")) + 1) > WORD_BYTES:
+            raise StartError(
+                "spawn",
+                f"unable to run {program['argv'][0]!r}: {name} takes {size} bytes,"
+                f" and a shell can pass on no more than {WORD_BYTES}",
+            )
 
 
 def shown(spec: dict[str, Any], umask: int) -> bytes:
@@ -238,6 +289,31 @@ esac
 [ "$c_found" ] || c_fail $c_why
 """
 
+# An exec that fails comes back in each shell in its own way: dash, busybox and mksh run the trap,
+# bash goes on. zsh and ksh93 end without a word: there perl does it, where it is. What a shell has
+# to restore after a command it keeps open, closed by exec: so 7 and 8 are ours again where exec
+# came back, and closed where it did not. The end of 8, the pipe of this very text, is what R waits
+# for. mksh restores nothing for a trap, but what its exec opens is closed by the next one. In
+# braces, so that all of it is read before R reads from that pipe. Quoted: an IFS of the spec may
+# hold digits.
+_EXEC = b"""{
+c_out=7
+case $ZSH_VERSION$KSH_VERSION in
+'') ;;
+*MIRBSD*) exec 9>&7; c_out=9 ;;
+*) [ -x /usr/bin/perl ] && [ ! "$PERL5OPT" ] && c_out= ;;
+esac
+[ -e /proc/self/fd/0 ] && exec 8>/proc/self/fd/0
+echo "$$ $PPID" >&7
+[ "$c_out" ] || set -- /usr/bin/perl -e 'open F,">&=7";open G,">&=8";exec{$ARGV[0]}@ARGV;
+syswrite F,"0 exec\n"' "$@"
+[ "$c_out" ] || exec "$@" <&6 >&5 2>&%s 4>&- 5>&- 6<&-
+trap 'echo 0 exec >&$c_out' EXIT
+shopt -s execfail
+{ exec "$@"; } <&6 >&5 2>&%s 4>&- 5>&- 6<&- 7>&- 8>&-
+exit
+}"""
+
 # ulimit's letter (the second one is what dash and busybox call it), and the size of its unit in
 # bytes or pieces.
 _LIMITS = {
@@ -266,8 +342,9 @@ def program_text(
         far (bool): Whether it runs behind a hop; there no cwd means home.
         umask (int): If the spec names none; None for the login's.
     Returns:
-        bytes: Descriptors: 4, 5 and 6 become stderr, stdout and stdin; one line goes to 7, a pid or
-            `0 WHY`.
+        bytes: Standard input of an sh. Descriptors: 4, 5 and 6 become stderr, stdout and stdin; one
+            line goes to 7, a pid and its parent's, or `0 WHY`; where the exec then fails `0 exec`
+            is another one.
     """
     lines = [b"exec 2>/dev/null", b'c_fail() { echo "0 $1" >&7; exit 125; }']
     mask = (
@@ -299,9 +376,7 @@ def program_text(
     lines.append(_FIND)
     lines += late
     lines += [_limit(name, *ends) for name, ends in program["rlimits"].items()]
-    stderr = b"2>&5" if program["merge_stderr"] else b"2>&4"
-    lines.append(b'echo "$$" >&7')  # quoted: an IFS of the spec may hold digits
-    lines.append(b'exec "$@" <&6 >&5 ' + stderr + b" 4>&- 5>&- 6<&- 7>&-")
+    lines.append(_EXEC.replace(b"%s", b"5" if program["merge_stderr"] else b"4"))
     return b"\n".join(lines) + b"\n"
 
 
@@ -332,46 +407,3 @@ def _limit(name: str, soft: int | None, hard: int | None) -> bytes:
         tries.append(f"{{ ulimit -S{letter} {ends[0]} && ulimit -H{letter} {ends[1]}; }}")
         tries.append(f"{{ ulimit -H{letter} {ends[1]} && ulimit -S{letter} {ends[0]}; }}")
     return " || ".join([*tries, f"c_fail rlimits.{name}"]).encode()
-
-
-LACKING = {
-    "setsid=": "setsid: the program has no group of its own, and is stopped process by process",
-    "environ=": "/proc: processes that leave the program's group are not found",
-}
-FAILURES = {
-    "cwd": ("change to cwd {cwd!r}", "no such directory, or no permission"),
-    "notfound": ("run {program!r}", "not found on the far side"),
-    "permission": ("run {program!r}", "not executable on the far side"),
-    "interpreter": (
-        "run {program!r}",
-        "the interpreter that its first line names is not on the far side",
-    ),
-    "stdin": ("keep standard input on the far side", "no room or no permission in its TMPDIR"),
-    "directory": (
-        "make the run's directory on the far side",
-        "it is there already, or can't be made",
-    ),
-    "setup": (
-        "prepare the program on the far side",
-        "its shell refused the environment, the umask or a limit",
-    ),
-}
-
-
-def failure(why: str, program: dict[str, Any]) -> tuple[str, str]:
-    """
-    A `fail` record as a stage and a sentence; each proves that the program was not started.
-
-    Args:
-        why (str): The record's word.
-        program (dict): `spec["program"]`.
-    """
-    limit = why.partition(".")[2]
-    doing, reason = FAILURES.get(
-        why, (f"set rlimit {limit!r}" if limit else "start the program", "the far side refused it")
-    )
-    stage = "far-side" if why in ("stdin", "directory", "setup") else "spawn"
-    return (
-        stage,
-        f"unable to {doing.format(cwd=program['cwd'], program=program['argv'][0])}: {reason}",
-    )

@@ -180,6 +180,7 @@ def farewell(data: bytes, said: tuple[bytes, bytes]) -> int:
 
 
 GONE = "-1"  # the size of a file that somebody removed
+TRACKING = ("kernel", "cookie", "group")  # how the far side knows what belongs to the run
 NUMBERS = {"start": (1,), "left": (1,), "eof": (0, 2)}  # how many a record of that name brings
 NAMES = ("out", "hello", "start", "beat", "dead", "lost", "left", "short", "bye")
 
@@ -197,8 +198,11 @@ def event_of(words: list[str]) -> str | None:
         return "end" if outcome(rest) else "no end"
     if name == "fail":
         why = rest[0] if rest else ""
+        if why == "never":
+            return why
         # Of the other reasons the directory of a run that survives is there already.
-        return {"never": "never", "stdin": "refused", "directory": "refused"}.get(why, "failed")
+        early = ("stdin", "directory", "lease", "no")
+        return "refused" if why.partition(".")[0] in early else "failed"
     if not _is_sound(name, rest):
         return None
     if name == "eof":
@@ -211,6 +215,8 @@ def _is_sound(name: str, rest: list[str]) -> bool:
         return rest in (["out"], ["err"])
     if name not in NUMBERS:
         return True
+    if name == "start" and rest[1:] and rest[1] in TRACKING:  # the text of 0.1 did not say it
+        rest = rest[:1] + rest[2:]
     numbers = [word for word in rest if not (name == "eof" and word == GONE)]
     return len(rest) in NUMBERS[name] and all(
         word.isdigit() and len(word) <= 18 for word in numbers
@@ -294,3 +300,56 @@ def _times(words: list[str]) -> dict[str, float | None] | None:
 def ending(code: int) -> str:
     """How a connection ended, by its client's exit code or, negative, signal."""
     return f"code {code}" if code >= 0 else f"signal {-code}"
+
+
+# -- what its words mean
+
+LACKING = {
+    "setsid=": "setsid: the program has no group of its own, and is stopped process by process",
+    "tracking=group": "/proc that its grep can search: processes that leave the program's group are not found",
+}
+FAILURES = {
+    "cwd": ("change to cwd {cwd!r}", "no such directory, or no permission"),
+    "notfound": ("run {program!r}", "not found on the far side"),
+    "permission": ("run {program!r}", "not executable on the far side"),
+    "interpreter": (
+        "run {program!r}",
+        "the interpreter that its first line names is not on the far side",
+    ),
+    "exec": (
+        "run {program!r}",
+        "the far side can't execute it; its shell's words stand in stderr",
+    ),
+    "lease": ("watch the lease on the far side", "no /proc, and no room for a FIFO in its TMPDIR"),
+    "stdin": ("keep standard input on the far side", "no room or no permission in its TMPDIR"),
+    "directory": (
+        "make the run's directory on the far side",
+        "it is there already, or can't be made",
+    ),
+    "setup": (
+        "prepare the program on the far side",
+        "its shell refused the environment, the umask or a limit",
+    ),
+}
+
+
+def failure(why: str, program: dict[str, Any]) -> tuple[str, str]:
+    """
+    A `fail` record as a stage and a sentence; each proves that the program was not started.
+
+    Args:
+        why (str): The record's word.
+        program (dict): `spec["program"]`.
+    """
+    kind, _, name = why.partition(".")
+    if kind == "no":
+        doing, reason = "prepare the program on the far side", f"its PATH has no {name!r}"
+    else:
+        doing = f"set rlimit {name!r}" if name else "start the program"
+        doing, reason = FAILURES.get(why, (doing, "the far side refused it"))
+    here = ("stdin", "directory", "setup", "lease", "no")
+    stage = "far-side" if kind in here else "spawn"
+    return (
+        stage,
+        f"unable to {doing.format(cwd=program['cwd'], program=program['argv'][0])}: {reason}",
+    )

@@ -183,11 +183,18 @@ class Account:
 
     def report_start(self, event: Event) -> None:
         """The program runs."""
-        self._chaperone.started(int(event.said[1]), connection=self._far.facts())
+        self._chaperone.started(int(event.said[1]), **self._start_facts(event))
 
     def report_resumed(self, event: Event) -> None:
         """The program of an adopted run was found."""
-        self._chaperone.resumed(int(event.said[1]), connection=self._far.facts())
+        self._chaperone.resumed(int(event.said[1]), **self._start_facts(event))
+
+    def _start_facts(self, event: Event) -> dict[str, object]:
+        facts: dict[str, object] = {"connection": self._far.facts()}
+        if len(event.said) > 2:
+            facts["tracking"] = event.said[2]
+            self._tail.counts = event.said[2] != "group"
+        return facts
 
     def report_never_started(self, event: Event) -> None:
         """No more will be heard, and it was not heard that it started."""
@@ -209,7 +216,7 @@ class Account:
     def keep_failure(self, event: Event) -> None:
         """Why the far side could not start it, until the connection is over."""
         why = event.said[1] if len(event.said) > 1 else "setup"
-        self._failure = payload.failure(why, self._spec["program"])
+        self._failure = records.failure(why, self._spec["program"])
 
     def report_failure(self, event: Event) -> None:
         """What `keep_failure` kept."""

@@ -1,10 +1,11 @@
 # The far side: what runs beside the program, on the host where it runs. POSIX sh; awk, setsid and /proc are used where they are.
-# farside.py puts settings before this text (nonce, cookie, life, ...) and sends both as lines of standard input; comments stay here.
+# payload.py puts settings before this text (nonce, cookie, life, ...) and sends both as lines of standard input; comments stay here.
 #
 #   sh S --- pipeline ---> W | R          W runs the program and reports how it ended
 #                              R -> D     R reads control lines, D watches the lease
-#   life=survive:         { W | R; } | A  A is attached: it copies to one connection, and only A ends when that is cut
+#   life=survive:    S -> A               A is attached: it copies to one connection, and only A ends when that is cut
 #
+# S is a subreaper where it could be made one (payload.py), so it has to stay for as long as the run. zsh and ksh93 run R in S itself.
 # The program must be in a foreground pipeline: as `program &` it would ignore SIGINT and SIGQUIT for good (dash, ash, mksh, zsh).
 #
 # Descriptors: 3 control lines in, 4 records out, 5 the program's output to the near side. 0, 1, 2 of the shell are the program's
@@ -28,17 +29,80 @@ spill() {
 
 # -- whom there is to end
 
-# Whatever carries the cookie in its environment, also if it left the session or its parent died. In the middle of an exec a process
-# shows no environment at all: nobody is there only where a second look finds nobody either.
-marked() {
-  for look in 1 2; do
-    found=$(grep -lF "CHAPERONE_COOKIE=$cookie" /proc/[0-9]*/environ)
-    [ "$found" ] && break
+# What the kernel says of a process, by its stat; the second word may hold blanks and ends with a bracket. False of one that has ended:
+# nobody waits for an init that takes its time to reap. A process whose first thread alone has ended still lives.
+look() {
+  read -r words <"/proc/$1/stat" || return 1
+  number=${words%% *}
+  set -- ${words##*")"}
+  parent=$2 group=$3 session=$4 born=${20}
+  case $1 in [ZX]) [ "${18}" -gt 1 ] ;; esac
+}
+
+# Whether a process, or with a - before it a group, is there. Another user's can't be signalled, but the kernel says that it is there.
+exists() {
+  kill -0 "$1" && return
+  case $(LC_ALL=C; kill -0 "$1" 2>&1) in *ermi*) return 0 ;; *) return 1 ;; esac
+}
+
+# Who belongs to the run, into $inside (of the program's own group) and $outside.
+list_members() {
+  inside= outside=
+  if [ "$tracking" = kernel ]; then descend && return; track; fi
+  case $tracking in
+  cookie) search ;;
+  group) [ "$setsid" ] && exists "-$pid" && inside=1 ;;
+  esac
+  [ "$setsid" ] || ! exists "$pid" || for member in $(family); do add "$member"; done
+}
+
+add() { case "$inside$outside " in *" $1 "*) ;; *) outside="$outside $1" ;; esac; }
+
+# By the kernel: what descends from the program, and what S was handed when its parent died. What is in our own session is a part of us;
+# the program began a session of its own, and nothing comes back from there. False where S is gone: then orphans are handed elsewhere.
+descend() {
+  look $$ && [ "$born" = "$birth" ] || return 1
+  home=$session seen=' ' kids=
+  read -r kids <"$children"
+  next="$pid $kids"
+  while [ "$next" ]; do
+    table=$next next=
+    for member in $table; do
+      case $seen in *" $member "*) continue ;; esac
+      seen="$seen$member "
+      look "$member" && [ "$session" != "$home" ] || continue
+      if [ "$group" = "$pid" ]; then inside="$inside $member"; else outside="$outside $member"; fi
+      for list in "/proc/$member/task"/[0-9]*/children; do
+        kids=
+        read -r kids <"$list"
+        next="$next $kids"
+      done
+    done
   done
+}
+
+# By the cookie in the environment of whatever belongs to the run, also if it left the session or its parent died. In the middle of an exec a
+# process shows no environment at all: nobody is there only where a second look finds nobody either.
+search() {
+  found=$(grep_proc)
+  [ "$found" ] || found=$(grep_proc)
   for member in $found; do
-    member=${member#/proc/}
-    echo "${member%/environ}"
+    case $member in
+    */stat) inside="$inside ${member%/stat}" ;;
+    *) add "${member%/environ}" ;;
+    esac
   done
+}
+
+# One look for both: the group by the fifth word of stat, the cookie.
+grep_proc() {
+  cd /proc && LC_ALL=C grep -lsz -e "^[0-9]* (.*) [^ZX] [0-9]* ${setsid:+$pid} " -e "CHAPERONE_COOKIE=$cookie" [0-9]*/stat [0-9]*/environ
+}
+
+# Where the kernel does not hand orphans to S. Not each grep sees what is behind a NUL, and some only with -z: tried before it is believed.
+track() {
+  tracking=group
+  [ "$proc" ] && [ "$(seen_1=1 seen_2=1 grep -cz 'seen_[12]=1' /proc/self/environ)" = 2 ] && tracking=cookie
 }
 
 # The program and its descendants, for hosts without setsid, where it has no group of its own.
@@ -52,76 +116,53 @@ family() {
   done
 }
 
-others() {
-  if [ "$setsid" ]; then marked; else { kill -0 "$pid" && family; marked; } | sort -u; fi
-}
-
-# Whether a process is in the program's group, by the fifth word of its stat; the second one may hold blanks and ends with a bracket.
-in_group() {
-  read -r words <"/proc/$1/stat" || return 1
-  set -- ${words##*")"}
-  [ "$setsid" ] && [ "$3" = "$pid" ]
-}
-
-# A process that has ended counts as a member until its parent takes it up; an init that takes its time with that is not waited for.
-group_lives() {
-  [ "$setsid" ] && kill -0 "-$pid" || return 1
-  [ ! -r /proc/self/stat ] || grep -qs "^[0-9]* (.*) [^ZX] [0-9]* $pid " /proc/[0-9]*/stat
-}
-
 # pid is checked before every use: `kill -TERM -` followed by nothing, or by 0, would be our own group.
 left() {
   [ "$pid" -gt 1 ] || return 1
-  group_lives || [ "$(others)" ]
+  list_members
+  [ "$inside$outside" ]
 }
 
-# One signal for all of them, and for each only once; listed first, since a parent's death may hide its children.
+# One signal for all that `left` has listed, and for each only once. False where none could be signalled: gone, or another user's.
 hit() {
-  [ "$pid" -gt 1 ] || return 1
-  listed=$(others)
-  [ "$setsid" ] && kill "-$1" "-$pid"
-  for other in $listed; do in_group "$other" || kill "-$1" "$other"; done
+  hurt=
+  [ "$setsid" ] && [ "$inside" ] && kill "-$1" "-$pid" && hurt=1
+  for member in $outside; do kill "-$1" "$member" && hurt=1; done
+  [ "$hurt" ]
 }
 
 # A fifth of a second, or a whole one where sleep takes no fractions. Helpers hold none of our pipes, or ssh would wait for them.
 nap() { sleep 0.2 3<&- 4>&- 5>&- || { sleep 1 3<&- 4>&- 5>&-; fifths=$((fifths + 4)); }; fifths=$((fifths + 1)); }
 
-# TERM, then after $1 fifths of a second KILL, again and again for 3 s more: a fork may have been on its way.
+# TERM where there is a grace, of $1 fifths of a second, and then KILL, again and again for 3 s more: a fork may have been on its way.
 end_all() {
-  fifths=0
-  left && hit TERM
+  fifths=0 spared=
+  [ "$1" -gt 0 ] && left && hit TERM
   while left; do
-    [ "$fifths" -ge "$1" ] && hit KILL
+    # Not at the first time: what is gone by now may have forked.
+    [ "$fifths" -lt "$1" ] || hit KILL || { [ "$inside$outside" = "$spared" ] && break; spared=$inside$outside; }
     [ "$fifths" -ge $(($1 + 15)) ] && break
     nap
   done
-}
-
-# How many were left by a program that has ended: the marked ones; without /proc it is only known that there are any.
-count_left() {
-  set -- $(others)
-  count=$#
-  [ "$count" -eq 0 ] && group_lives && count=1
-  echo "$count"
 }
 
 # -- W: the program, and how it ended
 
 # Only awk's system() tells a signal (256 + n) from an exit code (0-255) where `$?` is 128 + n for both. Busybox's awk says 0 for a
 # killed program, so it has to pass a probe first, in the same process. After "B" nothing may be run a second time.
-# The program's own text comes by a pipe: in argv or in an environment it would be seen, and it may be too long for either.
+# The program's own text comes by a pipe: in argv or in an environment it would be seen, and it may be too long for either. Whoever waits
+# for the program keeps that pipe as its standard input: by it R hears of the exec.
 run_program() {
   exec 8>&1 9>&2 2>/dev/null
   outcome=A
   command -v awk >/dev/null && outcome=$(
     spill "$program" | awk 'BEGIN { if (system("kill -9 $$") != 265) { print "A"; exit }
-      print "B"; system(""); print "R" system(ARGV[1]) }' "exec $setsid /bin/sh -c '$boot'" 7>&6 6<&3 3<&- 5>&8 4>&9 8>&- 9>&-
+      print "B"; system(""); print "R" system(ARGV[1]) }' "exec $setsid /bin/sh" 7>&6 6<&3 3<&- 5>&8 4>&9 8>&- 9>&-
     times
   )
   case $outcome in
   A*) outcome=$(
-    spill "$program" | $setsid /bin/sh -c "$boot" 7>&6 6<&3 3<&- 5>&8 4>&9 8>&- 9>&-
-    echo "R$?" ambiguous
+    spill "$program" | { $setsid /bin/sh 7>&6 6<&3 3<&- 5>&8 4>&9 8>&- 9>&-; echo "R$?" ambiguous; }
     times
   ) ;;
   esac
@@ -130,7 +171,7 @@ run_program() {
 
 # These signals get a handler, as an ignored one would stay ignored in the program; the reader holds the pipe that is our output.
 run() {
-  trap : TERM INT HUP QUIT USR1
+  trap : TERM INT HUP QUIT
   exec 3<&0 6>&1 >/dev/null
   case $life in
   kill)
@@ -156,26 +197,22 @@ size() { if [ -f "$dir/$1" ]; then wc -c <"$dir/$1"; else echo -1; fi; }
 
 # -- D: the lease
 
-# Fed by USR1 at every heartbeat. A USR1 that comes before it is caught here would kill D, and the lease would silently never end; to
-# ignore it until then is no help, as ksh93 can't catch what was ignored when it forked. So D says when it is ready, and R feeds
-# only then. `wait` and not `sleep` alone, so that a signal is served at once.
+# Fed by an empty line at every heartbeat, through a pipe of which D holds both ends: it writes the pid of each of its sleepers into it and
+# reads to there, so that it never waits for R. Not by signals: a startup file may have them ignored, and then no shell can catch them.
 watch_lease() {
-  trap 'idle=0' USR1
-  kill -USR1 "$reader"
-  # $! and not $sleeper: between the fork and the assignment the one is newer. zsh says 0 where there is none yet.
-  # By KILL, and not waited for: a sleep that is not yet one takes TERM for this shell's, and one time in 7,000 a wait that zsh
-  # begins in a trap, while it waits already, never returns.
+  # The end may wait for a tick where TERM is ignored; where not, it does not. $! is known even between a fork and an assignment; zsh says
+  # 0 where there is none yet. By KILL: a sleep that is not yet one takes TERM for this shell's.
   trap '[ "${!:-0}" -gt 1 ] && kill -KILL "$!"; exit' TERM
-  trap : INT HUP QUIT
-  trap '' PIPE
   idle=0
-  sleeper=
   while [ "$idle" -lt "$lease" ] && kill -0 "$reader"; do
-    sleep "$tick" 3<&- 4>&- 5>&- &
-    sleeper=$!
-    wait "$sleeper"
-    kill "$sleeper" && continue
+    sleep "$tick" 3<&- 4>&- 5>&- 9>&- &
+    echo $! >&9
+    wait $!
     idle=$((idle + tick))
+    while read -r line <&9 && [ "$line" != $! ]; do
+      [ ! "$line" ] || exit
+      idle=0
+    done
   done
   trap exit TERM # what is behind us now is no sleeper
   why=$idle
@@ -190,65 +227,81 @@ watch_lease() {
     sleep "$tick" 3<&- 4>&- 5>&-
     idle=$((idle + tick))
   done
-  read -r attached <"$dir/attached" && [ "/proc/$attached/cwd" -ef "$dir" ] && kill "$attached"
+  detach
   rm -rf "$dir"
 }
 
 # -- R: control lines
 
 # The pid of this very subshell; $$ would be S.
-own_pid() { read -r self ignored </proc/self/stat || self=$(exec sh -c 'echo $PPID'); }
+own_pid() { [ "$proc" ] && look self || number=$(exec sh -c 'echo $PPID'); }
 
 # Of a directory in which somebody has damaged our own words: that is why there is no end among them.
 said_start() { [ "$life" = kill ] || grep -q " start $pid" "$dir/said" || echo said; }
 
-feed() { kill -USR1 "$watcher"; }
+# The program's pid, once it is the program. Its shell holds the pipe of its text open for writing until exec closes it, and says in ours
+# where exec came back: what we then read is that, or our own line.
+await_start() {
+  read -r pid why
+  [ "$proc" ] && [ "$pid" -gt 1 ] || return
+  read -r line <"/proc/$why/fd/0"
+  { echo + >&9; read -r line why; } 9<>"$link"
+  [ "$line" = + ] || pid=0
+}
 
 # A record written into a connection that is gone raises SIGPIPE: it must not end R before R has ended the program.
 control() {
-  trap : TERM INT HUP QUIT
-  trap '' PIPE
-  read -r pid why
+  trap : TERM
+  trap '' INT HUP QUIT PIPE
+  exec 7<&0
+  await_start
   case $pid in
   '' | *[!0-9]* | 0 | 1)
     say fail "${why:-setup}"
-    exit 0
+    return
     ;;
   esac
   exec </dev/null
   own_pid
-  reader=$self
+  reader=$number
   [ "$life" = survive ] && echo "$reader $boot_id" >"$dir/reader"
-  say start "$pid"
-  ready=
-  trap 'ready=1' USR1
-  watch_lease 3<&- &
+  say start "$pid" "$tracking"
+  watch_lease 3<&- 9<>"$link" 7<&- &
   watcher=$!
-  while [ ! "$ready" ] && kill -0 "$watcher"; do :; done
-  done=
-  while read -r word one two <&3; do
-    case $word in
-    h) # heartbeat
-      feed
-      kill -0 "$pid" || { [ "$done" ] && grep -q ' end R' "$dir/said"; } || say dead $(said_start)
-      [ "$life" = kill ] && say beat "$one"
-      ;;
-    k) kill "-$one" "$pid" ;; # signal the program
-    g) hit "$one" ;;                      # signal all of it
-    z) end_all 0 ;;                       # kill all of it
-    q)                                    # the program has ended: what about the rest?
-      done=1
-      count=$(count_left)
-      [ "$one" = leave ] || [ "$count" -eq 0 ] || end_all "$one"
-      [ "$one" = leave ] && [ "$life" = survive ] && nap && say eof $(size out) $(size err)
-      say left "$count"
-      [ "$life" = kill ] && break
-      ;;
-    c) # the near side has it all
-      break
-      ;;
-    esac
-  done
+  # BusyBox 1.38 never comes back from a read after it has caught a signal; before D was there ksh93 would have had D ignore it, too.
+  trap '' TERM
+  done= word=
+  # Our end is for writing alone: without D a line is an error, and no pipe is filled up.
+  {
+    exec 7<&-
+    [ "$proc" ] || rm -f "$link"
+    while read -r word one two <&3; do
+      case $word in
+      h) # heartbeat
+        echo >&8
+        exists "$pid" || { [ "$done" ] && grep -q ' end R' "$dir/said"; } || say dead $(said_start)
+        [ "$life" = kill ] && say beat "$one"
+        ;;
+      k) kill "-$one" "$pid" ;;    # signal the program
+      g) left && hit "$one" ;;     # signal all of it
+      z) end_all 0 ;;              # kill all of it
+      q)                           # the program has ended: what about the rest?
+        done=1
+        left
+        set -- $inside $outside
+        count=$#
+        [ "$one" = leave ] || [ "$count" -eq 0 ] || end_all "$one"
+        [ "$one" = leave ] && [ "$life" = survive ] && nap && say eof $(size out) $(size err)
+        say left "$count"
+        [ "$life" = kill ] && break
+        ;;
+      c) # the near side has it all
+        break
+        ;;
+      esac
+    done
+    echo end >&8
+  } 8>"$link"
   kill "$watcher"
   [ ! "$word" ] && left && tell lost eof
   [ "$done" ] || end_all "$grace"
@@ -259,20 +312,17 @@ control() {
 
 # -- A: one connection to a run that survives it
 
-# R reads a FIFO that it holds open itself, so the end of a connection is no end of file to it. Another A that a silent cut left
-# behind goes first; its directory proves that the pid is not somebody else's.
+# R reads a FIFO that it holds open itself, so the end of a connection is no end of file to it. Another A that a silent cut left behind goes
+# first.
 attach() {
-  trap : TERM INT HUP QUIT
-  trap '' PIPE
+  trap '' TERM INT HUP QUIT PIPE
   cd "$dir" || exit 0
-  read -r old <attached && [ "/proc/$old/cwd" -ef "$dir" ] && kill "$old"
+  detach
   own_pid
-  echo "$self" >attached
   tail -c "+$((out_offset + 1))" -f out >&5 3<&- 4>&- & tails=$!
   tail -c "+$((err_offset + 1))" -f err >&4 3<&- 5>&- & tails="$tails $!"
   tail -n +1 -f said >&4 3<&- 5>&- & tails="$tails $!"
-  # Not by TERM: a tail that is not yet one, between fork and exec, would take it for this shell's and forget it.
-  trap 'kill -KILL $tails; exit' TERM
+  echo "$number $tails" >attached
   pipe=control
   [ -p control ] || pipe=/dev/null
   while read -r word one two <&3; do
@@ -281,6 +331,12 @@ attach() {
     [ "$word" = c ] && { cleared; break; }
   done 7<>"$pipe"
   kill -KILL $tails
+}
+
+# Its directory proves that a pid is not somebody else's.
+detach() {
+  read -r attached <"$dir/attached"
+  for old in $attached; do [ "/proc/$old/cwd" -ef "$dir" ] && kill -KILL "$old"; done
 }
 
 # Whether R still lives. After a reboot its pid may be another's.
@@ -295,7 +351,7 @@ cleared() {
   while supervised && same control 3 && [ "$fifths" -lt 25 ]; do nap; done
   supervised && kill -KILL "$reader"
   cd /
-  [ -d "$dir" ] && { for one in $(marked); do kill -KILL "$one"; done; rm -rf "$dir"; }
+  [ -d "$dir" ] && { [ "$tracking" ] || track; list_members; hit KILL; rm -rf "$dir"; }
   say bye
 }
 
@@ -318,26 +374,43 @@ take_stdin() {
 }
 
 # -v: without it bash takes a function of that name, where there is no such variable.
-unset -v pid why self ignored word words one other two done count attached old booted outcome table next member listed fifths found look
-pid=0
+unset -v why self word words one two done count attached old booted outcome table next member list found line number parent group session born \
+  seen kids home inside outside hurt spared setsid proc boot_id birth tracking children tool tools link attacher
+pid=-1
 exec 3<&0 4>&2 5>&1 </dev/null >/dev/null 2>&1
-setsid=
-command -v setsid >/dev/null && setsid=setsid
-boot_id=
-read -r boot_id </proc/sys/kernel/random/boot_id
 echo "$nonce out" >&5
-say hello $$ "setsid=$setsid" "environ=$([ -r /proc/self/environ ] && echo proc)"
+command -v setsid >/dev/null && setsid=setsid
+read -r boot_id </proc/sys/kernel/random/boot_id
+# A /proc of another pid namespace would show us strangers.
+look self && [ "$number $parent" = "$$ $PPID" ] && proc=1 birth=$born
+# What a startup file has started is S's child too, and none of the run's: then the kernel can't tell them apart. A run is tracked by its
+# first connection, not by those that attach to it.
+children=/proc/$$/task/$$/children
+[ "$life" = attach ] || {
+  tracking=kernel
+  [ "$reaper" ] && [ "$setsid" ] && [ "$proc" ] && [ -r "$children" ] && { read -r kids <"$children"; [ ! "$kids" ]; } || track
+}
+say hello $$ "setsid=$setsid" "tracking=$tracking"
+tools=sleep
+[ "$life" = survive ] && tools="cat mkdir mkfifo rm sleep tail wc"
+for tool in $tools; do command -v "$tool" || { say fail "no.$tool"; exit 0; }; done
 [ "$life" = attach ] || [ "$stdin_size" -eq 0 ] || take_stdin
+link=/proc/self/fd/7
+[ "$proc" ] || [ "$life" = attach ] || {
+  link=${TMPDIR:-/tmp}/chaperone.$stdin_name
+  (umask 077; mkfifo "$link") || { say fail lease; exit 0; }
+}
 case $life in
 kill) run | control ;;
 survive)
   # mkdir decides whether this is the one start: a second one, or one that was overtaken by an `attach`, is refused.
   (umask 077; mkdir -p "${dir%/*}"; mkdir "$dir" && mkfifo "$dir/control" && : >"$dir/out" && : >"$dir/err" && : >"$dir/said") || { say fail directory; exit 0; }
-  # By exec, for a shell that redirects a whole group keeps the old descriptors meanwhile, and ssh would wait for them.
-  {
-    exec 3<>"$dir/control" 4>>"$dir/said" 5>&-
-    run | control
-  } | attach
+  # S goes on without the connection: what leaves the program is handed to S.
+  attach &
+  attacher=$!
+  exec 3<>"$dir/control" 4>>"$dir/said" 5>&-
+  run | control
+  wait "$attacher"
   ;;
 attach)
   # No directory: it was never started, and the mkdir sees to it that a start still on its way is refused.
