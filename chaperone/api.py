@@ -17,6 +17,7 @@ from .errors import NoRunError, SpecError
 from .follow.followed import CHUNK
 from .follow.follower import Follower
 from .launch import start
+from .model import checks
 from .model import cursor as cursors
 from .model import spec as specs
 from .model.events import Ended, Event, Lost, Output, Status, status_view
@@ -59,7 +60,7 @@ class RunLike(Protocol):
         self, grace_s: float | None = None, wait: bool = True, by: str | None = None
     ) -> Status: ...
     def kill(self, wait: bool = True, by: str | None = None) -> Status: ...
-    def signal(self, name: str, by: str | None = None) -> None: ...
+    def signal(self, name: str | int, by: str | None = None) -> None: ...
 
 
 @runtime_checkable
@@ -276,7 +277,13 @@ class Run:
             bytes: Fewer, or none, if there are no more yet.
         Raises:
             NoRunError: If the run was deleted.
+            SpecError: If the offset or the size can't be one.
         """
+        for field, value in (("offset", offset), ("size", size)):
+            try:
+                _OFFSET(value, field)
+            except SpecError as error:
+                raise SpecError(f"unable to read run {self.run_id!r}: {error}") from None
         with self._opened() as run_fd:
             try:
                 fd = look.open_stream(run_fd, stream)
@@ -364,18 +371,19 @@ class Run:
         """Send SIGKILL to all processes of the run; otherwise as `stop`."""
         return self._end(Request("kill", by=by), wait)
 
-    def signal(self, name: str, by: str | None = None) -> None:
+    def signal(self, name: str | int, by: str | None = None) -> None:
         """
         Send a signal to the program only.
 
         Args:
-            name (str): `SIGUSR1`, `USR1` or a number.
+            name (str | int): `SIGUSR1`, `USR1` or `"10"`; 10 or `signal.SIGUSR1`.
             by (str): The requester, as one word.
         Raises:
             SpecError: If there is no such signal.
             NoRunError: If the chaperone is not running.
         """
-        self._request(Request("signal", signal=name, by=by))
+        text = str(int(name)) if isinstance(name, int) else name
+        self._request(Request("signal", signal=text, by=by))
 
     def _end(self, request: Request, wait: bool) -> Status:
         try:
@@ -398,6 +406,9 @@ class Run:
     def _opened(self) -> owned:
         with owned(format.open_spool(self.spool_path)) as spool_fd:
             return _opened_run(spool_fd, self.run_id)
+
+
+_OFFSET = checks.number(0, whole=True, most=cursors.LARGEST_OFFSET)
 
 
 def _opened_run(spool_fd: int, run_id: str) -> owned:

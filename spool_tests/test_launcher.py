@@ -164,6 +164,19 @@ def test_second_launcher_is_refused(spool, warm, chaperone):
     )
 
 
+def test_launcher_may_be_idle_for_longer_than_the_kernel_counts(spool, chaperone):
+    """poll(2) takes 24.8 days at most."""
+    assert chaperone("launcher", "--detach", "--idle", "2592000").returncode == 0
+    try:
+        assert (
+            chaperone("run", "--warm", "-", spec={"id": "r", "program": {"argv": ["true"]}}).stdout
+            == "r\n"
+        )
+        assert (spool / ".launcher").exists()
+    finally:
+        os.kill(int((spool / ".launcher.lock").read_text()), signal.SIGTERM)
+
+
 def test_launcher_is_started_on_demand_once_and_ends_when_idle(spool, monkeypatch):
     monkeypatch.setattr(client, "ON_DEMAND_IDLE_S", 1)
     first = starting.start(str(spool), {"program": {"argv": ["true"]}}, warm=True)

@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 
 from chaperone.errors import SpecError
 from chaperone.model import spec as specs
-from chaperone.model.request import BY_LENGTH, LIMIT, LONGEST_GRACE_S, Reader, Request, parsed
+from chaperone.model.request import (
+    BY_LENGTH,
+    LIMIT,
+    LONGEST_GRACE_S,
+    MOST_REFUSALS,
+    Reader,
+    Request,
+    parsed,
+)
 
 printable = st.characters().filter(lambda char: char.isprintable() and not char.isspace())
 words = st.none() | st.text(printable, min_size=1, max_size=BY_LENGTH)
@@ -69,6 +77,38 @@ def test_line_that_makes_no_sense_is_named(line):
     assert [*Reader().feed(f"{line}\n".encode())] == [
         f"unable to take the request {line!r}: {want}"
     ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        (
+            Request("stop", "3"),
+            "unable to stop run 'r': want a grace of at least 0 seconds, got '3'",
+        ),
+        (
+            Request("stop", by=3),
+            "unable to ask run 'r': want one word of at most 128 characters for `by`, got 3",
+        ),
+        (
+            Request("signal", signal=15),
+            "unable to signal run 'r': want a signal's name such as 'SIGTERM', got 15",
+        ),
+    ],
+)
+def test_request_of_a_wrong_type_is_a_sentence(asked, sentence):
+    with pytest.raises(SpecError) as caught:
+        asked.line("r")
+    assert str(caught.value) == sentence
+
+
+def test_flood_of_nonsense_fills_no_log(monkeypatch):
+    reader = Reader()
+    heard = [*reader.feed(b"x\n" * 1_000), *reader.feed(b"x\n" * 1_000)]
+    assert len(heard) == 100 == MOST_REFUSALS
+    sentence = "unable to take the request 'x': want stop [SECONDS], signal NAME or kill"
+    assert heard[98:] == [sentence, f"{sentence}; no further one is logged"]
+    assert [request.verb for request in reader.feed(b"x\nkill\n")] == ["kill"]
 
 
 def test_line_that_is_too_long_is_named_once_and_passed_over():

@@ -6,12 +6,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from chaperone.api import Run, Spool
 from chaperone.errors import NoRunError, RunExistsError, SpecError
-from chaperone.model.events import Counts, Ended, Output, Started, status_view
+from chaperone.model.events import Changed, Counts, Ended, Output, Started, status_view
 from spool_tests.conftest import ROOT, need, until
 from spool_tests.writer import Writer
 
@@ -83,6 +84,50 @@ def test_kill_and_signal_reach_the_program(spool):
     run.signal("USR1")
     until(lambda: run.read("stdout") == b"ready\nusr1\n")
     assert run.kill().signal == "SIGKILL"
+
+
+@pytest.mark.parametrize("number", [10, signal.SIGUSR1])
+def test_signal_may_be_a_number(spool, number):
+    run = Spool(spool).start(
+        sh("trap 'echo got it; exit 7' USR1; echo ready; while :; do sleep 0.01; done")
+    )
+    until(lambda: run.size() == 6)
+    run.signal(number)
+    assert (run.wait(30).return_code, run.read()) == (7, b"ready\ngot it\n")
+
+
+@pytest.mark.parametrize(
+    ("read", "sentence"),
+    [
+        ({"offset": -1}, "offset: want a whole number of at least 0, got -1"),
+        (
+            {"offset": 2**63},
+            "offset: want a whole number of at least 0 and at most 9.22337e+18, got 9223372036854775808",
+        ),
+        ({"size": -1}, "size: want a whole number of at least 0, got -1"),
+    ],
+)
+def test_offset_that_no_stream_can_have_is_refused(spool, read, sentence):
+    with Writer(spool) as writer:
+        writer.end()
+    with pytest.raises(SpecError) as caught:
+        Spool(spool)["r"].read(**read)
+    assert str(caught.value) == f"unable to read run 'r': {sentence}"
+
+
+@pytest.mark.parametrize("seconds", [30 * 86_400, 1e10, float("inf")])
+def test_wait_may_be_longer_than_the_kernel_counts(spool, seconds):
+    """epoll_wait(2) takes 24.8 days at most."""
+    with Writer(spool) as writer, Spool(spool).follow(streams=()) as follower:
+        while not isinstance(follower.next(0), Changed):
+            pass
+        ender = threading.Timer(0.2, writer.end)
+        ender.start()
+        while isinstance(event := follower.next(seconds), Changed):
+            pass
+        assert isinstance(event, Ended)
+        ender.join()
+        assert Spool(spool)["r"].wait(seconds).state == "terminated"
 
 
 def test_request_to_an_ended_run_changes_nothing(spool):

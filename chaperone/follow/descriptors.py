@@ -42,6 +42,9 @@ SILENT_FILESYSTEMS = frozenset(
 )
 
 
+LONGEST_WAIT_S = 86_400.0  # epoll_wait(2) takes milliseconds in an int: 24.8 days are its end
+
+
 class OutOfWatchesError(SpoolError):
     """The kernel grants this user no further watch."""
 
@@ -236,7 +239,13 @@ class Watcher:
         """
         Sleep until `fileno()` is readable; False if the time is over first (None: no limit).
         """
-        return bool(self._epoll.poll(timeout_s))
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if self._epoll.poll(None if left_s is None else min(left_s, LONGEST_WAIT_S)):
+                return True
+            if left_s is not None and left_s <= LONGEST_WAIT_S:
+                return False
 
     async def readable(self) -> None:
         """Wait until `fileno()` is readable, on the event loop that runs."""

@@ -38,6 +38,7 @@ from .descriptors import (
 )
 from .followed import HINT_ENDED, HINT_LOOK, SHORT, FollowedRun
 
+LONGEST_S = 1e10  # as the longest time of a spec
 POLL_S = 1.0  # where inotify is silent: each look at 1,000 live runs costs some 80 ms of CPU
 # How long the kernel's queue may fill while there is work: 5,000 events/s fill it in 3 s.
 GATHER_S = 0.001
@@ -87,9 +88,9 @@ class Follower:
             raise SpecError(
                 f"unable to follow streams {self.wanted!r}: want some of stdout and stderr"
             )
-        if poll_s is not None and not 0 < poll_s < float("inf"):
+        if poll_s is not None and not 0 < poll_s <= LONGEST_S:
             raise SpecError(
-                f"unable to poll every {poll_s!r} s: want a number of seconds greater than 0"
+                f"unable to poll every {poll_s!r} s: want seconds above 0, at most {LONGEST_S:g}"
             )
         self.polling: str | None = None
         self._named = None if runs is None else frozenset(runs)

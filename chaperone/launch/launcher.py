@@ -17,6 +17,7 @@ from ..hold.inherited import ALL_SIGNALS, detach_from_caller, shed_inherited_sta
 from ..model import jsontext
 from ..model.cpython import accept, signal, socket
 from ..program import guard as guards
+from ..program.loop import LONGEST_S
 from ..program.spawn import encoded
 from ..spool import format, locks
 from .client import ANSWER_S, receive_line, socket_path
@@ -146,9 +147,7 @@ def _fork_for_each(
         us (int): Our own pidfd; -1 for none.
         idle_s (float): Return after so many seconds without a request; None for never.
     """
-    poll = select.poll()
-    poll.register(listening.fileno(), select.POLLIN)
-    while poll.poll(None if idle_s is None else idle_s * 1000):
+    while _comes(listening, idle_s):
         try:
             fd = accept(listening)
         except OSError:  # the caller has gone, or the system is out of files, which will pass
@@ -164,6 +163,18 @@ def _fork_for_each(
             pass
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.close(fd)
+
+
+def _comes(listening: socket.socket, idle_s: float | None) -> bool:
+    """Wait until somebody asks; False when nobody did for so many seconds, None for no limit."""
+    poll = select.poll()
+    poll.register(listening.fileno(), select.POLLIN)
+    left_s = float("inf") if idle_s is None else idle_s
+    while left_s > LONGEST_S:
+        if poll.poll(LONGEST_S * 1000):
+            return True
+        left_s -= LONGEST_S
+    return bool(poll.poll(left_s * 1000))
 
 
 # -- the fork: what it does not touch stays one page for all runs, and 0.1 MB of touched pages are

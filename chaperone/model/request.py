@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 LIMIT = 4_096  # bytes of a line: PIPE_BUF, up to which the writers of one FIFO don't mix
 LONGEST_GRACE_S = 1e10  # as the longest time of a spec
+# Sentences about requests that can't be taken: the log of a run must not grow with a mistake.
+MOST_REFUSALS = 100
 BY_LENGTH = 128  # characters
 
 
@@ -60,8 +62,9 @@ class Request:
 
 
 def _grace(grace_s: float, run_id: str) -> str:
-    if not 0 <= grace_s <= LONGEST_GRACE_S:
-        limit = f"at most {LONGEST_GRACE_S:g}" if grace_s > 0 else "at least 0"
+    is_number = isinstance(grace_s, (int, float))
+    if not is_number or not 0 <= grace_s <= LONGEST_GRACE_S:
+        limit = f"at most {LONGEST_GRACE_S:g}" if is_number and grace_s > 0 else "at least 0"
         raise SpecError(
             f"unable to stop run {run_id!r}: want a grace of {limit} seconds, got {grace_s!r}"
         )
@@ -69,7 +72,7 @@ def _grace(grace_s: float, run_id: str) -> str:
 
 
 def _signal(name: str | None, run_id: str) -> str:
-    full = specs.signal_name(name or "")
+    full = specs.signal_name(name) if isinstance(name, str) else None
     if full is None:
         want = "a signal's name such as 'SIGTERM'"
         raise SpecError(f"unable to signal run {run_id!r}: want {want}, got {name!r}")
@@ -77,7 +80,12 @@ def _signal(name: str | None, run_id: str) -> str:
 
 
 def _word(by: str, run_id: str) -> str:
-    if not by.isprintable() or len(by.split()) != 1 or len(by) > BY_LENGTH:
+    if (
+        not isinstance(by, str)
+        or not by.isprintable()
+        or len(by.split()) != 1
+        or len(by) > BY_LENGTH
+    ):
         want = f"one word of at most {BY_LENGTH} characters for `by`"
         raise SpecError(f"unable to ask run {run_id!r}: want {want}, got {by!r}")
     return by
@@ -120,13 +128,25 @@ class Reader:
     def __init__(self) -> None:
         self._left = b""
         self._is_overlong = False
+        self._refusals = 0
 
     def feed(self, data: bytes) -> Iterator[Request | str]:
         """
         Yields:
             Request: Each that is complete now.
-            str: In place of one that can't be taken, a sentence for the log.
+            str: In place of one that can't be taken, a sentence for the log; of the first
+                `MOST_REFUSALS` of them.
         """
+        for found in self._found(data):
+            if isinstance(found, str):
+                self._refusals += 1
+                if self._refusals > MOST_REFUSALS:
+                    continue
+                if self._refusals == MOST_REFUSALS:
+                    found += "; no further one is logged"
+            yield found
+
+    def _found(self, data: bytes) -> Iterator[Request | str]:
         *lines, self._left = (self._left + data).split(b"\n")
         for line in lines:
             if not self._is_overlong:
