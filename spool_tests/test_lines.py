@@ -386,6 +386,40 @@ def following(file, **keywords):
     )
 
 
+@pytest.mark.parametrize(
+    ("answer", "shown"),
+    [(b"\xff\n", r"\xff"), (b"1" * 5_000 + b"\n", "1" * 80), ("\u0661\n".encode(), r"\xd9\xa1")],
+)
+def test_answer_that_is_no_number_is_one_sentence(spool, file, answer, shown):
+    with Writer(spool) as writer:
+        writer.end()
+    result = subprocess.run(
+        [*CHAPERONE, "follow", "--cursor", file],
+        input=answer,
+        capture_output=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "LC_ALL": "C.UTF-8"},
+    )
+    sentence = f"unable to understand the answer {shown!r}: want the number of a batch"
+    assert (result.returncode, result.stderr.decode()) == (
+        os.EX_DATAERR,
+        f"chaperone: {sentence}\n",
+    )
+
+
+@pytest.mark.parametrize("event", ["started", "ended", "lost"])
+def test_line_of_a_cursor_file_without_its_run_is_refused(spool, file, event):
+    kept = {"version": 1, "batch": 1, "cursor": {}, "lines": [json.dumps({"event": event})]}
+    with open(file, "w") as text:
+        json.dump(kept, text)
+    with pytest.raises(SpecError) as caught:
+        Outbox(spool, file)
+    assert str(caught.value) == (
+        f"unable to read cursor file {file!r}: lines[0]: want an event as a line of JSON, got a string"
+    )
+
+
 def test_second_follow_with_the_same_cursor_file_is_refused_with_one_sentence(spool, file):
     with Writer(spool), following(file) as first:
         assert json.loads(first.stdout.readline())["event"] == "started"

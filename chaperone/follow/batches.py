@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 BATCH_EVENTS = 256
 BATCH_BYTES = 1024 * 1024  # of output: a batch is written to the cursor file too
 PATIENCE_S = 1.0  # a process that was killed together with its consumer takes a moment to be gone
+DIGITS = 19  # of a batch's number, at most 2**63 - 1
 TAIL = 3  # bytes at most of a UTF-8 character that is not complete
 
 
@@ -252,12 +253,17 @@ def conversation(
             answer = next(heard, None)
             if answer is None:
                 return
-            if not (answer.strip().isascii() and answer.strip().isdigit()):
-                got = answer.strip()[:80]
-                raise SpecError(
-                    f"unable to understand the answer {got!r}: want the number of a batch"
-                )
-            outbox.acknowledge(int(answer))
+            outbox.acknowledge(_number(answer))
+
+
+def _number(answer: str) -> int:
+    text = answer.strip()
+    # int() takes digits of any script, and no more than 4,300 of them.
+    if not (text.isascii() and text.isdigit() and len(text) <= DIGITS):
+        raise SpecError(
+            f"unable to understand the answer {text[:80]!r}: want the number of a batch"
+        )
+    return int(text)
 
 
 def _lock(path: str) -> filelock.BaseFileLock:
@@ -354,8 +360,9 @@ def _line(value: Any, path: str) -> str:
         line = json.loads(value) if isinstance(value, str) and "\n" not in value else None
     except (ValueError, RecursionError):
         line = None
-    names = (line.get("event"), line.get("run_id", "")) if isinstance(line, dict) else (None,)
-    if not all(isinstance(name, str) for name in names):
+    names = (line.get("event"), line.get("run_id")) if isinstance(line, dict) else (None, None)
+    # Only the last line of a batch is of no run.
+    if not (names == ("batch", None) or all(isinstance(name, str) for name in names)):
         checks.fail_unseen(path, "an event as a line of JSON", value)
     return str(value)
 

@@ -30,7 +30,7 @@ from ..terminal import status_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from ...model.status import StatusDict
     from ..common import Given
@@ -273,6 +273,11 @@ def gaps(found: StatusDict, stream: str, size: int) -> list[str]:
     return sentences
 
 
+def _lines_of_stdin() -> Iterator[str]:
+    for line in sys.stdin.buffer:
+        yield line.decode("ascii", "backslashreplace")
+
+
 @verb(
     "print all events as lines of JSON, for other languages",
     Argument(
@@ -287,7 +292,8 @@ def follow(given: Given, terminal: Terminal) -> int:
     add_site_packages(terminal)
     from ...follow.batches import Outbox, conversation
 
-    answers = sys.stdin if given.cursor else None
+    # By bytes: an answer that is no number is refused in a sentence, in whatever encoding it is.
+    answers = _lines_of_stdin() if given.cursor else None
     if given.cursor and sys.stdin is None:
         raise UsageError(
             "unable to follow: stdin is closed, and with --cursor each batch is answered there"
