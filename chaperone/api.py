@@ -303,23 +303,9 @@ class Run:
         Raises:
             NoRunError: If the run is deleted before its end.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        status = self.status()
-        if status.state in ("terminated", "error"):
+        for _, status in wait_each([self], timeout):
             return status
-        with Follower(
-            self.spool_path, self._cursor({}), runs=[self.run_id], streams=()
-        ) as follower:
-            while True:
-                event = follower.next(
-                    None if deadline is None else max(0.0, deadline - time.monotonic())
-                )
-                if event is None:
-                    return None
-                if isinstance(event, (Ended, Lost)):
-                    if event.status is None:
-                        raise NoRunError(f"unable to wait for run {self.run_id!r}: it was deleted")
-                    return event.status
+        return None
 
     def tail(self, stream: str = "stdout", offset: int = 0) -> Iterator[bytes]:
         """
@@ -342,10 +328,13 @@ class Run:
                 elif isinstance(event, Ended) and event.status is None:
                     raise NoRunError(f"unable to follow run {self.run_id!r}: it was deleted")
 
-    def _cursor(self, offsets: dict[str, int]) -> dict[str, Any]:
-        """A cursor of this run, and not of a later one with its id."""
+    def entry(self) -> dict[str, Any]:
+        """The part of a cursor that means this run from its start, not a later one with its id."""
         with self._opened() as run_fd:
-            return cursors.of({self.run_id: {**cursors.entry(look.key_in(run_fd)), **offsets}})
+            return cursors.entry(look.key_in(run_fd))
+
+    def _cursor(self, offsets: dict[str, int]) -> dict[str, Any]:
+        return cursors.of({self.run_id: {**self.entry(), **offsets}})
 
     # -- requests
 
@@ -409,6 +398,42 @@ class Run:
 
 
 _OFFSET = checks.number(0, whole=True, most=cursors.LARGEST_OFFSET)
+
+
+def wait_each(runs: Sequence[Run], timeout: float | None = None) -> Iterator[tuple[Run, Status]]:
+    """
+    Wait for several runs by one follower; the kernel wakes the caller.
+
+    Args:
+        runs (list): Of one spool.
+        timeout (float): Seconds for all of them; None waits as long as it takes.
+    Yields:
+        tuple: Each run with its final status, in the order in which they end; fewer when the time
+            is over.
+    Raises:
+        NoRunError: If a run is deleted before its end.
+    """
+    deadline = None if timeout is None else time.monotonic() + timeout
+    waited = {}
+    for run in runs:
+        status = run.status()
+        if status.state in ("terminated", "error"):
+            yield run, status
+        else:
+            waited[run.run_id] = run
+    if not waited:
+        return
+    cursor = cursors.of({run_id: run.entry() for run_id, run in waited.items()})
+    with Follower(runs[0].spool_path, cursor, runs=waited, streams=()) as follower:
+        while waited:
+            left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
+            event = follower.next(left_s)
+            if event is None:
+                return
+            if isinstance(event, (Ended, Lost)):
+                if event.status is None:
+                    raise NoRunError(f"unable to wait for run {event.run_id!r}: it was deleted")
+                yield waited.pop(event.run_id), event.status
 
 
 def _opened_run(spool_fd: int, run_id: str) -> owned:

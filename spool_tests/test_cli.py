@@ -670,6 +670,17 @@ def test_wait_for_several_exits_as_the_worst(chaperone):
     assert streams(chaperone("wait", "w0", "w7", "w2")) == (7, "", "")
 
 
+@pytest.mark.parametrize("words", [["wait"], ["stop", "--grace", "5"]])
+def test_several_runs_are_waited_for_by_one_inotify_instance(held, tmp_path, words):
+    need("strace")
+    for run_id in "abc":
+        held({"id": run_id, "program": {"argv": ["sleep", "0.5"]}})
+    trace = tmp_path / "trace"
+    argv = ["strace", "-f", "-e", "trace=inotify_init1", "-o", trace, *CHAPERONE, *words, *"abc"]
+    subprocess.run(argv, timeout=60, check=False)
+    assert trace.read_text().count("inotify_init1(") == 1
+
+
 def test_wait_tells_a_lost_run(chaperone, held):
     directory = held(SLEEP)
     os.kill(json.loads((directory / "running.json").read_text())["chaperone_pid"], signal.SIGKILL)

@@ -4,18 +4,23 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import gc as collector
 import itertools
 import json
 import os
+import pathlib
 import random
+import resource
 import select
 import shutil
 import subprocess
 import sys
 import time
+import warnings
 
 import pytest
 
+from chaperone.api import Spool
 from chaperone.errors import NoRunError, SpecError, SpoolError, UnreadableRunError
 from chaperone.follow import descriptors, followed
 from chaperone.follow import follower as followers
@@ -23,7 +28,8 @@ from chaperone.follow import timer as timers
 from chaperone.follow.follower import Follower
 from chaperone.model.events import Changed, Ended, Lost, Output, Shrank, Started
 from chaperone.spool import format, gc, look
-from spool_tests.conftest import open_fds
+from spool_tests import disk
+from spool_tests.conftest import open_fds, until
 from spool_tests.writer import Writer
 
 
@@ -397,6 +403,57 @@ def test_entry_of_a_starter_that_died_brings_no_collected_run_back(spool):
         cursor = again(follower)
     with Follower(spool, cursor) as follower:
         assert (told(follower), follower.cursor) == ([], {"runs": {}})
+
+
+@pytest.mark.parametrize("poll_s", [None, 1000])
+def test_lease_that_ends_ends_the_wait(spool, poll_s):
+    run = disk.create(spool, on_disconnect="survive", lease=1)
+    disk.running(run)
+    run.close()
+    with Follower(spool, runs=["r"], poll_s=poll_s) as follower:
+        assert next_of(follower, Changed).status.state == "unattended"
+        lost = next_of(follower, Lost)
+        assert (lost.status.state, follower.next(0), follower.is_over()) == ("lost", None, True)
+    assert Spool(spool)["r"].wait(5).state == "lost"
+
+
+@pytest.mark.parametrize("poll_s", [None, 0.02])
+def test_runs_that_another_collects_are_forgotten(spool, poll_s):
+    with Follower(spool, poll_s=poll_s) as follower:
+        with Writer(spool, "first") as writer:
+            writer.end()
+        assert next_of(follower, Ended).run_id == "first"
+        with Writer(spool, "second") as writer:
+            writer.end()
+            Spool(spool).collect("first")
+            # Collected before its ending was delivered.
+            assert next_of(follower, Started).run_id == "second"
+            Spool(spool).collect("second")
+        assert next_of(follower, Ended).run_id == "second"
+
+        def is_empty():
+            assert follower.next(0) is None
+            return follower.cursor == {"runs": {}}
+
+        until(is_empty)
+        assert (follower.uncollected, follower._runs) == ([], {})
+        follower.collect("first")  # by a scheduler that has only now committed the ending
+
+
+def test_follower_that_is_not_closed_warns_and_leaves_nothing_open(spool):
+    before = open_fds(str(spool))
+    with Writer(spool):
+        follower = Follower(spool)
+        told(follower)
+        sentence = f"^a follower of spool {str(spool)!r} was not closed$"
+        with pytest.warns(ResourceWarning, match=sentence):
+            del follower
+            collector.collect()
+    assert open_fds(str(spool)) == before
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Follower(spool).close()
+        collector.collect()
 
 
 def test_collected_run_is_never_told_again(spool):
@@ -1014,14 +1071,42 @@ def test_more_runs_than_watches_are_polled_and_said_so(spool, monkeypatch, grant
             assert next_of(follower, Ended).run_id == "a"
 
 
-def test_limits_are_named_in_the_error(spool, monkeypatch):
+def test_follower_without_an_inotify_instance_polls_and_says_so(spool, monkeypatch):
     def refused(*arguments, **keywords):
         raise OSError(errno.EMFILE, "Too many open files")
 
     monkeypatch.setattr(descriptors.inotify_simple, "INotify", refused)
-    sentence = r"^unable to follow: want at most \d+ inotify instances for this user \(sysctl fs.inotify.max_user_instances\) and a free fd$"
-    with pytest.raises(SpoolError, match=sentence):
-        Follower(spool)
+    monkeypatch.setattr(followers, "POLL_S", 0.02)
+    limit = pathlib.Path("/proc/sys/fs/inotify/max_user_instances").read_text().strip()
+    sentence = (
+        f"looking at spool {str(spool)!r} every 0.02 s: unable to use inotify: the limit of {limit}"
+        " inotify instances for this user (sysctl fs.inotify.max_user_instances), or of open files,"
+        " is reached"
+    )
+    with pytest.warns(RuntimeWarning) as warned, Follower(spool) as follower:
+        assert ([str(each.message) for each in warned], follower.polling) == ([sentence], sentence)
+        with Writer(spool) as writer:
+            writer.running().write(b"x").end()
+        assert next_of(follower, Ended).run_id == "r"
+
+
+def test_follower_without_a_free_fd_is_refused_in_a_sentence(spool):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = max(map(int, os.listdir("/proc/self/fd")))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 3, hard))
+    held = []
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                held.append(os.open(os.devnull, os.O_RDONLY))
+        os.close(held.pop())
+        with pytest.raises(SpoolError) as caught:
+            Follower(spool)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for fd in held:
+            os.close(fd)
+    assert "\n" not in str(caught.value) and caught.value.errno == errno.EMFILE
 
 
 def test_silent_filesystem_is_told_by_what_the_kernel_says_it_is(spool, monkeypatch):

@@ -26,6 +26,7 @@ import pytest
 from chaperone.errors import SpecError, SpoolError
 from chaperone.follow import batches
 from chaperone.follow.batches import Outbox, conversation
+from chaperone.model import cursor as cursors
 from spool_tests.conftest import CHAPERONE, ROOT, absent, need, until
 from spool_tests.writer import WORDS, Writer
 
@@ -47,6 +48,27 @@ def outputs(lines):
         for line in objects(lines)
         if line["event"] == "output"
     ]
+
+
+def test_backlog_of_twice_the_runs_costs_twice_as_much(spool, file, monkeypatch):
+    """By runs that are looked at for the cursor, which once were all of the backlog, each time."""
+    seen = []
+    real = cursors.is_waited_for
+    monkeypatch.setattr(cursors, "is_waited_for", lambda entry: seen.append(1) or real(entry))
+    costs = []
+    for number, count in enumerate((100, 200)):
+        for run in range(count):
+            with Writer(spool, f"r{number}-{run}") as writer:
+                writer.end()
+        seen.clear()
+        with Outbox(spool, file) as outbox:
+            monkeypatch.setattr(batches, "BATCH_EVENTS", 8)
+            while outbox.batch(0) is not None:
+                outbox.acknowledge(outbox.number)
+            assert outbox._follower.cursor == {"runs": {}}
+        costs.append(len(seen))
+        assert os.listdir(spool / ".ended") == []
+    assert costs[1] < 2.2 * costs[0], costs
 
 
 def test_life_of_a_run_is_told_in_lines(spool, file):

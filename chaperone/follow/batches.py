@@ -164,11 +164,9 @@ class Outbox:
         # The file keeps it until the next batch: printing a committed batch again does no harm.
         if self._path is not None:
             for line in map(json.loads, self._unacknowledged):
-                if (
-                    line["event"] in ("ended", "lost")
-                    and line["run_id"] in self._follower.uncollected
-                ):
-                    self._follower.collect(line["run_id"])
+                if line["event"] in ("ended", "lost"):
+                    if self._follower.is_uncollected(line["run_id"]):
+                        self._follower.collect(line["run_id"])
         self._unacknowledged = []
 
     def _written(self, event: Event) -> list[str]:

@@ -49,6 +49,10 @@ class OutOfWatchesError(SpoolError):
     """The kernel grants this user no further watch."""
 
 
+class OutOfInstancesError(SpoolError):
+    """The kernel grants this user no further instance of inotify, or this process no further fd."""
+
+
 def silent_filesystem(fd: int) -> str | None:
     """
     Whether inotify may miss changes on a filesystem.
@@ -118,7 +122,7 @@ class Watcher:
         with contextlib.ExitStack() as stack:
             if reports:
                 self._inotify = stack.enter_context(_inotify())
-            self._epoll = stack.enter_context(select.epoll())
+            self._epoll = stack.enter_context(_epoll())
             self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
             stack.callback(os.close, self._bell)
             self._timer = stack.enter_context(contextlib.closing(_timer()))
@@ -263,6 +267,13 @@ def _set_done(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
+def _epoll() -> select.epoll:
+    try:
+        return select.epoll()
+    except OSError as error:
+        raise SpoolError(f"unable to follow: {error.strerror}", error.errno) from error
+
+
 def _timer() -> Timer:
     try:
         return Timer()
@@ -277,10 +288,10 @@ def _inotify() -> inotify_simple.INotify:
         if error.errno == errno.EMFILE:
             name = "fs.inotify.max_user_instances"
             sentence = (
-                f"want at most {_limit(name)} inotify instances for this user"
-                f" (sysctl {name}) and a free fd"
+                f"the limit of {_limit(name)} inotify instances for this user (sysctl {name}),"
+                " or of open files, is reached"
             )
-            raise SpoolError(f"unable to follow: {sentence}", error.errno) from error
+            raise OutOfInstancesError(f"unable to use inotify: {sentence}", error.errno) from error
         raise SpoolError(f"unable to follow: {error.strerror}", error.errno) from error
 
 

@@ -24,6 +24,7 @@ CHUNK = 1024 * 1024
 # The kernel reports the close of the lock shortly before it releases the lock: 0.7 ms at the
 # median, 2.5 ms at most, more on a loaded host.
 FIRST_PROBE_S, LAST_PROBE_S = 0.001, 1.0
+LEASE_SLACK_S = 0.01  # the lease is counted on another clock
 DRAIN_S = 2.0  # how long a dead chaperone's guard may take to write what the pipes still held
 SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # another time may do
 
@@ -54,6 +55,7 @@ class FollowedRun:
         "_final",
         "_follower",
         "_identity",
+        "_lease_ends",
         "_lost_since",
         "_probe_s",
         "_status",
@@ -92,6 +94,7 @@ class FollowedRun:
         self._final: dict[str, Any] | None = None
         self._probe_s = 0.0
         self._lost_since: float | None = None
+        self._lease_ends = 0.0
 
     def has_ended(self) -> bool:
         """Whether its ending was handed out."""
@@ -224,6 +227,8 @@ class FollowedRun:
         self._final = status if is_final else None
         if not lost:
             self._lost_since = None
+        if status["state"] == "unattended":
+            self._look_when_the_lease_ends(fd, status)
         self._hint_grown(fd)
         if alive and self._probe_s:
             self._probe_again()
@@ -231,6 +236,15 @@ class FollowedRun:
             return None
         self._status = status
         return Changed(run_id=self.run_id, status=status_view(status))
+
+    def _look_when_the_lease_ends(self, fd: int, status: dict[str, Any]) -> None:
+        """Nothing that happens then would wake us."""
+        now = time.monotonic()
+        if now >= self._lease_ends:
+            left_s = look.leased_s(fd, look.read_spec(fd), status["boot_id"])
+            after_s = max(left_s, 0.0) + LEASE_SLACK_S
+            self._lease_ends = now + after_s
+            self._follower.look_again(self, after_s)
 
     def _hint_grown(self, fd: int) -> None:
         for stream in self._follower.wanted:

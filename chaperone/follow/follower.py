@@ -13,7 +13,7 @@ import errno
 import os
 import time
 import warnings
-from collections import deque
+import weakref
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
@@ -32,11 +32,13 @@ from .descriptors import (
     MOVED_TO,
     OVERFLOW,
     OpenStreams,
+    OutOfInstancesError,
     OutOfWatchesError,
     Watcher,
     silent_filesystem,
 )
 from .followed import HINT_ENDED, HINT_LOOK, SHORT, FollowedRun
+from .turns import Turns
 
 LONGEST_S = 1e10  # as the longest time of a spec
 POLL_S = 1.0  # where inotify is silent: each look at 1,000 live runs costs some 80 ms of CPU
@@ -98,9 +100,13 @@ class Follower:
             run_id: entry for run_id, entry in entries.items() if not self._is_named(run_id)
         }
         self._runs: dict[str, FollowedRun] = {}
+        # Those in the cursor: what is delivered and collected costs nothing any more, however many
+        # are still to come.
+        self._known: dict[str, FollowedRun] = {}
         self._by_watch: dict[int, FollowedRun] = {}
-        self._ready: deque[FollowedRun] = deque()
+        self._turns = Turns()
         self._collecting: set[str] = set()
+        self._taken: set[str] = set()
         self._spool_watch = self._ended_watch = -1
         self._gathered = 0.0
         self._removed = self._lent = self._owned = self._unsure = False
@@ -111,11 +117,14 @@ class Follower:
             stack.callback(self.streams.close)
             silent = silent_filesystem(self.spool_fd) if poll_s is None else None
             self._poll_s = poll_s or POLL_S
-            self._watcher = stack.enter_context(
-                contextlib.closing(Watcher(reports=poll_s is None and silent is None))
-            )
-            if silent is not None:
-                self._poll(f"inotify may be silent on {silent}")
+            why = silent and f"inotify may be silent on {silent}"
+            try:
+                watcher = Watcher(reports=poll_s is None and silent is None)
+            except OutOfInstancesError as error:
+                why, watcher = str(error), Watcher(reports=False)
+            self._watcher = stack.enter_context(contextlib.closing(watcher))
+            if why is not None:
+                self._poll(why)
             elif poll_s is not None:
                 self._poll("it was asked for", announced=True)
             else:
@@ -128,8 +137,11 @@ class Follower:
                     asked_for=True,
                     if_collected=run_id in entries,
                 )
+            self._known.update(self._runs)
             self._begin()
             self._open = stack.pop_all()
+        self._unclosed = weakref.finalize(self, _close_late, self._open, self.path)
+        self._unclosed.atexit = False
 
     def __enter__(self) -> Follower:
         self._owned = True
@@ -140,6 +152,7 @@ class Follower:
 
     def close(self) -> None:
         """Close every watch and fd; the cursor can still be read."""
+        self._unclosed.detach()
         self._open.close()
 
     def _is_named(self, run_id: str) -> bool:
@@ -155,7 +168,7 @@ class Follower:
         """
         entries = {
             run_id: run.entry
-            for run_id, run in self._runs.items()
+            for run_id, run in self._known.items()
             if run.asked_for or not cursors.is_waited_for(run.entry)
         }
         return cursors.of({**self._others, **entries})
@@ -173,11 +186,12 @@ class Follower:
         The runs whose ending was delivered, by this follower or by the one whose cursor was passed
         in, and that are not collected.
         """
-        return [
-            run_id
-            for run_id, run in self._runs.items()
-            if run.has_ended() and run_id not in self._collecting
-        ]
+        return [run_id for run_id in self._known if self.is_uncollected(run_id)]
+
+    def is_uncollected(self, run_id: str) -> bool:
+        """Whether a run is in `uncollected`; costs the same however many there are."""
+        run = self._known.get(run_id)
+        return run is not None and run.has_ended() and run_id not in self._collecting
 
     def collect(self, run_id: str) -> None:
         """
@@ -190,7 +204,9 @@ class Follower:
         Raises:
             SpecError: If its ending was not delivered.
         """
-        run = self._runs.get(run_id)
+        run = self._known.get(run_id)
+        if run is None and format.where_entered(self.spool_fd, run_id) is None:
+            return  # another has collected it, and it was forgotten
         if run is None or not run.has_ended():
             raise SpecError(f"unable to collect run {run_id!r}: its ending was not handed out")
         if look.key_of(self.spool_fd, run_id) not in (None, run.entry["key"]):
@@ -259,7 +275,7 @@ class Follower:
                         yield event
                     elif self.is_over():
                         return
-                    elif not self._ready:
+                    elif not self._turns:
                         await self._watcher.readable()
                         turn_ends = time.monotonic() + TURN_S
                 await asyncio.sleep(0)  # a backlog never waits for the kernel: let others run
@@ -279,16 +295,16 @@ class Follower:
     def _take(self, until: float | None = None) -> Event | None:
         """The next event that needs no waiting; None when there is none, or the time is over."""
         try:
-            if not self._ready or time.monotonic() - self._gathered >= GATHER_S:
+            if not self._turns or time.monotonic() - self._gathered >= GATHER_S:
                 self._gather()
-            while self._ready:
-                run = self._ready.popleft()
-                run.queued = False
+            while self._turns:
+                run = self._turns.take()
                 try:
                     event = run.next_event()
                 finally:
-                    self._queue(run)
+                    self._turns.back(run)
                 if event is not None:
+                    self._known[run.run_id] = run
                     return event
                 if until is not None and time.monotonic() >= until:
                     return None
@@ -302,14 +318,7 @@ class Follower:
                 self._ring()
 
     def _ring(self) -> None:
-        self._watcher.ring(bool(self._ready) or self._unsure)
-
-    def _queue(self, run: FollowedRun, hints: int = 0) -> None:
-        """Give a run a turn: it delivers one event, so that a busy run delays no other."""
-        run.hints |= hints
-        if not run.queued and run.has_more():
-            run.queued = True
-            self._ready.append(run)
+        self._watcher.ring(bool(self._turns) or self._unsure)
 
     # -- what may be new
 
@@ -323,6 +332,8 @@ class Follower:
             if self._unsure:
                 self._look_everywhere()
             self._hear()
+            for run_id in [*self._taken]:
+                self._taken_away(run_id)
             self._unsure = False
         except OSError as error:
             self._unsure = error.errno in SHORT
@@ -335,11 +346,11 @@ class Follower:
                 self._watcher.alarm(time.monotonic() + self._poll_s, POLL)
                 self._look_everywhere()
             elif isinstance(name, FollowedRun) and self._runs.get(name.run_id) is name:
-                self._queue(name, HINT_LOOK)
+                self._turns.give(name, HINT_LOOK)
         for watch, mask, _, name in self._watcher.read():
             run = self._by_watch.get(watch)
             if run is not None:
-                self._queue(run, run.hint(mask, name))
+                self._turns.give(run, run.hint(mask, name))
                 if mask & IGNORED:
                     self._by_watch.pop(watch, None)
             elif mask & OVERFLOW:
@@ -347,17 +358,29 @@ class Follower:
             elif watch in (self._spool_watch, self._ended_watch):
                 self._spool_changed(watch, mask, name)
 
+    def _taken_away(self, run_id: str) -> None:
+        """Another process has collected the run, or gc has deleted it: forget it after its end."""
+        run = self._runs.get(run_id)
+        self._taken.discard(run_id)
+        if run is not None and not run.is_over():
+            self._taken.add(run_id)
+        elif run is not None and format.where_entered(self.spool_fd, run_id) is None:
+            self.forget(run)
+
     def _spool_changed(self, watch: int, mask: int, name: str) -> None:
         if mask & IGNORED:
             self._removed = True
         elif not is_run_id(name):
             return
+        elif watch == self._ended_watch and mask & DELETE:
+            self._taken_away(name)
         elif mask & MOVED_TO:
+            self._taken.discard(name)
             self._appeared(
                 name, HINT_LOOK if watch == self._spool_watch else HINT_LOOK | HINT_ENDED
             )
         elif name in self._runs:
-            self._queue(self._runs[name], HINT_LOOK)
+            self._turns.give(self._runs[name], HINT_LOOK)
 
     def _appeared(self, run_id: str, hints: int) -> None:
         if hints & HINT_ENDED and run_id in self._collecting:
@@ -369,15 +392,16 @@ class Follower:
                 return
             # Those that were asked for are in `_runs` until they are collected.
             run = self._runs[run_id] = FollowedRun(self, run_id, {})
-        self._queue(run, hints)
+        self._turns.give(run, hints)
 
     def _look_everywhere(self) -> None:
         """Events were lost, or inotify is silent: look at every run that has not ended."""
-        self._list()
+        entered = self._list()
+        self._taken = self._runs.keys() - entered
         self._removed = self._removed or os.fstat(self.spool_fd).st_nlink == 0
         for run in self._runs.values():
             if not run.has_ended():
-                self._queue(run, HINT_LOOK)
+                self._turns.give(run, HINT_LOOK)
 
     def _begin(self) -> None:
         """Give live runs the first turns, then ended ones, then those that the cursor alone has."""
@@ -386,14 +410,17 @@ class Follower:
             if not run.queued and run.has_ended():
                 self.forget(run)  # it was collected, or deleted, after the cursor was committed
             elif not run.queued:
-                self._queue(run, HINT_LOOK)
+                self._turns.give(run, HINT_LOOK)
 
-    def _list(self) -> None:
-        """Which runs there are: .running/ before .ended/, the way the entries move."""
-        for run_id in format.live_ids(self.spool_fd):
+    def _list(self) -> set[str]:
+        """Which runs have an entry: .running/ before .ended/, the way the entries move."""
+        live = format.live_ids(self.spool_fd)
+        for run_id in live:
             self._appeared(run_id, HINT_LOOK)
-        for run_id in format.ended_ids(self.spool_fd):
+        ended = format.ended_ids(self.spool_fd)
+        for run_id in ended:
             self._appeared(run_id, HINT_LOOK | HINT_ENDED)
+        return {*live, *ended}
 
     # -- watching
 
@@ -406,7 +433,7 @@ class Follower:
 
     def _watch_ended(self) -> None:
         with owned(format.open_entries(self.spool_fd, format.ENDED)) as fd:
-            self._ended_watch = self._watcher.watch(fd, MOVED_TO)
+            self._ended_watch = self._watcher.watch(fd, MOVED_TO | DELETE)
 
     def watch(self, run: FollowedRun, fd: int) -> bool:
         """Watch a run directory; poll if the kernel grants no further watch."""
@@ -429,8 +456,10 @@ class Follower:
         """Drop the run; it may appear again."""
         run.hints = 0
         self._collecting.discard(run.run_id)
-        if self._runs.get(run.run_id) is run:
-            del self._runs[run.run_id]
+        self._taken.discard(run.run_id)
+        for runs in (self._runs, self._known):
+            if runs.get(run.run_id) is run:
+                del runs[run.run_id]
 
     def look_again(self, run: FollowedRun, after_s: float) -> None:
         """Give a run a turn after some seconds."""
@@ -443,3 +472,9 @@ class Follower:
         self._watcher.alarm(time.monotonic() + self._poll_s, POLL)
         if not announced:
             warnings.warn(self.polling, RuntimeWarning, stacklevel=4)
+
+
+def _close_late(opened: contextlib.ExitStack, path: str) -> None:
+    """For a follower that was dropped without `close`: its fds, and its inotify instance, stay."""
+    warnings.warn(f"a follower of spool {path!r} was not closed", ResourceWarning, stacklevel=2)
+    opened.close()

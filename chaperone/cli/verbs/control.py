@@ -43,10 +43,11 @@ BY = Argument("--by", metavar="WORD", help="who asks, for the status; default: t
     SPOOL,
 )
 def wait(given: Given, terminal: Terminal) -> int:
+    runs = _runs(given, given.runs, terminal)
+    from ...api import wait_each
+
     worst = os.EX_OK
-    for run in _runs(given, given.runs, terminal):
-        final = run.wait()
-        assert final is not None, "without a timeout there is an end"
+    for run, final in wait_each(runs):
         if final.state != "terminated":
             fate = "lost" if final.state == "lost" else "in error"
             terminal.note(f"run {run.run_id!r} is {fate}: {_message(final)}")
@@ -123,9 +124,10 @@ def _end(given: Given, terminal: Terminal, ask: Callable[[Run], object]) -> int:
         except SpoolError as error:
             code = code or os.EX_IOERR
             terminal.note(f"unable to ask run {run.run_id!r}: {error}")
-    for run in [] if given.no_wait else asked:
-        final = run.wait()
-        if final is not None and final.state == "lost":
+    from ...api import wait_each
+
+    for run, final in wait_each([] if given.no_wait else asked):
+        if final.state == "lost":
             terminal.note(f"run {run.run_id!r} is lost: {_message(final)}")
     return code
 
