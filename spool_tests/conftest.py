@@ -8,63 +8,19 @@ chaperone works inside.
 
 import json
 import os
-import shutil
 import signal
 import stat
 import subprocess
-import sys
 import time
 import uuid
 
 import pytest
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-ROOT = os.path.dirname(HERE)
-MAIN = os.path.join(ROOT, "chaperone", "__main__.py")
-# What a scheduler starts: the interpreter without site, on the package's own entry.
-CHAPERONE = [sys.executable, "-I", "-S", MAIN]
+from spool_tests.support.places import CHAPERONE
+from spool_tests.support.processes import SERVERS, children, open_fds, processes_with, reap_children
+
 # What only `bin/test --long TIER` runs, because it needs more than the other tests.
 TIERS = ("worlds", "engines", "agents", "page", "airflow")
-# Children that outlive a test on purpose: the pids of servers which serve many.
-SERVERS = set()
-
-
-def until(condition, timeout=10.0, what=None):
-    """
-    Wait until `condition()` is true, and return what it returned.
-
-    For tests that have no fd to wait on; asks often at first, then every 20 ms.
-
-    Raises:
-        AssertionError: If it was not true within `timeout` seconds.
-    """
-    deadline = time.monotonic() + timeout
-    pause = 0.0005
-    while not (result := condition()):
-        assert time.monotonic() < deadline, (
-            f"not within {timeout} s: {what or getattr(condition, '__name__', condition)}"
-        )
-        time.sleep(pause)
-        pause = min(pause * 1.5, 0.02)
-    return result
-
-
-def need(*programs):
-    """
-    Skip the test unless these programs are installed; in CI, where bin/test has installed them,
-    fail.
-    """
-    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
-    absent(f"needs {', '.join(missing)}") if (
-        missing := [p for p in programs if not shutil.which(p, path=path)]
-    ) else None
-
-
-def absent(what):
-    """Skip the test for want of `what`; in CI, fail."""
-    if os.environ.get("CI"):
-        pytest.fail(f"in CI nothing may be missing: {what}")
-    pytest.skip(what)
 
 
 def pytest_addoption(parser):
@@ -171,44 +127,6 @@ def undisturbed():
             signal.signal(number, usual)
 
 
-def processes_with(token):
-    """
-    Processes, but not this one, that carry `token` (bytes) in their environment, command or working
-    directory: {pid: command}.
-    """
-    found = {}
-    for name in os.listdir("/proc"):
-        if not name.isdigit() or int(name) == os.getpid():
-            continue
-        try:
-            with (
-                open(f"/proc/{name}/environ", "rb") as environ,
-                open(f"/proc/{name}/cmdline", "rb") as cmdline,
-                open(f"/proc/{name}/stat", "rb") as stat,
-            ):
-                command, state = cmdline.read(), stat.read().rpartition(b")")[2].split()[0]
-                if state not in b"ZX" and (token in environ.read() or token in command):
-                    found[int(name)] = command.replace(b"\0", b" ").decode(errors="replace")
-        except OSError:  # gone, or not ours to look at
-            continue
-    return found
-
-
-def open_fds(path):
-    """
-    This process's fds that lie in `path`, and those that belong to no path at all: ["3 -> ..."].
-    """
-    found = []
-    for fd in os.listdir("/proc/self/fd"):
-        try:
-            target = os.readlink(f"/proc/self/fd/{fd}")
-        except FileNotFoundError:
-            continue
-        if target.startswith((path, "anon_inode:")):
-            found.append(f"{fd} -> {target}")
-    return sorted(found)
-
-
 @pytest.fixture
 def spool(tmp_path, monkeypatch):
     """
@@ -250,30 +168,6 @@ def spool(tmp_path, monkeypatch):
     assert open_fds(str(tmp_path)) == before, "left open"
 
 
-def children():
-    """This process's children, ended ones that nobody has waited for among them: {pid: command}."""
-    try:
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except (
-        ChildProcessError
-    ):  # the ordinary case, and 1,000 times cheaper than a look at all processes
-        return {}
-    found = {}
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with (
-                open(f"/proc/{name}/stat", "rb") as stat,
-                open(f"/proc/{name}/cmdline", "rb") as cmdline,
-            ):
-                before, _, after = stat.read().rpartition(b") ")
-                command = cmdline.read().replace(b"\0", b" ")
-        except OSError:  # gone
-            continue
-        if int(after.split()[1]) == os.getpid():
-            found[int(name)] = (command or before.partition(b"(")[2]).decode(errors="replace")
-    return found
-
-
 @pytest.fixture(autouse=True)
 def leaves_no_child():
     """
@@ -288,17 +182,6 @@ def leaves_no_child():
         if pid not in before and pid not in SERVERS
     }
     assert not left, f"left unreaped: {left}"
-
-
-def reap_children():
-    """
-    Take up the children that a test did not wait for (a chaperone started in the background, say).
-    """
-    try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-    except ChildProcessError:
-        pass
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ import pytest
 
 import chaperone
 from chaperone import api
-from spool_tests.conftest import ROOT, absent
+from spool_tests.support.places import ROOT
+from spool_tests.support.waiting import absent
 
 
 def test_spool_of_a_path_is_one_on_this_host(spool):

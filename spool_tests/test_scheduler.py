@@ -13,8 +13,9 @@ import pytest
 from chaperone.api import Run, Spool
 from chaperone.errors import NoRunError, RunExistsError, SpecError
 from chaperone.model.events import Changed, Counts, Ended, Output, Started, status_view
-from spool_tests.conftest import ROOT, need, until
-from spool_tests.writer import Writer
+from spool_tests.support.places import ROOT
+from spool_tests.support.waiting import need, until
+from spool_tests.support.writer import Writer
 
 
 def sh(text, **program):

@@ -10,7 +10,7 @@ import resource
 import sys
 import time
 
-from spool_tests.writer import Writer
+from spool_tests.support.writer import Writer
 
 
 def main(spool, runs, lines_s, seconds):

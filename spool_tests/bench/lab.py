@@ -17,7 +17,7 @@ import time
 
 from inotify_simple import INotify, flags
 
-from spool_tests.sshd import Sshd
+from spool_tests.support.sshd import Sshd
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 HERE = os.path.dirname(os.path.abspath(__file__))

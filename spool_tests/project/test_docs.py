@@ -1,0 +1,284 @@
+"""
+What the docs say is what happens: their transcripts are typed, their Python is run.
+
+Knows: reStructuredText as far as code blocks go.  Must not know: what the commands do.
+"""
+
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import docutils.core
+import pytest
+
+import chaperone as api
+from chaperone.hold import chaperone
+from chaperone.spool import run_directory
+from spool_tests.support.places import ROOT
+from spool_tests.support.waiting import need
+
+pytestmark = pytest.mark.once
+PAGES = [pathlib.Path(ROOT, "README.rst"), *sorted(pathlib.Path(ROOT, "docs").glob("*.rst"))]
+HELLO = '{"id": "hello", "program": {"command": "echo Hello; echo trouble >&2; exit 3"}}\n'
+
+
+def blocks(path, language):
+    """The code blocks of a language in a page, dedented."""
+    found = re.findall(
+        rf"^\.\. code-block:: {language}\n((?:\n|    .*\n)+)", path.read_text() + "\n", re.M
+    )
+    return [textwrap.dedent(block).strip("\n") + "\n" for block in found]
+
+
+def typed(block):
+    """
+    A transcript as [(command, what it printed)]; a command goes on in lines that begin with "> ".
+    """
+    found = []
+    for line in block.splitlines():
+        if line.startswith("$ "):
+            found.append([line[2:], ""])
+        elif line.startswith("> ") and not found[-1][1]:
+            found[-1][0] += "\n" + line[2:]
+        else:
+            found[-1][1] += line + "\n"
+    return found
+
+
+def comparable(text):
+    """
+    Without what differs from day to day: how long something took, and so how wide a column is.
+    """
+    text = re.sub(r"\b\d+(\.\d+)?(ms|s)\b", "#s", text)
+    text = re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+Z", "#time", text)
+    return re.sub(r" +", " ", text)
+
+
+@pytest.fixture
+def place(spool, tmp_path, monkeypatch):
+    """A directory with the example's spec, `chaperone` on PATH, the spool at its default place."""
+    need("jq")
+    (tmp_path / "bin").mkdir()
+    os.symlink(f"{ROOT}/bin/chaperone", tmp_path / "bin/chaperone")
+    # Not a link: that would not find what is installed beside the interpreter.
+    python = tmp_path / "bin/python3"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", ROOT)
+    monkeypatch.delenv("CHAPERONE_SPOOL")
+    (tmp_path / "hello.json").write_text(HELLO)
+    return tmp_path
+
+
+# nobody types so fast as to see that
+AT_HUMAN_SPEED = "while grep -qs '\"starting\"' spool/*/running.json; do sleep 0.01; done"
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in PAGES if blocks(path, "console")], ids=lambda path: path.name
+)
+def test_transcripts_of_a_page_happen_as_printed(path, place):
+    steps = [step for block in blocks(path, "console") for step in typed(block)]
+    script = "".join(f"{AT_HUMAN_SPEED}\nprintf '\\001'\n{command}\n" for command, _ in steps)
+    result = subprocess.run(
+        ["bash"],
+        input=script,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=place,
+        timeout=60,
+    )
+    got = result.stdout.split("\001")[1:]
+    assert [(command, comparable(text)) for (command, _), text in zip(steps, got, strict=True)] == [
+        (command, comparable(text)) for command, text in steps
+    ]
+
+
+def test_python_of_the_readme_runs(place):
+    blocks_found = blocks(pathlib.Path(ROOT, "README.rst"), "python")
+    assert len(blocks_found) == 1
+    subprocess.run([sys.executable, "-c", blocks_found[0]], cwd=place, check=True, timeout=60)
+
+
+def test_each_figure_of_the_reliability_page_has_a_command_that_makes_it():
+    """A section begins with it, and it names tests that are there."""
+    sections = re.split(
+        r"^[A-Z].*\n-+\n", pathlib.Path(ROOT, "docs/reliability.rst").read_text(), flags=re.M
+    )[1:]
+    commands = [re.match(r"\n``bin/test --as root (--long .*?)``", section) for section in sections]
+    assert len(commands) >= 6 and all(commands)
+    for command in commands:
+        collect = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "--collect-only",
+            "-p",
+            "no:cacheprovider",
+            *command[1].split(),
+        ]
+        result = subprocess.run(collect, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert result.returncode == os.EX_OK, (
+            result.stdout + result.stderr
+        )  # 5 where it names no test
+
+
+def test_retention_of_the_page_about_timers_happens(place, monkeypatch):
+    """Each of its gc and reap lines, and its Python, on a spool with a run that is old enough."""
+    page = pathlib.Path(ROOT, "docs/systemd-and-cron.rst")
+    lines = re.findall(
+        r"chaperone ((?:reap|gc) --spool .*?)(?: >/dev/null)?$", page.read_text(), re.M
+    )
+    assert [line.split()[0] for line in lines] == ["reap", "gc"] * 2
+    (python,) = blocks(page, "python")
+    for do in (
+        *(
+            ["sh", "-c", f"chaperone {line.replace('/var/lib/etl/spool', 'spool')}"]
+            for line in lines
+        ),
+        [sys.executable, "-c", python],
+    ):
+        subprocess.run(
+            ["chaperone", "run", "hello.json"], cwd=place, check=True, stdout=subprocess.PIPE
+        )
+        os.utime(place / "spool/hello/status.json", (1, 1))
+        told = subprocess.run(do, cwd=place, check=True, capture_output=True, text=True, timeout=60)
+        assert told.stderr == "" and (place / "spool/hello").exists() == (" reap " in do[-1]), do
+        if "reap" in do[-1]:
+            shutil.rmtree(place / "spool")
+
+
+def test_patience_with_a_disk_is_as_the_page_on_the_format_says():
+    times, minutes = 1 + len(chaperone.PUBLISH_AGAIN_S), round(sum(chaperone.PUBLISH_AGAIN_S) / 60)
+    kept = run_directory.UNWRITTEN_BYTES // 1024
+    text = pathlib.Path(ROOT, "docs/spool-format.rst").read_text()
+    assert (
+        f"tries {times} times over {minutes} minutes.\n" in text
+        and f"the first {kept} KiB and" in text
+    )
+
+
+def test_readme_says_what_setup_says(place):
+    text = pathlib.Path(ROOT, "README.rst").read_text()
+    setup = pathlib.Path(ROOT, "setup.py").read_text()
+    assert (
+        "Python 3.10 to 3.15" in text
+        and "range(10, 16)" in setup
+        and 'python_requires=">=3.10"' in setup
+    )
+    assert (
+        'name="chaperone-spool"' in setup
+        and "``chaperone-spool``, and needs attrs, filelock and inotify-simple" in text
+    )
+    assert re.findall(r'"([a-z-]+)>=', setup.partition("install_requires")[2]) == [
+        "attrs",
+        "filelock",
+        "inotify-simple",
+    ]
+    version = re.search(r'version="(.*?)"', setup)[1]
+    assert (
+        subprocess.run(["chaperone", "--version"], capture_output=True, text=True).stdout
+        == f"chaperone {version}\n"
+    )
+    assert f"\n{version} (" in pathlib.Path(ROOT, "CHANGELOG.rst").read_text()
+
+
+def test_every_page_that_a_page_names_is_there():
+    for path in [*PAGES, pathlib.Path(ROOT, "CHANGELOG.rst")]:
+        named = set(re.findall(r"(?<![/\w])(?:docs|bin|spool_tests)/[\w./-]*\w", path.read_text()))
+        assert [name for name in named if not pathlib.Path(ROOT, name).exists()] == [], path.name
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in PAGES if path.stem not in ("index", "python")],
+    ids=lambda path: path.name,
+)
+def test_page_is_sound(path):
+    """Without a warning of docutils; `bin/docs` makes the site, the two pages of Sphinx included."""
+    settings = {"halt_level": 2, "report_level": 2, "syntax_highlight": "none"}
+    docutils.core.publish_doctree(path.read_text(), str(path), settings_overrides=settings)
+
+
+def test_every_page_stands_in_the_index_once():
+    index = pathlib.Path(ROOT, "docs/index.rst").read_text()
+    listed = re.findall(r"^   ([\w-]+)$", index, re.M)
+    assert sorted(listed) == sorted(
+        path.stem for path in PAGES if path.stem not in ("README", "index")
+    )
+
+
+def test_page_of_the_python_api_has_every_public_name():
+    text = pathlib.Path(ROOT, "docs/python.rst").read_text()
+    assert sorted(re.findall(r"^\.\. auto\w+:: (\w+)(?:\(\w+\))?$", text, re.M)) == api.__all__
+
+
+def test_no_page_links_to_a_file_beside_it():
+    """Such a link is dead on PyPI and in a man page; a path can be found everywhere."""
+    for path in [*PAGES, pathlib.Path(ROOT, "CHANGELOG.rst")]:
+        assert re.findall(r"`[^`]*<(?!https?:)[^`]*>`_", path.read_text()) == [], path.name
+
+
+def test_architecture_names_what_is_there():
+    """Every file and name it mentions, and every folder of the package."""
+    text = pathlib.Path(ROOT, "docs/architecture.rst").read_text()
+    package = pathlib.Path(ROOT, "chaperone")
+    named = set(re.findall(r"chaperone/[\w/.-]*[\w/]", text))
+    assert [name for name in sorted(named) if not pathlib.Path(ROOT, name).exists()] == []
+    (tree,) = blocks(pathlib.Path(ROOT, "docs/architecture.rst"), "text")
+    assert set(re.findall(r"^ +(\w+)/ ", tree, re.M)) == {
+        path.name for path in package.rglob("*") if path.is_dir() and path.name != "__pycache__"
+    }
+    floors = re.search(r"alike::\n\n((?:    .+\n)+)", text)[1].split("\n")
+    contract = pathlib.Path(ROOT, ".importlinter").read_text()
+    layers = re.findall(
+        r"^    (chaperone\.(?!__).*)$", contract.partition("[importlinter:contract:disk]")[0], re.M
+    )
+    assert [
+        f"chaperone.{floor.strip().replace(' | ', ' | chaperone.')}" for floor in floors if floor
+    ] == layers
+    source = "".join(path.read_text() for path in package.rglob("*.py"))
+    functions = re.findall(r"\(``([a-z_]+)``\)", text)
+    assert [name for name in functions if f"def {name}(" not in source] == []
+
+
+def test_scheduler_of_sixty_lines_has_sixty_lines():
+    lines = pathlib.Path(ROOT, "docs/examples/scheduler.py").read_text().splitlines()
+    assert 55 <= len(lines) <= 65
+
+
+def test_demo_ends_well(tmp_path):
+    """
+    The demo is the promise: with sshd where there is one, in a directory of its own, and nothing is
+    left of it.
+    """
+    need("ssh", "sshd")
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "VENV": sys.prefix}
+    result = subprocess.run(
+        [f"{ROOT}/bin/demo"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        env=environment,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.endswith("\nEach byte arrived once.\n")
+    assert "SIGUSR2" in result.stdout, "one of them over ssh"
+    assert os.listdir(tmp_path) == []
+
+
+def test_completion_is_at_home_in_its_shell(place):
+    for shell in ("bash", "zsh", "fish"):
+        if shutil.which(shell):
+            script = subprocess.run(
+                ["chaperone", "completion", shell], capture_output=True, text=True, check=True
+            ).stdout
+            subprocess.run([shell, "-n"], input=script, text=True, check=True)

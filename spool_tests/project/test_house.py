@@ -1,0 +1,242 @@
+"""
+The house rules that a machine can check: floors, headers, sizes, words.
+
+Knows: the source as text and syntax trees.  Must not know: what it does.
+"""
+
+import ast
+import io
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tokenize
+
+import pytest
+
+from spool_tests.support.places import CHAPERONE, ROOT
+from spool_tests.support.waiting import need
+
+pytestmark = pytest.mark.once
+PACKAGE = pathlib.Path(ROOT, "chaperone")
+MODULES = sorted(
+    path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py" or path.parent == PACKAGE
+)
+
+
+def source_files():
+    """Every text file of the project, as git sees it, or all of them in a tree without git."""
+    git = ["git", "ls-files", "-co", "--exclude-standard"]
+    try:
+        listed = subprocess.run(
+            git, cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.split("\n")
+    except (OSError, subprocess.CalledProcessError):
+        listed = [
+            str(p.relative_to(ROOT))
+            for p in pathlib.Path(ROOT).rglob("*")
+            if not re.search(r"/\.venv|__pycache__|_cache/", str(p))
+        ]
+    return [
+        pathlib.Path(ROOT, name)
+        for name in listed
+        if name and os.path.isfile(os.path.join(ROOT, name))
+    ]
+
+
+def test_no_file_names_a_place_of_the_machine_it_was_written_on():
+    # Put together, so that this file may be looked at too.
+    words = re.compile(
+        rb"/ro"
+        + rb"ot/|/ho"
+        + rb"me/[a-z]+/|pye"
+        + rb"nv|\bfiles\.python"
+        + rb"hosted|index-"
+        + rb"url|/wo"
+        + rb"rk/"
+    )
+    found = [
+        f"{path}: {match.group()!r}"
+        for path in source_files()
+        for match in words.finditer(path.read_bytes())
+    ]
+    assert found == []
+
+
+def test_top_level_stays_as_it_is():
+    top = {path.relative_to(ROOT).parts[0] for path in source_files()}
+    assert {name for name in top if name[0] != "."} <= {
+        "setup.py",
+        "chaperone",
+        "spool_tests",
+        "bin",
+        "README.rst",
+        "docs",
+        "LICENSE",
+        "CHANGELOG.rst",
+    }
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.name)
+def test_module_has_a_header_and_no_more_than_450_lines(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 450, "it has two nouns in it"
+    header = ast.get_docstring(ast.parse(text)) or ""
+    words = " ".join(header.split())
+    assert "Knows: " in words and "Must not know: " in words, (
+        "a module begins by saying what it is, knows and must not know"
+    )
+    assert path.name == "format.py" or len(header.splitlines()) <= 6
+
+
+def test_command_that_measures_the_house_counts_each_folder(tmp_path):
+    inner = tmp_path / "package" / "inner"
+    inner.mkdir(parents=True)
+    (inner.parent / "first.py").write_text('"""One."""\n\nif True:\n    x = 1\n')
+    (inner / "second.py").write_text(f"y = '{'y' * 100}'\n")
+    (inner / "third.sh").write_text("exit\n" * 2_000)
+    done = subprocess.run(
+        [f"{ROOT}/bin/house", inner.parent], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == (
+        " lines statements files columns\n"
+        "     4          3     1      10  package\n"
+        "     1          1     2     106  package/inner\n"
+        "     5          4     3     106  all of it\n"
+    )
+
+
+# -- the holding path is lean
+
+# Builtin, or as good as: what an interpreter without site has, and C modules that it contains or
+# that are small.
+LEAN = set("os sys time select fcntl errno stat resource _json _signal _ctypes _socket".split())
+BARE = set(
+    "__future__ _abc _collections_abc _io _stat abc codecs _codecs genericpath io marshal posix posixpath zipimport _frozen_importlib_external".split()
+)
+
+
+def test_holding_path_imports_what_is_lean(spool, tmp_path):
+    (tmp_path / "spec.json").write_text('{"program": {"argv": ["true"]}}')
+    python, *flags, main = CHAPERONE
+    result = subprocess.run(
+        [python, *flags, "-X", "importtime", main, "run", str(tmp_path / "spec.json")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    imported = {
+        line.rpartition("|")[2].strip()
+        for line in result.stderr.splitlines()
+        if line.startswith("import time:")
+    } - {"imported package"}
+    others = {name for name in imported if name.partition(".")[0] not in ("chaperone", "encodings")}
+    assert "chaperone.hold.chaperone" in imported
+    assert others - LEAN - BARE == set()
+
+
+def test_nothing_is_imported_after_the_program_has_started(spool, tmp_path):
+    """
+    A chaperone must end its run after its package, and its Python's library, were upgraded or
+    removed.
+    """
+    need("strace")
+    (tmp_path / "spec.json").write_text(
+        '{"program": {"argv": ["sh", "-c", "echo x; exit 3"]}, "timeouts": {"run": 60}}'
+    )
+    trace = tmp_path / "trace"
+    calls = "trace=open,openat,clone,clone3,fork,vfork"
+    subprocess.run(
+        ["strace", "-f", "-o", trace, "-e", calls, *CHAPERONE, "run", tmp_path / "spec.json"],
+        stdout=subprocess.DEVNULL,
+        check=True,
+    )
+    # The guard forks the chaperone, the chaperone the program; after that neither opens anything.
+    calls_of = {}
+    for line in trace.read_text().splitlines():
+        pid, call = line.split(None, 1)
+        calls_of.setdefault(pid, []).append(call)
+    opening = 0
+    for lines in calls_of.values():
+        opened = [number for number, line in enumerate(lines) if re.search(r'\.(pyc?|so)"', line)]
+        started = [number for number, line in enumerate(lines) if re.match(r"v?fork|clone", line)]
+        if any(".pyc" in lines[number] for number in opened):
+            opening += 1
+            assert started and max(opened) < min(started)
+    assert opening == 2
+
+
+def test_one_module_calls_the_kernels_locks():
+    """`doctor` alone asks the kernel itself: it is about to say whether locks work at all."""
+    found = {
+        str(path.relative_to(PACKAGE))
+        for path in MODULES
+        if re.search(r"\bfcntl\.(flock|lockf)\b", path.read_text())
+    }
+    assert found - {"cli/verbs/doctor.py"} == {"spool/locks.py"}
+
+
+# -- words
+
+
+def test_prose_has_one_sentence_a_line():
+    """
+    In README and docs a line of prose ends where its sentence ends; tables and literal blocks are
+    left alone.
+    """
+    found = []
+    for path in [
+        pathlib.Path(ROOT, "README.rst"),
+        pathlib.Path(ROOT, "CHANGELOG.rst"),
+        pathlib.Path(ROOT, "docs/systemd-and-cron.rst"),
+    ]:
+        for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
+            if line[:1].isalpha() and re.search(r"[a-z`)]\. [A-Z`]", line):
+                found.append(f"{path.name}:{number}: {line}")
+    assert found == []
+
+
+def prose(path):
+    """The lines of a page that are prose, numbered; literal blocks and literals are taken out."""
+    literal = None
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        indent = len(line) - len(line.lstrip())
+        if literal is not None and line.strip() and indent <= literal:
+            literal = None
+        if literal is None:
+            yield number, re.sub(r"``.*?``|`[^`]*`_|\"[^\"]*\"", "", line)
+        if re.match(r" *\.\. code-block::|(?!\.\.).*::$", line):
+            literal = indent
+
+
+# Of the package, what is in plain English already: a folder that was gone through is added here.
+PLAIN = ["api.py", "errors.py", "follow", "launch", "model/cursor.py", "model/events.py"]
+
+
+def spoken(path):
+    """The lines of comments and docstrings of a module, numbered; quoted names are taken out."""
+    for token in tokenize.generate_tokens(io.StringIO(path.read_text()).readline):
+        if token.type == tokenize.COMMENT or token.string.startswith('"""'):
+            for number, line in enumerate(token.string.splitlines(), token.start[0]):
+                yield number, re.sub(r"`[^`]*`|\"[^\"]*\"", "", line)
+
+
+def test_prose_is_plain():
+    listed = pathlib.Path(ROOT, ".plain-words").read_text().splitlines()
+    rules = [line.split(" ; ") for line in listed if line and line[0] != "#"]
+    pages = [pathlib.Path(ROOT, "README.rst"), pathlib.Path(ROOT, "CHANGELOG.rst")]
+    pages += sorted(pathlib.Path(ROOT, "docs").glob("*.rst"))
+    modules = [path for path in MODULES if str(path.relative_to(PACKAGE)).startswith(tuple(PLAIN))]
+    found = [
+        f"{path.name}:{number}: {match[0].strip()!r}, better: {better.strip()}"
+        for path in [*pages, *modules]
+        for number, line in (prose if path.suffix == ".rst" else spoken)(path)
+        for pattern, better in rules
+        for match in re.finditer(pattern.strip(), line, re.I)
+    ]
+    assert found == []
+
+
+def test_python_of_this_suite_is_one_that_is_promised():
+    assert (3, 10) <= sys.version_info[:2]

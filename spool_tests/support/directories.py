@@ -1,0 +1,5 @@
+"""
+What tests of run directories share.
+"""
+
+ENDED_FILES = ["spec.json", "status.json", "stderr", "stdout"]

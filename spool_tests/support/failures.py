@@ -1,0 +1,14 @@
+"""
+What tests of failures share.
+"""
+
+import pathlib
+
+
+def name_of(pid):
+    return pathlib.Path(f"/proc/{pid}/comm").read_text().strip()
+
+
+def children(pid, name=None):
+    found = map(int, pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    return [child for child in found if name in (None, name_of(child))]

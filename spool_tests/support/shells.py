@@ -1,0 +1,69 @@
+"""
+The shells that the far side's text has to run in, and the login shells it has to come through.
+"""
+
+import functools
+import os
+import shutil
+import tempfile
+
+from spool_tests.support.waiting import absent
+
+PACKAGES = {
+    "bash": "bash",
+    "busybox": "busybox",
+    "dash": "dash",
+    "fish": "fish",
+    "ksh93": "ksh93u+m",
+    "mksh": "mksh",
+    "tcsh": "tcsh",
+    "zsh": "zsh",
+}
+SH = ("dash", "bash", "busybox", "mksh", "ksh93", "zsh")  # what /bin/sh may be
+LOGIN = (*SH, "fish", "tcsh")
+
+
+def path_of(shell):
+    path = shutil.which(shell) or shutil.which(shell, path="/bin:/usr/bin")
+    return path or absent(
+        f"the shell {shell} (Debian's package {PACKAGES[shell]}) is not installed"
+    )
+
+
+@functools.cache
+def as_sh(shell):
+    """A path ending in /sh: several shells keep to POSIX only under that name."""
+    directory = os.path.join(
+        tempfile.gettempdir(), f"chaperone-test-sh.{os.getuid()}.{os.getpid()}", shell
+    )
+    os.makedirs(directory, mode=0o755)
+    os.chmod(os.path.dirname(directory), 0o755)
+    path = os.path.join(directory, "sh")
+    if shell == "busybox":  # the applet's name is the link's
+        path = os.path.join(directory, "ash")
+    os.symlink(path_of(shell), path)
+    return path
+
+
+def in_place_of_sh(shell, directory):
+    """
+    The words before an argv that give it a /bin/sh of its own; as root alone.
+
+    It sees the machine's /usr/bin through a directory in which `sh` is another link; nobody else
+    does, and nothing is left when it has ended.
+    """
+    link = os.path.join(directory, "bin", "sh")
+    os.mkdir(os.path.dirname(link))
+    os.chmod(os.path.dirname(link), 0o755)
+    os.symlink(path_of(shell), link)
+    mounted = 'mount -t overlay overlay -o "lowerdir=$0:/usr/bin" /usr/bin && exec "$@"'
+    return ("unshare", "--mount", "/bin/sh", "-c", mounted, os.path.dirname(link))
+
+
+def remove():
+    """Take back what `as_sh` made."""
+    shutil.rmtree(
+        os.path.join(tempfile.gettempdir(), f"chaperone-test-sh.{os.getuid()}.{os.getpid()}"),
+        ignore_errors=True,
+    )
+    as_sh.cache_clear()

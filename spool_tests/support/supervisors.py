@@ -1,0 +1,174 @@
+"""
+The supervisor's text, run by one shell of many.
+"""
+
+import os
+import select
+import signal
+import subprocess
+import time
+
+import pytest
+
+from chaperone.farside import payload
+from chaperone.farside import records as records_of
+from chaperone.model import spec as specs
+from spool_tests.support import shells
+from spool_tests.support.processes import processes_with
+from spool_tests.support.waiting import until
+
+NONCE = "\x1e0123456789abcdef"
+
+
+class Far:
+    """One life of the text in one shell, with the near side's end of its pipes."""
+
+    def __init__(self, shell, program, alter=None, env=None, argv=None, **spec):
+        self.spec = specs.checked(
+            {"id": "r", "program": program, "remote": {"host": "there"}, **spec}, "/"
+        )
+        self.cookie = os.urandom(8).hex()
+        self.records, self.output = [], {"stdout": bytearray(), "stderr": bytearray()}
+        self._parsers = {name: records_of.Records(NONCE) for name in self.output}
+        argv = argv or [shells.as_sh(shell), *payload.CONSTANT[1:]]
+        self.process = subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env
+        )
+        assert self.process.stderr.readline() == payload.READY
+        self._fds = {self.process.stdout.fileno(): "stdout", self.process.stderr.fileno(): "stderr"}
+        stdin = (self.spec["program"]["stdin"] or "").encode()
+        self.send((alter or (lambda whole: whole))(self.payload(len(stdin))) + stdin)
+
+    def payload(self, stdin_size):
+        marks = {"CHAPERONE_RUN_ID": "r", "CHAPERONE_COOKIE": self.cookie}
+        text = payload.program_text(self.spec["program"], marks, True)
+        more = {"program": text, "stdin_size": stdin_size, "stdin_name": os.urandom(8).hex()}
+        return payload.payload(
+            payload.settings(self.spec, NONCE, self.cookie, "kill", **more),
+            "@" + os.urandom(8).hex(),
+            "kill",
+        )
+
+    def send(self, data):
+        data = data if isinstance(data, bytes) else data.encode() + b"\n"
+        while data:
+            self.read(0)
+            _, ready, _ = select.select([], [self.process.stdin], [], 0.1)
+            if ready:
+                data = data[os.write(self.process.stdin.fileno(), data[:4096]) :]
+
+    def read(self, timeout):
+        for fd in select.select(list(self._fds), [], [], timeout)[0]:
+            stream = self._fds[fd]
+            data = os.read(fd, 65_536)
+            if not data:
+                del self._fds[fd]
+            clean, records = (
+                self._parsers[stream].feed(data) if data else (self._parsers[stream].end(), [])
+            )
+            self.output[stream] += clean
+            self.records += records
+
+    def wait(self, word, timeout=10):
+        """The rest of the first record that begins with `word`."""
+        deadline = time.monotonic() + timeout
+        while not (found := [record[1:] for record in self.records if record[0] == word]):
+            assert self._fds and time.monotonic() < deadline, (
+                f"no {word} in {self.records}, {self.output}"
+            )
+            self.read(0.1)
+        return found[0]
+
+    def outcome(self):
+        return records_of.outcome(self.wait("end"))
+
+    def close(self):
+        """The end of the connection: what a cut is to the far side."""
+        self.process.stdin.close()
+
+    def ended(self, timeout=10):
+        """Wait for the end of it all: the exit code."""
+        deadline = time.monotonic() + timeout
+        while self._fds:
+            assert time.monotonic() < deadline, f"the pipes are still open: {self.records}"
+            self.read(0.1)
+        return self.process.wait(max(0.1, deadline - time.monotonic()))
+
+    def alive(self):
+        """Its processes, but for the far side's own search for them."""
+        return {
+            pid: command
+            for pid, command in processes_with(self.cookie.encode()).items()
+            if not command.startswith("grep ")
+        }
+
+
+@pytest.fixture
+def far():
+    made = []
+
+    def start(*arguments, **keywords):
+        made.append(Far(*arguments, **keywords))
+        return made[-1]
+
+    yield start
+    for one in made:
+        if not one.process.stdin.closed:
+            one.process.stdin.close()
+        if one.process.poll() is None:
+            until(lambda one=one: one.process.poll() is not None, 15)
+        for pid in one.alive():
+            os.kill(pid, signal.SIGKILL)
+        one.process.stdout.close()
+        one.process.stderr.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def removed():
+    yield
+    shells.remove()
+
+
+every_sh = pytest.mark.parametrize("shell", shells.SH)
+
+
+PROGRAMS = {
+    "quiet": "echo up; exec sleep 1000",
+    "stubborn": "trap '' TERM HUP PIPE; echo up; while :; do sleep 0.1; done",
+    "setsid child": "setsid sh -c 'trap \"\" TERM; sleep 1000' & echo up; exec sleep 1000",
+    "double fork": "(setsid sh -c 'sleep 1000 & exit' &); echo up; exec sleep 1000",
+    "writing": "while :; do echo up; sleep 0.02; done",
+}
+
+
+def only_what_sh_needs(directory):
+    """Make it the PATH of a host without awk, setsid and a sleep of fractions."""
+    for name in (
+        "cat",
+        "sleep",
+        "env",
+        "sed",
+        "grep",
+        "ps",
+        "kill",
+        "dd",
+        "rm",
+        "sh",
+        "wc",
+        "sort",
+        "mkdir",
+        "mkfifo",
+        "tail",
+    ):
+        path = subprocess.run(
+            ["/bin/sh", "-c", f"command -v {name}"],
+            capture_output=True,
+            text=True,
+            env={"PATH": "/usr/bin:/bin"},
+        ).stdout.strip()
+        if path.startswith("/") and name != "sleep":
+            os.symlink(path, os.path.join(directory, name))
+    with open(
+        os.open(os.path.join(directory, "sleep"), os.O_CREAT | os.O_WRONLY, 0o755), "w"
+    ) as sleep:
+        sleep.write('#!/bin/sh\ncase $1 in *.*) exit 1;; esac\nexec /bin/sleep "$1"\n')

@@ -1,0 +1,47 @@
+"""
+Waiting for a condition, and skipping a test that lacks something.
+"""
+
+import os
+import shutil
+import time
+
+import pytest
+
+
+def until(condition, timeout=10.0, what=None):
+    """
+    Wait until `condition()` is true, and return what it returned.
+
+    For tests that have no fd to wait on; asks often at first, then every 20 ms.
+
+    Raises:
+        AssertionError: If it was not true within `timeout` seconds.
+    """
+    deadline = time.monotonic() + timeout
+    pause = 0.0005
+    while not (result := condition()):
+        assert time.monotonic() < deadline, (
+            f"not within {timeout} s: {what or getattr(condition, '__name__', condition)}"
+        )
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.02)
+    return result
+
+
+def need(*programs):
+    """
+    Skip the test unless these programs are installed; in CI, where bin/test has installed them,
+    fail.
+    """
+    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+    absent(f"needs {', '.join(missing)}") if (
+        missing := [p for p in programs if not shutil.which(p, path=path)]
+    ) else None
+
+
+def absent(what):
+    """Skip the test for want of `what`; in CI, fail."""
+    if os.environ.get("CI"):
+        pytest.fail(f"in CI nothing may be missing: {what}")
+    pytest.skip(what)

@@ -1,0 +1,182 @@
+"""
+Limits count on the monotonic clock: the wall clock is stepped by a day, or the chaperone is paused,
+while each of them runs alone.
+"""
+
+import ast
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+from spool_tests.support.clock import DAY, Clock
+from spool_tests.support.places import ROOT
+from spool_tests.support.runs import final, live, running, sh
+from spool_tests.support.surviving import connected
+from spool_tests.support.waiting import need, until
+
+ADOPT = "from chaperone.hold import adopt, inherited; sys.exit(adopt.hold_left_run(sys.argv[1], sys.argv[2], inherited.shed_inherited_state(), inherited.print_run_id))"
+HANGS = {
+    "host": "nowhere.invalid",
+    "options": {"ProxyCommand": "sh -c 'while read x; do :; done'", "ConnectTimeout": 30},
+}
+# What of the time module any module may use: the clocks, of which `Clock` stands in for the two
+# that tell the time of day, and what only waits.
+READ = {
+    "monotonic",
+    "time",
+    "time_ns",
+    "clock_gettime",
+    "CLOCK_BOOTTIME",
+    "sleep",
+    "strftime",
+    "gmtime",
+    "localtime",
+}
+LIMITS = {
+    "run": {"program": sh("exec sleep 60"), "timeouts": {"run": 0.8}},
+    "idle": {"program": sh("echo out; exec sleep 60"), "timeouts": {"idle": 0.8}},
+    "connect": {"program": sh("exit 0"), "remote": HANGS, "timeouts": {"connect": 0.8}},
+}
+
+
+@pytest.fixture
+def clock(spool):
+    return Clock(spool.parent)
+
+
+def start(spool, clock, run_id="r", **spec):
+    chaperone = subprocess.Popen(
+        [*clock.chaperone, "run", "--spool", str(spool), "-"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    chaperone.stdin.write(json.dumps({"id": run_id, **spec}))
+    chaperone.stdin.close()
+    assert chaperone.stdout.readline() == f"{run_id}\n"
+    chaperone.stdout.close()
+    return chaperone
+
+
+def stopped_by(status):
+    """Which limit ended it."""
+    if status["state"] == "error":
+        return (
+            "connect"
+            if status["exception"]["message"].endswith("no ready word within 0.8 s")
+            else status["exception"]
+        )
+    return status["stop"] and {"timeout": "run"}.get(
+        status["stop"]["reason"], status["stop"]["reason"]
+    )
+
+
+def begun(spool, limit):
+    """Wait until its time runs."""
+    if limit != "connect":
+        running(spool)
+    if limit == "idle":
+        until(lambda: (spool / "r" / "stdout").stat().st_size)
+
+
+@pytest.mark.parametrize("step", [DAY, -DAY])
+@pytest.mark.parametrize("limit", LIMITS)
+def test_limit_is_neither_hastened_nor_put_off_by_a_step(spool, clock, limit, step):
+    if limit == "connect":
+        need("ssh")
+    begin = time.monotonic()
+    chaperone = start(spool, clock, **LIMITS[limit])
+    begun(spool, limit)
+    clock.step(step)
+    assert chaperone.wait(20) == 0
+    assert time.monotonic() - begin >= 0.8
+    status = final(spool)
+    assert stopped_by(status) == limit, status
+    assert (
+        status["elapsed"] is None or 0 < status["elapsed"] < 20
+    )  # though by the times of day it is a day
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_limit_that_passes_while_the_chaperone_is_paused_counts_when_it_goes_on(
+    spool, clock, limit
+):
+    if limit == "connect":
+        need("ssh")
+    chaperone = start(spool, clock, **LIMITS[limit])
+    begun(spool, limit)
+    os.kill(chaperone.pid, signal.SIGSTOP)
+    paused = time.monotonic()
+    until(lambda: time.monotonic() > paused + 1)
+    assert not (spool / "r" / "status.json").exists()
+    os.kill(chaperone.pid, signal.SIGCONT)
+    assert chaperone.wait(20) == 0
+    assert stopped_by(final(spool)) == limit
+
+
+def test_step_ends_no_run_that_has_limits(spool, clock):
+    chaperone = start(
+        spool,
+        clock,
+        program=sh("while [ ! -e go ]; do echo x; sleep 0.02; done; exit 3", cwd=str(spool)),
+        timeouts={"run": 3600, "idle": 600},
+    )
+    running(spool)
+    for step in (DAY, -DAY, 400 * DAY, 0):
+        clock.step(step)
+        size = (spool / "r" / "stdout").stat().st_size
+        until(lambda size=size: (spool / "r" / "stdout").stat().st_size > size + 4)
+    assert live(spool)["state"] == "running"
+    (spool / "go").touch()
+    assert chaperone.wait(20) == 0
+    (spool / "go").unlink()
+    assert final(spool)["return_code"] == 3
+
+
+@pytest.mark.parametrize("step", [DAY, -DAY])
+def test_adopted_run_keeps_its_time_whatever_the_clock_says(spool, clock, step, monkeypatch):
+    """
+    Its limit goes on from when the program was started, though nobody who was there lives any more.
+    """
+    monkeypatch.setenv("HOME", str(spool.parent))
+    chaperone = start(
+        spool, clock, program=sh("exec sleep 60"), on_disconnect="survive", timeouts={"run": 3}
+    )
+    began = connected(spool) and time.monotonic()
+    chaperone.kill()
+    chaperone.wait()
+    clock.step(step)
+    adopter = subprocess.Popen([*clock.python(ADOPT), str(spool), "r"], stdout=subprocess.DEVNULL)
+    assert adopter.wait(30) == 0
+    assert stopped_by(final(spool)) == "run", final(spool)
+    assert time.monotonic() - began > 2  # and not at once, as the times of day would have it
+    until(lambda: not list((spool.parent / ".chaperone").glob("*")))
+
+
+def test_nobody_reads_another_clock():
+    """What `Clock` stands in for is all there is."""
+    package = os.path.join(ROOT, "chaperone")
+    for name in os.listdir(package):
+        if not name.endswith(".py"):
+            continue
+        with open(os.path.join(package, name)) as file:
+            tree = ast.parse(file.read())
+        for node in ast.walk(tree):
+            if (
+                isinstance(node, ast.Attribute)
+                and isinstance(node.value, ast.Name)
+                and node.value.id == "time"
+            ):
+                assert node.attr in READ, f"{name}:{node.lineno}: time.{node.attr}"
+            if (
+                isinstance(node, ast.Attribute)
+                and node.attr in ("now", "utcnow", "today")
+                and isinstance(node.value, ast.Name)
+            ):
+                assert node.value.id not in ("datetime", "date"), f"{name}:{node.lineno}"
+            if isinstance(node, ast.ImportFrom):
+                assert node.module != "time", f"{name}:{node.lineno}"
