@@ -266,7 +266,9 @@ def open_plain(directory_fd: int, name: str, flags: int = os.O_RDONLY) -> int:
     except OSError as error:
         raise failure(f"open {name!r}", error) from error
     ours, kind = os.fstat(fd), stat.S_IFIFO if name == CONTROL else stat.S_IFREG
-    if stat.S_IFMT(ours.st_mode) != kind or ours.st_uid != os.geteuid() or ours.st_nlink > 1:
+    is_ours = stat.S_IFMT(ours.st_mode) == kind and ours.st_uid == os.geteuid()
+    # A second link is a backup's (`cp -al`, rsnapshot), or was planted: by who may write here.
+    if not is_ours or (ours.st_nlink > 1 and os.fstat(directory_fd).st_mode & 0o022):
         os.close(fd)
         want = "FIFO" if kind == stat.S_IFIFO else "file"
         raise SpoolError(

@@ -66,6 +66,7 @@ def test_signal_reaches_the_program(chaperone, held):
 @pytest.mark.parametrize("verb", ["stop", "kill"])
 def test_stop_passes_over_what_it_can_not_ask(chaperone, held, spool, tmp_path, verb):
     chaperone("run", "--id", "bad", "-", spec=ECHO)
+    (spool / "bad").chmod(0o777)
     (tmp_path / "backup").hardlink_to(spool / "bad" / "status.json")
     directory = held(SLEEP)
     sentence = "chaperone: unable to ask run 'bad': unable to open 'status.json': want a file of ours without other links\n"

@@ -44,10 +44,28 @@ def test_ls_of_an_empty_spool_is_a_heading(chaperone, spool):
     assert streams(chaperone("ls")) == (0, "ID  STATE  AGE  ELAPSED  OUTCOME  BYTES  PROGRAM\n", "")
 
 
+def test_spool_that_was_backed_up_by_hard_links_can_be_used(chaperone, held, spool, tmp_path):
+    chaperone("run", "-", spec=ECHO)
+    held(SLEEP)
+    chaperone("run", "--id", "old", "-", spec=ECHO)
+    assert chaperone("gc", "--older", "1d").returncode == 0
+    subprocess.run(["cp", "-al", spool, tmp_path / "backup"], check=True)
+    for path in (spool, tmp_path / "backup"):
+        states = [line.split()[1] for line in chaperone("ls", "--spool", path).stdout.splitlines()]
+        assert states == ["STATE", "terminated", "running", "terminated"]
+        assert streams(chaperone("tail", "--spool", path, "echo", "stdout")) == (0, "out\n", "")
+    assert streams(chaperone("stop", "sleep")) == (0, "", "")
+    assert streams(chaperone("wait", "sleep")) == (143, "", "")
+    assert chaperone("gc", "--older", "0s", "--uncollected").returncode == 0
+    assert [name for name in os.listdir(spool) if not name.startswith(".")] == []
+    assert (tmp_path / "backup" / "echo" / "stdout").read_text() == "out\n"
+
+
 @pytest.mark.parametrize("words", [[], ["--all"], ["--json"]])
 def test_ls_tells_what_it_can_where_a_run_can_not_be_read(chaperone, spool, tmp_path, words):
     for run_id in ("bad", "good"):
         chaperone("run", "--id", run_id, "-", spec=ECHO)
+    (spool / "bad").chmod(0o777)
     (tmp_path / "backup").hardlink_to(spool / "bad" / "status.json")
     result = chaperone("ls", *words)
     assert (result.returncode, result.stderr) == (

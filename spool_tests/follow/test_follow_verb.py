@@ -98,6 +98,7 @@ def test_second_follow_with_the_same_cursor_file_is_refused_with_one_sentence(sp
 def test_run_that_can_not_be_read_is_told_on_stderr_and_holds_up_no_other(spool, file):
     """It stays there, perhaps for days: to end at it would be to end at each start."""
     with Writer(spool, "bad"), Writer(spool, "good") as good:
+        (spool / "bad").chmod(0o777)
         os.link(spool / "bad" / "lock", spool / "planted")
         good.write(b"hello").end()
         with following(file) as follow:

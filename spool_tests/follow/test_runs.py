@@ -389,6 +389,7 @@ def test_removed_spool_is_an_error_where_it_is_polled_too(spool):
 
 def test_run_that_can_not_be_read_is_told_once_and_disturbs_no_other(spool):
     with Writer(spool, "bad"), Writer(spool, "good") as good, Follower(spool) as follower:
+        (spool / "bad").chmod(0o777)
         os.link(spool / "bad" / "lock", spool / "planted")
         events = []
         sentence = "^unable to follow run 'bad': unable to open 'lock': want a file of ours without other links$"

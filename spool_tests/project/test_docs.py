@@ -8,6 +8,7 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -17,6 +18,7 @@ import pytest
 
 import chaperone as api
 from chaperone.hold import chaperone
+from chaperone.program import guard
 from chaperone.spool import run_directory
 from spool_tests.support.places import ROOT
 from spool_tests.support.waiting import need
@@ -153,6 +155,17 @@ def test_retention_of_the_page_about_timers_happens(place, monkeypatch):
         assert told.stderr == "" and (place / "spool/hello").exists() == (" reap " in do[-1]), do
         if "reap" in do[-1]:
             shutil.rmtree(place / "spool")
+
+
+def test_signals_of_a_chaperone_are_those_of_the_page():
+    text = " ".join(pathlib.Path(ROOT, "docs/command-line.rst").read_text().split())
+    answered = text.partition("It passes ")[2].partition(" on to the program")[0]
+    ignored = text.partition("It ignores ")[2].partition(";")[0]
+    names = [
+        {int(getattr(signal, name)) for name in re.findall("SIG[A-Z0-9]+", part)}
+        for part in (answered, ignored)
+    ]
+    assert names == [{*chaperone.FORWARDED}, {*guard.IGNORED}]
 
 
 def test_patience_with_a_disk_is_as_the_page_on_the_format_says():

@@ -203,7 +203,8 @@ def test_collected_run_does_not_come_back_when_its_ending_is_finished(spool):
 PLANTS = {
     "symlink": lambda path, outside: path.symlink_to(outside),
     "dangling": lambda path, outside: path.symlink_to("nowhere"),
-    "hard link": lambda path, outside: os.link(outside, path),
+    # By another user, who can only do so where the directory lets others write.
+    "hard link": lambda path, outside: (os.link(outside, path), path.parent.chmod(0o777)),
     "fifo": lambda path, outside: os.mkfifo(path),
     "directory": lambda path, outside: path.mkdir(),
     "socket": lambda path, outside: os.mknod(path, stat.S_IFSOCK | 0o600),

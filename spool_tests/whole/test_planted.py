@@ -22,7 +22,11 @@ PLANTS = {
     "symlink": lambda path, outside: path.symlink_to(outside / "file"),
     "symlink-to-directory": lambda path, outside: path.symlink_to(outside),
     "dangling": lambda path, outside: path.symlink_to(outside / "nowhere"),
-    "hard-link": lambda path, outside: os.link(outside / "file", path),
+    # By another user, who can only do so where the directory lets others write.
+    "hard-link": lambda path, outside: (
+        os.link(outside / "file", path),
+        path.parent.chmod(0o777),
+    ),
     "fifo": lambda path, outside: os.mkfifo(path),
     "directory": lambda path, outside: path.mkdir(),
     "socket": lambda path, outside: os.mknod(path, stat.S_IFSOCK | 0o600),
@@ -165,21 +169,22 @@ def test_planted_sweep_lock_stops_a_sweep_and_harms_nothing(spool, chaperone, ou
     disk.end(disk.create(spool))
     PLANTS[plant](spool / ".sweep.lock", outside)
     before = (spool / ".sweep.lock").lstat()
+    opened = "open '.sweep.lock':"
     reasons = {
-        "symlink": "Too many levels of symbolic links",
-        "symlink-to-directory": "Too many levels of symbolic links",
-        "dangling": "Too many levels of symbolic links",
-        "hard-link": "want a file of ours without other links",
-        "fifo": "want a file of ours without other links",
-        "directory": "Is a directory",
-        "socket": "No such device or address",
+        "symlink": f"{opened} Too many levels of symbolic links",
+        "symlink-to-directory": f"{opened} Too many levels of symbolic links",
+        "dangling": f"{opened} Too many levels of symbolic links",
+        "hard-link": f"use spool {str(spool)!r}: want nobody else to write to it, got mode 0777",
+        "fifo": f"{opened} want a file of ours without other links",
+        "directory": f"{opened} Is a directory",
+        "socket": f"{opened} No such device or address",
     }
     for words in (["reap"], ["gc", "--older", "0s"]):
         result = chaperone(*words)
         assert (result.returncode, result.stdout, result.stderr) == (
             os.EX_IOERR,
             "",
-            f"chaperone: unable to open '.sweep.lock': {reasons[plant]}\n",
+            f"chaperone: unable to {reasons[plant]}\n",
         )
     after = (spool / ".sweep.lock").lstat()
     assert os.path.samestat(before, after) and after.st_mode == before.st_mode
