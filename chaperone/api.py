@@ -279,18 +279,15 @@ class Run:
             NoRunError: If the run was deleted.
             SpecError: If the offset or the size can't be one.
         """
-        for field, value in (("offset", offset), ("size", size)):
-            try:
-                _OFFSET(value, field)
-            except SpecError as error:
-                raise SpecError(f"unable to read run {self.run_id!r}: {error}") from None
-        with self._opened() as run_fd:
-            try:
-                fd = look.open_stream(run_fd, stream)
-            except FileNotFoundError:  # an empty log is removed when the run ends
-                return b""
-            with owned(fd):
+        try:
+            _PIECE({"offset": offset, "size": size}, "")
+        except SpecError as error:
+            raise SpecError(f"unable to read run {self.run_id!r}: {error}") from None
+        # An empty log is removed when the run ends.
+        with self._opened() as run_fd, contextlib.suppress(FileNotFoundError):
+            with owned(look.open_stream(run_fd, stream)) as fd:
                 return _pread_all(fd, size, offset)
+        return b""
 
     def wait(self, timeout: float | None = None) -> Status | None:
         """
@@ -303,9 +300,7 @@ class Run:
         Raises:
             NoRunError: If the run is deleted before its end.
         """
-        for _, status in wait_each([self], timeout):
-            return status
-        return None
+        return next((status for _, status in wait_each([self], timeout)), None)
 
     def tail(self, stream: str = "stdout", offset: int = 0) -> Iterator[bytes]:
         """
@@ -319,22 +314,18 @@ class Run:
         """
         if stream not in format.STREAMS:
             raise SpecError(f"unable to follow stream {stream!r}: want stdout or stderr")
-        with Follower(
-            self.spool_path, self._cursor({stream: offset}), runs=[self.run_id], streams=[stream]
-        ) as follower:
+        cursor = cursors.of({self.run_id: {**self._entry(), stream: offset}})
+        with Follower(self.spool_path, cursor, runs=[self.run_id], streams=[stream]) as follower:
             for event in follower:
                 if isinstance(event, Output):
                     yield event.data
                 elif isinstance(event, Ended) and event.status is None:
                     raise NoRunError(f"unable to follow run {self.run_id!r}: it was deleted")
 
-    def entry(self) -> dict[str, Any]:
+    def _entry(self) -> dict[str, Any]:
         """The part of a cursor that means this run from its start, not a later one with its id."""
         with self._opened() as run_fd:
             return cursors.entry(look.key_in(run_fd))
-
-    def _cursor(self, offsets: dict[str, int]) -> dict[str, Any]:
-        return cursors.of({self.run_id: {**self.entry(), **offsets}})
 
     # -- requests
 
@@ -397,7 +388,8 @@ class Run:
             return _opened_run(spool_fd, self.run_id)
 
 
-_OFFSET = checks.number(0, whole=True, most=cursors.LARGEST_OFFSET)
+_OFFSET = checks.number(0, whole=True, most=cursors.LARGEST_OFFSET), checks.REQUIRED
+_PIECE = checks.fields({"offset": _OFFSET, "size": _OFFSET})
 
 
 def wait_each(runs: Sequence[Run], timeout: float | None = None) -> Iterator[tuple[Run, Status]]:
@@ -408,8 +400,7 @@ def wait_each(runs: Sequence[Run], timeout: float | None = None) -> Iterator[tup
         runs (list): Of one spool.
         timeout (float): Seconds for all of them; None waits as long as it takes.
     Yields:
-        tuple: Each run with its final status, in the order in which they end; fewer when the time
-            is over.
+        tuple: (run, final status), in the order of the endings; fewer when the time is over.
     Raises:
         NoRunError: If a run is deleted before its end.
     """
@@ -423,11 +414,12 @@ def wait_each(runs: Sequence[Run], timeout: float | None = None) -> Iterator[tup
             waited[run.run_id] = run
     if not waited:
         return
-    cursor = cursors.of({run_id: run.entry() for run_id, run in waited.items()})
+    cursor = cursors.of({run_id: run._entry() for run_id, run in waited.items()})
     with Follower(runs[0].spool_path, cursor, runs=waited, streams=()) as follower:
         while waited:
-            left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
-            event = follower.next(left_s)
+            event = follower.next(
+                None if deadline is None else max(0.0, deadline - time.monotonic())
+            )
             if event is None:
                 return
             if isinstance(event, (Ended, Lost)):
@@ -443,21 +435,16 @@ def _opened_run(spool_fd: int, run_id: str) -> owned:
 
 
 def _size(run_fd: int, stream: str) -> int:
-    try:
-        fd = look.open_stream(run_fd, stream)
-    except FileNotFoundError:
-        return 0
-    with owned(fd):
+    with contextlib.suppress(FileNotFoundError), owned(look.open_stream(run_fd, stream)) as fd:
         return os.fstat(fd).st_size
+    return 0
 
 
 def _pread_all(fd: int, size: int, offset: int) -> bytes:
     """Read until `size` bytes or the end: one pread may return less."""
-    first = os.pread(fd, min(size, CHUNK), offset)
-    if not first or len(first) >= size:
-        return first
-    parts, got = [first], len(first)
-    while got < size and (data := os.pread(fd, min(size - got, CHUNK), offset + got)):
+    parts = [b""]
+    left = size
+    while left and (data := os.pread(fd, min(left, CHUNK), offset + size - left)):
         parts.append(data)
-        got += len(data)
+        left -= len(data)
     return b"".join(parts)

@@ -203,8 +203,18 @@ def _fault(name: str, error: Exception) -> int:
     elif isinstance(error, errors.ChaperoneError):
         terminal.note(str(error))
     else:
-        terminal.note(f"unable to go on: {error}")
+        terminal.note(f"unable to go on: {_reason(error)}")
     return code
+
+
+def _reason(error: Exception) -> str:
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error)
+    if error.filename is None:
+        # getcwd(2) has no file to name.
+        is_gone = isinstance(error, FileNotFoundError) and os.stat(".").st_nlink == 0
+        return "the working directory was deleted" if is_gone else error.strerror
+    return f"{error.filename!r}: {error.strerror}"
 
 
 def _exit_code(name: str, error: Exception) -> int:

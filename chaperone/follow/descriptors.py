@@ -15,8 +15,11 @@ import os
 import resource
 import select
 import time
+import warnings
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from typing import Any
 
 import inotify_simple
 from inotify_simple import flags
@@ -260,6 +263,35 @@ class Watcher:
             await future
         finally:
             loop.remove_reader(self.fileno())
+
+
+def open_watcher(reports: bool) -> tuple[Watcher, str | None]:
+    """
+    A watcher, and None; where the kernel grants no inotify instance, one without inotify, and why.
+    """
+    try:
+        return Watcher(reports), None
+    except OutOfInstancesError as error:
+        return Watcher(reports=False), str(error)
+
+
+def close_when_dropped(
+    owner: object, opened: contextlib.ExitStack, name: str
+) -> weakref.finalize[Any, Any]:
+    """
+    Close what an owner of fds has opened if it is dropped without being closed, and warn.
+
+    Returns:
+        finalize: To be detached by the owner's `close`.
+    """
+    late = weakref.finalize(owner, _close_late, opened, name)
+    late.atexit = False
+    return late
+
+
+def _close_late(opened: contextlib.ExitStack, name: str) -> None:
+    warnings.warn(f"{name} was not closed", ResourceWarning, stacklevel=2)
+    opened.close()
 
 
 def _set_done(future: asyncio.Future[None]) -> None:

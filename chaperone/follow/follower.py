@@ -13,7 +13,6 @@ import errno
 import os
 import time
 import warnings
-import weakref
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
@@ -32,12 +31,13 @@ from .descriptors import (
     MOVED_TO,
     OVERFLOW,
     OpenStreams,
-    OutOfInstancesError,
     OutOfWatchesError,
-    Watcher,
+    close_when_dropped,
+    open_watcher,
     silent_filesystem,
 )
 from .followed import HINT_ENDED, HINT_LOOK, SHORT, FollowedRun
+from .progress import Progress
 from .turns import Turns
 
 LONGEST_S = 1e10  # as the longest time of a spec
@@ -96,16 +96,11 @@ class Follower:
             )
         self.polling: str | None = None
         self._named = None if runs is None else frozenset(runs)
-        self._others = {
-            run_id: entry for run_id, entry in entries.items() if not self._is_named(run_id)
-        }
+        others = {name: entry for name, entry in entries.items() if not self._is_named(name)}
+        self._progress = Progress(others)
         self._runs: dict[str, FollowedRun] = {}
-        # Those in the cursor: what is delivered and collected costs nothing any more, however many
-        # are still to come.
-        self._known: dict[str, FollowedRun] = {}
         self._by_watch: dict[int, FollowedRun] = {}
         self._turns = Turns()
-        self._collecting: set[str] = set()
         self._taken: set[str] = set()
         self._spool_watch = self._ended_watch = -1
         self._gathered = 0.0
@@ -117,19 +112,15 @@ class Follower:
             stack.callback(self.streams.close)
             silent = silent_filesystem(self.spool_fd) if poll_s is None else None
             self._poll_s = poll_s or POLL_S
-            why = silent and f"inotify may be silent on {silent}"
-            try:
-                watcher = Watcher(reports=poll_s is None and silent is None)
-            except OutOfInstancesError as error:
-                why, watcher = str(error), Watcher(reports=False)
+            watcher, why = open_watcher(reports=poll_s is None and silent is None)
             self._watcher = stack.enter_context(contextlib.closing(watcher))
-            if why is not None:
-                self._poll(why)
+            if silent or why:
+                self._poll(why or f"inotify may be silent on {silent}")
             elif poll_s is not None:
                 self._poll("it was asked for", announced=True)
             else:
                 self._watch_spool()
-            for run_id in entries.keys() - self._others.keys() | (self._named or set()):
+            for run_id in entries.keys() - others.keys() | (self._named or set()):
                 self._runs[run_id] = FollowedRun(
                     self,
                     run_id,
@@ -137,11 +128,10 @@ class Follower:
                     asked_for=True,
                     if_collected=run_id in entries,
                 )
-            self._known.update(self._runs)
+                self._progress.add(self._runs[run_id])
             self._begin()
             self._open = stack.pop_all()
-        self._unclosed = weakref.finalize(self, _close_late, self._open, self.path)
-        self._unclosed.atexit = False
+        self._unclosed = close_when_dropped(self, self._open, f"a follower of spool {self.path!r}")
 
     def __enter__(self) -> Follower:
         self._owned = True
@@ -166,19 +156,12 @@ class Follower:
         The cursor up to the last event that was delivered, as a new dict; the cost grows with the
         number of runs in it.
         """
-        entries = {
-            run_id: run.entry
-            for run_id, run in self._known.items()
-            if run.asked_for or not cursors.is_waited_for(run.entry)
-        }
-        return cursors.of({**self._others, **entries})
+        return self._progress.cursor()
 
     def entry(self, run_id: str) -> dict[str, Any] | None:
         """One run's part of `cursor`, to be kept in a row of its own; None if it is not in it."""
-        run = self._runs.get(run_id)
-        if run is None or (cursors.is_waited_for(run.entry) and not run.asked_for):
-            return None
-        return dict(run.entry)
+        run = self._progress.get(run_id)
+        return None if run is None else dict(run.entry)
 
     @property
     def uncollected(self) -> list[str]:
@@ -186,12 +169,11 @@ class Follower:
         The runs whose ending was delivered, by this follower or by the one whose cursor was passed
         in, and that are not collected.
         """
-        return [run_id for run_id in self._known if self.is_uncollected(run_id)]
+        return self._progress.uncollected()
 
     def is_uncollected(self, run_id: str) -> bool:
         """Whether a run is in `uncollected`; costs the same however many there are."""
-        run = self._known.get(run_id)
-        return run is not None and run.has_ended() and run_id not in self._collecting
+        return self._progress.is_uncollected(run_id)
 
     def collect(self, run_id: str) -> None:
         """
@@ -202,11 +184,11 @@ class Follower:
         appears, and the run stays in the cursor until then.
 
         Raises:
-            SpecError: If its ending was not delivered.
+            SpecError: If its ending was not delivered; not if another has collected it.
         """
-        run = self._known.get(run_id)
+        run = self._progress.get(run_id)
         if run is None and format.where_entered(self.spool_fd, run_id) is None:
-            return  # another has collected it, and it was forgotten
+            return
         if run is None or not run.has_ended():
             raise SpecError(f"unable to collect run {run_id!r}: its ending was not handed out")
         if look.key_of(self.spool_fd, run_id) not in (None, run.entry["key"]):
@@ -217,7 +199,7 @@ class Follower:
             return
         look.collect(self.spool_fd, run_id)
         if format.where_entered(self.spool_fd, run_id) == format.RUNNING:
-            self._collecting.add(run_id)
+            self._progress.collecting.add(run_id)
             return
         look.collect(self.spool_fd, run_id)  # it may have moved between our two looks
         self.forget(run)
@@ -304,7 +286,7 @@ class Follower:
                 finally:
                     self._turns.back(run)
                 if event is not None:
-                    self._known[run.run_id] = run
+                    self._progress.add(run)
                     return event
                 if until is not None and time.monotonic() >= until:
                     return None
@@ -376,14 +358,12 @@ class Follower:
             self._taken_away(name)
         elif mask & MOVED_TO:
             self._taken.discard(name)
-            self._appeared(
-                name, HINT_LOOK if watch == self._spool_watch else HINT_LOOK | HINT_ENDED
-            )
+            self._appeared(name, HINT_LOOK | (HINT_ENDED if watch == self._ended_watch else 0))
         elif name in self._runs:
             self._turns.give(self._runs[name], HINT_LOOK)
 
     def _appeared(self, run_id: str, hints: int) -> None:
-        if hints & HINT_ENDED and run_id in self._collecting:
+        if hints & HINT_ENDED and run_id in self._progress.collecting:
             self.collect(run_id)
             return
         run = self._runs.get(run_id)
@@ -414,26 +394,22 @@ class Follower:
 
     def _list(self) -> set[str]:
         """Which runs have an entry: .running/ before .ended/, the way the entries move."""
-        live = format.live_ids(self.spool_fd)
-        for run_id in live:
-            self._appeared(run_id, HINT_LOOK)
-        ended = format.ended_ids(self.spool_fd)
-        for run_id in ended:
-            self._appeared(run_id, HINT_LOOK | HINT_ENDED)
-        return {*live, *ended}
+        entered = set()
+        for ids, hints in ((format.live_ids, 0), (format.ended_ids, HINT_ENDED)):
+            for run_id in ids(self.spool_fd):
+                self._appeared(run_id, HINT_LOOK | hints)
+                entered.add(run_id)
+        return entered
 
     # -- watching
 
     def _watch_spool(self) -> None:
         try:
             self._spool_watch = self._watcher.watch(self.spool_fd, MOVED_TO | MOVED_FROM | DELETE)
-            self._watch_ended()
+            with owned(format.open_entries(self.spool_fd, format.ENDED)) as fd:
+                self._ended_watch = self._watcher.watch(fd, MOVED_TO | DELETE)
         except OutOfWatchesError as error:
             self._poll(str(error))
-
-    def _watch_ended(self) -> None:
-        with owned(format.open_entries(self.spool_fd, format.ENDED)) as fd:
-            self._ended_watch = self._watcher.watch(fd, MOVED_TO | DELETE)
 
     def watch(self, run: FollowedRun, fd: int) -> bool:
         """Watch a run directory; poll if the kernel grants no further watch."""
@@ -455,11 +431,10 @@ class Follower:
     def forget(self, run: FollowedRun) -> None:
         """Drop the run; it may appear again."""
         run.hints = 0
-        self._collecting.discard(run.run_id)
         self._taken.discard(run.run_id)
-        for runs in (self._runs, self._known):
-            if runs.get(run.run_id) is run:
-                del runs[run.run_id]
+        self._progress.drop(run)
+        if self._runs.get(run.run_id) is run:
+            del self._runs[run.run_id]
 
     def look_again(self, run: FollowedRun, after_s: float) -> None:
         """Give a run a turn after some seconds."""
@@ -472,9 +447,3 @@ class Follower:
         self._watcher.alarm(time.monotonic() + self._poll_s, POLL)
         if not announced:
             warnings.warn(self.polling, RuntimeWarning, stacklevel=4)
-
-
-def _close_late(opened: contextlib.ExitStack, path: str) -> None:
-    """For a follower that was dropped without `close`: its fds, and its inotify instance, stay."""
-    warnings.warn(f"a follower of spool {path!r} was not closed", ResourceWarning, stacklevel=2)
-    opened.close()

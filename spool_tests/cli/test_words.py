@@ -380,3 +380,20 @@ def test_exact_id_beats_prefix_and_prefix_must_fit_one(chaperone):
         "",
         "chaperone: unable to find run 'lo': 3 runs begin so: load, load-1, load-2\n",
     )
+
+
+@pytest.mark.parametrize("words", [["run", "-"], ["exec", "-"], ["check", "-"], ["adopt"]])
+def test_deleted_working_directory_is_one_sentence(chaperone, tmp_path, words):
+    script = 'mkdir gone; cd gone; rmdir ../gone; exec "$@"'
+    result = subprocess.run(
+        ["sh", "-c", script, "sh", *CHAPERONE, *words],
+        input=json.dumps(ECHO),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+        check=False,
+        env={name: value for name, value in os.environ.items() if name != "CHAPERONE_SPOOL"},
+    )
+    sentence = "unable to go on: the working directory was deleted"
+    assert streams(result) == (os.EX_OSERR, "", f"chaperone: {sentence}\n")
