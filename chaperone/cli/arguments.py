@@ -7,7 +7,8 @@ A verb is declared in its file of verbs/ alone; the table is put together here.
 
 from __future__ import annotations
 
-from .common import UsageError, verbs_in
+from .command import spec_text
+from .verb import UsageError, verbs_in
 from .verbs import check, control, doctor, hold, look, upkeep
 
 TYPE_CHECKING = False
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from typing import NoReturn
 
-    from .common import Verb
+    from .verb import Verb
 
 FAMILIES = (hold, check, look, control, upkeep, doctor)
 VERBS = {name: verb for family in FAMILIES for name, verb in verbs_in(family).items()}
@@ -107,8 +108,11 @@ def parser(verb: Verb) -> argparse.ArgumentParser:
         def __call__(self, *_: object) -> None:
             raise HelpAsked
 
+    prog = f"chaperone {verb.name}"
+    usage = f"{prog} [-h] [options] SPEC\n       {prog} [-h] [options] -- CMD ARG..."
     made = Parser(
-        prog=f"chaperone {verb.name}",
+        prog=prog,
+        usage=usage if verb.takes_command else None,
         description=f"{verb.summary[0].upper()}{verb.summary[1:]}.",
         add_help=False,
     )
@@ -116,6 +120,8 @@ def parser(verb: Verb) -> argparse.ArgumentParser:
     made.add_argument("-h", "--help", action=Help, nargs=0, default=nothing, help="this text")
     for argument in verb.arguments:
         made.add_argument(*argument.names, **argument.how)
+    if verb.takes_command:
+        made.set_defaults(command=None)
     return made
 
 
@@ -127,14 +133,13 @@ def parsed(verb: Verb, words: Sequence[str]) -> argparse.Namespace:
         UsageError: One sentence.
         HelpAsked: For -h and --help.
     """
+    words = list(words)
+    end = words.index("--") if "--" in words and verb.takes_command else len(words)
     # Intermixed: otherwise the second RUN of `stop a --no-wait b` is an unrecognized argument.
-    # It forgets what a `--` said, so we heed it: only a file's name may begin with "-", and `./`
-    # tells it from an option.
-    end = list(words).index("--") if "--" in words else len(words)
-    rest = [
-        f"./{word}" if word.startswith("-") and word != "-" else word for word in words[end + 1 :]
-    ]
-    return parser(verb).parse_intermixed_args([*words[:end], *rest])
+    given = parser(verb).parse_intermixed_args(words[:end])
+    if end < len(words):
+        given.command = spec_text(verb.name, given, words[end + 1 :])
+    return given
 
 
 def verb_help(verb: Verb) -> str:

@@ -1,107 +1,28 @@
 """
-What the verbs share: how a verb is declared, the spool, run ids, the bytes of a spec.
+What verbs share: run ids, ages, who we are, the packages that a lean start left out.
 
-Knows: the shape of a command line.  Must not know: any one verb, or how its words are read.
-On the lean path of `chaperone run`, so it imports nothing heavy.
+Knows: the spool of a verb's words.  Must not know: any one verb.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
-from ..errors import ChaperoneError, SpecError
-from ..model.jsontext import LIMIT, WITHIN_LIMIT
+from ..errors import NoRunError
+from ..model import spec as specs
+from ..program.fds import owned
+from ..spool import format
+from .verb import UsageError, spool_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import types
-    from collections.abc import Callable
-    from typing import Any
-
     from .terminal import Terminal
-
-    Given = Any  # the values of a verb's arguments, each by its `dest`
-    Call = Callable[[Given, Terminal], int]
+    from .verb import Given
 
 
-class UsageError(ChaperoneError, ValueError):
-    """The caller's fault: a command line that no verb takes."""
-
-
-class NoSpecError(ChaperoneError):
-    """The caller's fault: a spec that can't be read as bytes."""
-
-
-# -- declaring a verb
-
-
-class Argument:
-    """
-    An option of a verb, or a word that stands by itself.
-
-    Args:
-        names (str): `-n`, `--lines` of an option; `runs` of words that stand by themselves.
-        how: `help`, `metavar`, `nargs`, `action`, `default`, `type` as argparse takes them. The
-            metavars say what a shell completes: SPEC and FILE a file, DIR a directory, RUN and LIVE
-            run ids, STREAM, SIG and SHELL one of a few words.
-    Attributes:
-        dest (str): The attribute of `given` that has the value.
-    """
-
-    def __init__(self, *names: str, **how: Any) -> None:
-        self.names = names
-        self.how = how
-        self.dest = names[-1].lstrip("-").replace("-", "_")
-        self.is_option = names[0].startswith("-")
-        self.is_flag = how.get("action") == "store_true"
-
-
-class Verb:
-    """
-    A verb, declared by `@verb` above the function that does it.
-
-    Attributes:
-        name (str): As it is typed.
-        call: The function: (given, terminal) to the exit code.
-        summary (str): One line for `chaperone --help`.
-        arguments (tuple): In the order of `chaperone VERB --help`.
-    """
-
-    def __init__(self, call: Call, summary: str, arguments: tuple[Argument, ...]) -> None:
-        self.name = call.__name__.rstrip("_")
-        self.call = call
-        self.summary = summary
-        self.arguments = arguments
-
-
-def verb(summary: str, *arguments: Argument) -> Callable[[Call], Verb]:
-    """Make a verb of the function below, which is called as the verb is (`exec_` is `exec`)."""
-    return lambda call: Verb(call, summary, arguments)
-
-
-def verbs_in(family: types.ModuleType) -> dict[str, Verb]:
-    """The verbs that a module of `verbs/` declares, by name, in the order of its text."""
-    return {found.name: found for found in vars(family).values() if isinstance(found, Verb)}
-
-
-SPOOL = Argument(
-    "--spool", metavar="DIR", help="the spool; default: $CHAPERONE_SPOOL, then ./spool"
-)
-SPEC = Argument("spec", metavar="SPEC", help="a file with a spec as JSON; - is stdin")
-A_RUN = "a run id, or a prefix that fits no other run"
-RUNS = "run ids, or prefixes that fit no other run"
-
-
-# -- the spool and its runs
-
-
-def spool_path(given: Given) -> str:
-    """The spool that is meant: `--spool`, else $CHAPERONE_SPOOL, else ./spool."""
-    if given.spool == "":
-        # Usually an unset variable of the shell; gc would then delete from ./spool.
-        raise UsageError("unable to understand '--spool': want a directory, got ''")
-    return given.spool or os.environ.get("CHAPERONE_SPOOL") or "spool"
+# -- the runs of a spool
 
 
 def found_id(spool_fd: int, text: str) -> str:
@@ -111,12 +32,6 @@ def found_id(spool_fd: int, text: str) -> str:
     Raises:
         NoRunError: If there is none, or the prefix is ambiguous.
     """
-    import errno
-
-    from ..errors import NoRunError
-    from ..model import spec as specs
-    from ..spool import format
-
     found: list[str] = []
     if specs.is_run_id(text):
         try:
@@ -138,9 +53,6 @@ def found_id(spool_fd: int, text: str) -> str:
 
 def found_ids(given: Given, texts: list[str]) -> list[str]:
     """The runs of the spool that words mean, each once."""
-    from ..program.fds import owned
-    from ..spool import format
-
     with owned(format.open_spool(spool_path(given))) as spool_fd:
         return list(dict.fromkeys(found_id(spool_fd, text) for text in texts))
 
@@ -155,36 +67,34 @@ def user_name() -> str:
         return str(os.geteuid())
 
 
-# -- specs
+# -- amounts
+
+AGES = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
 
-def read_spec(name: str) -> bytes:
+def age_s(option: str, text: str | None) -> float | None:
     """
-    The bytes of a spec.
+    An AGE such as `90s`, `30m`, `12h` or `7d` in seconds; None for what was not given.
 
-    Args:
-        name (str): A file; `-` is stdin.
     Raises:
-        NoSpecError: If it can't be read.
-        SpecError: If it is larger than any spec may be.
+        UsageError: For anything else, a bare number too: whether 7 means days is a guess.
     """
-    pieces = []
-    size = 0
+    if text is None:
+        return None
+    return quantity(option, text, AGES, "an age such as 90s, 30m, 12h or 7d")
+
+
+def quantity(option: str, text: str, units: dict[str, int], want: str) -> float:
+    """`7d` as seconds, `10G` as bytes."""
+    number = text.rstrip("".join(units))
+    unit = text[len(number) :]
     try:
-        fd = 0 if name == "-" else os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
-        try:
-            while piece := os.read(fd, 1 << 20):
-                pieces.append(piece)
-                size += len(piece)
-                # A device such as /dev/zero has no end, and would take all memory.
-                if size > LIMIT:
-                    raise SpecError(f"unable to read spec {name!r}: want {WITHIN_LIMIT}, got more")
-        finally:
-            if fd:
-                os.close(fd)
-    except OSError as error:
-        raise NoSpecError(f"unable to read spec {name!r}: {error.strerror}") from error
-    return b"".join(pieces)
+        value = float(number) * units[unit]
+    except (ValueError, KeyError):
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise UsageError(f"unable to understand {option!r}: want {want}, got {text!r}")
+    return value
 
 
 # -- what a lean start left out

@@ -13,14 +13,15 @@ import sys
 
 from .. import errors
 from ..model.cpython import signal
-from .common import NoSpecError, UsageError, verbs_in
+from .verb import NoSpecError, UsageError, verbs_in
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from typing import Any
 
-    from .common import Argument, Given, Verb
     from .terminal import Terminal
+    from .verb import Argument, Given, Verb
 
 LEAN = ("run", "exec", "adopt", "launcher")  # the verbs of verbs/hold.py
 
@@ -108,11 +109,13 @@ class _LaterTerminal:
 class _Given:
     """The values of a verb's arguments, as attributes."""
 
+    command: bytes | None
+
 
 def parsed(verb: Verb, words: list[str]) -> Given | None:
     """
     What the words behind a lean verb mean. Options are written out, before or after the other
-    words; behind `--` nothing is an option.
+    words; after `--` nothing is an option.
 
     Returns:
         object: An attribute for each argument, by its `dest`; None where --help is asked for.
@@ -120,6 +123,7 @@ def parsed(verb: Verb, words: list[str]) -> Given | None:
         UsageError: One sentence.
     """
     given = _Given()
+    command = None
     options = {
         name: option for option in verb.arguments if option.is_option for name in option.names
     }
@@ -129,7 +133,9 @@ def parsed(verb: Verb, words: list[str]) -> Given | None:
     rest = iter(words)
     for word in rest:
         name, equals, value = word.partition("=")
-        if word == "--":
+        if word == "--" and verb.takes_command:
+            command = list(rest)
+        elif word == "--":
             others += rest
         elif word == "-" or not word.startswith("-"):
             others.append(word)
@@ -142,12 +148,16 @@ def parsed(verb: Verb, words: list[str]) -> Given | None:
         else:
             _set(given, verb, options[name], value if equals else None, rest)
     _set_others(given, verb, others)
+    if verb.takes_command:
+        given.command = None
+    if command is not None:
+        from .command import spec_text
+
+        given.command = spec_text(verb.name, given, command)
     return given
 
 
-def _set(
-    given: Given, verb: Verb, argument: Argument, value: str | None, rest: Iterator[str]
-) -> None:
+def _set(given: Given, verb: Verb, argument: Argument, value: Any, rest: Iterator[str]) -> None:
     if argument.is_flag:
         setattr(given, argument.dest, True)
         return
@@ -155,19 +165,18 @@ def _set(
         value = next(rest, None)
         if value is None or (value.startswith("-") and value != "-"):
             raise _misunderstood(verb, f"argument {argument.names[-1]}: expected one argument")
+    if argument.is_repeated:
+        value = [*(getattr(given, argument.dest) or ()), value]
     setattr(given, argument.dest, value)
 
 
 def _set_others(given: Given, verb: Verb, others: list[str]) -> None:
+    """The words that stand by themselves: a lean verb takes any number of them, or none."""
     taker = next((argument for argument in verb.arguments if not argument.is_option), None)
-    nargs = "*" if taker is None else taker.how.get("nargs")
-    if taker is not None and nargs != "*" and not others:
-        raise _misunderstood(verb, f"the following arguments are required: {taker.how['metavar']}")
-    extra = others if taker is None else others[1:] if nargs is None else []
-    if extra:
-        raise _misunderstood(verb, f"unrecognized arguments: {' '.join(extra)}")
     if taker is not None:
-        setattr(given, taker.dest, others[0] if nargs is None else others)
+        setattr(given, taker.dest, others)
+    elif others:
+        raise _misunderstood(verb, f"unrecognized arguments: {' '.join(others)}")
 
 
 def _misunderstood(

@@ -14,7 +14,7 @@ from ..model.cpython import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, NoReturn
+    from typing import NoReturn
 
 PROGRESS_S = 0.1  # often enough to look alive, seldom enough to cost nothing
 
@@ -133,8 +133,8 @@ def _escape(char: str) -> str:
     return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
 
 
-def status_json(status: dict[str, Any]) -> str:
-    """A status as indented JSON: the same value, and nothing in it that moves a cursor."""
+def indented(value: object) -> str:
+    """A value as indented JSON: the same value, and nothing in it that moves a cursor."""
     import json
 
     def shown(char: str) -> str:
@@ -142,7 +142,7 @@ def status_json(status: dict[str, Any]) -> str:
             return char
         return "\\u007f" if char == "\x7f" else json.dumps(char)[1:-1]
 
-    return "".join(map(shown, json.dumps(status, indent=2, ensure_ascii=False)))
+    return "".join(map(shown, json.dumps(value, indent=2, ensure_ascii=False)))
 
 
 # -- amounts

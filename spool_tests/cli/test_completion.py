@@ -13,6 +13,7 @@ import subprocess
 import pytest
 
 from chaperone.cli import arguments, completion
+from chaperone.cli.verb import COMMAND
 from chaperone.cli.verbs import upkeep
 from spool_tests.support.commands import ECHO, SLEEP, streams
 from spool_tests.support.places import CHAPERONE, ROOT
@@ -151,11 +152,14 @@ def test_page_tells_of_every_verb_and_every_option():
         }
         told = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", words))
         assert told <= options, verb
-        assert {name for name in options if name.startswith("--")} - told <= {
-            "--spool",
-            "--follow",
-            "--lines",
-        }, verb
+        commands = {option.names[0] for option in COMMAND if arguments.VERBS[verb].takes_command}
+        untold = {name for name in options if name.startswith("--")} - told - commands
+        assert untold <= {"--spool", "--follow", "--lines"}, verb
+    listed = re.findall(r"^``(--[a-z-]+)(.*)``$", text, re.M)
+    assert listed == [
+        (option.names[0], "" if option.is_flag else f" {option.how['metavar']}")
+        for option in COMMAND
+    ]
 
 
 @pytest.mark.once

@@ -154,7 +154,7 @@ def test_any_status_is_shown(fields, state, width, colour):
     assert width is None or all(
         tables.columns_of(line) <= max(1, width) for line in plain.splitlines()
     )
-    assert json.loads(terminal.status_json(found)) == found
+    assert json.loads(terminal.indented(found)) == found
     assert all(
         isinstance(sentence, str)
         for stream in ("stdout", "stderr")

@@ -103,19 +103,19 @@ def test_gc_deletes_what_has_ended(chaperone, held, spool):
         ),
         (
             ["--older", "soon"],
-            "unable to understand '--older': want an age such as 7d, 12h or 90s, got 'soon'",
+            "unable to understand '--older': want an age such as 90s, 30m, 12h or 7d, got 'soon'",
         ),
         (
             ["--older", "7dd"],
-            "unable to understand '--older': want an age such as 7d, 12h or 90s, got '7dd'",
+            "unable to understand '--older': want an age such as 90s, 30m, 12h or 7d, got '7dd'",
         ),
         (
             ["--older=-1d"],
-            "unable to understand '--older': want an age such as 7d, 12h or 90s, got '-1d'",
+            "unable to understand '--older': want an age such as 90s, 30m, 12h or 7d, got '-1d'",
         ),
         (
             ["--older", "30"],
-            "unable to understand '--older': want an age such as 7d, 12h or 90s, got '30'",
+            "unable to understand '--older': want an age such as 90s, 30m, 12h or 7d, got '30'",
         ),
         (
             ["--max-bytes", "10"],

@@ -51,8 +51,17 @@ _shtab_chaperone_adopt_defaults_added=0
 
 _shtab_chaperone_check_options=(
   {-h,--help}"[its words]"
+  "--host[run it there, over ssh]:[USER@]HOST[:PORT]:"
+  "*--env[a variable\; may come again]:NAME=VALUE:"
+  "*--env-file[variables, a line each]:FILE:_files"
+  "--cwd[its working directory]:DIR:_files -/"
+  "*--label[a label\; may come again]:NAME=VALUE:"
+  "--stdin[a file here for its stdin\; default\: empty]:FILE:_files"
+  "--survive[it may outlive its chaperone]"
+  "--timeout[stop it then\: 90s, 30m, 12h, 7d]:AGE:"
   "--far-side[print the text that is sent to the far side instead]"
-  ":a file with a spec as JSON\; - is stdin:_files"
+  "--json[print the spec instead, as JSON]"
+  "*:a file with a spec as JSON\; - is stdin:_files"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -77,7 +86,15 @@ _shtab_chaperone_doctor_defaults_added=0
 
 _shtab_chaperone_exec_options=(
   {-h,--help}"[its words]"
-  ":a file with a spec as JSON\; - is stdin:_files"
+  "--host[run it there, over ssh]:[USER@]HOST[:PORT]:"
+  "*--env[a variable\; may come again]:NAME=VALUE:"
+  "*--env-file[variables, a line each]:FILE:_files"
+  "--cwd[its working directory]:DIR:_files -/"
+  "*--label[a label\; may come again]:NAME=VALUE:"
+  "--stdin[a file here for its stdin\; default\: empty]:FILE:_files"
+  "--survive[it may outlive its chaperone]"
+  "--timeout[stop it then\: 90s, 30m, 12h, 7d]:AGE:"
+  "*:a file with a spec as JSON\; - is stdin:_files"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -147,11 +164,19 @@ _shtab_chaperone_reap_defaults_added=0
 
 _shtab_chaperone_run_options=(
   {-h,--help}"[its words]"
+  "--host[run it there, over ssh]:[USER@]HOST[:PORT]:"
+  "*--env[a variable\; may come again]:NAME=VALUE:"
+  "*--env-file[variables, a line each]:FILE:_files"
+  "--cwd[its working directory]:DIR:_files -/"
+  "*--label[a label\; may come again]:NAME=VALUE:"
+  "--stdin[a file here for its stdin\; default\: empty]:FILE:_files"
+  "--survive[it may outlive its chaperone]"
+  "--timeout[stop it then\: 90s, 30m, 12h, 7d]:AGE:"
   "--spool[the spool\; default\: \$CHAPERONE_SPOOL, then .\/spool]:DIR:_files -/"
   "--id[the run\'s id, instead of the spec\'s or a new one]:ID:"
   "--detach[return when the run directory is visible]"
   "--warm[let the spool\'s launcher start it, if one is there\; implies --detach]"
-  "*:a file with a spec as JSON\; - is stdin\; several\: a chaperone each:_files"
+  "*:a file with a spec as JSON\; - is stdin:_files"
 )
 
 # guard to ensure default positional specs are added only once per session

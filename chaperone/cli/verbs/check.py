@@ -8,36 +8,44 @@ from __future__ import annotations
 
 import os
 
-from ...model import hops
-from ..common import SPEC, Argument, UsageError, read_spec, user_name, verb
-from ..terminal import escaped
+from ...model import hops, jsontext
+from ..common import user_name
+from ..terminal import escaped, indented
+from ..verb import COMMAND, SPECS, Argument, UsageError, specs_given, verb
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from ..common import Given
     from ..terminal import Terminal
+    from ..verb import Given
 
     Spec = dict[str, Any]
 
 
 @verb(
     "say what would be run, hop by hop, or the one thing that is wrong",
-    SPEC,
+    SPECS,
+    *COMMAND,
     Argument(
         "--far-side",
         action="store_true",
         help="print the text that is sent to the far side instead",
     ),
+    Argument("--json", action="store_true", help="print the spec instead, as JSON"),
 )
 def check(given: Given, terminal: Terminal) -> int:
     from ...farside import payload
     from ...hold import begin
 
-    spec = begin.canonical_spec(given.spec, read_spec(given.spec), os.getcwd())
+    ((name, text),) = specs_given("check", given, at_most=1)
+    spec = begin.canonical_spec(name, text, os.getcwd())
     remote = spec["remote"]
-    if given.far_side:
+    if given.json:
+        written = jsontext.loads(text)
+        shown = indented(written) if terminal.is_terminal() else jsontext.dumps(written)
+        terminal.text(f"{shown}\n")
+    elif given.far_side:
         _print_far_side(spec, terminal)
     elif remote is None or remote["supervise"]:
         terminal.text(plan(spec, user_name(), list(payload.CONSTANT)))

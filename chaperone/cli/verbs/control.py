@@ -9,17 +9,8 @@ from __future__ import annotations
 import os
 
 from ...errors import NoRunError, SpoolError
-from ..common import (
-    A_RUN,
-    RUNS,
-    SPOOL,
-    Argument,
-    add_site_packages,
-    found_ids,
-    spool_path,
-    user_name,
-    verb,
-)
+from ..common import add_site_packages, found_ids, user_name
+from ..verb import A_RUN, RUNS, SPOOL, Argument, spool_path, verb
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,8 +18,8 @@ if TYPE_CHECKING:
 
     from ...api import Run
     from ...model.status import Status
-    from ..common import Given
     from ..terminal import Terminal
+    from ..verb import Given
 
 LIVES = Argument("runs", metavar="LIVE", nargs="+", help=RUNS)
 NO_WAIT = Argument(

@@ -14,16 +14,17 @@ import resource
 from ...errors import SpoolError
 from ...program.fds import owned
 from ...spool import format
-from ..common import SPOOL, Argument, add_site_packages, spool_path, verb
+from ..common import add_site_packages
 from ..terminal import escaped
+from ..verb import SPOOL, Argument, spool_path, verb
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable, Iterator
 
-    from ..common import Given
     from ..terminal import Terminal
+    from ..verb import Given
 
     Answer = tuple[bool | None, str, str | None]
 

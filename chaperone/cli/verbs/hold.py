@@ -10,32 +10,18 @@ from __future__ import annotations
 import os
 
 from ...errors import TransitionError
-from ..common import (
-    RUNS,
-    SPEC,
-    SPOOL,
-    Argument,
-    UsageError,
-    found_ids,
-    read_spec,
-    spool_path,
-    verb,
-)
+from ..verb import COMMAND, RUNS, SPECS, SPOOL, Argument, UsageError, specs_given, spool_path, verb
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..common import Given
     from ..terminal import Terminal
+    from ..verb import Given
 
 
 @verb(
     "run a program and hold it to its end; print the run id first",
-    Argument(
-        "specs",
-        metavar="SPEC",
-        nargs="+",
-        help="a file with a spec as JSON; - is stdin; several: a chaperone each",
-    ),
+    SPECS,
+    *COMMAND,
     SPOOL,
     Argument("--id", metavar="ID", help="the run's id, instead of the spec's or a new one"),
     Argument("--detach", action="store_true", help="return when the run directory is visible"),
@@ -46,14 +32,18 @@ if TYPE_CHECKING:
     ),
 )
 def run(given: Given, _: Terminal) -> int:
-    texts = [(name, read_spec(name)) for name in given.specs]
+    texts = specs_given("run", given)
     from ...launch import run as runs
 
     path = spool_path(given)
     return runs.run(texts, path, given.id, given.detach, os.getcwd(), warm=given.warm)
 
 
-@verb("run a program with its streams as ours, exit as it does; no spool", SPEC)
+@verb(
+    "run a program with its streams as ours, exit as it does; no spool",
+    SPECS,
+    *COMMAND,
+)
 def exec_(given: Given, terminal: Terminal) -> int:
     import time
 
@@ -62,7 +52,8 @@ def exec_(given: Given, terminal: Terminal) -> int:
     from ...model import status as statuses
     from ...program import guard as guards
 
-    spec = begin.canonical_spec(given.spec, read_spec(given.spec), os.getcwd())
+    ((name, text),) = specs_given("exec", given, at_most=1)
+    spec = begin.canonical_spec(name, text, os.getcwd())
     inherited = shedding.shed_inherited_state()
     # In the caller's session, where Ctrl-C and the end of a terminal find it.
     guard = guards.fork(leave_session=False) if shedding.needs_guard(spec) else None
@@ -90,6 +81,7 @@ def exec_(given: Given, terminal: Terminal) -> int:
 def adopt(given: Given, _: Terminal) -> int:
     from ...hold import adopt as adopting
     from ...launch import run as runs
+    from ..common import found_ids
 
     path = os.path.abspath(spool_path(given))
     run_ids = found_ids(given, given.runs) if given.runs else adopting.unattended(path)

@@ -16,25 +16,17 @@ from ...model import status as statuses
 from ...program.fds import owned
 from ...spool import format, look
 from .. import tables
-from ..common import (
-    A_RUN,
-    SPOOL,
-    Argument,
-    UsageError,
-    add_site_packages,
-    found_id,
-    spool_path,
-    verb,
-)
-from ..terminal import status_json
+from ..common import add_site_packages, found_id
+from ..terminal import indented
+from ..verb import A_RUN, SPOOL, Argument, UsageError, spool_path, verb
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from ...model.status import StatusDict
-    from ..common import Given
     from ..terminal import Terminal
+    from ..verb import Given
 
 BLOCK = 16_384  # bytes that `tail` reads at once backwards: ten lines are seldom longer
 READ_BYTES = 1 << 20
@@ -76,7 +68,7 @@ def ls(given: Given, terminal: Terminal) -> int:
 def status(given: Given, terminal: Terminal) -> int:
     with owned(format.open_spool(spool_path(given))) as spool_fd:
         found = _status(spool_fd, found_id(spool_fd, given.run))
-    show = status_json if terminal.is_terminal() else jsontext.dumps
+    show = indented if terminal.is_terminal() else jsontext.dumps
     terminal.text(f"{show(found)}\n")
     return os.EX_OK
 

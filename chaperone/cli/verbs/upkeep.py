@@ -8,24 +8,15 @@ from __future__ import annotations
 
 import os
 
-from ..common import (
-    RUNS,
-    SPOOL,
-    Argument,
-    UsageError,
-    add_site_packages,
-    found_ids,
-    spool_path,
-    verb,
-)
+from ..common import add_site_packages, age_s, found_ids, quantity
 from ..terminal import amount
+from ..verb import RUNS, SPOOL, Argument, UsageError, spool_path, verb
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..common import Given
     from ..terminal import Terminal
+    from ..verb import Given
 
-AGES = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 SIZES = {"B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 QUIET = ("alive", "ended")  # what reap does not say of runs that were not named
 
@@ -75,11 +66,12 @@ def reap(given: Given, terminal: Terminal) -> int:
     SPOOL,
 )
 def gc(given: Given, terminal: Terminal) -> int:
-    older_s = _quantity("--older", given.older, AGES, "an age such as 7d, 12h or 90s")
-    keep_failed_s = _quantity(
-        "--keep-failed", given.keep_failed, AGES, "an age such as 30d, 12h or 90s"
-    )
-    max_bytes = _quantity("--max-bytes", given.max_bytes, SIZES, "a size such as 10G or 500M")
+    older_s = age_s("--older", given.older)
+    keep_failed_s = age_s("--keep-failed", given.keep_failed)
+    max_bytes = None
+    if given.max_bytes is not None:
+        want = "a size such as 10G or 500M"
+        max_bytes = int(quantity("--max-bytes", given.max_bytes, SIZES, want))
     if older_s is None and max_bytes is None:
         raise UsageError(
             "unable to understand 'chaperone gc': want --older or --max-bytes,"
@@ -92,7 +84,7 @@ def gc(given: Given, terminal: Terminal) -> int:
         os.path.abspath(spool_path(given)),
         older_s,
         keep_failed_s,
-        None if max_bytes is None else int(max_bytes),
+        max_bytes,
         given.dry_run,
         terminal.progress,
         given.uncollected,
@@ -121,21 +113,6 @@ def gc(given: Given, terminal: Terminal) -> int:
 
 def _runs(count: int) -> str:
     return f"{count} run{'s' if count != 1 else ''}"
-
-
-def _quantity(option: str, text: str | None, units: dict[str, int], want: str) -> float | None:
-    """`7d` as seconds, `10G` as bytes; None for what was not given."""
-    if text is None:
-        return None
-    number = text.rstrip("".join(units))
-    unit = text[len(number) :]
-    try:
-        value = float(number) * units[unit]
-    except (ValueError, KeyError):
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise UsageError(f"unable to understand {option!r}: want {want}, got {text!r}")
-    return value
 
 
 @verb(
