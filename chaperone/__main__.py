@@ -5,8 +5,13 @@ last one by this file's path.
 Knows: where the package lies, how the process ends.  Must not know: anything else.
 """
 
+import gc
 import os
 import sys
+
+# A collection among the imports takes 0.8 ms of a start and finds nothing; it is enabled again
+# where a process lives on.
+gc.disable()
 
 if not __package__:
     # Started by path. Without -I the package's own directory would be searched, and its modules

@@ -8,6 +8,7 @@ costs as much as an interpreter's start and would stay in memory as long as the 
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -73,6 +74,7 @@ def _perform(name: str, words: list[str]) -> int:
         given = parsed(verb, words)
         if given is not None:
             return verb.call(given, terminal)
+    gc.enable()
     from . import arguments
 
     if name == "--version":

@@ -7,6 +7,7 @@ Knows: sessions, the kinds of programs.  Must not know: how a program is held, o
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 
@@ -14,6 +15,7 @@ from ..errors import SpecError
 from ..model import jsontext
 from ..model import spec as specs
 from ..model import status as statuses
+from ..program import guard as guards
 from ..program.local import LocalProgram
 from ..spool import look, run_directory
 from .chaperone import Chaperone
@@ -42,22 +44,7 @@ def canonical_spec(name: str, text: bytes, cwd: str) -> dict[str, Any]:
         SpecError: `unable to read spec NAME: PATH: want WANT, got GOT`.
     """
     try:
-        return canonical(name, jsontext.loads(text), cwd)
-    except SpecError:
-        raise
-    except ValueError as error:
-        raise SpecError(f"unable to read spec {name!r}: {error}") from error
-
-
-def canonical(name: str, given: object, cwd: str) -> dict[str, Any]:
-    """
-    The canonical form of a spec that was read.
-
-    Raises:
-        SpecError: As `canonical_spec`.
-    """
-    try:
-        return specs.checked(given, cwd)
+        return specs.checked(jsontext.loads(text), cwd)
     except ValueError as error:
         raise SpecError(f"unable to read spec {name!r}: {error}") from error
 
@@ -83,7 +70,8 @@ def hold_new_run(
         visible: Called with the run id when the run directory is there.
         key (str): The run's, by which a starter tells its own run from another's; None for a new
             one.
-        guard (Guard): Of this process; dismissed where the run is none that has one.
+        guard (Guard): Of this process, released if the run is one that has none. None to make this
+            process the guard of a run that has one: then its child returns.
     Returns:
         int: As `hold`.
     """
@@ -94,11 +82,14 @@ def hold_new_run(
             "128 characters"
         )
     spec = {**spec, "id": chosen}
-    if os.getsid(0) != os.getpid():
-        os.setsid()
-    if guard is not None and not needs_guard(spec):
-        guard.release()
+    if not needs_guard(spec):
+        if guard is not None:
+            guard.release()
         guard = None
+        if os.getsid(0) != os.getpid():
+            os.setsid()
+    elif guard is None:
+        guard = guards.fork()
     status = {
         **statuses.starting(spec, os.getpid(), os.uname().nodename, look.boot_id(), time.time_ns()),
         "guard_pid": None if guard is None else guard.pid,
@@ -144,6 +135,7 @@ def hold(
         int: os.EX_OK when the outcome is recorded, whatever it was; os.EX_IOERR when it could not
             be.
     """
+    gc.enable()
     left = status if adopted else None
     try:
         chaperone = Chaperone(

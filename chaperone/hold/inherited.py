@@ -3,7 +3,6 @@ How a process becomes the chaperone of a run, before that is imported: what it s
 lets go of.
 
 Knows: inherited fds, signals, stdout.  Must not know: how a run is held.
-Lean: what is imported here is in memory twice, in the chaperone and in its guard.
 """
 
 from __future__ import annotations
@@ -71,18 +70,14 @@ def _open_fds() -> list[int]:
         return list(range(os.sysconf("SC_OPEN_MAX")))
 
 
-def needs_guard(spec: object) -> bool:
+def needs_guard(spec: dict[str, Any]) -> bool:
     """
     Whether a run is one that a guard stands above: its program runs here and does not survive.
 
     Args:
-        spec (object): Canonical, or as it was read: then what is invalid gets any answer.
+        spec (dict): Canonical.
     """
-    return (
-        isinstance(spec, dict)
-        and spec.get("remote") is None
-        and spec.get("on_disconnect", "kill") == "kill"
-    )
+    return spec["remote"] is None and spec["on_disconnect"] == "kill"
 
 
 def detach_from_caller(null: int | None = None) -> None:

@@ -7,6 +7,7 @@ Knows: its socket, fork.  Must not know: how a run is held, or a file name.
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import select
 import time
@@ -15,7 +16,7 @@ from ..errors import ChaperoneError, SpoolError
 from ..hold import begin
 from ..hold.inherited import ALL_SIGNALS, detach_from_caller, shed_inherited_state
 from ..model import jsontext
-from ..model.cpython import accept, signal, socket
+from ..model.cpython import accept, prctl, signal, socket
 from ..program import guard as guards
 from ..program.loop import LONGEST_S
 from ..program.spawn import encoded
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 CHANGED_SIGNALS = (signal.SIGHUP, signal.SIGCHLD)
 BACKLOG = 4_096  # what net.core.somaxconn allows by default: a burst waits here, it is not refused
+PR_GET_DUMPABLE = 3  # linux/prctl.h; asked for nothing but to have what prctl needs loaded
 _PEER = 12  # bytes of struct ucred: pid, uid, gid
 
 
@@ -75,6 +77,10 @@ def serve(spool_path: str, idle_s: float | None, detach: bool) -> int:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     ours = (spool_fd, lock_fd, listening.fileno())
     us = _pidfd()
+    # What is here by now is in the memory of all forks; a module that each loads, a garbage
+    # collection that looks through all of it, would be in each fork's own.
+    prctl(PR_GET_DUMPABLE, 0)
+    gc.freeze()
     _fork_for_each(listening, ours, us, spool_path, idle_s)
     os.unlink(format.LAUNCHER, dir_fd=spool_fd)
     _fork_for_each(
@@ -187,16 +193,16 @@ def _become_chaperone(
     """Fork on as a guard, and in its child take the request, hold its run, exit."""
     code = os.EX_SOFTWARE
     try:
-        is_here = _is_at(ours[0], spool_path)
-        for number in ours:
-            os.close(number)
         for number in CHANGED_SIGNALS:
             signal.signal(number, signal.SIG_DFL)
+        # At once: what is done before it is in the memory of the guard as well.
+        guard = guards.fork(kept=(*ours, fd, launcher_fd))
         connection = socket.socket(fileno=fd)
         connection.settimeout(ANSWER_S)
         try:
-            # Before the request is read: that takes memory, which the guard must not keep.
-            guard = guards.fork(kept=(fd, launcher_fd))
+            is_here = _is_at(ours[0], spool_path)
+            for number in ours:
+                os.close(number)
             request = _request(connection, launcher_fd)
             if not is_here:
                 _end(launcher_fd)

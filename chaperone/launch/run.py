@@ -2,7 +2,6 @@
 `chaperone run` and `chaperone adopt`: one process for each run, this one or a child.
 
 Knows: processes, exit codes.  Must not know: how a program is held, or a file name.
-Lean until the guard has forked: what is imported by then is in memory twice.
 """
 
 from __future__ import annotations
@@ -10,10 +9,10 @@ from __future__ import annotations
 import os
 
 from ..errors import SpecError
-from ..hold.inherited import needs_guard, print_run_id, shed_inherited_state
+from ..hold.begin import canonical_spec, hold_new_run, new_id
+from ..hold.inherited import print_run_id, shed_inherited_state
 from ..model import jsontext
 from ..model.cpython import signal
-from ..program import guard as guards
 from .process import exit_code, visible_or_ended
 
 TYPE_CHECKING = False
@@ -66,7 +65,9 @@ def run(
     def held_of(name: str, text: bytes) -> Call:
         if warm:
             return lambda tell: _asked(name, text, cwd, path, run_id, inherited, tell)
-        return lambda tell: _held(name, text, cwd, path, run_id, inherited, tell)
+        return lambda tell: hold_new_run(
+            canonical_spec(name, text, cwd), path, run_id, inherited, tell
+        )
 
     return _each([held_of(name, text) for name, text in texts], detach or warm, visible)
 
@@ -114,27 +115,6 @@ def _each(calls: list[Call], detach: bool, visible: Visible) -> int:
     return next((code for code in codes if code), os.EX_OK)
 
 
-def _held(
-    name: str,
-    text: bytes,
-    cwd: str,
-    path: str,
-    run_id: str | None,
-    inherited: dict[str, Any],
-    visible: Visible,
-) -> int:
-    """Hold it in this process, or where it has a guard in a child: this process is the guard."""
-    try:
-        given = jsontext.loads(text)
-    except ValueError as error:
-        raise SpecError(f"unable to read spec {name!r}: {error}") from error
-    guard = guards.fork() if needs_guard(given) else None
-    from ..hold.begin import canonical, hold_new_run
-
-    spec = canonical(name, given, cwd)
-    return hold_new_run(spec, path, run_id, inherited, visible, guard=guard)
-
-
 def _asked(
     name: str,
     text: bytes,
@@ -145,7 +125,6 @@ def _asked(
     visible: Visible,
 ) -> int:
     """Let the launcher hold it, or do so ourselves."""
-    from ..hold.begin import canonical_spec, hold_new_run, new_id
     from . import client
 
     spec = canonical_spec(name, text, cwd)
@@ -154,16 +133,12 @@ def _asked(
     codes: list[int] = []
     request = jsontext.dumps(spec).encode()
 
-    def cold() -> None:
-        guard = guards.fork() if needs_guard(spec) else None
-        codes.append(hold_new_run(spec, path, None, inherited, visible, guard=guard))
-
     if client.start_warm(
         path,
         spec["id"],
         request,
         given,
-        cold,
+        lambda: codes.append(hold_new_run(spec, path, None, inherited, visible)),
         on_demand=False,
     ):
         visible(spec["id"])

@@ -3,7 +3,7 @@ The guard: the process that a scheduler forked. It forks the chaperone; should t
 kernel hands everything it left to the guard, which ends it.
 
 Knows: subreapers, signals, fds sent over a socket.  Must not know: the spool, specs, statuses.
-Lean, and it imports nothing late: it is in memory beside each run, and may outlive the package.
+It imports nothing late: it may outlive the package.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ _IGNORED = "SIGHUP SIGPIPE SIGXFSZ SIGTTOU SIGTTIN SIGTSTP"
 _ANSWERED = "SIGTERM SIGINT SIGQUIT SIGUSR1 SIGUSR2 SIGCONT SIGALRM SIGVTALRM SIGPROF SIGWINCH"
 IGNORED = tuple(int(getattr(signal, name)) for name in _IGNORED.split())
 ANSWERED = tuple(int(getattr(signal, name)) for name in _ANSWERED.split())
+_HEARD = sorted(signal.valid_signals() - {*IGNORED, signal.SIGKILL, signal.SIGSTOP})
 
 
 # -- the chaperone's side
@@ -124,8 +125,8 @@ def fork(leave_session: bool = True, kept: tuple[int, ...] = ()) -> Guard:
     """
     Make this process the guard of a chaperone, which is forked here: only the chaperone returns.
 
-    Early: what this process has imported by now is in memory twice for as long as the run lives.
-    Signals are blocked on both sides.
+    When all is imported: what a fork imports dirties the pages that it shares (measured, cold:
+    3.6 MB of both processes' own after the imports, 5.1 before). Signals are blocked on both sides.
 
     Args:
         leave_session (bool): Whether the guard begins a session of its own, as a run does; the
@@ -195,11 +196,13 @@ class _Watch:
         self._is_done = False
 
     def keep(self) -> NoReturn:
-        """Pass signals on until the chaperone has ended; see to what it left; end as it did."""
+        """
+        Pass signals on until the chaperone has ended; see to what it left; end as it did.
+
+        All signals stay blocked: what is not waited for here, a terminal's end, say, does nothing.
+        """
         code = os.EX_SOFTWARE
         try:
-            for number in IGNORED:
-                signal.signal(number, signal.SIG_IGN)
             # A message from the chaperone is a signal too, so that there is one thing to wait for.
             fd = self._connection.fileno()
             fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
@@ -208,11 +211,9 @@ class _Watch:
                 for number in range(3):
                     os.dup2(null, number)
             os.chdir("/")
-            self._children_fd = processes.open_children() if self._sees_orphans else -1
-            answered = sorted(signal.valid_signals() - {*IGNORED, signal.SIGKILL, signal.SIGSTOP})
             self._receive()
             while (ended := self._chaperones_end()) is None:
-                self._answer(signal.sigwaitinfo(answered).si_signo)
+                self._answer(signal.sigwaitinfo(_HEARD).si_signo)
             self._receive()
             if not self._is_done:
                 self._end_all()
@@ -272,6 +273,7 @@ class _Watch:
 
     def _end_all(self) -> None:
         """Kill it, and save what the pipes still hold."""
+        self._children_fd = processes.open_children() if self._sees_orphans else -1
         if self._children_fd >= 0:
             left: list[int] | None = self._kill_all()
         else:

@@ -10,6 +10,7 @@ import errno
 import os
 
 from ..model.cpython import prctl, signal
+from .fds import owned
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
@@ -33,8 +34,8 @@ def is_proc_ours() -> bool:
     Source: proc(5), NSpid: one number, and it is ours; Pid where the kernel has no NSpid.
     """
     try:
-        with open("/proc/self/status", "rb") as file:
-            text = file.read()
+        with owned(os.open("/proc/self/status", os.O_RDONLY)) as fd:
+            text = os.read(fd, 16_384)
     except OSError:
         return False
     for name in (b"\nNSpid:", b"\nPid:"):

@@ -295,7 +295,6 @@ def test_lock_is_never_in_it_and_no_write_end(spool, begun):
         "/dev/null",
         "socket",
         "pipe",
-        f"/proc/{guard}/task/{guard}/children",
     }
     ask(spool, "kill")
     until((spool / "r" / "status.json").exists)
