@@ -1,6 +1,6 @@
 """
-The public names as a caller sees them: which spool `chaperone.Spool` is, and what type checkers know
-of it.
+The public names as a caller sees them: which spool `chaperone.Spool` is, and what type checkers
+know of it.
 """
 
 import pickle

@@ -103,7 +103,10 @@ def test_signal_may_be_a_number(spool, number):
         ({"offset": -1}, "offset: want a whole number of at least 0, got -1"),
         (
             {"offset": 2**63},
-            "offset: want a whole number of at least 0 and at most 9.22337e+18, got 9223372036854775808",
+            (
+                "offset: want a whole number of at least 0 and at most 9.22337e+18, got "
+                "9223372036854775808"
+            ),
         ),
         ({"size": -1}, "size: want a whole number of at least 0, got -1"),
     ],
@@ -155,11 +158,17 @@ def test_request_to_an_ended_run_changes_nothing(spool):
         ),
         (
             lambda run: run.stop(by="two words"),
-            "unable to ask run 'r': want one word of at most 128 characters for `by`, got 'two words'",
+            (
+                "unable to ask run 'r': want one word of at most 128 characters for "
+                "`by`, got 'two words'"
+            ),
         ),
         (
             lambda run: run.stop(by="x\nkill"),
-            "unable to ask run 'r': want one word of at most 128 characters for `by`, got 'x\\nkill'",
+            (
+                "unable to ask run 'r': want one word of at most 128 characters for "
+                "`by`, got 'x\\nkill'"
+            ),
         ),
         (lambda run: next(run.tail("log")), "unable to follow stream 'log': want stdout or stderr"),
     ],

@@ -35,7 +35,10 @@ def machine():
             (line.partition(":")[2].strip() for line in file if line.startswith("model name")),
             platform.machine(),
         )
-    return f"{os.cpu_count()} x {model}, Linux {platform.release()}, Python {platform.python_version()}"
+    return (
+        f"{os.cpu_count()} x {model}, Linux {platform.release()}, Python "
+        f"{platform.python_version()}"
+    )
 
 
 def main():

@@ -66,7 +66,8 @@ def capture(lab, rounds):
                 10,
             )
     row.note(
-        "the spool's files are append-only, so the floor is a file opened for appending; the fsync at a run's end is not in it"
+        "the spool's files are append-only, so the floor is a file opened for "
+        "appending; the fsync at a run's end is not in it"
     )
     return row
 

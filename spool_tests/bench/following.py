@@ -377,7 +377,8 @@ def heap(lab, rounds):
     """
     row = Row("heap", "a start from a scheduler with a big heap")
     code = (
-        "import os, sys, time; sys.path.insert(0, sys.argv[1]); from chaperone.launch import start as starting; heap = b'x' * int(sys.argv[3])\n"
+        "import os, sys, time; sys.path.insert(0, sys.argv[1])\n"
+        "from chaperone.launch import start as starting; heap = b'x' * int(sys.argv[3])\n"
         "spec = {'program': {'argv': ['true']}}; launch.start(sys.argv[2], spec, env={})\n"
         "begun = time.perf_counter()\n"
         "if sys.argv[4] == 'fork':\n    pid = os.fork()\n    pid or os._exit(0)\n"

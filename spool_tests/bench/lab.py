@@ -36,7 +36,10 @@ def with_fsync(before="pass"):
     return [
         *BARE,
         "-c",
-        f"import os, sys; sys.path.append({ROOT!r}); {before}; from chaperone.cli import main; os._exit(main.main())",
+        (
+            f"import os, sys; sys.path.append({ROOT!r}); {before}; "
+            "from chaperone.cli import main; os._exit(main.main())"
+        ),
     ]
 
 
@@ -199,7 +202,8 @@ class Programs:
                 now = time.perf_counter() - begun
                 if not events:
                     raise TimeoutError(
-                        f"{count - len(seen)} of {count} programs were not executed within {TIMEOUT_S} s"
+                        f"{count - len(seen)} of {count} programs were not executed "
+                        f"within {TIMEOUT_S} s"
                     )
                 for event in events:
                     if event.name:

@@ -65,7 +65,8 @@ def capture(lab, rounds):
     )
     row.claim("chaperone / ssh", middle["chaperone"] / middle["ssh host prog > file"], ">=", 0.9)
     row.note(
-        "from the start of the client, or of the chaperone, to its end; without the fsync there, which has a row of its own"
+        "from the start of the client, or of the chaperone, to its end; "
+        "without the fsync there, which has a row of its own"
     )
     return row
 

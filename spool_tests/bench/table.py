@@ -106,12 +106,14 @@ class Row:
         for label, unit, n, middle, worst in self.figures:
             ratio = f"{middle / first:8.2f}" if first else ""
             lines.append(
-                f"  {label:{width}}  {n:5}  {number(middle):>10}  {number(worst):>10}  {unit:6}  {ratio}"
+                f"  {label:{width}}  {n:5}  {number(middle):>10}  {number(worst):>10} "
+                f" {unit:6}  {ratio}"
             )
         for claim in self.claims:
             label, value, relation, bound = claim
             lines.append(
-                f"  {'reached  ' if reached(claim) else 'SHORT    '}{label}: {number(value)}, to reach {relation} {number(bound)}"
+                f"  {'reached  ' if reached(claim) else 'SHORT    '}{label}: "
+                f"{number(value)}, to reach {relation} {number(bound)}"
             )
         lines += [f"  note     {note}" for note in self.notes]
         return "\n".join(lines)

@@ -23,7 +23,11 @@ from spool_tests.support.waiting import need
 
 
 def completed_in_bash(*words):
-    script = '. <("${@:1:5}" completion bash); COMP_WORDS=("${@:6}"); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _shtab_chaperone; printf "%s\\n" "${COMPREPLY[@]}"'
+    script = (
+        '. <("${@:1:5}" completion bash); COMP_WORDS=("${@:6}"); '
+        "COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _shtab_chaperone; "
+        'printf "%s\\n" "${COMPREPLY[@]}"'
+    )
     start = ["env", *CHAPERONE]
     result = subprocess.run(
         ["bash", "-c", script, "bash", *start, "chaperone", *words],
@@ -61,8 +65,12 @@ def completed_in_zsh(*words):
     script = subprocess.run(
         [*CHAPERONE, "completion", "zsh"], capture_output=True, text=True, check=True
     ).stdout
-    tidy = "autoload -U compinit; compinit -D -u; unsetopt auto_menu prompt_sp; zstyle ':completion:*' verbose no; LISTMAX=1000; COLUMNS=200"
-    bound = """_show() { print -r -- "<$BUFFER>"; }; zle -N _show; bindkey '^K' _show; bindkey '^I' list-choices"""
+    tidy = (
+        "autoload -U compinit; compinit -D -u; unsetopt auto_menu prompt_sp; "
+        "zstyle ':completion:*' verbose no; LISTMAX=1000; COLUMNS=200"
+    )
+    bound = """_show() { print -r -- "<$BUFFER>"; }; zle -N _show; bindkey '^K' _show; """
+    bound += "bindkey '^I' list-choices"
     pid, terminal = pty.fork()
     if not pid:
         os.execvpe(

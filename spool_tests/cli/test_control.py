@@ -69,7 +69,10 @@ def test_stop_passes_over_what_it_can_not_ask(chaperone, held, spool, tmp_path, 
     (spool / "bad").chmod(0o777)
     (tmp_path / "backup").hardlink_to(spool / "bad" / "status.json")
     directory = held(SLEEP)
-    sentence = "chaperone: unable to ask run 'bad': unable to open 'status.json': want a file of ours without other links\n"
+    sentence = (
+        "chaperone: unable to ask run 'bad': unable to open 'status.json': want a file "
+        "of ours without other links\n"
+    )
     assert streams(chaperone(verb, "bad", "sleep")) == (os.EX_IOERR, "", sentence)
     assert (directory / "status.json").exists()
 

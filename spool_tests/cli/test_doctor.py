@@ -126,7 +126,9 @@ def fake_ssh(tmp_path, monkeypatch):
 
 def test_a_far_side_is_told_with_what_it_lacks(spool, fake_ssh, tmp_path):
     fake_ssh(
-        f'for last; do :; done\nmkdir -p {tmp_path}/few; ln -sf "$(command -v sleep)" {tmp_path}/few/\nPATH={tmp_path}/few; eval "$last"'
+        f"for last; do :; done\nmkdir -p {tmp_path}/few; "
+        f'ln -sf "$(command -v sleep)" {tmp_path}/few/\nPATH={tmp_path}/few; '
+        'eval "$last"'
     )
     findings = found(spool, "little")
     assert findings["far side"].fits is True and findings["login noise"].says == "none"

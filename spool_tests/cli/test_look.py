@@ -27,7 +27,8 @@ def test_ls_is_a_table_of_live_and_uncollected_runs(chaperone, held):
     assert (result.returncode, result.stderr) == (0, "")
     assert masked(result.stdout) == (
         "ID     STATE       AGE   ELAPSED  OUTCOME  BYTES  PROGRAM\n"
-        "echo   terminated  TTTT  TTTT     3        8      /bin/sh -c 'echo out; echo err >&2; exit 3'\n"
+        "echo   terminated  TTTT  TTTT     3        8      "
+        "/bin/sh -c 'echo out; echo err >&2; exit 3'\n"
         "sleep  running     TTTT  TTTT     -        0      /bin/sleep 1000\n"
     )
 
@@ -70,7 +71,10 @@ def test_ls_tells_what_it_can_where_a_run_can_not_be_read(chaperone, spool, tmp_
     result = chaperone("ls", *words)
     assert (result.returncode, result.stderr) == (
         os.EX_IOERR,
-        "chaperone: unable to look into run 'bad': unable to open 'status.json': want a file of ours without other links\n",
+        (
+            "chaperone: unable to look into run 'bad': unable to open 'status.json': "
+            "want a file of ours without other links\n"
+        ),
     )
     assert (
         len(result.stdout.splitlines()) == (1 if words == ["--json"] else 2)
@@ -183,7 +187,10 @@ def test_tail_gives_bytes_as_they_are(chaperone):
 
 def test_tail_says_once_what_was_dropped(chaperone):
     chaperone("run", "-", spec=shell("full", "echo one; echo two", output={"max_bytes": 4}))
-    sentence = "chaperone: 4 bytes of stdout were dropped: the limit was reached or the disk was full; its log tells when\n"
+    sentence = (
+        "chaperone: 4 bytes of stdout were dropped: the limit was reached or the disk "
+        "was full; its log tells when\n"
+    )
     assert streams(chaperone("tail", "full")) == (0, "one\n", sentence)
     assert streams(chaperone("tail", "-f", "full")) == (0, "one\n", sentence)
     assert streams(chaperone("tail", "full", "stderr")) == (0, "", "")
@@ -192,7 +199,10 @@ def test_tail_says_once_what_was_dropped(chaperone):
 def test_tail_says_once_that_a_stream_shrank(chaperone, spool):
     chaperone("run", "-", spec=shell("cut", "echo one; echo two"))
     os.truncate(spool / "cut" / "stdout", 4)
-    sentence = "chaperone: stdout has 4 bytes less than it once had: it was cut short after it was written\n"
+    sentence = (
+        "chaperone: stdout has 4 bytes less than it once had: it was cut short after it "
+        "was written\n"
+    )
     assert streams(chaperone("tail", "cut")) == (0, "one\n", sentence)
 
 
@@ -201,7 +211,10 @@ def test_tail_says_once_that_the_end_may_be_missing(chaperone, held):
     until(lambda: (directory / "stdout").read_bytes())
     os.kill(json.loads((directory / "running.json").read_text())["chaperone_pid"], signal.SIGKILL)
     until(lambda: '"lost"' in chaperone("status", "ready").stdout)
-    sentence = "chaperone: the end of stdout may be missing: the chaperone died before the program's end was recorded\n"
+    sentence = (
+        "chaperone: the end of stdout may be missing: the chaperone died before the "
+        "program's end was recorded\n"
+    )
     assert streams(chaperone("tail", "ready", "stdout")) == (0, "ready\n", sentence)
     assert streams(chaperone("tail", "-f", "ready", "stdout")) == (0, "ready\n", sentence)
 
@@ -284,7 +297,10 @@ def test_wait_tells_a_lost_run(chaperone, held):
     assert streams(chaperone("wait", "sleep")) == (
         125,
         "",
-        "chaperone: run 'sleep' is lost: the chaperone died before the program's end was recorded\n",
+        (
+            "chaperone: run 'sleep' is lost: the chaperone died before the program's end "
+            "was recorded\n"
+        ),
     )
 
 

@@ -54,7 +54,10 @@ def test_adopt_holds_what_outlived_its_chaperone(chaperone, held, tmp_path):
     os.kill(json.loads((directory / "running.json").read_text())["chaperone_pid"], signal.SIGKILL)
     until(lambda: '"unattended"' in chaperone("status", "survivor").stdout)
     for verb in ("stop", "kill"):
-        refused = "chaperone: unable to ask run 'survivor': its chaperone is gone and it may live on; adopt it first\n"
+        refused = (
+            "chaperone: unable to ask run 'survivor': its chaperone is gone and it may "
+            "live on; adopt it first\n"
+        )
         assert streams(chaperone(verb, "surv")) == (os.EX_NOINPUT, "", refused)
     assert streams(chaperone("adopt", "--detach")) == (0, "survivor\n", "")
     (tmp_path / "fifo").write_text("end\n")
@@ -99,7 +102,10 @@ def test_gc_deletes_what_has_ended(chaperone, held, spool):
     [
         (
             [],
-            "unable to understand 'chaperone gc': want --older or --max-bytes, or nothing would be deleted",
+            (
+                "unable to understand 'chaperone gc': want --older or --max-bytes, or "
+                "nothing would be deleted"
+            ),
         ),
         (
             ["--older", "soon"],

@@ -272,8 +272,14 @@ def test_words_of_run_are_read_by_hand(words, given):
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["run", "-", "--det"], "'chaperone run': it has no option '--det'; did you mean '--detach'?"),
-        (["run", "-", "--wram"], "'chaperone run': it has no option '--wram'; did you mean '--warm'?"),
+        (
+            ["run", "-", "--det"],
+            "'chaperone run': it has no option '--det'; did you mean '--detach'?",
+        ),
+        (
+            ["run", "-", "--wram"],
+            "'chaperone run': it has no option '--wram'; did you mean '--warm'?",
+        ),
         (["run", "-", "--warm=1"], "'chaperone run': argument --warm: takes no value, got '1'"),
         (["run", "-", "--id", "--warm"], "'chaperone run': argument --id: expected one argument"),
         (["exec", "-", "x"], "'chaperone exec': it takes one SPEC file, or -- and a command"),

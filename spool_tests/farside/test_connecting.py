@@ -17,7 +17,8 @@ from spool_tests.support.waiting import until
 
 
 REFUSING = """#!/bin/sh
-# An ssh that refuses so many attempts, and is slow to connect; attempts begin with a `+` in a file and are through with a `-`.
+# An ssh that refuses so many attempts, and is slow to connect; an attempt writes `+` into a file
+# when it begins, and `-` when it is through.
 for last; do :; done
 echo + >>"$ATTEMPTS"
 case $FAILS in

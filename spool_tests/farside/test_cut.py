@@ -75,7 +75,8 @@ class Orphans:
         with contextlib.suppress(AssertionError):  # for one that tells more
             until(self.are_gone, seconds)
         assert self._since.keys() <= self.took.keys(), (
-            f"something lives on of {self._since.keys() - self.took.keys()}, others were gone after {self.took}"
+            f"something lives on of {self._since.keys() - self.took.keys()}, others "
+            f"were gone after {self.took}"
         )
         return max(self.took.values())
 

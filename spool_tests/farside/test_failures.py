@@ -74,16 +74,25 @@ ROWS = {
         "farside/test_lost_parts.py::test_spool_that_stalls_for_less_than_the_lease_loses_nothing"
     ],
     "the spool stalls, longer than the lease": [
-        "farside/test_lost_parts.py::test_spool_that_stalls_for_longer_than_the_lease_ends_the_program"
+        (
+            "farside/test_lost_parts.py::test_spool_that_stalls_for_longer_than_the_lease"
+            "_ends_the_program"
+        )
     ],
     "the shell that waits for the program killed": [
         "farside/test_lost_parts.py::test_program_goes_on_without_the_shell_that_waits_for_it"
     ],
     "the shell that reads control lines killed": [
-        "farside/test_lost_parts.py::test_program_is_ended_without_the_shell_that_hears_control_lines"
+        (
+            "farside/test_lost_parts.py::test_program_is_ended_without_the_shell_that_hea"
+            "rs_control_lines"
+        )
     ],
     "the shell that sshd started killed": [
-        "farside/test_lost_parts.py::test_death_of_the_shell_that_sshd_started_is_the_end_of_the_connection"
+        (
+            "farside/test_lost_parts.py::test_death_of_the_shell_that_sshd_started_is_the"
+            "_end_of_the_connection"
+        )
     ],
     "any cut, ``survive``": [
         "farside/test_survive.py::test_no_byte_is_lost_or_doubled_by_cuts_and_deaths"
@@ -206,7 +215,8 @@ def test_each_row_of_the_table_is_shown_by_a_test():
 
 
 FORCED = """#!/bin/sh
-# What sshd runs instead of the command: the first so many bytes of its input, by a file of the test's; then maybe the session dies.
+# What sshd runs instead of the command: it passes on so many bytes of its input as a file of the
+# test says; then maybe the session dies.
 read -r bytes then <"${0%/*}/forced.says"
 if [ "$bytes" = all ]; then exec /bin/sh -c "$SSH_ORIGINAL_COMMAND"; fi
 head -c "$bytes" | /bin/sh -c "$SSH_ORIGINAL_COMMAND"

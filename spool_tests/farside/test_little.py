@@ -22,7 +22,8 @@ pytestmark = pytest.mark.root
 # ps alone still sees processes, as it does on hosts that never had a /proc.
 WITHOUT_PROC = 'mount --rbind /proc "$0" && mount -t tmpfs none /proc && exec "$@"'
 PS = """#!/bin/sh
-exec /usr/bin/unshare --mount /bin/sh -c '/bin/mount --rbind "$0" /proc && exec /bin/ps "$@"' {proc} "$@"
+mounted='/bin/mount --rbind "$0" /proc && exec /bin/ps "$@"'
+exec /usr/bin/unshare --mount /bin/sh -c "$mounted" {proc} "$@"
 """
 
 
@@ -75,13 +76,13 @@ def test_status_and_log_say_what_can_not_be_known(spool, little, shell, life, tm
         b"err\n",
     )
     assert (
-        "the far side has no setsid: the program has no group of its own, and is stopped process by process"
-        in log(spool, "code")
-    )
+        "the far side has no setsid: the program has no group of its own, and is "
+        "stopped process by process"
+    ) in log(spool, "code")
     assert (
-        "the far side has no /proc that its grep can search: processes that leave the program's group are not found"
-        in log(spool, "code")
-    )
+        "the far side has no /proc that its grep can search: processes that leave "
+        "the program's group are not found"
+    ) in log(spool, "code")
     assert (status["leftovers"], status["tracking"]) == (None, "group")
     status = held(spool, None, sh("kill -INT $$; sleep 10"), "signal", **there)
     told = (status["return_code"], status["signal"], status["ambiguous"], status["status"])

@@ -31,7 +31,10 @@ def stalled(process, seconds):
 
 
 def test_spool_that_stalls_for_less_than_the_lease_loses_nothing(spool, sshd):
-    text = "import os,random,hashlib\nr=random.Random(7);h=hashlib.sha256()\nfor _ in range(300):\n d=r.randbytes(r.randrange(1,70000));h.update(d)\n"
+    text = (
+        "import os,random,hashlib\nr=random.Random(7);h=hashlib.sha256()\n"
+        "for _ in range(300):\n d=r.randbytes(r.randrange(1,70000));h.update(d)\n"
+    )
     text += " while d: d=d[os.write(1,d):]\nos.write(2,h.hexdigest().encode())"
     process = start(
         spool,

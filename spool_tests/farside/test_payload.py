@@ -94,7 +94,8 @@ NOISE = """
 import hashlib, os, random, sys
 r = random.Random(7); h = hashlib.sha256(); left = int(sys.argv[1])
 while left:
-    d = r.randbytes(min(left, r.randrange(1, 70000))).replace(b"a", b"\\x1e"); left -= len(d); h.update(d)
+    d = r.randbytes(min(left, r.randrange(1, 70000))).replace(b"a", b"\\x1e")
+    left -= len(d); h.update(d)
     while d: d = d[os.write(2, d):]
 print(h.hexdigest())
 """

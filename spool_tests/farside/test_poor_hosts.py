@@ -145,7 +145,10 @@ def test_busybox_awk_that_lies_is_found_out(far, tmp_path):
 
 @every_sh
 def test_binary_stderr_is_exact_with_records_between(shell, far):
-    text = "import os,random\nr=random.Random(7)\nfor i in range(200):\n d=r.randbytes(r.randrange(1,20000))\n"
+    text = (
+        "import os,random\nr=random.Random(7)\nfor i in range(200):\n"
+        " d=r.randbytes(r.randrange(1,20000))\n"
+    )
     text += " os.write(2,d.replace(b'a',b'\\x1e'));os.write(1,d[:50])"
     run = far(shell, {"argv": ["/usr/bin/python3", "-I", "-S", "-c", text]})
     run.wait("start")

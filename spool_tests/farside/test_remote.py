@@ -130,7 +130,10 @@ def through_login(spool, server, user, home, seed):
     os.symlink(
         "/usr/bin/python3", program := os.path.join(directory, odd_bytes(chance, 60, b"/") + b"y")
     )
-    text = "import os,sys\nback = [os.getcwdb(), *map(os.fsencode, sys.argv[1:]), *(n + b'=' + v for n, v in os.environb.items()), b'']\n"
+    text = (
+        "import os,sys\nback = [os.getcwdb(), *map(os.fsencode, sys.argv[1:]), *(n + "
+        "b'=' + v for n, v in os.environb.items()), b'']\n"
+    )
     text += "back = b'\\0'.join(back)\nwhile back: back = back[os.write(1, back):]"
     argv = [os.fsdecode(program), "-I", "-S", "-c", text, *map(os.fsdecode, words)]
     cwd = os.fsdecode(
@@ -353,7 +356,10 @@ def test_failure_to_start_is_an_error_and_proven(spool, sshd, program, stage, me
 
 
 def test_stop_and_signals_reach_the_program(spool, sshd, chaperone):
-    script = "trap 'echo usr1' USR1; trap '' TERM; (setsid sleep 1000 &); echo up; while :; do sleep 0.05; done"
+    script = (
+        "trap 'echo usr1' USR1; trap '' TERM; (setsid sleep 1000 &); echo up; while :; "
+        "do sleep 0.05; done"
+    )
     process = start(spool, sh(script), remote=sshd.remote(), stop={"grace_period": 0.4})
     until(lambda: stdout(spool) == b"up\n")
     assert chaperone("signal", "r", "USR1").returncode == 0

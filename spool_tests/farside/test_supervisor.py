@@ -172,7 +172,10 @@ def test_names_that_the_text_itself_uses_are_the_program_s_too(shell, far):
     }
     assert {"c_why", "c_found"} <= names
     env = dict.fromkeys(names, "0123456789 x")
-    text = "import os,sys;os.write(1,b'%d ' % os.getpid() + b''.join(n.encode() + b'=' + os.environb.get(n.encode(), b'-') + b'|' for n in sys.argv[1:]))"
+    text = (
+        "import os,sys;os.write(1,b'%d ' % os.getpid() + b''.join(n.encode() + b'=' + "
+        "os.environb.get(n.encode(), b'-') + b'|' for n in sys.argv[1:]))"
+    )
     for argv in (["/usr/bin/python3"], ["python3"]):  # the one is looked for in PATH
         run = far(
             shell,
@@ -310,7 +313,10 @@ def test_heartbeats_keep_the_lease(shell, far):
 
 @every_sh
 def test_signals_go_to_the_program_or_to_all_of_it(shell, far):
-    script = "(trap 'echo child; exit' USR1; echo up; while :; do sleep 0.02; done) & trap 'echo program' USR1; echo up; while :; do sleep 0.02; done"
+    script = (
+        "(trap 'echo child; exit' USR1; echo up; while :; do sleep 0.02; "
+        "done) & trap 'echo program' USR1; echo up; while :; do sleep 0.02; done"
+    )
     run = far(shell, {"argv": ["sh", "-c", script]})
     until(lambda: run.read(0.05) or run.output["stdout"] == b"up\nup\n")
     run.send("k USR1")
@@ -333,7 +339,10 @@ def test_each_process_gets_a_signal_once(shell, far):
     A process of the group carries the cookie too; a real-time signal is queued as often as it is
     sent.
     """
-    text = "import os,signal as s\nb={34,s.SIGUSR1}\ns.pthread_sigmask(s.SIG_BLOCK,b)\nos.write(1,b'up ')\ns.sigwait({s.SIGUSR1})\nn=0\n"
+    text = (
+        "import os,signal as s\nb={34,s.SIGUSR1}\ns.pthread_sigmask(s.SIG_BLOCK,b)\n"
+        "os.write(1,b'up ')\ns.sigwait({s.SIGUSR1})\nn=0\n"
+    )
     text += "while s.sigtimedwait({34},0): n+=1\nos.write(1,b'%d' % n)"
     run = far(shell, {"argv": ["/usr/bin/python3", "-I", "-S", "-c", text]})
     until(lambda: run.read(0.05) or run.output["stdout"] == b"up ")

@@ -71,7 +71,8 @@ def pull(network, spool):
 
 WRITER = """
 import os, random, hashlib, time, sys
-r = random.Random(int(sys.argv[1])); left = [int(sys.argv[2]), int(sys.argv[3])]; sums = [hashlib.sha256(), hashlib.sha256()]
+r = random.Random(int(sys.argv[1])); left = [int(sys.argv[2]), int(sys.argv[3])]
+sums = [hashlib.sha256(), hashlib.sha256()]
 total = sum(left); slow = float(sys.argv[4]) / total
 while max(left) > 0 or not os.path.exists(sys.argv[6]):
     which = int(r.random() * total >= total - int(sys.argv[3]))

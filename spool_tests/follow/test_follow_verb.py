@@ -77,7 +77,8 @@ def test_line_of_a_cursor_file_without_its_run_is_refused(spool, file, event):
     with pytest.raises(SpecError) as caught:
         Outbox(spool, file)
     assert str(caught.value) == (
-        f"unable to read cursor file {file!r}: lines[0]: want an event as a line of JSON, got a string"
+        f"unable to read cursor file {file!r}: lines[0]: want an event as a line of "
+        "JSON, got a string"
     )
 
 
@@ -107,9 +108,9 @@ def test_run_that_can_not_be_read_is_told_on_stderr_and_holds_up_no_other(spool,
                 told.append(json.loads(follow.stdout.readline())["event"])
             follow.stdin.write("1\n")
             follow.stdin.close()
-            assert (
-                follow.stderr.read()
-                == "chaperone: unable to follow run 'bad': unable to open 'lock': want a file of ours without other links\n"
+            assert follow.stderr.read() == (
+                "chaperone: unable to follow run 'bad': unable to open 'lock': want "
+                "a file of ours without other links\n"
             )
     assert (follow.returncode, told) == (0, ["started", "started", "output", "ended", "batch"])
 
@@ -184,7 +185,8 @@ for text in sys.stdin.buffer:
     if line["event"] == "batch":
         if line["batch"] != last:
             assert line["batch"] == last + 1, (line["batch"], last)
-            os.write(store, json.dumps({"batch": line["batch"], "lines": lines[:-1]}).encode() + b"\\n")
+            taken = {"batch": line["batch"], "lines": lines[:-1]}
+            os.write(store, json.dumps(taken).encode() + b"\\n")
             last = line["batch"]
         lines = []
         os.write(1, b"%d\\n" % last)
@@ -347,13 +349,20 @@ def test_more_runs_than_watches_are_polled_and_said_so_on_stderr(spool, words, w
                 assert line, reader.stderr.read()
             reader.kill() if words[0] == "follow" else reader.wait(30)
             told += reader.stderr.read()
-    why = f"unable to watch another directory: the limit of {watches} watches for this user is reached (sysctl user.max_inotify_watches)"
+    why = (
+        f"unable to watch another directory: the limit of {watches} watches for this user "
+        "is reached (sysctl user.max_inotify_watches)"
+    )
     sentence = f"chaperone: looking at spool {str(spool)!r} every 1 s: {why}\n"
     assert told == ("" if enough else sentence)
 
 
 def test_silent_filesystem_is_polled_and_said_so_on_stderr(spool):
-    script = "import sys; from chaperone.cli import main; from chaperone.follow import follower; follower.silent_filesystem = lambda fd: 'nfs'; sys.exit(main.main(['follow']))"
+    script = (
+        "import sys; from chaperone.cli import main; "
+        "from chaperone.follow import follower; follower.silent_filesystem = lambda fd: "
+        "'nfs'; sys.exit(main.main(['follow']))"
+    )
     with Writer(spool) as writer:
         with subprocess.Popen(
             [sys.executable, "-c", script],
@@ -362,9 +371,9 @@ def test_silent_filesystem_is_polled_and_said_so_on_stderr(spool):
             stderr=subprocess.PIPE,
             text=True,
         ) as reader:
-            assert (
-                reader.stderr.readline()
-                == f"chaperone: looking at spool {str(spool)!r} every 1 s: inotify may be silent on nfs\n"
+            assert reader.stderr.readline() == (
+                f"chaperone: looking at spool {str(spool)!r} every 1 s: inotify may "
+                "be silent on nfs\n"
             )
             assert [json.loads(reader.stdout.readline())["event"] for _ in range(3)] == [
                 "started",

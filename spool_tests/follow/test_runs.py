@@ -83,7 +83,11 @@ def test_dangling_entry_of_a_dead_starter_tells_nothing(spool):
 
 
 def test_killed_chaperone_is_lost_with_its_last_bytes(spool):
-    text = "import sys; from spool_tests.support.writer import Writer; w = Writer(*sys.argv[1:]).running().write(b'last'); print(flush=True); sys.stdin.read()"
+    text = (
+        "import sys; from spool_tests.support.writer import Writer; "
+        "w = Writer(*sys.argv[1:]).running().write(b'last'); print(flush=True); "
+        "sys.stdin.read()"
+    )
     root = ROOT
     chaperone = subprocess.Popen(
         [sys.executable, "-c", text, spool, "r"],
@@ -392,7 +396,10 @@ def test_run_that_can_not_be_read_is_told_once_and_disturbs_no_other(spool):
         (spool / "bad").chmod(0o777)
         os.link(spool / "bad" / "lock", spool / "planted")
         events = []
-        sentence = "^unable to follow run 'bad': unable to open 'lock': want a file of ours without other links$"
+        sentence = (
+            "^unable to follow run 'bad': unable to open 'lock': want a file of ours "
+            "without other links$"
+        )
         with pytest.raises(UnreadableRunError, match=sentence):
             while event := follower.next(0):
                 events.append(brief(event))

@@ -186,10 +186,13 @@ def test_program_gets_what_the_spec_says(spool, monkeypatch):
     monkeypatch.setenv("INHERITED", "yes")
     text = """if True:
         import json, os, resource, signal
-        masks = {line.split(':')[0]: line.split()[1] for line in open('/proc/self/status') if line.startswith('Sig')}
+        lines = [line for line in open('/proc/self/status') if line.startswith('Sig')]
+        masks = {line.split(':')[0]: line.split()[1] for line in lines}
         umask = os.umask(0)
-        print(json.dumps({"cwd": os.getcwd(), "env": dict(os.environ), "umask": umask, "nofile": resource.getrlimit(resource.RLIMIT_NOFILE),
-            "sid": os.getsid(0) == os.getpid(), "fds": sorted(os.listdir('/proc/self/fd'))[:4], "blocked": masks["SigBlk"], "ignored": masks["SigIgn"]}))"""
+        print(json.dumps({"cwd": os.getcwd(), "env": dict(os.environ), "umask": umask,
+            "nofile": resource.getrlimit(resource.RLIMIT_NOFILE),
+            "sid": os.getsid(0) == os.getpid(), "fds": sorted(os.listdir('/proc/self/fd'))[:4],
+            "blocked": masks["SigBlk"], "ignored": masks["SigIgn"]}))"""
     program = py(
         text,
         cwd="/tmp",
@@ -310,7 +313,10 @@ def test_fifo_is_no_stdin_for_a_program_that_is_sent_it(spool, fifo, remote):
     status = held(
         spool, {"argv": ["cat"], "stdin": {"file": str(fifo)}}, on_disconnect="survive", **remote
     )
-    message = f"unable to send stdin {str(fifo)!r}: want a regular file, whose size is known before it is sent"
+    message = (
+        f"unable to send stdin {str(fifo)!r}: want a regular file, whose size is known "
+        "before it is sent"
+    )
     assert (status["state"], status["started"], status["exception"]["message"]) == (
         "error",
         False,

@@ -94,7 +94,8 @@ def test_agent_and_a_daemon_with_a_title_of_its_own_are_gone(spool, begun):
     need("ssh-agent", "perl")
     text = (
         "ssh-agent -D >/dev/null & echo $!; "
-        'perl -e \'$0 = "x" x 500; use POSIX; exit if fork; POSIX::setsid(); print "$$\\n"; close STDOUT; sleep 1000\'; '
+        'perl -e \'$0 = "x" x 500; use POSIX; exit if fork; POSIX::setsid(); print "$$\\n"; '
+        "close STDOUT; sleep 1000'; "
         "echo ready; exec sleep 1000"
     )
     status = begun(sh(text))
@@ -110,7 +111,10 @@ def test_agent_and_a_daemon_with_a_title_of_its_own_are_gone(spool, begun):
 
 def test_guard_needs_no_process_more(spool):
     """At RLIMIT_NPROC, full of children that left the group."""
-    text = "i=0; while setsid sleep 1000 & do i=$((i + 1)); [ $i -lt 200 ] || break; done 2>/dev/null; echo ready; exec sleep 1000"
+    text = (
+        "i=0; while setsid sleep 1000 & do i=$((i + 1)); [ $i -lt 200 ] || break; "
+        "done 2>/dev/null; echo ready; exec sleep 1000"
+    )
     process = start(spool, sh(text, rlimits={"nproc": 60}))
     status = begun_in(spool)
     until(lambda: b"ready" in stdout(spool) or live(spool)["state"] != "running", 20)
@@ -124,7 +128,10 @@ def test_guard_needs_no_process_more(spool):
 
 
 def test_signals_pass_through_it(spool):
-    text = "trap 'echo usr1' USR1; trap 'echo term; exit 7' TERM; echo ready; while :; do sleep 0.02; done"
+    text = (
+        "trap 'echo usr1' USR1; trap 'echo term; exit 7' TERM; echo ready; while :; "
+        "do sleep 0.02; done"
+    )
     process = start(spool, sh(text))
     until(lambda: stdout(spool) == b"ready\n")
     process.send_signal(signal.SIGUSR1)
@@ -301,7 +308,10 @@ def test_lock_is_never_in_it_and_no_write_end(spool, begun):
 
 
 def test_it_saves_what_the_pipes_still_held_up_to_the_limit(spool):
-    text = "import os, time\nos.write(1, b'ready\\n')\nwhile not os.path.exists('go'): time.sleep(0.01)\n"
+    text = (
+        "import os, time\nos.write(1, b'ready\\n')\n"
+        "while not os.path.exists('go'): time.sleep(0.01)\n"
+    )
     text += (
         "os.write(1, b'x' * 50_000)\nos.write(2, b'y' * 100)\nopen('written', 'w')\ntime.sleep(60)"
     )

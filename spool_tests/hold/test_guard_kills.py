@@ -100,7 +100,10 @@ def test_chaperone_waits_for_nothing_that_it_may_not_kill(spool, tmp_path, how):
     need("setpriv")
     raised, place = as_nobody(tmp_path)
     # A zombie of our own uid below it can't be taken by anybody but it.
-    zombie = "import os, time\nif not os.fork(): os.setresuid(65534, 65534, 65534); os._exit(0)\ntime.sleep(1000)"
+    zombie = (
+        "import os, time\nif not os.fork(): os.setresuid(65534, 65534, 65534); "
+        "os._exit(0)\ntime.sleep(1000)"
+    )
     root_program = [*raised.split(), sys.executable, "-I", "-S", "-c", zombie]
     argv = root_program
     if how == "leftover":
@@ -248,7 +251,10 @@ def test_proc_of_another_pid_namespace_is_not_believed(spool):
     innocents = "for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do sleep 1000 & done"
     path = spool.parent / "s.json"
     path.write_text(json.dumps({"id": "r", "program": sh("echo ready; exit 4")}))
-    text = f"{innocents}; {' '.join(CHAPERONE)} run {path} >/dev/null; kill -0 $! && jobs -p | wc -l; kill -9 $(jobs -p)"
+    text = (
+        f"{innocents}; {' '.join(CHAPERONE)} run {path} >/dev/null; "
+        "kill -0 $! && jobs -p | wc -l; kill -9 $(jobs -p)"
+    )
     done = subprocess.run(
         ["unshare", "--pid", "--fork", "bash", "-c", text],
         capture_output=True,
@@ -276,7 +282,8 @@ def test_what_is_left_on_purpose_goes_to_the_next_subreaper(spool, tmp_path):
     code = f"""if True:
         import ctypes, os, subprocess, sys, json
         ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
-        spec = {{"id": "r", "leftovers": "leave", "program": {{"command": "setsid sleep 1000 & echo $!"}}}}
+        program = {{"command": "setsid sleep 1000 & echo $!"}}
+        spec = {{"id": "r", "leftovers": "leave", "program": program}}
         subprocess.run([*{CHAPERONE!r}, "run", "-"], input=json.dumps(spec).encode(), check=True)
         left = int(open({str(spool / "r" / "stdout")!r}).read())
         parent = int(open(f"/proc/{{left}}/stat").read().rpartition(")")[2].split()[1])
@@ -440,7 +447,10 @@ def test_words_are_utf8_whatever_the_locale(spool, tmp_path):
     program["argv"].append("\u00e9\u20ac")
     spec = tmp_path / "s.json"
     spec.write_text(json.dumps({"id": "r", "program": program}))
-    code = f"import sys; sys.path.append({ROOT!r}); sys.argv[1:] = ['run', {str(spec)!r}]; import chaperone.__main__"
+    code = (
+        f"import sys; sys.path.append({ROOT!r}); sys.argv[1:] = ['run', {str(spec)!r}]; "
+        "import chaperone.__main__"
+    )
     env = {**os.environ, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": latin1(tmp_path)}
     env["LOCPATH"] = str(tmp_path)
     done = subprocess.run(

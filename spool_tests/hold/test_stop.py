@@ -104,7 +104,10 @@ def test_kill_needs_no_grace(spool):
 
 @pytest.mark.parametrize("name", ["USR1", "SIGQUIT", "12"])
 def test_signal_reaches_the_program_alone(spool, name):
-    text = f"trap 'echo got' {specs.signal_name(name)[3:]}; (trap '' INT; sleep 60) & echo ready; while :; do sleep 0.01; done"
+    text = (
+        f"trap 'echo got' {specs.signal_name(name)[3:]}; (trap '' INT; "
+        "sleep 60) & echo ready; while :; do sleep 0.01; done"
+    )
     chaperone = start(spool, sh(text))
     until(lambda: stdout(spool) == b"ready\n")
     ask(spool, f"signal {name}")
@@ -291,7 +294,10 @@ def test_sigkill_of_the_chaperone_leaves_no_process(spool, text):
 
 
 def test_guard_saves_what_the_pipes_still_held(spool):
-    text = "import os, time\nos.write(1, b'ready\\n')\nwhile not os.path.exists('go'): time.sleep(0.01)\n"
+    text = (
+        "import os, time\nos.write(1, b'ready\\n')\n"
+        "while not os.path.exists('go'): time.sleep(0.01)\n"
+    )
     text += "os.write(1, b'x' * 50_000)\nos.write(2, b'y' * 40_000)\ntime.sleep(60)"
     chaperone = start(spool, py(text, cwd=str(spool.parent)))
     until(lambda: stdout(spool) == b"ready\n")
@@ -321,7 +327,10 @@ def test_the_schedulers_death_does_not_touch_the_run(spool):
             ),
         }
     )
-    code = "import subprocess, sys\nsubprocess.Popen(sys.argv[2:], stdin=subprocess.PIPE).communicate(sys.argv[1].encode())"
+    code = (
+        "import subprocess, sys\nsubprocess.Popen(sys.argv[2:], "
+        "stdin=subprocess.PIPE).communicate(sys.argv[1].encode())"
+    )
     command = [sys.executable, "-c", code, text, *CHAPERONE, "run", "--spool", str(spool), "-"]
     scheduler = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE)
     until(lambda: (spool / "r").exists() and stdout(spool) == b"ready\n")

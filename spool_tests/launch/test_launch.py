@@ -23,7 +23,10 @@ from spool_tests.support.waiting import absent, need, until
 TRUE = {"program": {"argv": ["true"]}}
 LISTING = {
     "program": {
-        "command": "readlink /proc/self/fd/0; ls /proc/self/fd | tr '\\n' ' '; umask; grep -E '^Sig(Blk|Ign)' /proc/self/status; exit 3"
+        "command": (
+            "readlink /proc/self/fd/0; ls /proc/self/fd | tr '\\n' ' '; umask; "
+            "grep -E '^Sig(Blk|Ign)' /proc/self/status; exit 3"
+        )
     }
 }
 # fd 3 of `ls` is its own listing. Signals 32 and 33 belong to libc, whose posix_spawn leaves them
@@ -57,7 +60,10 @@ def popen(preparation, words, **keywords):
     "preparation",
     [
         "signal.signal(signal.SIGCHLD, signal.SIG_IGN)",
-        "for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}: signal.signal(number, signal.SIG_IGN)",
+        (
+            "for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}: "
+            "signal.signal(number, signal.SIG_IGN)"
+        ),
         "signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())",
         "os.close(0)",
         "os.close(0); os.close(1)",
@@ -304,7 +310,11 @@ except errors.RunExistsError as error:
 
 
 def test_start_works_without_standard_fds(spool):
-    code = f"import os, sys; sys.path.append({ROOT!r}); from chaperone.launch import start as starting; os.closerange(0, 3); starting.start(sys.argv[1], {TRUE!r})"
+    code = (
+        f"import os, sys; sys.path.append({ROOT!r}); "
+        "from chaperone.launch import start as starting; os.closerange(0, 3); "
+        f"starting.start(sys.argv[1], {TRUE!r})"
+    )
     assert subprocess.run([sys.executable, "-c", code, str(spool)]).returncode == 0
     until(lambda: len(os.listdir(spool / ".ended")) == 1)
 
@@ -314,9 +324,9 @@ def test_start_says_what_is_odd_about_the_interpreter(spool, monkeypatch):
         monkeypatch.setattr(sys, "executable", path)
         with pytest.raises(errors.ChaperoneError) as caught:
             starting.start(str(spool), TRUE)
-        assert (
-            str(caught.value)
-            == f"unable to start a chaperone: want a Python interpreter in sys.executable, got {path!r} (is Python embedded? set it)"
+        assert str(caught.value) == (
+            "unable to start a chaperone: want a Python interpreter in "
+            f"sys.executable, got {path!r} (is Python embedded? set it)"
         )
     monkeypatch.setattr(sys, "executable", "/nowhere/python3")
     with pytest.raises(

@@ -30,7 +30,10 @@ ECHO = {
     "argv": [
         "/bin/sh",
         "-c",
-        'echo "$COLOUR $(umask) $PWD"; readlink /proc/$PPID/fd/* | grep -c "launcher\\|socket"; exit 3',  # one socket: the guard's
+        (
+            'echo "$COLOUR $(umask) $PWD"; readlink /proc/$PPID/fd/* | grep -c '
+            '"launcher\\|socket"; exit 3'
+        ),  # one socket: the guard's
     ]
 }
 
@@ -384,7 +387,8 @@ def test_launcher_killed_again_and_again_during_a_burst_starts_each_run_once(spo
         future.result()
     kill_launcher(spool)
     print(
-        f"seed {seed}: {len(killed)} launchers killed, {len(refused)} starts refused, {max(took):.2f} s for the slowest"
+        f"seed {seed}: {len(killed)} launchers killed, {len(refused)} starts refused, "
+        f"{max(took):.2f} s for the slowest"
     )
     assert killed, f"seed {seed}"
     assert all(sentence.startswith("unable to ") for sentence in refused.values()), (
@@ -508,7 +512,10 @@ def test_runs_that_are_started_all_at_once_idle_without_a_wake_up_and_each_ends_
         sizes = sorted(uss(pid) for pid in chaperones)
         helpers = sorted(sum(uss(child) for child in children_of(pid)) for pid in chaperones)
         print(
-            f"{count} runs: {sum(sizes) / count:.0f} KiB USS a chaperone on average, {sizes[count // 2]} at the median, {sizes[-1]} at most;",
+            (
+                f"{count} runs: {sum(sizes) / count:.0f} KiB USS a chaperone on average, "
+                f"{sizes[count // 2]} at the median, {sizes[-1]} at most;"
+            ),
             end=" ",
         )
         print(f"its children {helpers[count // 2]} KiB at the median")
@@ -526,7 +533,11 @@ def test_runs_that_are_started_all_at_once_idle_without_a_wake_up_and_each_ends_
 
 
 def test_launcher_imports_nothing_that_a_chaperone_must_not_hold(spool):
-    code = "import sys; sys.path.append(sys.argv[1]); from chaperone.cli import main; from chaperone.launch import launcher; from chaperone.farside import remote; print(*sorted(sys.modules))"
+    code = (
+        "import sys; sys.path.append(sys.argv[1]); from chaperone.cli import main; "
+        "from chaperone.launch import launcher; from chaperone.farside import remote; "
+        "print(*sorted(sys.modules))"
+    )
     root = os.path.dirname(process.PACKAGE)
     loaded = subprocess.run(
         [sys.executable, "-I", "-S", "-c", code, root], capture_output=True, text=True, check=True

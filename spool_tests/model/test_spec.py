@@ -163,7 +163,10 @@ def test_surviving_has_a_longer_lease_and_wants_a_supervisor() -> None:
     )
 
 
-FIELDS = "callback, config, durable, id, keep_secrets, labels, lease, leftovers, on_disconnect, output, program, remote, stop, timeouts"
+FIELDS = (
+    "callback, config, durable, id, keep_secrets, labels, lease, leftovers, "
+    "on_disconnect, output, program, remote, stop, timeouts"
+)
 ID = "[A-Za-z0-9][A-Za-z0-9._-]* of at most 128 characters"
 
 
@@ -268,7 +271,10 @@ ID = "[A-Za-z0-9][A-Za-z0-9._-]* of at most 128 characters"
         (
             "program.rlimits",
             {"files": 5},
-            "program.rlimits.files: want one of as, core, cpu, data, fsize, memlock, nofile, nproc, rss, stack, got an unknown limit",
+            (
+                "program.rlimits.files: want one of as, core, cpu, data, fsize, memlock, "
+                "nofile, nproc, rss, stack, got an unknown limit"
+            ),
         ),
         (
             "program.rlimits",
@@ -293,7 +299,10 @@ ID = "[A-Za-z0-9][A-Za-z0-9._-]* of at most 128 characters"
         (
             "program.rlimits",
             {"core": 2**63},
-            f'program.rlimits.core: want a whole number, "unlimited" or a pair of them, got {2**63}',
+            (
+                'program.rlimits.core: want a whole number, "unlimited" or a pair of '
+                f"them, got {2**63}"
+            ),
         ),
         (
             "program.rlimits",
@@ -309,7 +318,10 @@ ID = "[A-Za-z0-9][A-Za-z0-9._-]* of at most 128 characters"
         (
             "program.agv",
             ["ls"],
-            "program.agv: want one of argv, command, cwd, env, inherit_env, merge_stderr, rlimits, stdin, umask, got an unknown field",
+            (
+                "program.agv: want one of argv, command, cwd, env, inherit_env, "
+                "merge_stderr, rlimits, stdin, umask, got an unknown field"
+            ),
         ),
         ("remote", "db3", "remote: want an object, got a string"),
         ("remote", {}, "remote.host: want a name that does not begin with '-', got null"),
@@ -326,7 +338,10 @@ ID = "[A-Za-z0-9][A-Za-z0-9._-]* of at most 128 characters"
         (
             "remote",
             {"host": "h", "prot": 22},
-            "remote.prot: want one of hops, host, mode, options, port, remote_dir, supervise, user, got an unknown field",
+            (
+                "remote.prot: want one of hops, host, mode, options, port, remote_dir, "
+                "supervise, user, got an unknown field"
+            ),
         ),
         ("on_disconnect", "die", "on_disconnect: want 'kill' or 'survive', got 'die'"),
         ("on_disconnect", None, "on_disconnect: want 'kill' or 'survive', got null"),
@@ -432,15 +447,24 @@ def test_field_is_refused_by_a_whole_sentence(path: str, value: object, sentence
         ),
         (
             {"program": ARGV, "remote": {"host": "h"}, "output": {"through": "file"}},
-            "output.through: want 'pipe' for a program that is not a child of the chaperone, got 'file'",
+            (
+                "output.through: want 'pipe' for a program that is not a child of the "
+                "chaperone, got 'file'"
+            ),
         ),
         (
             {"program": ARGV, "output": {"through": "file", "max_bytes": 5}},
-            "output.max_bytes: want none where output.through is 'file': nobody counts the bytes, got 5",
+            (
+                "output.max_bytes: want none where output.through is 'file': nobody "
+                "counts the bytes, got 5"
+            ),
         ),
         (
             {"program": ARGV, "output": {"through": "file", "on_full": "stop"}},
-            "output.on_full: want none where output.through is 'file': nobody counts the bytes, got 'stop'",
+            (
+                "output.on_full: want none where output.through is 'file': nobody counts "
+                "the bytes, got 'stop'"
+            ),
         ),
         (
             {"program": ARGV, "output": {"through": "file"}, "timeouts": {"idle": 5}},

@@ -180,7 +180,10 @@ def test_every_real_exit_and_signal_is_told_apart() -> None:
         signal.SIGRTMIN,
         signal.SIGRTMIN + 3,
     ):
-        script = f"import os, resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); os.kill(os.getpid(), {int(number)})"
+        script = (
+            "import os, resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); "
+            f"os.kill(os.getpid(), {int(number)})"
+        )
         raw = subprocess.Popen([sys.executable, "-ISc", script])
         status = processes.outcome(os.waitpid(raw.pid, 0)[1])
         raw.returncode = 0

@@ -215,7 +215,9 @@ def test_every_page_that_a_page_names_is_there():
     ids=lambda path: path.name,
 )
 def test_page_is_sound(path):
-    """Without a warning of docutils; `bin/docs` makes the site, the two pages of Sphinx included."""
+    """
+    Without a warning of docutils; `bin/docs` makes the site, the two pages of Sphinx included.
+    """
     settings = {"halt_level": 2, "report_level": 2, "syntax_highlight": "none"}
     docutils.core.publish_doctree(path.read_text(), str(path), settings_overrides=settings)
 

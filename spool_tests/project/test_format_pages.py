@@ -196,7 +196,10 @@ def test_script_that_probes_a_run_in_the_moment_of_its_end_makes_no_lock(spool):
     (script,) = blocks(FORMAT, "sh")
     run = disk.create(spool)
     go = spool.parent / "go"
-    late = f'flock() {{ : >{go}; while [ -e {spool}/r/lock ]; do sleep 0.01; done; command flock "$@"; }}'
+    late = (
+        f"flock() {{ : >{go}; while [ -e {spool}/r/lock ]; do sleep 0.01; done; "
+        f'command flock "$@"; }}'
+    )
     with subprocess.Popen(
         ["sh", "-c", f"{late}\n{script}\nwait_for {spool}/r"], stdout=subprocess.PIPE, text=True
     ) as waiting:

@@ -113,7 +113,10 @@ def test_command_that_measures_the_house_counts_each_folder(tmp_path):
 # that are small.
 LEAN = set("os sys time select fcntl errno stat resource _json _signal _ctypes _socket gc".split())
 BARE = set(
-    "__future__ _abc _collections_abc _io _stat abc codecs _codecs genericpath io marshal posix posixpath zipimport _frozen_importlib_external".split()
+    (
+        "__future__ _abc _collections_abc _io _stat abc codecs _codecs genericpath io "
+        "marshal posix posixpath zipimport _frozen_importlib_external"
+    ).split()
 )
 
 

@@ -23,11 +23,16 @@ from spool_tests.support.waiting import need
 # What can't fail for want of room or for a bad disk, or is the kernel's own business between
 # processes.
 UNHARMED = set(
-    """access arch_prctl brk chdir clock_gettime clock_nanosleep clone clone3 close close_range dup2 execve exit_group faccessat2 fadvise64 fchdir fstat futex
-    getcwd getdents64 getegid geteuid getgid getpgid getpgrp getpid getppid getrandom getresgid getresuid getrlimit getrusage getsid gettid getuid ioctl kill lseek
-    madvise mmap mprotect mremap munmap newfstatat pidfd_send_signal poll prctl pread64 prlimit64 read readlink readlinkat readv restart_syscall rseq
-    recvfrom rt_sigaction rt_sigprocmask rt_sigreturn sched_getaffinity set_robust_list sendmsg set_tid_address setsid sigaltstack statfs statx sysinfo umask uname vfork
-    wait4 waitid""".split()
+    """
+    access arch_prctl brk chdir clock_gettime clock_nanosleep clone clone3 close close_range
+    dup2 execve exit_group faccessat2 fadvise64 fchdir fstat futex getcwd getdents64 getegid
+    geteuid getgid getpgid getpgrp getpid getppid getrandom getresgid getresuid getrlimit
+    getrusage getsid gettid getuid ioctl kill lseek madvise mmap mprotect mremap munmap
+    newfstatat pidfd_send_signal poll prctl pread64 prlimit64 read readlink readlinkat readv
+    restart_syscall rseq recvfrom rt_sigaction rt_sigprocmask rt_sigreturn sched_getaffinity
+    set_robust_list sendmsg set_tid_address setsid sigaltstack statfs statx sysinfo umask
+    uname vfork wait4 waitid
+    """.split()
 )
 DESCRIPTORS = {
     "openat",

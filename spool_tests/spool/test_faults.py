@@ -112,10 +112,14 @@ def test_no_room_for_the_outcome_refuses_the_start(small):
 
 def test_a_disk_that_has_room_again_takes_the_last_words(small):
     program = {
-        "command": "yes 123456789 | head -c 3000000; touch full; until [ -e room ]; do sleep 0.01; done; echo last words"
+        "command": (
+            "yes 123456789 | head -c 3000000; touch full; until [ -e room ]; "
+            "do sleep 0.01; done; echo last words"
+        )
     }
     text = """name=r; run "$@" & until [ -e full ]; do sleep 0.01; done
-        until grep -q dropped "$SMALL"/spool/r/running.json "$SMALL"/spool/r/stdout 2>/dev/null || sleep 0.3; do :; done
+        run=$SMALL/spool/r
+        until grep -q dropped "$run/running.json" "$run/stdout" 2>/dev/null || sleep 0.3; do :; done
         rm "$SMALL/filler"; touch room; wait $!"""
     result = small('head -c 500000 /dev/zero > "$SMALL/filler"; ' + text, r={"program": program})
     assert result.returncode == 0, result.stderr
@@ -177,7 +181,10 @@ def test_a_limit_on_file_sizes_does_not_kill_the_chaperone(spool):
         "program": {"command": "ulimit -f unlimited; head -c 3000000 /dev/zero; exit 5"},
     }
     result = subprocess.run(
-        ["sh", "-c", 'ulimit -S -f 1000; exec "$@"', "sh", *CHAPERONE, "run", "--spool", str(spool), "-"],
+        [
+            *("sh", "-c", 'ulimit -S -f 1000; exec "$@"', "sh"),
+            *(*CHAPERONE, "run", "--spool", str(spool), "-"),
+        ],
         input=json.dumps(spec), capture_output=True, text=True, timeout=30, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
@@ -220,7 +227,10 @@ def test_a_chaperone_keeps_no_code_that_others_can_not_read(spool, tmp_path):
 def test_a_chaperone_outlives_its_own_package(spool, tmp_path, asked):
     shutil.copytree(PACKAGE, tmp_path / "site" / "chaperone")
     python, *flags, _ = CHAPERONE
-    text = "trap '' TERM; (setsid sleep 60 &); echo ready; until [ -e go ]; do sleep 0.01; done; yes | head -c 300000; exit 6"
+    text = (
+        "trap '' TERM; (setsid sleep 60 &); echo ready; until [ -e go ]; do sleep 0.01; "
+        "done; yes | head -c 300000; exit 6"
+    )
     spec = {
         "id": "r",
         "program": {"command": text, "cwd": str(tmp_path)},

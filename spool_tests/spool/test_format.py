@@ -56,9 +56,8 @@ def test_spool_that_is_not_there_is_told(tmp_path):
 @pytest.mark.parametrize("mode", [0o720, 0o702, 0o777, 0o1777])
 def test_spool_that_others_may_write_to_is_refused(spool, mode):
     spool.chmod(mode)
-    assert (
-        refusal(spool)
-        == f"unable to use spool {str(spool)!r}: want nobody else to write to it, got mode {mode:04o}"
+    assert refusal(spool) == (
+        f"unable to use spool {str(spool)!r}: want nobody else to write to it, got mode {mode:04o}"
     )
     spool.chmod(0o755)
     os.close(format.open_spool(str(spool)))

@@ -485,7 +485,10 @@ def test_progress_is_shown_on_a_terminal_and_wiped(spool):
     for number in range(3):
         ended(spool, f"r{number}")
     ours, theirs = os.openpty()
-    code = "from chaperone.cli import main; from chaperone.cli import terminal; terminal.PROGRESS_S = 0; raise SystemExit(main.main())"
+    code = (
+        "from chaperone.cli import main; from chaperone.cli import terminal; "
+        "terminal.PROGRESS_S = 0; raise SystemExit(main.main())"
+    )
     argv = [
         sys.executable,
         "-c",

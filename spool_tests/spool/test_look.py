@@ -362,7 +362,10 @@ def test_frozen_samples_are_read_as_ever(frozen):
 
 def test_frozen_samples_were_never_edited():
     listing = subprocess.run(
-        "find . -type f | LC_ALL=C sort | xargs sha256sum; find . -type l | LC_ALL=C sort | xargs readlink",
+        (
+            "find . -type f | LC_ALL=C sort | xargs sha256sum; "
+            "find . -type l | LC_ALL=C sort | xargs readlink"
+        ),
         shell=True,
         cwd=DATA,
         capture_output=True,

@@ -243,7 +243,10 @@ def test_spec_that_could_not_be_read_back_is_refused(spool, monkeypatch):
     size = (spool / "as-large-as-may-be" / "spec.json").stat().st_size
     monkeypatch.setattr(jsontext, "LIMIT", size)
     before = disk.tree(spool)
-    sentence = f"unable to create run 'r': want at most 64 MiB of JSON in 'spec.json', got {size + 30} bytes"
+    sentence = (
+        "unable to create run 'r': want at most 64 MiB of JSON in 'spec.json', got "
+        f"{size + 30} bytes"
+    )
     labels = {"team": "etl" + "x" * (30 + len("as-large-as-may-be") - 1)}
     with pytest.raises(SpecError) as caught:
         disk.create(spool, labels=labels)

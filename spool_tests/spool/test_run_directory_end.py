@@ -174,8 +174,10 @@ told = run.replace_running({**before, "pid": 1})
 assert told == "unable to replace 'running.json': No space left on device", told
 assert disk.seen(spool)[1]["pid"] == 4711
 fill()
-status = {**statuses.stopping(before, "SIGTERM", "request", "\\U0001f600" * 5000, time.time_ns()), "labels": {"team": "\\U0001f600" * 4000}}
-status = {**status, "connection": {"argv": ["'" * 100000], "pid": 1, "drops": 0, "state": "down", "since": None}}
+face = "\\U0001f600"
+status = statuses.stopping(before, "SIGTERM", "request", face * 5000, time.time_ns())
+connection = {"argv": ["'" * 100000], "pid": 1, "drops": 0, "state": "down", "since": None}
+status = {**status, "labels": {"team": face * 4000}, "connection": connection}
 final = statuses.lost(status, "\\U0001f600" * 5000, None, time.time_ns())
 real = os.ftruncate
 def truncated(fd, length):  # whatever room is given up, somebody else takes at once
@@ -185,10 +187,13 @@ os.ftruncate = truncated
 run.publish(final)
 run.end()
 alive, found = disk.seen(spool)
-assert not alive and found["state"] == "lost" and found["pid"] == 4711 and found["stop"]["reason"] == "request", found
-assert found["exception"]["message"].startswith("\\U0001f600" * 600) and found["labels"]["team"] == "\\U0001f600" * 4000
+told = (alive, found["state"], found["pid"], found["stop"]["reason"])
+assert told == (False, "lost", 4711, "request"), found
+assert found["exception"]["message"].startswith(face * 600)
+assert found["labels"]["team"] == face * 4000
 assert found["connection"]["argv"] is None and found["connection"]["pid"] == 1
-assert os.listdir(spool + "/.ended") == ["r"] and sorted(os.listdir(spool + "/r")) == ["spec.json", "status.json", "stderr", "stdout"]
+assert os.listdir(spool + "/.ended") == ["r"]
+assert sorted(os.listdir(spool + "/r")) == ["spec.json", "status.json", "stderr", "stdout"]
 print("kept")
 """
 
@@ -242,7 +247,10 @@ def test_start_without_room_for_the_outcome_is_refused(tmp_path):
         print(error)
     print(disk.tree(spool))
     """
-    sentence = "unable to create run 'r' in spool '{}/spool': No space left on device\n['.ended', '.running']\n"
+    sentence = (
+        "unable to create run 'r' in spool '{}/spool': No space left on device\n"
+        "['.ended', '.running']\n"
+    )
     assert mounted(script, "size=64k,mode=700", tmp_path) == sentence.format(tmp_path)
 
 

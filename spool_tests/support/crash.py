@@ -18,10 +18,15 @@ from spool_tests.support.waiting import until
 # What only looks, or changes nothing but this process's own memory. A call that is not here is a
 # crash point.
 HARMLESS = set(
-    """access arch_prctl brk clock_gettime clock_nanosleep close_range epoll_wait exit_group faccessat2 fadvise64 fstat futex getcwd getdents64
-    getegid geteuid getgid getpeername getpgid getpgrp getpid getppid getrandom getresgid getresuid getrlimit getsid getsockname getsockopt gettid getuid
-    ioctl lseek madvise mmap mprotect mremap munmap newfstatat open_by_handle_at poll pread64 prlimit64 readlink readlinkat restart_syscall rseq
-    rt_sigaction rt_sigprocmask rt_sigreturn rt_sigtimedwait sched_getaffinity set_robust_list set_tid_address sigaltstack statfs statx sysinfo uname""".split()
+    """
+    access arch_prctl brk clock_gettime clock_nanosleep close_range epoll_wait exit_group
+    faccessat2 fadvise64 fstat futex getcwd getdents64 getegid geteuid getgid getpeername
+    getpgid getpgrp getpid getppid getrandom getresgid getresuid getrlimit getsid getsockname
+    getsockopt gettid getuid ioctl lseek madvise mmap mprotect mremap munmap newfstatat
+    open_by_handle_at poll pread64 prlimit64 readlink readlinkat restart_syscall rseq
+    rt_sigaction rt_sigprocmask rt_sigreturn rt_sigtimedwait sched_getaffinity
+    set_robust_list set_tid_address sigaltstack statfs statx sysinfo uname
+    """.split()
 )
 # `chaperone`, whose guard's child stops as soon as it is forked.
 STOPPED = [

@@ -211,25 +211,41 @@ _FINAL = _STATUS.replace(b'"starting"', b'"terminated"')
 SEEDS = {
     "spec": [
         b'{"program": {"argv": ["a"]}}',
-        b'{"id": "r", "program": {"command": "x", "env": {"K": "v"}, "stdin": "t", "rlimits": {"nofile": 10}, "umask": "022"}, "remote": {"host": "h",'
-        b' "user": "u", "port": 22, "mode": "ssh-as", "options": {"ConnectTimeout": 10}}, "on_disconnect": "survive", "lease": 10, "leftovers": "leave",'
-        b' "stop": {"signal": "SIGTERM", "grace_period": 1.5}, "timeouts": {"connect": 3, "run": 2, "idle": null}, "output": {"through": "pipe",'
-        b' "max_bytes": 9,'
-        b' "on_full": "stop"}, "durable": true, "keep_secrets": false, "labels": {"team": "etl"}, "callback": {}, "config": {}}',
+        b'{"id": "r", "program": {"command": "x", "env": {"K": "v"}, "stdin": "t",'
+        b' "rlimits": {"nofile": 10}, "umask": "022"}, "remote": {"host": "h", "user": "u",'
+        b' "port": 22, "mode": "ssh-as", "options": {"ConnectTimeout": 10}},'
+        b' "on_disconnect": "survive", "lease": 10, "leftovers": "leave",'
+        b' "stop": {"signal": "SIGTERM", "grace_period": 1.5},'
+        b' "timeouts": {"connect": 3, "run": 2, "idle": null}, "output": {"through": "pipe",'
+        b' "max_bytes": 9, "on_full": "stop"}, "durable": true, "keep_secrets": false,'
+        b' "labels": {"team": "etl"}, "callback": {}, "config": {}}',
     ],
-    "status": [_STATUS, _FINAL, b'{"state": "newer", "return_code": 0, "version": 9, "program": {"argv": ["\\u001b[2J"]},'
-        b' "stop": {"time": "2026-01-01T00:00:00Z"}}'],
+    "status": [
+        _STATUS,
+        _FINAL,
+        b'{"state": "newer", "return_code": 0, "version": 9, "program": {"argv": ["\\u001b[2J"]},'
+        b' "stop": {"time": "2026-01-01T00:00:00Z"}}',
+    ],
     "far_side": [
-        b"\1\2\3\4\5\6\7\1noise\x1en out\n\x1en hello 12 setsid= environ=proc\n\x1en start 77\ndata\x1en beat 1\n\x1en end R7 0m0.1s 0m0.2s 1m0.5s 0m0.25s\n"
+        b"\1\2\3\4\5\6\7\1noise\x1en out\n\x1en hello 12 setsid= environ=proc\n\x1en start 77\n"
+        b"data\x1en beat 1\n\x1en end R7 0m0.1s 0m0.2s 1m0.5s 0m0.25s\n"
         b"\x1en left 0\n\x1en eof 1 2\n\x1en bye\nConnection to h closed by remote host.\r\n",
-        b"\0\2\3\4\5\6\7\1\x1en hello\n\x1en fail setup\n\x1en dead\n\x1en lost 60\n\x1en end R265 ambiguous\n\x1en eof\n\x1en fail never\n",
+        b"\0\2\3\4\5\6\7\1\x1en hello\n\x1en fail setup\n\x1en dead\n\x1en lost 60\n"
+        b"\x1en end R265 ambiguous\n\x1en eof\n\x1en fail never\n",
     ],
     "follower": [
-        b'{"runs": {"r": {"key": "k", "stdout": 2, "stderr": 0, "ended": true}}}\0\0' + _STATUS + b"\0\0" + _FINAL + b'\0\0{"key": "k", "version": 1}\0\0text',
-        b'\0\0' + _STATUS + b'\0\0\0\0{"key": "k", "on_disconnect": "survive", "lease": 60}\0\0text',
+        b"\0\0".join(
+            [
+                b'{"runs": {"r": {"key": "k", "stdout": 2, "stderr": 0, "ended": true}}}',
+                *(_STATUS, _FINAL, b'{"key": "k", "version": 1}', b"text"),
+            ]
+        ),
+        b"\0\0".join(
+            [b"", _STATUS, b"", b'{"key": "k", "on_disconnect": "survive", "lease": 60}', b"text"]
+        ),
         b'{"runs": {"r": {}}}',
     ],
-}  # fmt: skip
+}
 
 
 def main(name, seconds, corpus=None):

@@ -67,7 +67,8 @@ def ignore():
 
 def clear():
     if not os.environ.get("CLEAR"):
-        os.execve(sys.executable, [sys.executable, "-S", "-c", open(sys.argv[1]).read(), "sleep"], {"CLEAR": "1"})
+        argv = [sys.executable, "-S", "-c", open(sys.argv[1]).read(), "sleep"]
+        os.execve(sys.executable, argv, {"CLEAR": "1"})
 
 if sys.argv[1:] == ["sleep"]:
     ignore(), say(), time.sleep(1000)

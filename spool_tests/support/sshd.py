@@ -323,7 +323,8 @@ class Network:
         rules = ["add table ip chaperone"]
         for hook, end in (("input", "sport"), ("output", "dport")):
             rules.append(
-                f"add chain ip chaperone {hook} {{ type filter hook {hook} priority 0; policy {'accept' if port else 'drop'}; }}"
+                f"add chain ip chaperone {hook} {{ type filter hook {hook} priority "
+                f"0; policy {'accept' if port else 'drop'}; }}"
             )
             rules += [f"add rule ip chaperone {hook} tcp {end} {port} drop"] if port else []
         subprocess.run(["ip", "netns", "exec", self._name, "nft", "; ".join(rules)], check=True)

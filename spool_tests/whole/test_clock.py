@@ -18,7 +18,11 @@ from spool_tests.support.runs import final, live, running, sh
 from spool_tests.support.surviving import connected
 from spool_tests.support.waiting import need, until
 
-ADOPT = "from chaperone.hold import adopt, inherited; sys.exit(adopt.hold_left_run(sys.argv[1], sys.argv[2], inherited.shed_inherited_state(), inherited.print_run_id))"
+ADOPT = (
+    "from chaperone.hold import adopt, inherited; "
+    "sys.exit(adopt.hold_left_run(sys.argv[1], sys.argv[2], "
+    "inherited.shed_inherited_state(), inherited.print_run_id))"
+)
 HANGS = {
     "host": "nowhere.invalid",
     "options": {"ProxyCommand": "sh -c 'while read x; do :; done'", "ConnectTimeout": 30},

@@ -103,7 +103,8 @@ def test_killed_at_every_call_it_leaves_a_true_spool(spool, tmp_path, far, kind,
         if not any(came_to_kill(kind, tmp_path, far, point, words, True) for _ in range(3))
     ]
     told(
-        f"{kind}, part {shard + 1} of {SHARDS}: killed at {len(found) - len(missed)} of {len(found)} crash points; not come to: {missed}"
+        f"{kind}, part {shard + 1} of {SHARDS}: killed at {len(found) - len(missed)} "
+        f"of {len(found)} crash points; not come to: {missed}"
     )
     # How a connection's bytes come, and how many processes there are to look at, is another number
     # of calls each time.

@@ -72,7 +72,10 @@ def test_far_side_that_tells_two_ends_is_believed_once():
 def test_far_side_that_failed_to_start_what_runs_ends_nothing(life):
     fuzz.far_side(
         life
-        + b"\3\4\5\6\7\1noise\x1en out\n\x1en hello\n\x1en start 77\n\x1en fail setup\n\x1en fail exec 2\n"
+        + (
+            b"\3\4\5\6\7\1noise\x1en out\n\x1en hello\n\x1en start 77\n\x1en fail setup\n"
+            b"\x1en fail exec 2\n"
+        )
     )
 
 
@@ -80,7 +83,10 @@ def test_far_side_that_failed_to_start_what_runs_ends_nothing(life):
 def test_far_side_that_started_what_failed_to_start_ends_nothing(life):
     fuzz.far_side(
         life
-        + b"\3\4\5\6\7\1noise\x1en out\n\x1en hello\n\x1en fail setup\n\x1en start 77\n\x1en end R0\n"
+        + (
+            b"\3\4\5\6\7\1noise\x1en out\n\x1en hello\n\x1en fail setup\n\x1en start 77\n"
+            b"\x1en end R0\n"
+        )
     )
 
 

@@ -36,10 +36,11 @@ def look_everywhere(self, whole=followers.Follower._look_everywhere):
     whole(self)
 followers.Follower._look_everywhere = look_everywhere
 
-hashes, offsets, heard = collections.defaultdict(hashlib.sha256), collections.Counter(), collections.Counter()
+hashes = collections.defaultdict(hashlib.sha256)
+offsets, heard = collections.Counter(), collections.Counter()
 with followers.Follower(sys.argv[1]) as follower:
     print("follows", flush=True)
-    while sum(count for name, count in heard.items() if not name.startswith("started")) < int(sys.argv[2]):
+    while sum(n for name, n in heard.items() if not name.startswith("started")) < int(sys.argv[2]):
         event = follower.next()
         if isinstance(event, Output):
             name = f"{event.run_id}/{event.stream}"
@@ -51,7 +52,8 @@ with followers.Follower(sys.argv[1]) as follower:
             if not isinstance(event, Started):
                 follower.collect(event.run_id)
     rest = follower.next(0.2)
-print(json.dumps({"overflows": overflows, "heard": heard, "hashes": {name: hash.hexdigest() for name, hash in hashes.items()}, "rest": repr(rest)}))
+hashes = {name: hash.hexdigest() for name, hash in hashes.items()}
+print(json.dumps({"overflows": overflows, "heard": heard, "hashes": hashes, "rest": repr(rest)}))
 """
 
 
@@ -267,7 +269,8 @@ def test_lines_of_a_large_backlog_are_written_in_flat_memory(spool, tmp_path, be
         assert follow.returncode == 0
         assert told.digest() == hashlib.sha256((spool / "r" / "stdout").read_bytes()).digest()
     print(
-        f"{size:,} bytes in {len(peaks)} batches: {peaks[4]} KiB at the fifth, {peaks[-1]} KiB at the most"
+        f"{size:,} bytes in {len(peaks)} batches: {peaks[4]} KiB at the fifth, "
+        f"{peaks[-1]} KiB at the most"
     )
     assert (
         peaks[-1] - peaks[4] <= 8 * 1_024

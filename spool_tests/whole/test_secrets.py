@@ -35,7 +35,8 @@ while True:
                 argv = file.read()
         except OSError:
             continue
-        seen.update(word for word in (secret, b"chaperone-ready-1", b"tail\\0-c\\0+") if word in argv)
+        words = (secret, b"chaperone-ready-1", b"tail\\0-c\\0+")
+        seen.update(word for word in words if word in argv)
     looks += 1
     try:
         if not os.read(0, 1):

@@ -31,7 +31,11 @@ PAUSE_S = 0.0002  # of a reader between two looks, which take longer
 HARM_S = 0.1  # between two deeds; one in four kills
 FALLS_S = 5  # in which the lock of a dead chaperone must be free
 CHECK_S = 10  # how often what the readers said is checked, and the spool cleared
-ADOPT = "from chaperone.hold import adopt, inherited; sys.exit(adopt.hold_left_run(sys.argv[1], sys.argv[2], inherited.shed_inherited_state(), inherited.print_run_id))"
+ADOPT = (
+    "from chaperone.hold import adopt, inherited; "
+    "sys.exit(adopt.hold_left_run(sys.argv[1], sys.argv[2], "
+    "inherited.shed_inherited_state(), inherited.print_run_id))"
+)
 PROBER = "import runpy; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
 
 
@@ -298,7 +302,8 @@ class Soak:
         log = self.spool / run.run_id / "log"
         told = log.read_text() if log.exists() else ""
         self.wrong.append(
-            f"{run.run_id}, whose chaperone ended with {run.process.returncode}: {json.dumps(status)} {told}"
+            f"{run.run_id}, whose chaperone ended with {run.process.returncode}: "
+            f"{json.dumps(status)} {told}"
         )
 
     def clear(self):
@@ -378,11 +383,12 @@ def test_no_verdict_is_false(spool, load, tmp_path, pytestconfig, monkeypatch):
     lasted = time.monotonic() - begin
     false += [words for reader in readers for words in soak.false_verdicts(reader)]
     looks = [reader.looks for reader in readers]
+    latest_ms = max(soak.falls, default=0) * 1000
     print(
         f"{lasted:.0f} s, {soak.number} runs, {soak.looks} looks of our own and {looks} of readers"
-        f" ({min(looks) / lasted:.0f}/s and more), {soak.clock.steps} steps of the clock, {dict(soak.counts)},"
-        f" {len(soak.falls)} locks fell after their chaperone was reaped, the last one {max(soak.falls, default=0) * 1000:.0f} ms,"
-        f" {len(false) + len(soak.wrong)} false verdicts"
+        f" ({min(looks) / lasted:.0f}/s and more), {soak.clock.steps} steps of the clock,"
+        f" {dict(soak.counts)}, {len(soak.falls)} locks fell after their chaperone was reaped,"
+        f" the last one {latest_ms:.0f} ms, {len(false) + len(soak.wrong)} false verdicts"
     )
     assert not soak.wrong
     assert codes == [0] * READERS and not false and all(looks)
