@@ -111,14 +111,21 @@ def test_agent_and_a_daemon_with_a_title_of_its_own_are_gone(spool, begun):
 
 def test_guard_needs_no_process_more(spool):
     """At RLIMIT_NPROC, full of children that left the group."""
-    text = (
-        "i=0; while setsid sleep 1000 & do i=$((i + 1)); [ $i -lt 200 ] || break; "
-        "done 2>/dev/null; echo ready; exec sleep 1000"
-    )
-    process = start(spool, sh(text, rlimits={"nproc": 60}))
-    status = begun_in(spool)
-    until(lambda: b"ready" in stdout(spool) or live(spool)["state"] != "running", 20)
-    below = [*processes.descendants(status["chaperone_pid"])]
+    text = """import os, time
+try:
+    for _ in range(150):
+        if not os.fork():
+            os.setsid()
+            time.sleep(1000)
+            os._exit(0)
+except OSError:
+    pass
+os.write(1, b"ready\\n")
+time.sleep(1000)"""
+    process = start(spool, py(text, rlimits={"nproc": 60}))
+    until(lambda: stdout(spool) == b"ready\n", 20)
+    status = live(spool)
+    below = processes.descendants(status["chaperone_pid"])
     os.kill(status["chaperone_pid"], signal.SIGKILL)
     assert process.wait(20) == -signal.SIGKILL and len(below) > 1
     until(lambda: all(is_gone(pid) for pid in below))
