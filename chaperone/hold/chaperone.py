@@ -186,10 +186,7 @@ class Chaperone:
         return bool(self.status["state"] == "running")
 
     def stopped_by_far_side(self, reason: str) -> None:
-        """
-        The far side ends the program by itself, `disconnect` or `lease`; a stop that was asked for
-        here stays what it was.
-        """
+        """The far side ends the program, by `disconnect` or `lease`; an earlier stop stays."""
         if self.status["stop"] is None:
             now = statuses.timestamp(time.time_ns())
             self.noted(stop={"signal": "SIGTERM", "reason": reason, "by": None, "time": now})
@@ -266,7 +263,10 @@ class Chaperone:
         self._stop_by = min(self._stop_by, self.loop.now() + grace_s)
         self.loop.cancel(self._stop_timer)
         self._stop_timer = self.loop.at(self._stop_by, self.program.kill)
-        self.program.stop(_number(name))
+        # Before the start and after the end there is no program alone. 0.1 had no `to`.
+        alone = self.spec["stop"].get("to") == "program" and self.status["state"] == "stopping"
+        ask = self.program.signal if alone and not self.status["end_time"] else self.program.stop
+        ask(_number(name))
 
     def _kill(self, reason: str, by: str | None = None) -> None:
         self._stopping("SIGKILL", reason, by)

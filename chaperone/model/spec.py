@@ -153,7 +153,11 @@ _SPEC: dict[str, tuple[Check, object]] = {
     "leftovers": (checks.one_of("stop", "leave"), "stop"),
     "stop": (
         checks.fields(
-            {"signal": (_signal_name, "SIGTERM"), "grace_period": (checks.number(0), 60)}
+            {
+                "signal": (_signal_name, "SIGTERM"),
+                "grace_period": (checks.number(0), 60),
+                "to": (checks.one_of("all", "program"), "all"),
+            }
         ),
         checks.OBJECT,
     ),
@@ -300,6 +304,8 @@ def _refuse_contradictions(spec: dict[str, Any]) -> None:
         and not spec["remote"]["supervise"]
     ):
         checks.fail("on_disconnect", "'kill' where remote.supervise is false", "survive")
+    if spec["stop"]["to"] == "program" and spec["remote"] and not spec["remote"]["supervise"]:
+        checks.fail("stop.to", "'all' where remote.supervise is false", "program")
     if spec["on_disconnect"] == "survive" and spec["remote"] is not None:
         if not hops.route(spec["remote"]["hops"]).can_survive:
             checks.fail(

@@ -49,6 +49,37 @@ def test_stop_ends_the_whole_tree(spool, text):
     until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in below))
 
 
+PARENT = """trap 'echo asked; kill -0 $child && echo child lives; exit 7' TERM
+(trap 'echo wrong' TERM; echo ready; while :; do sleep 0.05; done) & child=$!
+while :; do wait; done"""
+
+
+@pytest.mark.parametrize("survives", [False, True], ids=["child", "survive"])
+def test_stop_asks_the_program_alone_and_ends_all_after_it(spool, survives):
+    asked = {"on_disconnect": "survive", "lease": 20} if survives else {}
+    stop = {"to": "program", "grace_period": 20}
+    chaperone = start(spool, sh(PARENT), stop=stop, **asked)
+    until(lambda: stdout(spool) == b"ready\n")
+    ask(spool, "stop by=ops")
+    assert chaperone.wait(30) == 0
+    status = final(spool)
+    assert (status["return_code"], status["stop"]["signal"]) == (7, "SIGTERM")
+    assert status["leftovers"] >= 1
+    assert stdout(spool).split(b"\n")[:3] == [b"ready", b"asked", b"child lives"]
+
+
+def test_program_that_ignores_a_stop_to_it_alone_is_killed_with_all_it_started(spool):
+    stop = {"to": "program", "grace_period": 0.2}
+    text = f"trap '' TERM; sh -c \"{STUBBORN}\" & wait; while :; do sleep 0.05; done"
+    chaperone = start(spool, sh(text), stop=stop)
+    until(lambda: stdout(spool) == b"ready\n")
+    below = until(lambda: descendants(live(spool)["chaperone_pid"]))
+    ask(spool, "stop")
+    assert chaperone.wait(20) == 0
+    assert final(spool)["signal"] == "SIGKILL"
+    until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in below))
+
+
 def descendants(pid):
     from chaperone.program import processes
 

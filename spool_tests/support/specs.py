@@ -21,7 +21,7 @@ CANONICAL = {
     "on_disconnect": "kill",
     "lease": 60,
     "leftovers": "stop",
-    "stop": {"signal": "SIGTERM", "grace_period": 60},
+    "stop": {"signal": "SIGTERM", "grace_period": 60, "to": "all"},
     "timeouts": {"connect": 30, "run": None, "idle": None},
     "output": {"through": "pipe", "max_bytes": None, "on_full": "drop"},
     "durable": False,
