@@ -306,7 +306,8 @@ def ending(code: int) -> str:
 
 LACKING = {
     "setsid=": "setsid: the program has no group of its own, and is stopped process by process",
-    "tracking=group": "/proc that its grep can search: processes that leave the program's group are not found",
+    "tracking=group": "/proc that its grep can search: "
+    "processes that leave the program's group are not found",
 }
 FAILURES = {
     "cwd": ("change to cwd {cwd!r}", "no such directory, or no permission"),
