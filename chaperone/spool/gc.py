@@ -140,6 +140,40 @@ def _sentence(verb: str, error: OSError) -> str:
     return str(error if isinstance(error, SpoolError) else format.failure(verb, error))
 
 
+# What comes before a run may be deleted; a chaperone that has published its end is soon gone.
+FIRST = {"unattended": "adopt", "lost": "reap"} | dict.fromkeys(statuses.LIVE, "stop")
+
+
+def delete(spool_path: str, run_id: str) -> int:
+    """
+    Delete one run that has ended, collected or not.
+
+    Args:
+        spool_path (str): A spool that is there.
+        run_id (str): A whole id.
+    Returns:
+        int: The bytes on disk that are free now.
+    Raises:
+        NoRunError: If it is not there.
+        BusyError: If a gc or reap is at work.
+        SpoolError: If it is live, unattended or not reaped yet (errno EBUSY), or can't be deleted.
+    """
+    with owned(format.open_spool(spool_path)) as spool_fd, sweep(spool_fd, spool_path):
+        with owned(format.open_run(spool_fd, run_id)) as run_fd:
+            if look.ended_at(run_fd) is None or look.pulse(run_fd):
+                state = look.look(run_fd, run_id)[1]["state"]
+                first = FIRST.get(state, "wait for")
+                raise SpoolError(
+                    f"unable to delete run {run_id!r}: it is {state}; {first} it first", errno.EBUSY
+                )
+        try:
+            return _removed(spool_fd, run_id)
+        except SpoolError:
+            raise
+        except OSError as error:
+            raise format.failure(f"delete run {run_id!r}", error) from error
+
+
 # -- which
 
 

@@ -66,6 +66,25 @@ def test_adopt_holds_what_outlived_its_chaperone(chaperone, held, tmp_path):
     assert streams(chaperone("adopt")) == (0, "", "")
 
 
+def test_rm_deletes_what_has_ended_and_refuses_the_rest(chaperone, held, spool):
+    for run_id in ("a", "b", "c"):
+        chaperone("run", "--id", run_id, "-", spec=ECHO)
+    (spool / ".ended" / "a").unlink()
+    held(SLEEP)
+    assert streams(chaperone("rm", "a", "sleep", "b")) == (
+        os.EX_CANTCREAT,
+        "",
+        "chaperone: unable to delete run 'sleep': it is running; stop it first\n",
+    )
+    assert sorted(path.name for path in spool.glob("[a-z]*")) == ["c", "sleep"]
+    assert streams(chaperone("rm", "c")) == (0, "", "")
+    assert streams(chaperone("rm", "c")) == (
+        os.EX_NOINPUT,
+        "",
+        "chaperone: unable to find run 'c': no run of this spool begins so\n",
+    )
+
+
 def test_gc_deletes_what_has_ended(chaperone, held, spool):
     chaperone("run", "-", spec=ECHO)
     held(SLEEP)

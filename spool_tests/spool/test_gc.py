@@ -3,6 +3,7 @@ gc: which runs go, that no other run is touched, and that it may be killed or ra
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import pathlib
@@ -18,7 +19,7 @@ import filelock
 import pytest
 
 from chaperone.api import Spool
-from chaperone.errors import BusyError, NoRunError, RunExistsError
+from chaperone.errors import BusyError, NoRunError, RunExistsError, SpoolError
 from chaperone.spool import format, gc, look
 from chaperone.spool import reap as reaping
 from spool_tests.support import disk
@@ -146,6 +147,40 @@ def test_what_has_not_ended_is_never_touched(spool):
     live.close(), ending.close()
 
 
+@pytest.mark.parametrize("collected", [False, True])
+def test_one_run_may_be_deleted_collected_or_not(spool, collected):
+    for run_id in ("one", "two"):
+        ended(spool, run_id, size=10_000)
+    if collected:
+        os.unlink(spool / ".ended" / "one")
+    assert gc.delete(str(spool), "one") >= 10_000
+    assert ids(spool) == os.listdir(spool / ".ended") == ["two"]
+    with pytest.raises(NoRunError):
+        gc.delete(str(spool), "one")
+
+
+def test_one_run_that_has_not_ended_is_refused_with_what_comes_first(spool):
+    live = disk.create(spool, "live")
+    disk.create(spool, "dead").close()
+    disk.create(spool, "adoptable", on_disconnect="survive", lease=1000).close()
+    ending = disk.create(spool, "ending")
+    ending.publish(disk.terminated(ending))
+    before = disk.tree(spool)
+    refused = {
+        "live": "it is starting; stop it first",
+        "dead": "it is lost; reap it first",
+        "adoptable": "it is unattended; adopt it first",
+        "ending": "it is terminated; wait for it first",
+    }
+    for run_id, reason in refused.items():
+        with pytest.raises(SpoolError) as caught:
+            gc.delete(str(spool), run_id)
+        assert str(caught.value) == f"unable to delete run {run_id!r}: {reason}"
+        assert caught.value.errno == errno.EBUSY
+    assert disk.tree(spool) == before
+    live.close(), ending.close()
+
+
 def test_ending_half_done_may_go_and_leaves_no_entry(spool):
     run = disk.create(spool)
     run.publish(disk.terminated(run))
@@ -224,7 +259,10 @@ def swept(spool):
         yield spool
 
 
-@pytest.mark.parametrize("sweep", [reaping.reap, lambda path: gc.gc(path, older_s=-1)])
+@pytest.mark.parametrize(
+    "sweep",
+    [reaping.reap, lambda path: gc.gc(path, older_s=-1), lambda path: gc.delete(path, "old")],
+)
 def test_second_sweep_is_refused_at_once(swept, sweep):
     begun = time.monotonic()
     with pytest.raises(BusyError) as caught:
@@ -236,7 +274,7 @@ def test_second_sweep_is_refused_at_once(swept, sweep):
     assert ids(swept) == ["old"] and len(open_fds(str(swept))) == 1, "only the other sweep's"
 
 
-@pytest.mark.parametrize("words", [["reap"], ["gc", "--older", "7d"]])
+@pytest.mark.parametrize("words", [["reap"], ["gc", "--older", "7d"], ["rm", "old"]])
 def test_second_sweep_exits_75_with_one_sentence(swept, chaperone, words):
     result = chaperone(*words)
     assert (result.returncode, result.stdout, result.stderr) == (

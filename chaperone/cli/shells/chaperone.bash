@@ -5,7 +5,7 @@
 #    source ~/.local/share/bash_completion/chaperone
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
-_shtab_chaperone_subparsers=(run exec adopt launcher check ls status tail follow wait stop kill signal reap gc completion doctor)
+_shtab_chaperone_subparsers=(run exec adopt launcher check ls status tail follow wait stop kill signal reap gc rm completion doctor)
 
 _shtab_chaperone_run_option_strings=(-h --help --host --env --env-file --cwd --label --stdin --survive --timeout --spool --id --detach --warm)
 _shtab_chaperone_exec_option_strings=(-h --help --host --env --env-file --cwd --label --stdin --survive --timeout)
@@ -22,6 +22,7 @@ _shtab_chaperone_kill_option_strings=(-h --help --no-wait --by --spool)
 _shtab_chaperone_signal_option_strings=(-h --help --by --spool)
 _shtab_chaperone_reap_option_strings=(-h --help --spool)
 _shtab_chaperone_gc_option_strings=(-h --help --older --keep-failed --max-bytes --uncollected --dry-run --spool)
+_shtab_chaperone_rm_option_strings=(-h --help --spool)
 _shtab_chaperone_completion_option_strings=(-h --help)
 _shtab_chaperone_doctor_option_strings=(-h --help --spool)
 _shtab_chaperone_option_strings=(-h --help --version)
@@ -60,12 +61,14 @@ _shtab_chaperone_signal___spool_COMPGEN=_shtab_compgen_dirs
 _shtab_chaperone_reap_pos_0_COMPGEN=_chaperone_runs
 _shtab_chaperone_reap___spool_COMPGEN=_shtab_compgen_dirs
 _shtab_chaperone_gc___spool_COMPGEN=_shtab_compgen_dirs
+_shtab_chaperone_rm_pos_0_COMPGEN=_chaperone_runs
+_shtab_chaperone_rm___spool_COMPGEN=_shtab_compgen_dirs
 _shtab_chaperone_doctor___spool_COMPGEN=_shtab_compgen_dirs
 
 _shtab_chaperone_tail_pos_1_choices=(stdout stderr log)
 _shtab_chaperone_signal_pos_1_choices=(TERM INT HUP QUIT USR1 USR2 STOP CONT KILL WINCH ALRM)
 _shtab_chaperone_completion_pos_0_choices=(bash zsh fish)
-_shtab_chaperone_pos_0_choices=(run exec adopt launcher check ls status tail follow wait stop kill signal reap gc completion doctor)
+_shtab_chaperone_pos_0_choices=(run exec adopt launcher check ls status tail follow wait stop kill signal reap gc rm completion doctor)
 
 _shtab_chaperone_run_pos_0_nargs='*'
 _shtab_chaperone_run__h_nargs=0
@@ -122,6 +125,9 @@ _shtab_chaperone_gc__h_nargs=0
 _shtab_chaperone_gc___help_nargs=0
 _shtab_chaperone_gc___uncollected_nargs=0
 _shtab_chaperone_gc___dry_run_nargs=0
+_shtab_chaperone_rm_pos_0_nargs=+
+_shtab_chaperone_rm__h_nargs=0
+_shtab_chaperone_rm___help_nargs=0
 _shtab_chaperone_completion__h_nargs=0
 _shtab_chaperone_completion___help_nargs=0
 _shtab_chaperone_doctor__h_nargs=0

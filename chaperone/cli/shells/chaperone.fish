@@ -62,7 +62,7 @@ function _shtab_chaperone_using
   test "$_shtab_chaperone_cmdpath" = "$argv"
 end
 
-set -g _shtab_chaperone_commands run exec adopt launcher check ls status tail follow wait stop kill signal reap gc completion doctor
+set -g _shtab_chaperone_commands run exec adopt launcher check ls status tail follow wait stop kill signal reap gc rm completion doctor
 set -g _shtab_chaperone_opts_with_value --by --cursor --cwd --env --env-file --grace --host --id --idle --keep-failed --label --lines --max-bytes --older --spool --stdin --timeout -n
 
 complete -c chaperone -e
@@ -174,6 +174,10 @@ complete -c chaperone -n '_shtab_chaperone_using gc' -l max-bytes -x -d 'then th
 complete -c chaperone -n '_shtab_chaperone_using gc' -l uncollected -d 'the runs, too, that no scheduler has collected'
 complete -c chaperone -n '_shtab_chaperone_using gc' -l dry-run -d 'delete nothing, print the ids'
 complete -c chaperone -n '_shtab_chaperone_using gc' -l spool -xka "(__fish_complete_directories)" -d 'the spool; default: $CHAPERONE_SPOOL, then ./spool'
+complete -c chaperone -n '_shtab_chaperone_using; and test $_shtab_chaperone_npos -eq 0' -a rm -d 'delete runs that have ended, collected or not'
+complete -c chaperone -n '_shtab_chaperone_using rm' -s h -l help -d 'its words'
+complete -c chaperone -n '_shtab_chaperone_using rm' -l spool -xka "(__fish_complete_directories)" -d 'the spool; default: $CHAPERONE_SPOOL, then ./spool'
+complete -c chaperone -n '_shtab_chaperone_using rm; and test $_shtab_chaperone_npos -ge 0' -ka "(__chaperone_entries .)" -d 'run ids, or prefixes that fit no other run'
 complete -c chaperone -n '_shtab_chaperone_using; and test $_shtab_chaperone_npos -eq 0' -a completion -d 'print the completion script of a shell'
 complete -c chaperone -n '_shtab_chaperone_using completion' -s h -l help -d 'its words'
 complete -c chaperone -n '_shtab_chaperone_using completion; and test $_shtab_chaperone_npos -eq 0' -ka "bash zsh fish" -d 'bash, zsh or fish'

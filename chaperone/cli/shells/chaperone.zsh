@@ -21,6 +21,7 @@ _shtab_chaperone_commands() {
     launcher:'start runs from a warm image, for callers that ask by --warm'
     ls:'list the live runs and those not yet collected'
     reap:'publish the loss of runs whose chaperone died, sweep dead starts'
+    rm:'delete runs that have ended, collected or not'
     run:'run a program and hold it to its end; print the run id first'
     signal:'send a signal to a run'"'"'s program'
     status:'print the status of a run as JSON'
@@ -162,6 +163,15 @@ _shtab_chaperone_reap_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_chaperone_reap_defaults_added=0
 
+_shtab_chaperone_rm_options=(
+  {-h,--help}"[its words]"
+  "--spool[the spool\; default\: \$CHAPERONE_SPOOL, then .\/spool]:DIR:_files -/"
+  "*:run ids, or prefixes that fit no other run: _chaperone_entries ."
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_chaperone_rm_defaults_added=0
+
 _shtab_chaperone_run_options=(
   {-h,--help}"[its words]"
   "--host[run it there, over ssh]:[USER@]HOST[:PORT]:"
@@ -265,6 +275,7 @@ _shtab_chaperone() {
         launcher) _arguments -C -s $_shtab_chaperone_launcher_options ;;
         ls) _arguments -C -s $_shtab_chaperone_ls_options ;;
         reap) _arguments -C -s $_shtab_chaperone_reap_options ;;
+        rm) _arguments -C -s $_shtab_chaperone_rm_options ;;
         run) _arguments -C -s $_shtab_chaperone_run_options ;;
         signal) _arguments -C -s $_shtab_chaperone_signal_options ;;
         status) _arguments -C -s $_shtab_chaperone_status_options ;;

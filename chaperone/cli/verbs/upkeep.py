@@ -6,8 +6,10 @@ Knows: what their words ask for.  Must not know: a file of a spool.
 
 from __future__ import annotations
 
+import errno
 import os
 
+from ...errors import BusyError, SpoolError
 from ..common import add_site_packages, age_s, found_ids, quantity
 from ..terminal import amount
 from ..verb import RUNS, SPOOL, Argument, UsageError, spool_path, verb
@@ -113,6 +115,27 @@ def gc(given: Given, terminal: Terminal) -> int:
 
 def _runs(count: int) -> str:
     return f"{count} run{'s' if count != 1 else ''}"
+
+
+@verb(
+    "delete runs that have ended, collected or not",
+    Argument("runs", metavar="RUN", nargs="+", help=RUNS),
+    SPOOL,
+)
+def rm(given: Given, terminal: Terminal) -> int:
+    add_site_packages(terminal)
+    from ...spool import gc as collecting
+
+    code = os.EX_OK
+    for run_id in found_ids(given, given.runs):
+        try:
+            collecting.delete(os.path.abspath(spool_path(given)), run_id)
+        except BusyError:  # no other could be deleted now
+            raise
+        except SpoolError as error:
+            code = code or (os.EX_CANTCREAT if error.errno == errno.EBUSY else os.EX_IOERR)
+            terminal.note(str(error))
+    return code
 
 
 @verb(
