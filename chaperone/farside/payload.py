@@ -38,7 +38,8 @@ _PERL = (
 )
 _PYTHON = (
     r'k="";exec("try:\n import _signal as s\n for n in 1,2,3,10,12,13,14,15,17,25:'
-    r"s.signal(n,s.SIG_DFL)\n import ctypes;r=ctypes.c_int();c=ctypes.CDLL(None).prctl\n c(36,1,0,0,0);"
+    r"s.signal(n,s.SIG_DFL)\n import ctypes;r=ctypes.c_int();c=ctypes.CDLL(None).prctl\n "
+    r"c(36,1,0,0,0);"
     r"c(37,ctypes.byref(r),0,0,0);k=r.value or k\nexcept Exception:0"
     r'");import os,sys;_,s,t=sys.argv;os.execvp(s,[s,"-c","reaper=%s;"%k+t])'
 )
@@ -282,7 +283,9 @@ c_found=
 case $1 in
 */*) c_fits "$1" && c_found=1 ;;
 *) set -f; IFS=:
-for c_dir in ${PATH-/usr/local/bin:/usr/bin:/bin}; do c_fits "${c_dir:-.}/$1" && c_found=${c_dir:-.}/$1 && break; done
+for c_dir in ${PATH-/usr/local/bin:/usr/bin:/bin}; do
+c_fits "${c_dir:-.}/$1" && c_found=${c_dir:-.}/$1 && break
+done
 unset IFS; set +f
 [ "$c_found" ] && [ ! "${PATH+set}" ] && { shift; set -- "$c_found" "$@"; } ;;
 esac

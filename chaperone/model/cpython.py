@@ -119,7 +119,8 @@ def prctl(option: int, value: int) -> int:
     try:
         import _ctypes
 
-        function = _ctypes.dlsym(_ctypes.dlopen(None, os.RTLD_NOW), "prctl")  # type: ignore[arg-type]
+        library = _ctypes.dlopen(None, os.RTLD_NOW)  # type: ignore[arg-type]
+        function = _ctypes.dlsym(library, "prctl")
         return int(_ctypes.call_function(function, (option, value, 0, 0, 0)))
     except (ImportError, AttributeError, TypeError):
         import ctypes

@@ -127,7 +127,10 @@ def test_file_of_variables_is_read_as_systemd_does_and_nothing_is_expanded(chape
         (
             ["run", "-", "--", "true"],
             os.EX_USAGE,
-            "unable to understand 'chaperone run': it takes SPEC files, or -- and a command, not both",
+            (
+                "unable to understand 'chaperone run': it takes SPEC files, or -- and a "
+                "command, not both"
+            ),
         ),
         (
             ["check"],

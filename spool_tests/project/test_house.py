@@ -5,6 +5,7 @@ Knows: the source as text and syntax trees.  Must not know: what it does.
 """
 
 import ast
+import collections
 import io
 import os
 import pathlib
@@ -90,10 +91,18 @@ def test_module_has_a_header_and_no_more_than_450_lines(path):
     assert path.name == "format.py" or len(header.splitlines()) <= 6
 
 
+def test_folder_has_at_most_nine_files():
+    """An empty `__init__.py` is none."""
+    files = [p for p in PACKAGE.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+    held = collections.Counter(path.parent.name for path in files if path.stat().st_size)
+    assert {folder: count for folder, count in held.items() if count > 9} == {}
+
+
 def test_command_that_measures_the_house_counts_each_folder(tmp_path):
     inner = tmp_path / "package" / "inner"
     inner.mkdir(parents=True)
     (inner.parent / "first.py").write_text('"""One."""\n\nif True:\n    x = 1\n')
+    (inner / "__init__.py").touch()
     (inner / "second.py").write_text(f"y = '{'y' * 100}'\n")
     (inner / "third.sh").write_text("exit\n" * 2_000)
     done = subprocess.run(
