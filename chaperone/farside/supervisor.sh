@@ -266,9 +266,11 @@ control() {
   reader=$number
   [ "$life" = survive ] && echo "$reader $boot_id" >"$dir/reader"
   say start "$pid" "$tracking"
+  # A TERM before D has its trap is to end D. BusyBox 1.38 never comes back from a read after it has caught a signal, so it is ignored from
+  # then on; what was ignored when D was forked ksh93 could not catch.
+  trap - TERM
   watch_lease 3<&- 9<>"$link" 7<&- &
   watcher=$!
-  # BusyBox 1.38 never comes back from a read after it has caught a signal; before D was there ksh93 would have had D ignore it, too.
   trap '' TERM
   done= word=
   # Our end is for writing alone: without D a line is an error, and no pipe is filled up.
