@@ -380,7 +380,7 @@ def program_text(
     lines += late
     lines += [_limit(name, *ends) for name, ends in program["rlimits"].items()]
     lines.append(_EXEC.replace(b"%s", b"5" if program["merge_stderr"] else b"4"))
-    return b"\n".join(lines) + b"\n"
+    return b"\n".join(lines)  # the last newline is `spill`'s: R would read a second one
 
 
 def _unset_but(kept: list[str]) -> bytes:
