@@ -7,7 +7,7 @@ Knows: JSON values.  Must not know: files, processes, the clock, the current dir
 from __future__ import annotations
 
 from ..errors import SpecError
-from . import checks, hops
+from . import checks
 from .cpython import signal
 
 TYPE_CHECKING = False
@@ -123,16 +123,19 @@ def _id(value: Any, path: str) -> str:
 
 
 def _remote(value: Any, path: str) -> dict[str, object]:
-    remote = checks.fields(_REMOTE)(value, path)
+    from . import hops  # 0.4 ms, and only a run behind hops needs it
+
+    unchecked: tuple[Check, object] = (lambda value, path: value, None)  # hops.hops checks it
+    fields: dict[str, tuple[Check, object]] = {
+        **dict.fromkeys(hops.HOP_FIELDS, unchecked),
+        "supervise": (checks.boolean, True),
+        "remote_dir": (checks.or_null(checks.text), None),
+    }
+    remote = checks.fields(fields)(value, path)
     given = {name: remote.pop(name) for name in hops.HOP_FIELDS}
     return {"hops": hops.hops(given, path), **remote}
 
 
-_REMOTE: dict[str, tuple[Check, object]] = {
-    **{name: (lambda value, path: value, None) for name in hops.HOP_FIELDS},  # checked by hops
-    "supervise": (checks.boolean, True),
-    "remote_dir": (checks.or_null(checks.text), None),
-}
 _PROGRAM: dict[str, tuple[Check, object]] = {
     "argv": (_argv, None),
     "command": (checks.text, None),
@@ -307,6 +310,8 @@ def _refuse_contradictions(spec: dict[str, Any]) -> None:
     if spec["stop"]["to"] == "program" and spec["remote"] and not spec["remote"]["supervise"]:
         checks.fail("stop.to", "'all' where remote.supervise is false", "program")
     if spec["on_disconnect"] == "survive" and spec["remote"] is not None:
+        from . import hops
+
         if not hops.route(spec["remote"]["hops"]).can_survive:
             checks.fail(
                 "on_disconnect", "'kill' behind such hops: nothing outlives them", "survive"
