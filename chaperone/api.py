@@ -61,6 +61,7 @@ class RunLike(Protocol):
     ) -> Status: ...
     def kill(self, wait: bool = True, by: str | None = None) -> Status: ...
     def signal(self, name: str | int, by: str | None = None) -> None: ...
+    def delete(self) -> None: ...
 
 
 @runtime_checkable
@@ -155,7 +156,7 @@ class Spool:
                     # The state first: the follower then delivers what is written in between, with
                     # the ending that it belongs to.
                     status = look.look(run_fd, run_id)[1]
-                    sizes = {stream: _size(run_fd, stream) for stream in format.STREAMS}
+                    sizes = {name: look.stream_size(run_fd, name) for name in format.STREAMS}
                     entries[run_id] = cursors.entry(
                         look.key_in(run_fd),
                         sizes["stdout"],
@@ -263,7 +264,7 @@ class Run:
     def size(self, stream: str = "stdout") -> int:
         """The present size of stdout, stderr or log, in bytes."""
         with self._opened() as run_fd:
-            return _size(run_fd, stream)
+            return look.stream_size(run_fd, stream)
 
     def read(self, stream: str = "stdout", offset: int = 0, size: int = CHUNK) -> bytes:
         """
@@ -365,6 +366,10 @@ class Run:
         text = str(int(name)) if isinstance(name, int) else name
         self._request(Request("signal", signal=text, by=by))
 
+    def delete(self) -> None:
+        """Delete it, collected or not; raises as `chaperone.spool.gc.delete`, BusyError too."""
+        gc.delete(self.spool_path, self.run_id)
+
     def _end(self, request: Request, wait: bool) -> Status:
         try:
             self._request(request)
@@ -432,12 +437,6 @@ def _opened_run(spool_fd: int, run_id: str) -> owned:
     if not specs.is_run_id(run_id):
         raise NoRunError(f"unable to find run {run_id!r}: no run can have that id")
     return owned(format.open_run(spool_fd, run_id))
-
-
-def _size(run_fd: int, stream: str) -> int:
-    with contextlib.suppress(FileNotFoundError), owned(look.open_stream(run_fd, stream)) as fd:
-        return os.fstat(fd).st_size
-    return 0
 
 
 def _pread_all(fd: int, size: int, offset: int) -> bytes:

@@ -11,7 +11,7 @@ import threading
 import pytest
 
 from chaperone.api import Run, Spool
-from chaperone.errors import NoRunError, RunExistsError, SpecError
+from chaperone.errors import NoRunError, RunExistsError, SpecError, SpoolError
 from chaperone.model.events import Changed, Counts, Ended, Output, Started, status_view
 from spool_tests.support.places import ROOT
 from spool_tests.support.waiting import need, until
@@ -252,6 +252,20 @@ def test_runs_are_found_by_where_they_stand(spool):
             for runs in (scheduler.live(), scheduler.ended(), scheduler.all())
         ]
     assert found == [["live"], ["over"], ["collected", "live", "over"]]
+
+
+def test_run_is_deleted_once_it_has_ended(spool):
+    with Writer(spool, "r") as writer:
+        run = Spool(spool)["r"]
+        with pytest.raises(
+            SpoolError, match="^unable to delete run 'r': it is starting; stop it first$"
+        ):
+            run.delete()
+        writer.end()
+    run.delete()
+    assert Spool(spool).all() == []
+    with pytest.raises(NoRunError):
+        run.delete()
 
 
 @pytest.mark.parametrize("run_id", ["r", "../spool", ".running", ""])

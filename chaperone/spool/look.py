@@ -153,6 +153,15 @@ def open_stream(run_fd: int, stream: str) -> int:
     return format.open_plain(run_fd, stream)
 
 
+def stream_size(run_fd: int, stream: str) -> int:
+    """How many bytes a stream has; 0 where it is not there: an empty log goes when the run ends."""
+    try:
+        with owned(open_stream(run_fd, stream)) as fd:
+            return os.fstat(fd).st_size
+    except FileNotFoundError:
+        return 0
+
+
 def collect(spool_fd: int, run_id: str) -> None:
     """
     Take the entry of a run that has ended out of .ended/; nothing to do when it is not there.
