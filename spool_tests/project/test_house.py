@@ -98,6 +98,19 @@ def test_folder_has_at_most_nine_files():
     assert {folder: count for folder, count in held.items() if count > 9} == {}
 
 
+def test_no_test_module_is_long_or_imported_by_another():
+    found = []
+    for path in pathlib.Path(ROOT, "spool_tests").rglob("*.py"):
+        text = path.read_text()
+        if path.name.startswith("test_") and len(text.splitlines()) > 600:
+            found.append(f"{path.name} has more than 600 lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                names = [f"{getattr(node, 'module', '')}.{alias.name}" for alias in node.names]
+                found += [f"{path.name} imports {name}" for name in names if ".test_" in name]
+    assert found == []
+
+
 def test_command_that_measures_the_house_counts_each_folder(tmp_path):
     inner = tmp_path / "package" / "inner"
     inner.mkdir(parents=True)
