@@ -188,7 +188,7 @@ def test_readme_says_what_setup_says(place):
     )
     assert (
         'name="chaperone-spool"' in setup
-        and "``chaperone-spool``, and needs attrs, filelock and inotify-simple" in text
+        and "``chaperone-spool``; it needs attrs, filelock and inotify-simple" in text
     )
     assert re.findall(r'"([a-z-]+)>=', setup.partition("install_requires")[2]) == [
         "attrs",
