@@ -58,18 +58,21 @@ list_members() {
 
 add() { case "$inside$outside " in *" $1 "*) ;; *) outside="$outside $1" ;; esac; }
 
-# By the kernel: what descends from the program, and what S was handed when its parent died. What is in our own session is a part of us;
-# the program began a session of its own, and nothing comes back from there. False where S is gone: then orphans are handed elsewhere.
+# By the kernel: what descends from the program, or was handed to S when its parent died. What is in our own session is a part of us; the
+# program began a session of its own, and nothing comes back from there. S is asked again after each generation, until it has none that is
+# new: who dies in between hands its children to S. False where S is gone: then they are handed elsewhere.
 descend() {
   look $$ && [ "$born" = "$birth" ] || return 1
-  home=$session seen=' ' kids=
-  read -r kids <"$children"
-  next="$pid $kids"
-  while [ "$next" ]; do
-    table=$next next=
+  home=$session seen=' ' next=$pid
+  while :; do
+    table= kids=
+    read -r kids <"$children"
+    for member in $next $kids; do
+      case $seen in *" $member "*) ;; *) seen="$seen$member " table="$table $member" ;; esac
+    done
+    [ "$table" ] || return 0
+    next=
     for member in $table; do
-      case $seen in *" $member "*) continue ;; esac
-      seen="$seen$member "
       look "$member" && [ "$session" != "$home" ] || continue
       if [ "$group" = "$pid" ]; then inside="$inside $member"; else outside="$outside $member"; fi
       for list in "/proc/$member/task"/[0-9]*/children; do

@@ -74,6 +74,29 @@ def test_kernel_finds_what_left_session_group_and_environment(shell, end, far):
     until(lambda: run.read(0.02) or not sleepers(word))
 
 
+CHAIN = """import os, time
+os.setsid() if not os.fork() else os._exit(3)
+os.write(1, b"up ")
+end = time.monotonic() + 20
+while time.monotonic() < end:
+    time.sleep(0.004)
+    if os.fork():
+        os._exit(0)
+"""
+
+
+@every_sh
+def test_kernel_look_misses_none_whose_parent_dies_meanwhile(shell, far):
+    """Each generation leaves its child to S and ends, some 200 in a second."""
+    for _ in range(6):
+        run = far(shell, {"argv": ["/usr/bin/python3", "-I", "-S", "-c", CHAIN]})
+        assert run.outcome()["return_code"] == 3
+        until(lambda run=run: run.read(0.01) or run.output["stdout"] == b"up ")
+        run.send("q 0")
+        assert (run.wait("left"), run.ended()) == (["1"], 0)
+        assert run.alive() == {}
+
+
 @every_sh
 def test_kernel_look_reads_no_stranger(shell, far, tmp_path):
     """So it costs the same, however many processes the host has."""
