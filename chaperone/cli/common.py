@@ -12,6 +12,7 @@ import sys
 
 from ..errors import NoRunError
 from ..model import spec as specs
+from ..model.status import moment_ns
 from ..program.fds import owned
 from ..spool import format
 from .verb import UsageError, spool_path
@@ -82,6 +83,34 @@ def age_s(option: str, text: str | None) -> float | None:
     if text is None:
         return None
     return quantity(option, text, AGES, "an age such as 90s, 30m, 12h or 7d")
+
+
+def when_ns(option: str, text: str | None, now_ns: int) -> int | None:
+    """
+    A WHEN as nanoseconds since the epoch: an AGE ago, `yesterday` or a date at its first moment in
+    local time, or a time as in RFC 3339; None for what was not given.
+
+    Raises:
+        UsageError: For anything else.
+    """
+    if text is None:
+        return None
+    try:
+        return now_ns - int((age_s(option, text) or 0) * 1e9)
+    except UsageError:
+        moment = moment_ns(text.replace("t", "T").replace("z", "Z"))
+    from datetime import datetime, timedelta
+
+    try:
+        if moment is None and text == "yesterday":
+            day = datetime.combine(datetime.now() - timedelta(days=1), datetime.min.time())
+            moment = int(day.timestamp() * 1e9)
+        elif moment is None:
+            moment = int(datetime.strptime(text, "%Y-%m-%d").timestamp() * 1e9)
+    except (ValueError, OverflowError) as error:
+        want = "an age such as 1h, yesterday, a date, or a time such as 2026-11-25T08:00:00Z"
+        raise UsageError(f"unable to understand {option!r}: want {want}, got {text!r}") from error
+    return moment
 
 
 def quantity(option: str, text: str, units: dict[str, int], want: str) -> float:

@@ -14,7 +14,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..model.status import StatusDict
 
-COLUMNS = ("ID", "STATE", "AGE", "ELAPSED", "OUTCOME", "BYTES", "PROGRAM")
+COLUMNS = ("ID", "STATE", "HOST", "AGE", "ELAPSED", "OUTCOME", "BYTES", "PROGRAM OR REASON")
+HERE = "here"
+WIDE = 100  # columns of a terminal in which whole ids leave room for a program
+GENERATED = len("20261123T201426")  # of a generated id: with its second it is seldom ambiguous
 RED, GREEN, YELLOW, CYAN = 31, 32, 33, 36
 COLOURS = {
     "starting": CYAN,
@@ -26,48 +29,70 @@ COLOURS = {
 }  # terminated: green if 0, otherwise red
 
 
-def table(statuses: list[StatusDict], now: float, width: int | None, colour: bool) -> str:
+def table(runs: list[tuple[StatusDict, str]], now: float, width: int | None, colour: bool) -> str:
     """
     The runs, one a line below a heading.
 
     Args:
+        runs (list): Of each its status, and the host where its program is, `here` for this one; the
+            hosts are shown as soon as one is another.
         now (float): Seconds since the epoch.
-        width (int): Of the terminal: a line is cut there; None for whole lines.
+        width (int): Of the terminal: a line is cut there, and ids that were generated are cut in a
+            narrow one; None for whole lines.
         colour (bool): Whether states may have one.
     Returns:
         str: Safe for a terminal, with a newline at its end; the heading alone where there are no
             runs.
     """
-    rows = [COLUMNS, *(tuple(map(escaped, _row(status, now))) for status in statuses)]
-    widths = [max(columns_of(row[number]) for row in rows) for number in range(len(COLUMNS) - 1)]
+    rows = [COLUMNS, *(tuple(map(escaped, _row(status, host, now))) for status, host in runs)]
+    if width is not None and width < WIDE:
+        rows = _with_short_ids(rows)
+    if all(host == HERE for _, host in runs):
+        rows = [(*row[:2], *row[3:]) for row in rows]
+    widths = [max(map(columns_of, column)) for column in zip(*rows, strict=True)]
     lines = []
-    for row, status in zip(rows, [None, *statuses], strict=True):
+    for row, run in zip(rows, [None, *runs], strict=True):
         cells = [
-            cell + " " * (room - columns_of(cell)) for cell, room in zip(row, widths, strict=False)
+            cell + " " * (room - columns_of(cell))
+            for cell, room in zip(row[:-1], widths, strict=False)
         ]
         line = cut("  ".join([*cells, row[-1]]), width)
-        if colour and status is not None:
+        if colour and run is not None:
             start = columns_of(cells[0]) + 2
-            line = _coloured(line, start, start + len(row[1]), _colour(status))
+            line = _coloured(line, start, start + len(row[1]), _colour(run[0]))
         lines.append(line + "\n")
     return "".join(lines)
 
 
-def _row(status: StatusDict, now: float) -> tuple[str, ...]:
+def _with_short_ids(rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """The generated ids cut, but not so short that one of the others begins in the same way."""
+    ids = [row[0] for row in rows]
+    shown = {}
+    for run_id in ids:
+        length = GENERATED if len(run_id) == 31 and run_id[:8].isdigit() else len(run_id)
+        while sum(other.startswith(run_id[:length]) for other in ids) > 1 and length < len(run_id):
+            length += 1
+        shown[run_id] = run_id[:length]
+    return [(shown[row[0]], *row[1:]) for row in rows]
+
+
+def _row(status: StatusDict, host: str, now: float) -> tuple[str, ...]:
     created, started = moment_ns(status["create_time"]), moment_ns(status["start_time"])
     elapsed = status["elapsed"]
     if not isinstance(elapsed, (int, float)):
         live = status["end_time"] is None and status["state"] not in ("lost", "error")
         elapsed = now - started / 1e9 if live and started is not None else None
     written = [status[stream].get("bytes") for stream in ("stdout", "stderr")]
+    reason = (status["exception"] or {}).get("message")
     return (
         status["run_id"],
         status["state"],
+        host,
         duration(None if created is None else now - created / 1e9),
         duration(elapsed),
         outcome(status),
         amount(sum(written) if all(isinstance(count, int) for count in written) else None),
-        program(status),
+        program(status) if reason is None else str(reason),
     )
 
 
@@ -87,10 +112,12 @@ def outcome(status: StatusDict) -> str:
 
 
 def program(status: StatusDict) -> str:
-    """The argv as it would be typed into a shell; `-` where it is not known."""
+    """The argv as it would be typed into a shell, a `command` as it is; `-` where it is unknown."""
     argv = status["program"].get("argv")
     if not isinstance(argv, list):
         return "-"
+    if argv[:2] == ["/bin/sh", "-c"] and len(argv) == 3:
+        return str(argv[2])
     return " ".join(quoted(word if isinstance(word, str) else repr(word)) for word in argv)
 
 

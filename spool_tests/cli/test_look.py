@@ -26,9 +26,9 @@ def test_ls_is_a_table_of_live_and_uncollected_runs(chaperone, held):
     result = chaperone("ls")
     assert (result.returncode, result.stderr) == (0, "")
     assert masked(result.stdout) == (
-        "ID     STATE       AGE   ELAPSED  OUTCOME  BYTES  PROGRAM\n"
+        "ID     STATE       AGE   ELAPSED  OUTCOME  BYTES  PROGRAM OR REASON\n"
         "echo   terminated  TTTT  TTTT     3        8      "
-        "/bin/sh -c 'echo out; echo err >&2; exit 3'\n"
+        "echo out; echo err >&2; exit 3\n"
         "sleep  running     TTTT  TTTT     -        0      /bin/sleep 1000\n"
     )
 
@@ -42,7 +42,11 @@ def test_ls_shows_collected_runs_only_if_asked(chaperone, spool):
 
 
 def test_ls_of_an_empty_spool_is_a_heading(chaperone, spool):
-    assert streams(chaperone("ls")) == (0, "ID  STATE  AGE  ELAPSED  OUTCOME  BYTES  PROGRAM\n", "")
+    assert streams(chaperone("ls")) == (
+        0,
+        "ID  STATE  AGE  ELAPSED  OUTCOME  BYTES  PROGRAM OR REASON\n",
+        "",
+    )
 
 
 def test_spool_that_was_backed_up_by_hard_links_can_be_used(chaperone, held, spool, tmp_path):
@@ -133,7 +137,10 @@ def test_nothing_of_a_program_moves_a_terminal(chaperone):
             r"\x1b\[\d+m([a-z]+)\x1b\[0m", r"\1", on_terminal(*words, columns=1_000)[1].decode()
         )
         assert [char for char in written if not char.isprintable() and char != "\n"] == [], words
-    assert "'/nowhere\\x1b]0;owned\\x07\\x9b31m\\x7f\\u202e\\x0d\\x0a'" in chaperone("ls").stdout
+    chaperone("run", "-", spec={"id": "evil-2", "program": {"argv": ["true", evil]}})
+    shown = chaperone("ls").stdout
+    assert "unable to run '/nowhere\\x1b]0;owned\\x07\\x9b31m\\x7f\\u202e\\r\\n': " in shown
+    assert "true '\\x1b]0;owned\\x07\\x9b31m\\x7f\\u202e\\x0d\\x0a'\n" in shown
 
 
 def test_status_is_json_on_one_line_and_indented_on_a_terminal(chaperone, spool):

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chaperone.cli import tables, terminal
-from chaperone.cli.verbs import look
+from chaperone.cli.verbs import read
 from chaperone.model import status
 from spool_tests.support.commands import ECHO, READY, shell
 from spool_tests.support.places import CHAPERONE
@@ -148,7 +148,7 @@ FIELDS = st.sampled_from(sorted(status.last_known(None, "x")))
 )
 def test_any_status_is_shown(fields, state, width, colour):
     found = status.last_known({**fields, "state": state}, "x")
-    text = tables.table([found], 0.0, width, colour)
+    text = tables.table([(found, "here")], 0.0, width, colour)
     plain = re.sub(r"\x1b\[\d+m", "", text)
     assert all(char.isprintable() or char == "\n" for char in plain) and text.count("\n") == 2
     assert width is None or all(
@@ -158,5 +158,5 @@ def test_any_status_is_shown(fields, state, width, colour):
     assert all(
         isinstance(sentence, str)
         for stream in ("stdout", "stderr")
-        for sentence in look.gaps(found, stream, 0)
+        for sentence in read.gaps(found, stream, 0)
     )

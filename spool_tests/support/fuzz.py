@@ -68,7 +68,7 @@ def status(data):
     for found in (statuses.last_known(value, "r"), *([final] if final else [])):
         assert found["run_id"] == "r" and found["state"] in statuses.STATES
         view = events.status_view(found)
-        shown = tables.table([found], 1e9, 80, False) + terminal.indented(found)
+        shown = tables.table([(found, "here")], 1e9, 80, False) + terminal.indented(found)
         assert not ESCAPE & set(shown), repr(shown)
         view.is_final()
         text = statuses.fitted(found, format.RESERVE + 2 * len(data))

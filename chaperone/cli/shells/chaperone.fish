@@ -63,7 +63,7 @@ function _shtab_chaperone_using
 end
 
 set -g _shtab_chaperone_commands run exec adopt launcher check ls status tail follow wait stop kill signal reap gc rm completion doctor
-set -g _shtab_chaperone_opts_with_value --by --cursor --cwd --env --env-file --grace --host --id --idle --keep-failed --label --lines --max-bytes --older --spool --stdin --timeout -n
+set -g _shtab_chaperone_opts_with_value --by --cursor --cwd --env --env-file --grace --host --id --idle --keep-failed --label --lines --max-bytes --older --since --spool --state --stdin --timeout --until -n
 
 complete -c chaperone -e
 complete -c chaperone -f
@@ -122,8 +122,15 @@ complete -c chaperone -n '_shtab_chaperone_using check; and test $_shtab_chapero
 complete -c chaperone -n '_shtab_chaperone_using; and test $_shtab_chaperone_npos -eq 0' -a ls -d 'list the live runs and those not yet collected'
 complete -c chaperone -n '_shtab_chaperone_using ls' -s h -l help -d 'its words'
 complete -c chaperone -n '_shtab_chaperone_using ls' -l all -d 'the collected runs too'
+complete -c chaperone -n '_shtab_chaperone_using ls' -l state -x -d 'those that are starting, running, stopping, terminated, unattended, error, lost'
+complete -c chaperone -n '_shtab_chaperone_using ls' -l failed -d 'those that did not end with exit code 0'
+complete -c chaperone -n '_shtab_chaperone_using ls' -l label -x -d 'those that have it'
+complete -c chaperone -n '_shtab_chaperone_using ls' -l host -x -d 'those whose program is there'
+complete -c chaperone -n '_shtab_chaperone_using ls' -l since -x -d 'those that ended later, or live: 90s, 12h or 7d ago, yesterday, a date, or a time as in RFC 3339'
+complete -c chaperone -n '_shtab_chaperone_using ls' -l until -x -d 'those that ended earlier'
 complete -c chaperone -n '_shtab_chaperone_using ls' -l json -d 'a status a line, as JSON'
 complete -c chaperone -n '_shtab_chaperone_using ls' -l spool -xka "(__fish_complete_directories)" -d 'the spool; default: $CHAPERONE_SPOOL, then ./spool'
+complete -c chaperone -n '_shtab_chaperone_using ls; and test $_shtab_chaperone_npos -ge 0' -ka "(__chaperone_entries .)" -d 'run ids, or how they begin'
 complete -c chaperone -n '_shtab_chaperone_using; and test $_shtab_chaperone_npos -eq 0' -a status -d 'print the status of a run as JSON'
 complete -c chaperone -n '_shtab_chaperone_using status' -s h -l help -d 'its words'
 complete -c chaperone -n '_shtab_chaperone_using status' -l spool -xka "(__fish_complete_directories)" -d 'the spool; default: $CHAPERONE_SPOOL, then ./spool'

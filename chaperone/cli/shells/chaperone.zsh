@@ -147,8 +147,15 @@ _shtab_chaperone_launcher_defaults_added=0
 _shtab_chaperone_ls_options=(
   {-h,--help}"[its words]"
   "--all[the collected runs too]"
+  "--state[those that are starting, running, stopping, terminated, unattended, error, lost]:STATE:"
+  "--failed[those that did not end with exit code 0]"
+  "--label[those that have it]:NAME[=VALUE]:"
+  "--host[those whose program is there]:HOST:"
+  "--since[those that ended later, or live\: 90s, 12h or 7d ago, yesterday, a date, or a time as in RFC 3339]:WHEN:"
+  "--until[those that ended earlier]:WHEN:"
   "--json[a status a line, as JSON]"
   "--spool[the spool\; default\: \$CHAPERONE_SPOOL, then .\/spool]:DIR:_files -/"
+  "*:run ids, or how they begin: _chaperone_entries ."
 )
 
 # guard to ensure default positional specs are added only once per session

@@ -1,67 +1,99 @@
 """
-The verbs that look at runs: ls, status, tail, follow.
+The verbs that look at runs: ls, status.
 
-Knows: what their words ask for, where lines begin.  Must not know: a file name, how one follows.
+Knows: what their words ask for, which runs they choose.  Must not know: a file name.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 import time
 
 from ...errors import NoRunError, SpoolError
-from ...model import jsontext
+from ...model import hops, jsontext
 from ...model import status as statuses
 from ...program.fds import owned
 from ...spool import format, look
 from .. import tables
-from ..common import add_site_packages, found_id
+from ..common import found_id, when_ns
 from ..terminal import indented
 from ..verb import A_RUN, SPOOL, Argument, UsageError, spool_path, verb
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
     from ...model.status import StatusDict
     from ..terminal import Terminal
     from ..verb import Given
 
-BLOCK = 16_384  # bytes that `tail` reads at once backwards: ten lines are seldom longer
-READ_BYTES = 1 << 20
+WHEN = "90s, 12h or 7d ago, yesterday, a date, or a time as in RFC 3339"
 
 
 @verb(
     "list the live runs and those not yet collected",
+    Argument("prefixes", metavar="RUN", nargs="*", help="run ids, or how they begin"),
     Argument("--all", action="store_true", help="the collected runs too"),
+    Argument("--state", metavar="STATE", help=f"those that are {', '.join(statuses.STATES)}"),
+    Argument("--failed", action="store_true", help="those that did not end with exit code 0"),
+    Argument("--label", metavar="NAME[=VALUE]", help="those that have it"),
+    Argument("--host", metavar="HOST", help="those whose program is there"),
+    Argument("--since", metavar="WHEN", help=f"those that ended later, or live: {WHEN}"),
+    Argument("--until", metavar="WHEN", help="those that ended earlier"),
     Argument("--json", action="store_true", help="a status a line, as JSON"),
     SPOOL,
 )
 def ls(given: Given, terminal: Terminal) -> int:
+    if given.state not in (None, *statuses.STATES):
+        want = f"want one of {', '.join(statuses.STATES)}, got {given.state!r}"
+        raise UsageError(f"unable to understand '--state': {want}")
+    now_ns = time.time_ns()
+    since_ns = when_ns("--since", given.since, now_ns)
+    until_ns = when_ns("--until", given.until, now_ns)
+    found, unread = [], []
     with owned(format.open_spool(spool_path(given))) as spool_fd:
-        if given.all:
-            wanted = format.all_ids(spool_fd)
-        else:
-            wanted = sorted({*format.live_ids(spool_fd), *format.ended_ids(spool_fd)})
-        found, unread = [], []
+        wanted, collected = _wanted_ids(spool_fd, given)
         for run_id in wanted:
             try:
-                found.append(_status(spool_fd, run_id))
+                status = _status(spool_fd, run_id)
+                host = _host(spool_fd, run_id, status)
             except NoRunError:  # about to appear, or gone since
                 continue
             except SpoolError as error:  # that says nothing of the others
                 unread.append(f"unable to look into run {run_id!r}: {error}")
-    found.sort(key=lambda status: (str(status["create_time"]), status["run_id"]))
+                continue
+            end_ns = statuses.moment_ns(status["end_time"]) or now_ns
+            if (since_ns or end_ns) <= end_ns <= (until_ns or end_ns) and _fits(status, given):
+                if given.host in (None, host):
+                    found.append((status, host))
+    found.sort(key=lambda each: (str(each[0]["create_time"]), each[0]["run_id"]))
     if given.json:
-        for status in found:
+        for status, _ in found:
             terminal.line(jsontext.dumps(status))
     else:
-        width, colour = terminal.width(), terminal.may_colour()
-        terminal.text(tables.table(found, time.time(), width, colour))
+        table = tables.table(found, now_ns / 1e9, terminal.width(), terminal.may_colour())
+        terminal.text(table + (f"{collected} collected: --all\n" if collected else ""))
     for sentence in unread:
         terminal.note(sentence)
     return os.EX_IOERR if unread else os.EX_OK
+
+
+def _wanted_ids(spool_fd: int, given: Given) -> tuple[list[str], int]:
+    """The runs that are looked at, and how many are not because they were collected."""
+    ids = {*format.live_ids(spool_fd), *format.ended_ids(spool_fd)}
+    everything = [] if given.json and not given.all else format.all_ids(spool_fd)
+    prefixes = tuple(given.prefixes) or ("",)
+    uncollected = sorted(run_id for run_id in ids if run_id.startswith(prefixes))
+    collected = [id for id in everything if id not in ids and id.startswith(prefixes)]
+    return (sorted(uncollected + collected), 0) if given.all else (uncollected, len(collected))
+
+
+def _fits(status: StatusDict, given: Given) -> bool:
+    name, equals, value = (given.label or "").partition("=")
+    labels = status["labels"]
+    if name and (name not in labels or (equals and labels[name] != value)):
+        return False
+    if given.failed and (status["state"] not in statuses.FINAL or status["return_code"] == 0):
+        return False
+    return given.state in (None, status["state"])
 
 
 @verb("print the status of a run as JSON", Argument("run", metavar="RUN", help=A_RUN), SPOOL)
@@ -79,218 +111,26 @@ def _status(spool_fd: int, run_id: str) -> StatusDict:
         _, found = look.look(run_fd, run_id)
         if found["state"] not in statuses.FINAL or found["end_time"] is None:
             for stream in format.STREAMS:
-                size = _size(run_fd, stream)
-                if size is not None:
-                    found[stream] = {**found[stream], "bytes": size}
+                try:
+                    size = look.stream_size(run_fd, stream)
+                except SpoolError:  # not a file of ours
+                    continue
+                found[stream] = {**found[stream], "bytes": size}
     return found
 
 
-def _size(run_fd: int, stream: str) -> int | None:
-    try:
-        with owned(look.open_stream(run_fd, stream)) as fd:
-            return os.fstat(fd).st_size
-    except (OSError, SpoolError):
-        return None
-
-
-# -- reading
-
-
-@verb(
-    "print the end of a run's output, as the program wrote it",
-    Argument("run", metavar="RUN", help=A_RUN),
-    Argument(
-        "stream",
-        metavar="STREAM",
-        nargs="?",
-        help="stdout, stderr or log; default: stdout and stderr, each to ours",
-    ),
-    Argument("-f", "--follow", action="store_true", help="go on until the run has ended"),
-    Argument(
-        "-n",
-        "--lines",
-        metavar="N",
-        default="10",
-        help="how many lines; all for everything [10]",
-    ),
-    SPOOL,
-)
-def tail(given: Given, terminal: Terminal) -> int:
-    streams = (given.stream,) if given.stream else format.STREAMS
-    known = (*format.STREAMS, *(() if given.follow else (format.LOG,)))
-    if streams[0] not in known:
-        want = "stdout or stderr" if given.follow else "stdout, stderr or log"
-        raise UsageError(f"unable to understand {streams[0]!r}: want {want}")
-    lines = _line_count(given.lines)
-    with owned(format.open_spool(spool_path(given))) as spool_fd:
-        run_id = found_id(spool_fd, given.run)
-        with owned(format.open_run(spool_fd, run_id)) as run_fd:
-            _, found = look.look(run_fd, run_id)
-            ends = {stream: _end(run_fd, found, stream) for stream in (*format.STREAMS, *streams)}
-            for stream in streams:
-                fd = _stdout_or_stderr(given, stream)
-                _print_last_lines(terminal, fd, run_fd, stream, ends[stream], lines)
-            key = look.key_in(run_fd)
-    if given.follow:
-        _follow(given, terminal, run_id, key, ends, streams)
+def _host(spool_fd: int, run_id: str, found: StatusDict) -> str:
+    """The host where its program is: `here`, a chaperone's elsewhere, or where its hops lead."""
+    if found["connection"] is None and found["start_time"] is not None:
+        remote = None
     else:
-        _note_gaps(terminal, found, streams, ends)
-    return os.EX_OK
-
-
-def _line_count(text: str) -> int | None:
-    if text == "all":
-        return None
-    if not (text.isascii() and text.isdigit()):
-        raise UsageError(f"unable to understand '--lines': want a number or all, got {text!r}")
-    return int(text)
-
-
-def _stdout_or_stderr(given: Given, stream: str) -> int:
-    """Where a stream goes: one that was named to stdout, of both each to its own."""
-    return 2 if stream == "stderr" and not given.stream else 1
-
-
-def _end(run_fd: int, found: StatusDict, stream: str) -> int:
-    """
-    How far a reader goes: to the length that a final status records, because what was left running
-    may still write.
-    """
-    size = _size(run_fd, stream) or 0
-    recorded = found.get(stream, {}).get("bytes")
-    final = found["state"] in statuses.FINAL and found["end_time"] is not None
-    return min(size, recorded) if final and isinstance(recorded, int) else size
-
-
-def _print_last_lines(
-    terminal: Terminal, to_fd: int, run_fd: int, stream: str, end: int, lines: int | None
-) -> None:
+        with owned(format.open_run(spool_fd, run_id)) as run_fd:
+            remote = look.read_spec(run_fd).get("remote")
     try:
-        stream_fd = look.open_stream(run_fd, stream)
-    except FileNotFoundError:
-        return
-    with owned(stream_fd) as fd:
-        offset = 0 if lines is None else _start_of_lines(fd, end, lines)
-        while offset < end and (data := os.pread(fd, min(READ_BYTES, end - offset), offset)):
-            terminal.data(data, to_fd)
-            offset += len(data)
-
-
-def _start_of_lines(fd: int, end: int, lines: int) -> int:
-    """
-    Where the last lines begin, read backwards: a stream of many GB costs no more than its end.
-    """
-    if not lines:
-        return end
-    start = end
-    while start > 0:
-        size = min(BLOCK, start)
-        start -= size
-        block = os.pread(fd, size, start)
-        newline = len(block) - (start + size == end)  # the last byte ends a line, it begins none
-        while (newline := block.rfind(b"\n", 0, newline)) >= 0:
-            lines -= 1
-            if not lines:
-                return start + newline + 1
-    return 0
-
-
-def _follow(
-    given: Given,
-    terminal: Terminal,
-    run_id: str,
-    key: str,
-    ends: dict[str, int],
-    streams: Sequence[str],
-) -> None:
-    """Print what comes after the ends that were seen, until the run has ended."""
-    add_site_packages(terminal)
-    from ...follow.follower import Follower
-    from ...model import cursor, events
-
-    sizes = dict(ends)
-    begin = cursor.of({run_id: cursor.entry(key, ends["stdout"], ends["stderr"])})
-    with Follower(os.path.abspath(spool_path(given)), begin, [run_id], streams) as follower:
-        for event in follower:
-            if isinstance(event, events.Output) and event.stream in streams:
-                terminal.data(event.data, _stdout_or_stderr(given, event.stream))
-                sizes[event.stream] = event.offset + len(event.data)
-            elif isinstance(event, events.Shrank) and event.stream in streams:
-                terminal.note(
-                    f"{event.stream} was cut from {event.offset} to {event.size} bytes:"
-                    " what follows begins at its first byte again"
-                )
-            elif isinstance(event, (events.Ended, events.Lost)):
-                if event.status is None:
-                    terminal.note(f"run {run_id!r} was deleted before its end was read")
-                else:
-                    _note_gaps(terminal, event.status.raw, streams, sizes)
-                return
-
-
-def _note_gaps(
-    terminal: Terminal, found: StatusDict, streams: Sequence[str], sizes: dict[str, int]
-) -> None:
-    for stream in streams:
-        if stream in format.STREAMS:
-            for sentence in gaps(found, stream, sizes[stream]):
-                terminal.note(sentence)
-
-
-def gaps(found: StatusDict, stream: str, size: int) -> list[str]:
-    """
-    What is missing of a stream, as sentences.
-
-    Args:
-        found (dict): The status, as of a look just before the stream's end was read.
-        size (int): Of the stream's file, in bytes.
-    """
-    sentences = []
-    recorded, dropped = found[stream].get("bytes"), found[stream].get("dropped")
-    if isinstance(recorded, int) and size < recorded:
-        sentences.append(
-            f"{stream} has {recorded - size} bytes less than it once had:"
-            " it was cut short after it was written"
-        )
-    if isinstance(dropped, int) and dropped:
-        sentences.append(
-            f"{dropped} bytes of {stream} were dropped:"
-            " the limit was reached or the disk was full; its log tells when"
-        )
-    end = f"the end of {stream} may be missing"
-    if found["state"] == "lost":
-        sentences.append(f"{end}: {(found['exception'] or {}).get('message')}")
-    elif found["state"] == "terminated" and not found["complete"]:
-        sentences.append(f"{end}: its last bytes were not all received")
-    return sentences
-
-
-def _lines_of_stdin() -> Iterator[str]:
-    for line in sys.stdin.buffer:
-        yield line.decode("ascii", "backslashreplace")
-
-
-@verb(
-    "print all events as lines of JSON, for other languages",
-    Argument(
-        "--cursor",
-        metavar="FILE",
-        help="go on from there; each batch is answered on stdin with its number, then its ended "
-        "runs are collected",
-    ),
-    SPOOL,
-)
-def follow(given: Given, terminal: Terminal) -> int:
-    add_site_packages(terminal)
-    from ...follow.batches import Outbox, conversation
-
-    # By bytes: an answer that is no number is refused in a sentence, in whatever encoding it is.
-    answers = _lines_of_stdin() if given.cursor else None
-    if given.cursor and sys.stdin is None:
-        raise UsageError(
-            "unable to follow: stdin is closed, and with --cursor each batch is answered there"
-        )
-    with Outbox(os.path.abspath(spool_path(given)), given.cursor) as outbox:
-        for text in conversation(outbox, answers, (0, 1) if given.cursor else (1,)):
-            terminal.data(text.encode())
-    return os.EX_OK
+        if remote is not None:
+            way = hops.route(remote["hops"]).place("")
+            return way.partition(", as ")[0].removeprefix("on ")
+    except (LookupError, TypeError, ValueError, AttributeError):  # no spec that we know
+        return "-"
+    host = found["chaperone_host"]
+    return "here" if host in (None, os.uname().nodename) else str(host)
