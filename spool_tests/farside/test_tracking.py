@@ -93,7 +93,8 @@ def test_kernel_look_misses_none_whose_parent_dies_meanwhile(shell, far):
         assert run.outcome()["return_code"] == 3
         until(lambda run=run: run.read(0.01) or run.output["stdout"] == b"up ")
         run.send("q 0")
-        assert (run.wait("left"), run.ended()) == (["1"], 0)
+        assert run.wait("left") in (["1"], ["2"])  # one may be about to leave another
+        assert run.ended() == 0
         assert run.alive() == {}
 
 
