@@ -287,14 +287,17 @@ def test_wait_for_several_exits_as_the_worst(chaperone):
     assert streams(chaperone("wait", "w0", "w7", "w2")) == (7, "", "")
 
 
-@pytest.mark.parametrize("words", [["wait"], ["stop", "--grace", "5"]])
+@pytest.mark.parametrize("words", [["wait"], ["stop", "--grace", "60"]])
 def test_several_runs_are_waited_for_by_one_inotify_instance(held, tmp_path, words):
     need("strace")
+    trace, go = tmp_path / "trace", tmp_path / "go"
+    waits = f"trap '' TERM; until [ -e {go} ]; do sleep 0.01; done"
     for run_id in "abc":
-        held({"id": run_id, "program": {"argv": ["sleep", "0.5"]}})
-    trace = tmp_path / "trace"
+        held({"id": run_id, "program": {"command": waits}})
     argv = ["strace", "-f", "-e", "trace=inotify_init1", "-o", trace, *CHAPERONE, *words, *"abc"]
-    subprocess.run(argv, timeout=60, check=False)
+    with subprocess.Popen(argv):
+        until(lambda: trace.exists() and "inotify_init1(" in trace.read_text(), 60)
+        go.touch()
     assert trace.read_text().count("inotify_init1(") == 1
 
 
