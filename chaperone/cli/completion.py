@@ -30,6 +30,7 @@ _chaperone_entries() {
 }
 _chaperone_runs() { _chaperone_entries . "$1"; }
 _chaperone_live() { _chaperone_entries .running "$1"; }
+_chaperone_outputs() { _chaperone_runs "$1"; compgen -W "stdout stderr log" -- "$1"; }
 """,
     "zsh": """\
 _chaperone_entries() {
@@ -39,6 +40,7 @@ _chaperone_entries() {
     names=($spool/$1/*(N:t))
     compadd -a names
 }
+_chaperone_outputs() { _chaperone_entries .; compadd stdout stderr log; }
 """,
     "fish": """\
 function __chaperone_entries
@@ -49,6 +51,10 @@ function __chaperone_entries
     and set -q words[(math $place + 1)]
     and set spool $words[(math $place + 1)]
     command ls -- $spool/$argv[1] 2>/dev/null
+end
+function __chaperone_outputs
+    __chaperone_entries .
+    printf '%s\\n' stdout stderr log
 end
 """,
 }
@@ -64,6 +70,11 @@ def made(shell: str) -> str:
         "DIR": shtab.DIRECTORY,
         "RUN": _entries("runs", "."),
         "LIVE": _entries("live", format.RUNNING),
+        "OUTPUT": {
+            "bash": "_chaperone_outputs",
+            "zsh": " _chaperone_outputs",
+            "fish": "(__chaperone_outputs)",
+        },
     }
     parser = argparse.ArgumentParser("chaperone", add_help=False)
     parser.add_argument("-h", "--help", action="store_true", help="all verbs")
@@ -72,10 +83,13 @@ def made(shell: str) -> str:
     for name, verb in arguments.VERBS.items():
         one = verbs.add_parser(name, help=verb.summary, add_help=False)
         one.add_argument("-h", "--help", action="store_true", help="its words")
+        metavars = [argument.how.get("metavar") for argument in verb.arguments]
         for argument in verb.arguments:
             action = one.add_argument(*argument.names, **argument.how)
             metavar = str(argument.how.get("metavar"))
             action.choices = action.choices or WORDS.get(metavar)
+            if metavar == "RUN" and "STREAM" in metavars:  # any number of runs, then a stream
+                metavar = "OUTPUT"
             if metavar in fits:
                 action.complete = fits[metavar]  # type: ignore[attr-defined]
     script = shtab.complete(parser, shell, preamble=PREAMBLE[shell])

@@ -161,8 +161,8 @@ def amount(count: object) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as `0.4s`, `59s`, `2m03s`, `1h05m`, `3d04h`; `-` for None."""
-    if seconds is None:
+    """Seconds as `0.4s`, `59s`, `2m03s`, `1h05m`, `3d04h`; `-` for None and infinity."""
+    if seconds is None or not seconds < float("inf"):
         return "-"
     seconds = max(0.0, seconds)
     if seconds < 9.95:

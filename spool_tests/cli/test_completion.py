@@ -114,7 +114,8 @@ def test_shells_complete_verbs_options_and_ids(chaperone, held, name):
     completed = COMPLETED[name]
     assert completed("st") == ["status", "stop"]
     assert sorted(completed("status", "")) == ["ended", "live"]
-    assert sorted(completed("tail", "live", "")) == ["log", "stderr", "stdout"]
+    outputs = ["ended", "live", "log", "stderr", "stdout"]
+    assert sorted(completed("tail", "live", "")) == outputs
     assert sorted(completed("stop", "")) == ["live"]
     assert sorted(completed("wait", "live", "")) == ["ended", "live"]
     offered = [word for word in completed("ls", "--") if word.startswith("--")]

@@ -241,6 +241,52 @@ def test_tail_follows_to_the_end(chaperone, held, spool, tmp_path):
     assert follower.returncode == 0
 
 
+@pytest.mark.parametrize("words", [[], ["-f"]])
+def test_tail_of_several_runs_names_each(chaperone, words):
+    for run_id in ("a", "b"):
+        chaperone("run", "-", spec=shell(run_id, f"echo {run_id}; echo {run_id}{run_id} >&2"))
+    chaperone("run", "-", spec=shell("c", "exit 0"))
+    assert streams(chaperone("tail", *words, "a", "b", "c", "a")) == (
+        0,
+        "==> a <==\na\n\n==> b <==\nb\n",
+        "==> a <==\naa\n\n==> b <==\nbb\n",
+    )
+    assert streams(chaperone("tail", *words, "a", "b", "stderr")) == (
+        0,
+        "==> a <==\naa\n\n==> b <==\nbb\n",
+        "",
+    )
+
+
+def test_tail_follows_several_runs_to_the_last_end(chaperone, held, tmp_path):
+    for run_id in ("a", "b"):
+        os.mkfifo(tmp_path / run_id)
+        held(shell(run_id, f"echo begin; cat {tmp_path / run_id}"))
+    with subprocess.Popen(
+        [*CHAPERONE, "tail", "-f", "a", "b"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as follower:
+        begun = sorted(follower.stdout.readline() for _ in range(5))
+        assert begun == sorted([b"==> a <==\n", b"==> b <==\n", b"\n", b"begin\n", b"begin\n"])
+        for run_id in ("b", "a"):
+            (tmp_path / run_id).write_text(f"end of {run_id}\n")
+            seen = b""
+            while not seen.endswith(f"end of {run_id}\n".encode()):
+                seen += follower.stdout.readline()
+        assert seen == b"\n==> a <==\nend of a\n"
+        assert follower.communicate() == (b"", b"")
+    assert follower.returncode == 0
+
+
+def test_tail_of_several_runs_names_the_one_with_a_gap(chaperone):
+    chaperone("run", "-", spec=shell("full", "echo one; echo two", output={"max_bytes": 4}))
+    chaperone("run", "-", spec=shell("whole", "echo one"))
+    sentence = (
+        "chaperone: run 'full': 4 bytes of stdout were dropped: the limit was reached or the disk"
+        " was full; its log tells when\n"
+    )
+    assert chaperone("tail", "full", "whole").stderr == sentence
+
+
 def test_tail_of_many_bytes_is_what_was_written(chaperone, spool):
     chaperone("run", "-", spec=shell("many", "seq 1000000"))
     for words in (), ("-f",):
@@ -299,6 +345,14 @@ def test_several_runs_are_waited_for_by_one_inotify_instance(held, tmp_path, wor
         until(lambda: trace.exists() and "inotify_init1(" in trace.read_text(), 60)
         go.touch()
     assert trace.read_text().count("inotify_init1(") == 1
+
+
+def test_wait_gives_up_when_the_time_is_over(chaperone, held):
+    chaperone("run", "-", spec=ECHO)
+    held(SLEEP)
+    assert streams(chaperone("wait", "--timeout", "0.1s", "echo", "sleep")) == (124, "", "")
+    assert streams(chaperone("wait", "--timeout", "60s", "echo")) == (3, "", "")
+    assert chaperone("wait", "--timeout", "5", "echo").returncode == os.EX_USAGE
 
 
 def test_wait_tells_a_lost_run(chaperone, held):

@@ -119,6 +119,7 @@ def test_amounts_are_short(count, text):
         (123, "2m03s"),
         (3_900, "1h05m"),
         (273_600, "3d04h"),
+        (float("inf"), "-"),  # what a damaged status may hold as 1e999
     ],
 )
 def test_durations_are_short(seconds, text):

@@ -65,8 +65,8 @@ def test_run_prints_the_id_and_exits_0_whatever_the_outcome(chaperone):
         (
             ["tail", "x", "stdin"],
             None,
-            os.EX_USAGE,
-            "unable to understand 'stdin': want stdout, stderr or log",
+            os.EX_NOINPUT,
+            "unable to find run 'x': no run of this spool begins so",
         ),
         (
             ["tail", "-f", "x", "log"],

@@ -16,7 +16,7 @@ _shtab_chaperone_ls_option_strings=(-h --help --all --state --failed --label --h
 _shtab_chaperone_status_option_strings=(-h --help --spool)
 _shtab_chaperone_tail_option_strings=(-h --help -f --follow -n --lines --spool)
 _shtab_chaperone_follow_option_strings=(-h --help --cursor --spool)
-_shtab_chaperone_wait_option_strings=(-h --help --spool)
+_shtab_chaperone_wait_option_strings=(-h --help --timeout --spool)
 _shtab_chaperone_stop_option_strings=(-h --help --grace --no-wait --by --spool)
 _shtab_chaperone_kill_option_strings=(-h --help --no-wait --by --spool)
 _shtab_chaperone_signal_option_strings=(-h --help --by --spool)
@@ -47,7 +47,7 @@ _shtab_chaperone_ls_pos_0_COMPGEN=_chaperone_runs
 _shtab_chaperone_ls___spool_COMPGEN=_shtab_compgen_dirs
 _shtab_chaperone_status_pos_0_COMPGEN=_chaperone_runs
 _shtab_chaperone_status___spool_COMPGEN=_shtab_compgen_dirs
-_shtab_chaperone_tail_pos_0_COMPGEN=_chaperone_runs
+_shtab_chaperone_tail_pos_0_COMPGEN=_chaperone_outputs
 _shtab_chaperone_tail___spool_COMPGEN=_shtab_compgen_dirs
 _shtab_chaperone_follow___cursor_COMPGEN=_shtab_compgen_files
 _shtab_chaperone_follow___spool_COMPGEN=_shtab_compgen_dirs
@@ -102,6 +102,7 @@ _shtab_chaperone_ls___failed_nargs=0
 _shtab_chaperone_ls___json_nargs=0
 _shtab_chaperone_status__h_nargs=0
 _shtab_chaperone_status___help_nargs=0
+_shtab_chaperone_tail_pos_0_nargs=+
 _shtab_chaperone_tail__h_nargs=0
 _shtab_chaperone_tail___help_nargs=0
 _shtab_chaperone_tail__f_nargs=0
@@ -151,6 +152,7 @@ _chaperone_entries() {
 }
 _chaperone_runs() { _chaperone_entries . "$1"; }
 _chaperone_live() { _chaperone_entries .running "$1"; }
+_chaperone_outputs() { _chaperone_runs "$1"; compgen -W "stdout stderr log" -- "$1"; }
 
 # End Custom Preamble
 

@@ -14,6 +14,10 @@ function __chaperone_entries
     and set spool $words[(math $place + 1)]
     command ls -- $spool/$argv[1] 2>/dev/null
 end
+function __chaperone_outputs
+    __chaperone_entries .
+    printf '%s\n' stdout stderr log
+end
 
 # End Custom Preamble
 
@@ -135,19 +139,20 @@ complete -c chaperone -n '_shtab_chaperone_using; and test $_shtab_chaperone_npo
 complete -c chaperone -n '_shtab_chaperone_using status' -s h -l help -d 'its words'
 complete -c chaperone -n '_shtab_chaperone_using status' -l spool -xka "(__fish_complete_directories)" -d 'the spool; default: $CHAPERONE_SPOOL, then ./spool'
 complete -c chaperone -n '_shtab_chaperone_using status; and test $_shtab_chaperone_npos -eq 0' -ka "(__chaperone_entries .)" -d 'a run id, or a prefix that fits no other run'
-complete -c chaperone -n '_shtab_chaperone_using; and test $_shtab_chaperone_npos -eq 0' -a tail -d 'print the end of a run'"'"'s output, as the program wrote it'
+complete -c chaperone -n '_shtab_chaperone_using; and test $_shtab_chaperone_npos -eq 0' -a tail -d 'print the end of the output of runs, as their programs wrote it'
 complete -c chaperone -n '_shtab_chaperone_using tail' -s h -l help -d 'its words'
-complete -c chaperone -n '_shtab_chaperone_using tail' -s f -l follow -d 'go on until the run has ended'
+complete -c chaperone -n '_shtab_chaperone_using tail' -s f -l follow -d 'go on until the runs have ended'
 complete -c chaperone -n '_shtab_chaperone_using tail' -s n -l lines -x -d 'how many lines; all for everything [10]'
 complete -c chaperone -n '_shtab_chaperone_using tail' -l spool -xka "(__fish_complete_directories)" -d 'the spool; default: $CHAPERONE_SPOOL, then ./spool'
-complete -c chaperone -n '_shtab_chaperone_using tail; and test $_shtab_chaperone_npos -eq 0' -ka "(__chaperone_entries .)" -d 'a run id, or a prefix that fits no other run'
-complete -c chaperone -n '_shtab_chaperone_using tail; and test $_shtab_chaperone_npos -eq 1' -ka "stdout stderr log" -d 'stdout, stderr or log; default: stdout and stderr, each to ours'
+complete -c chaperone -n '_shtab_chaperone_using tail; and test $_shtab_chaperone_npos -ge 0' -ka "(__chaperone_outputs)" -d 'run ids, or prefixes that fit no other run'
+complete -c chaperone -n '_shtab_chaperone_using tail; and test $_shtab_chaperone_npos -ge 0' -ka "stdout stderr log" -d 'stdout, stderr or log; default: stdout and stderr, each to ours'
 complete -c chaperone -n '_shtab_chaperone_using; and test $_shtab_chaperone_npos -eq 0' -a follow -d 'print all events as lines of JSON, for other languages'
 complete -c chaperone -n '_shtab_chaperone_using follow' -s h -l help -d 'its words'
 complete -c chaperone -n '_shtab_chaperone_using follow' -l cursor -xka "(__fish_complete_path (commandline -ct))" -d 'go on from there; each batch is answered on stdin with its number, then its ended runs are collected'
 complete -c chaperone -n '_shtab_chaperone_using follow' -l spool -xka "(__fish_complete_directories)" -d 'the spool; default: $CHAPERONE_SPOOL, then ./spool'
 complete -c chaperone -n '_shtab_chaperone_using; and test $_shtab_chaperone_npos -eq 0' -a wait -d 'wait for runs to end, exit as the worst of them'
 complete -c chaperone -n '_shtab_chaperone_using wait' -s h -l help -d 'its words'
+complete -c chaperone -n '_shtab_chaperone_using wait' -l timeout -x -d 'then exit with 124: 90s, 30m, 12h, 7d'
 complete -c chaperone -n '_shtab_chaperone_using wait' -l spool -xka "(__fish_complete_directories)" -d 'the spool; default: $CHAPERONE_SPOOL, then ./spool'
 complete -c chaperone -n '_shtab_chaperone_using wait; and test $_shtab_chaperone_npos -ge 0' -ka "(__chaperone_entries .)" -d 'run ids, or prefixes that fit no other run'
 complete -c chaperone -n '_shtab_chaperone_using; and test $_shtab_chaperone_npos -eq 0' -a stop -d 'stop runs: a signal, a grace, then SIGKILL; return when they ended'

@@ -26,7 +26,7 @@ _shtab_chaperone_commands() {
     signal:'send a signal to a run'"'"'s program'
     status:'print the status of a run as JSON'
     stop:'stop runs: a signal, a grace, then SIGKILL; return when they ended'
-    tail:'print the end of a run'"'"'s output, as the program wrote it'
+    tail:'print the end of the output of runs, as their programs wrote it'
     wait:'wait for runs to end, exit as the worst of them'
   )
   _describe 'chaperone commands' _commands
@@ -233,10 +233,10 @@ _shtab_chaperone_stop_defaults_added=0
 
 _shtab_chaperone_tail_options=(
   {-h,--help}"[its words]"
-  {-f,--follow}"[go on until the run has ended]"
+  {-f,--follow}"[go on until the runs have ended]"
   {-n,--lines}"[how many lines\; all for everything \[10\]]:N:"
   "--spool[the spool\; default\: \$CHAPERONE_SPOOL, then .\/spool]:DIR:_files -/"
-  ":a run id, or a prefix that fits no other run: _chaperone_entries ."
+  "*:run ids, or prefixes that fit no other run: _chaperone_outputs"
   ":stdout, stderr or log\; default\: stdout and stderr, each to ours:(stdout stderr log)"
 )
 
@@ -245,6 +245,7 @@ _shtab_chaperone_tail_defaults_added=0
 
 _shtab_chaperone_wait_options=(
   {-h,--help}"[its words]"
+  "--timeout[then exit with 124\: 90s, 30m, 12h, 7d]:AGE:"
   "--spool[the spool\; default\: \$CHAPERONE_SPOOL, then .\/spool]:DIR:_files -/"
   "*:run ids, or prefixes that fit no other run: _chaperone_entries ."
 )
@@ -301,6 +302,7 @@ _chaperone_entries() {
     names=($spool/$1/*(N:t))
     compadd -a names
 }
+_chaperone_outputs() { _chaperone_entries .; compadd stdout stderr log; }
 
 # End Custom Preamble
 

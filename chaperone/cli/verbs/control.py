@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from ...errors import NoRunError, SpoolError
-from ..common import add_site_packages, found_ids, user_name
+from ..common import add_site_packages, age_s, found_ids, user_name
 from ..verb import A_RUN, RUNS, SPOOL, Argument, spool_path, verb
 
 TYPE_CHECKING = False
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..terminal import Terminal
     from ..verb import Given
 
+TIMED_OUT = 124  # as timeout(1) exits
 LIVES = Argument("runs", metavar="LIVE", nargs="+", help=RUNS)
 NO_WAIT = Argument(
     "--no-wait", action="store_true", help="return when it was asked for, not when it is done"
@@ -31,19 +32,22 @@ BY = Argument("--by", metavar="WORD", help="who asks, for the status; default: t
 @verb(
     "wait for runs to end, exit as the worst of them",
     Argument("runs", metavar="RUN", nargs="+", help=RUNS),
+    Argument("--timeout", metavar="AGE", help=f"then exit with {TIMED_OUT}: 90s, 30m, 12h, 7d"),
     SPOOL,
 )
 def wait(given: Given, terminal: Terminal) -> int:
+    timeout_s = age_s("--timeout", given.timeout)
     runs = _runs(given, given.runs, terminal)
     from ...api import wait_each
 
-    worst = os.EX_OK
-    for run, final in wait_each(runs):
+    worst, waited = os.EX_OK, len(runs)
+    for run, final in wait_each(runs, timeout_s):
+        waited -= 1
         if final.state != "terminated":
             fate = "lost" if final.state == "lost" else "in error"
             terminal.note(f"run {run.run_id!r} is {fate}: {_message(final)}")
         worst = max(worst, final.exit_code)
-    return worst
+    return TIMED_OUT if waited else worst
 
 
 @verb(

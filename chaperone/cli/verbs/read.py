@@ -14,7 +14,7 @@ from ...model import status as statuses
 from ...program.fds import owned
 from ...spool import format, look
 from ..common import add_site_packages, found_id
-from ..verb import A_RUN, SPOOL, Argument, UsageError, spool_path, verb
+from ..verb import RUNS, SPOOL, Argument, UsageError, spool_path, verb
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,16 +28,54 @@ BLOCK = 16_384  # bytes that `tail` reads at once backwards: ten lines are seldo
 READ_BYTES = 1 << 20
 
 
+class _Source:
+    """
+    A run that is read, and how far.
+
+    Attributes:
+        ends (dict): Of each stream, up to which byte it was read.
+    """
+
+    def __init__(self, run_id: str, run_fd: int, streams: Sequence[str]) -> None:
+        _, self.status = look.look(run_fd, run_id)
+        self.run_id, self.key = run_id, look.key_in(run_fd)
+        names = (*format.STREAMS, *streams)
+        self.ends = {stream: _end(run_fd, self.status, stream) for stream in names}
+
+
+class _Printer:
+    """
+    Where streams are printed: one that was named on stdout, of both each on its own; with the name
+    of its run before it where there are several, as tail(1) has it for files.
+    """
+
+    def __init__(self, terminal: Terminal, is_named: bool, are_several: bool) -> None:
+        self._terminal, self._is_named, self._are_several = terminal, is_named, are_several
+        self._last: dict[int, str] = {}
+
+    def print(self, run_id: str, stream: str, data: bytes) -> None:
+        fd = 2 if stream == "stderr" and not self._is_named else 1
+        last = self._last.get(fd)
+        if self._are_several and data and last != run_id:
+            blank = "" if last is None else "\n"
+            self._terminal.data(f"{blank}==> {run_id} <==\n".encode(), fd)
+        self._last[fd] = run_id
+        self._terminal.data(data, fd)
+
+    def note(self, run_id: str, sentence: str) -> None:
+        self._terminal.note(f"run {run_id!r}: {sentence}" if self._are_several else sentence)
+
+
 @verb(
-    "print the end of a run's output, as the program wrote it",
-    Argument("run", metavar="RUN", help=A_RUN),
+    "print the end of the output of runs, as their programs wrote it",
+    Argument("runs", metavar="RUN", nargs="+", help=RUNS),
     Argument(
         "stream",
         metavar="STREAM",
         nargs="?",
         help="stdout, stderr or log; default: stdout and stderr, each to ours",
     ),
-    Argument("-f", "--follow", action="store_true", help="go on until the run has ended"),
+    Argument("-f", "--follow", action="store_true", help="go on until the runs have ended"),
     Argument(
         "-n",
         "--lines",
@@ -48,25 +86,27 @@ READ_BYTES = 1 << 20
     SPOOL,
 )
 def tail(given: Given, terminal: Terminal) -> int:
-    streams = (given.stream,) if given.stream else format.STREAMS
-    known = (*format.STREAMS, *(() if given.follow else (format.LOG,)))
-    if streams[0] not in known:
-        want = "stdout or stderr" if given.follow else "stdout, stderr or log"
-        raise UsageError(f"unable to understand {streams[0]!r}: want {want}")
+    words, streams = given.runs, format.STREAMS
+    is_named = len(words) > 1 and words[-1] in (*format.STREAMS, format.LOG)
+    if is_named:
+        words, streams = words[:-1], words[-1:]
+    if given.follow and streams[0] == format.LOG:
+        raise UsageError("unable to understand 'log': want stdout or stderr")
     lines = _line_count(given.lines)
+    sources = []
     with owned(format.open_spool(spool_path(given))) as spool_fd:
-        run_id = found_id(spool_fd, given.run)
-        with owned(format.open_run(spool_fd, run_id)) as run_fd:
-            _, found = look.look(run_fd, run_id)
-            ends = {stream: _end(run_fd, found, stream) for stream in (*format.STREAMS, *streams)}
-            for stream in streams:
-                fd = _stdout_or_stderr(given, stream)
-                _print_last_lines(terminal, fd, run_fd, stream, ends[stream], lines)
-            key = look.key_in(run_fd)
+        run_ids = dict.fromkeys(found_id(spool_fd, word) for word in words)
+        printer = _Printer(terminal, is_named, len(run_ids) > 1)
+        for run_id in run_ids:
+            with owned(format.open_run(spool_fd, run_id)) as run_fd:
+                source = _Source(run_id, run_fd, streams)
+                for stream in streams:
+                    _print_last_lines(printer, source, run_fd, stream, lines)
+                sources.append(source)
+            if not given.follow:
+                _note_gaps(printer, source.status, streams, source.ends)
     if given.follow:
-        _follow(given, terminal, run_id, key, ends, streams)
-    else:
-        _note_gaps(terminal, found, streams, ends)
+        _follow(given, terminal, printer, sources, streams)
     return os.EX_OK
 
 
@@ -76,11 +116,6 @@ def _line_count(text: str) -> int | None:
     if not (text.isascii() and text.isdigit()):
         raise UsageError(f"unable to understand '--lines': want a number or all, got {text!r}")
     return int(text)
-
-
-def _stdout_or_stderr(given: Given, stream: str) -> int:
-    """Where a stream goes: one that was named to stdout, of both each to its own."""
-    return 2 if stream == "stderr" and not given.stream else 1
 
 
 def _end(run_fd: int, found: StatusDict, stream: str) -> int:
@@ -98,16 +133,17 @@ def _end(run_fd: int, found: StatusDict, stream: str) -> int:
 
 
 def _print_last_lines(
-    terminal: Terminal, to_fd: int, run_fd: int, stream: str, end: int, lines: int | None
+    printer: _Printer, source: _Source, run_fd: int, stream: str, lines: int | None
 ) -> None:
     try:
         stream_fd = look.open_stream(run_fd, stream)
     except FileNotFoundError:
         return
+    end = source.ends[stream]
     with owned(stream_fd) as fd:
         offset = 0 if lines is None else _start_of_lines(fd, end, lines)
         while offset < end and (data := os.pread(fd, min(READ_BYTES, end - offset), offset)):
-            terminal.data(data, to_fd)
+            printer.print(source.run_id, stream, data)
             offset += len(data)
 
 
@@ -133,43 +169,51 @@ def _start_of_lines(fd: int, end: int, lines: int) -> int:
 def _follow(
     given: Given,
     terminal: Terminal,
-    run_id: str,
-    key: str,
-    ends: dict[str, int],
+    printer: _Printer,
+    sources: list[_Source],
     streams: Sequence[str],
 ) -> None:
-    """Print what comes after the ends that were seen, until the run has ended."""
+    """Print what comes after the ends that were seen, until all runs have ended."""
     add_site_packages(terminal)
     from ...follow.follower import Follower
     from ...model import cursor, events
 
-    sizes = dict(ends)
-    begin = cursor.of({run_id: cursor.entry(key, ends["stdout"], ends["stderr"])})
-    with Follower(os.path.abspath(spool_path(given)), begin, [run_id], streams) as follower:
+    live = {source.run_id: source for source in sources}
+    begin = cursor.of(
+        {
+            run_id: cursor.entry(source.key, source.ends["stdout"], source.ends["stderr"])
+            for run_id, source in live.items()
+        }
+    )
+    with Follower(os.path.abspath(spool_path(given)), begin, list(live), streams) as follower:
         for event in follower:
+            ends = live[event.run_id].ends
             if isinstance(event, events.Output) and event.stream in streams:
-                terminal.data(event.data, _stdout_or_stderr(given, event.stream))
-                sizes[event.stream] = event.offset + len(event.data)
+                printer.print(event.run_id, event.stream, event.data)
+                ends[event.stream] = event.offset + len(event.data)
             elif isinstance(event, events.Shrank) and event.stream in streams:
-                terminal.note(
+                printer.note(
+                    event.run_id,
                     f"{event.stream} was cut from {event.offset} to {event.size} bytes:"
-                    " what follows begins at its first byte again"
+                    " what follows begins at its first byte again",
                 )
             elif isinstance(event, (events.Ended, events.Lost)):
                 if event.status is None:
-                    terminal.note(f"run {run_id!r} was deleted before its end was read")
+                    terminal.note(f"run {event.run_id!r} was deleted before its end was read")
                 else:
-                    _note_gaps(terminal, event.status.raw, streams, sizes)
-                return
+                    _note_gaps(printer, event.status.raw, streams, ends)
+                del live[event.run_id]
+                if not live:
+                    return
 
 
 def _note_gaps(
-    terminal: Terminal, found: StatusDict, streams: Sequence[str], sizes: dict[str, int]
+    printer: _Printer, found: StatusDict, streams: Sequence[str], sizes: dict[str, int]
 ) -> None:
     for stream in streams:
         if stream in format.STREAMS:
             for sentence in gaps(found, stream, sizes[stream]):
-                terminal.note(sentence)
+                printer.note(found["run_id"], sentence)
 
 
 def gaps(found: StatusDict, stream: str, size: int) -> list[str]:
