@@ -14,6 +14,7 @@ import uuid
 
 import pytest
 
+from spool_tests.support import sshd as server
 from spool_tests.support import surviving
 from spool_tests.support.far import far_processes, log
 from spool_tests.support.places import ROOT
@@ -22,6 +23,7 @@ from spool_tests.support.surviving import ADOPT, adopt, connected, ended
 from spool_tests.support.waiting import until
 
 remote = surviving.remote
+sshd = server.sshd
 
 
 @pytest.mark.parametrize("program", [sh("exit 3"), {"argv": ["no-such"]}])

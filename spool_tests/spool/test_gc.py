@@ -195,9 +195,10 @@ def test_ending_that_somebody_finishes_is_left_alone(spool, monkeypatch):
     real = gc._chosen
 
     def taken(*arguments):
-        with open(spool / "r" / "lock") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            held.append(os.dup(lock.fileno()))
+        if not held:
+            with open(spool / "r" / "lock") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                held.append(os.dup(lock.fileno()))
         return real(*arguments)
 
     held = []
@@ -215,9 +216,10 @@ def test_run_that_was_replaced_meanwhile_is_not_deleted(spool, monkeypatch):
     real, new = gc._chosen, []
 
     def replaced(*arguments):
-        os.rename(spool / "r", spool / "elsewhere")
-        os.unlink(spool / ".ended" / "r")
-        new.append(disk.create(spool))
+        if not new:
+            os.rename(spool / "r", spool / "elsewhere")
+            os.unlink(spool / ".ended" / "r")
+            new.append(disk.create(spool))
         return real(*arguments)
 
     monkeypatch.setattr(gc, "_chosen", replaced)

@@ -118,7 +118,12 @@ def known(new, old):
     """A new result without the fields of a JSON object that the old one does not have."""
     if old and _is_object(old) and _is_object(new):
         inner = dict(old)
-        return [[key, known(value, inner[key])] for key, value in new if key in inner]
+        # maxrss is null where it is only the floor that a program inherits: 0.1 gave the floor.
+        return [
+            [key, inner[key] if key == "maxrss" and value is None else known(value, inner[key])]
+            for key, value in new
+            if key in inner
+        ]
     if isinstance(old, dict) and isinstance(new, dict):
         return {key: known(value, old.get(key)) for key, value in new.items()}
     return new
