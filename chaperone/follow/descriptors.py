@@ -198,9 +198,11 @@ class Watcher:
         if self._inotify is None:
             return []
         try:
-            return inotify_simple.parse_events(os.read(self._inotify.fileno(), READ_BYTES))  # type: ignore[no-any-return]
+            data = os.read(self._inotify.fileno(), READ_BYTES)
         except BlockingIOError:
             return []
+        events: list[inotify_simple.Event] = inotify_simple.parse_events(data)
+        return events
 
     # -- deadlines
 

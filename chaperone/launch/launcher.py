@@ -50,7 +50,8 @@ def serve(spool_path: str, idle_s: float | None, detach: bool) -> int:
     Raises:
         SpoolError: If the spool can't be used, or has a launcher already.
     """
-    from ..farside import remote  # noqa: F401  otherwise each chaperone would import it: later, and perhaps from a newer package
+    # Now: otherwise each chaperone would import it, later, and perhaps from a newer package.
+    from ..farside import remote  # noqa: F401
 
     shed_inherited_state()
     reading, telling = os.pipe()

@@ -73,7 +73,8 @@ def _stdin(value: Any, path: str) -> str | dict[str, str] | None:
         return checks.bytes_or_text(value, path)
     if not isinstance(value, dict):  # never shown: what goes into a program may be a secret
         checks.fail_unseen(path, 'null, a text or {"file": path}', value)
-    return checks.fields({"file": (checks.text, checks.REQUIRED)})(value, path)  # type: ignore[no-any-return]
+    found: dict[str, str] = checks.fields({"file": (checks.text, checks.REQUIRED)})(value, path)
+    return found
 
 
 def _umask(value: Any, path: str) -> str:
