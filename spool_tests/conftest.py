@@ -19,6 +19,10 @@ import pytest
 from spool_tests.support.places import CHAPERONE
 from spool_tests.support.processes import SERVERS, children, open_fds, processes_with, reap_children
 
+# Fixtures of the whole session. Here alone: a module that named them would get servers of its own,
+# whose users and networks have the same names.
+from spool_tests.support.sshd import network, sshd, sshd_with  # noqa: F401
+
 # What only `bin/test --long TIER` runs, because it needs more than the other tests.
 TIERS = ("worlds", "engines", "agents", "page", "airflow")
 

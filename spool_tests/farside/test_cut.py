@@ -19,14 +19,10 @@ from chaperone.farside.unsupervised import Plain
 from chaperone.model.hops import route
 from chaperone.program.loop import Loop
 from spool_tests.support import disk, shells, supervisors
-from spool_tests.support import sshd as server
 from spool_tests.support.far import assert_no_supervisor, session_of
 from spool_tests.support.runs import final, running, sh, start, stdout
 from spool_tests.support.waiting import until
 
-sshd = server.sshd
-network = server.network
-sshd_with = server.sshd_with
 PROGRAMS = supervisors.PROGRAMS
 
 

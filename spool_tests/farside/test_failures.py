@@ -20,7 +20,6 @@ from spool_tests.support.places import ROOT
 from spool_tests.support.runs import final, running, sh, start, stdout
 from spool_tests.support.waiting import need, until
 
-sshd = server.sshd
 HERE = pathlib.Path(ROOT, "spool_tests")
 
 # Each row of the table in docs/far-side.rst, by how it begins, and the tests that show it.

@@ -11,13 +11,10 @@ import time
 
 import pytest
 
-from spool_tests.support import sshd as server
 from spool_tests.support.failures import children, name_of
 from spool_tests.support.far import far_processes, log, session_of
 from spool_tests.support.runs import final, py, running, sh, start, stdout
 from spool_tests.support.waiting import until
-
-sshd = server.sshd
 
 
 def stalled(process, seconds):

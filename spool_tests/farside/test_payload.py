@@ -15,8 +15,6 @@ from spool_tests.support.far import held, log, sudo
 from spool_tests.support.runs import final, py, sh, start, stdout
 from spool_tests.support.waiting import until
 
-sshd = server.sshd
-sshd_with = server.sshd_with
 far = supervisors.far
 
 

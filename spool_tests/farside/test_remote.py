@@ -11,13 +11,9 @@ import time
 import pytest
 
 from spool_tests.support import shells
-from spool_tests.support import sshd as server
 from spool_tests.support.far import far_processes, held, log, remotes, sudo
 from spool_tests.support.runs import DEADLY, final, sh, start, stdout
 from spool_tests.support.waiting import until
-
-sshd = server.sshd
-sshd_with = server.sshd_with
 
 
 @pytest.mark.parametrize(

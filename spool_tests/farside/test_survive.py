@@ -15,7 +15,6 @@ import uuid
 
 import pytest
 
-from spool_tests.support import sshd as server
 from spool_tests.support import surviving
 from spool_tests.support.far import far_processes, log, port_of, session_of
 from spool_tests.support.places import CHAPERONE, ROOT
@@ -24,8 +23,6 @@ from spool_tests.support.runs import final, live, sh, start, stdout
 from spool_tests.support.surviving import adopt, connected
 from spool_tests.support.waiting import until
 
-sshd = server.sshd
-network = server.network
 remote = surviving.remote
 
 

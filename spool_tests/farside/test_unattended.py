@@ -14,7 +14,6 @@ import uuid
 
 import pytest
 
-from spool_tests.support import sshd as server
 from spool_tests.support import surviving
 from spool_tests.support.far import far_processes, log
 from spool_tests.support.places import ROOT
@@ -23,7 +22,6 @@ from spool_tests.support.surviving import ADOPT, adopt, connected, ended
 from spool_tests.support.waiting import until
 
 remote = surviving.remote
-sshd = server.sshd
 
 
 @pytest.mark.parametrize("program", [sh("exit 3"), {"argv": ["no-such"]}])

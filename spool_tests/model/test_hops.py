@@ -8,13 +8,10 @@ from hypothesis import given, strategies
 from chaperone.model import checks
 from chaperone.model import hops as command
 from chaperone.model import spec as specs
-from spool_tests.support import sshd as server
 from spool_tests.support.processes import processes_with
 from spool_tests.support.runs import final, sh, start, stdout
 from spool_tests.support.shells import path_of
 from spool_tests.support.waiting import until
-
-sshd = server.sshd
 
 WORDS = strategies.text(
     strategies.characters(blacklist_characters="\0", blacklist_categories=("Cs",))

@@ -21,12 +21,10 @@ import zipfile
 import filelock
 import pytest
 
-from spool_tests.support import sshd as server
 from spool_tests.support.places import ROOT
 from spool_tests.support.waiting import absent, need, until
 
 pytestmark = pytest.mark.once
-sshd = server.sshd
 WHEELS = pathlib.Path(sys.prefix, "wheels")
 # What a source distribution has of the checkout.
 SHIPPED = ["setup.py", "README.rst", "LICENSE", "CHANGELOG.rst", "chaperone", "bin", "docs"]

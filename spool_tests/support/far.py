@@ -13,7 +13,6 @@ from spool_tests.support.processes import processes_with
 from spool_tests.support.runs import final, start
 from spool_tests.support.waiting import need, until
 
-sshd = server.sshd
 sudo = pytest.mark.root  # a plain user may not
 
 

@@ -7,12 +7,9 @@ import sys
 
 import pytest
 
-from spool_tests.support import sshd as server
 from spool_tests.support.places import ROOT
 from spool_tests.support.runs import final, live
 from spool_tests.support.waiting import until
-
-sshd = server.sshd
 
 
 @pytest.fixture(params=["here", "ssh"])

@@ -13,14 +13,10 @@ import sys
 import pytest
 
 from spool_tests.support import shells
-from spool_tests.support import sshd as server
 from spool_tests.support.far import assert_no_supervisor, far_processes, remotes, sudo
 from spool_tests.support.runs import final, sh, start, stdout
 from spool_tests.support.surviving import adopt, connected
 from spool_tests.support.waiting import need, until
-
-sshd = server.sshd
-sshd_with = server.sshd_with
 
 # Told the secret by its input, for its own argv is looked at too; ends with its input, and says how
 # often it looked and what it saw.
