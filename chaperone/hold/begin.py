@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from ..program.guard import Guard
     from ..program.interface import Program, RunStore
+    from .chaperone import Begun
     from .inherited import Visible
 
 
@@ -57,6 +58,7 @@ def hold_new_run(
     visible: Visible,
     key: str | None = None,
     guard: Guard | None = None,
+    begun: Begun | None = None,
 ) -> int:
     """
     Create the run directory and hold the run in this process, which `shed_inherited_state` has
@@ -72,6 +74,7 @@ def hold_new_run(
             one.
         guard (Guard): Of this process, released if the run is one that has none. None to make this
             process the guard of a run that has one: then its child returns.
+        begun: As for `Chaperone`.
     Returns:
         int: As `hold`.
     """
@@ -109,7 +112,7 @@ def hold_new_run(
     )
     visible(chosen)
     detach_from_caller(null)
-    return hold(directory, spec, status, inherited, guard)
+    return hold(directory, spec, status, inherited, guard, begun=begun)
 
 
 def hold(
@@ -119,6 +122,7 @@ def hold(
     inherited: dict[str, Any],
     guard: Guard | None = None,
     adopted: bool = False,
+    begun: Begun | None = None,
 ) -> int:
     """
     Stay with one program to its end.
@@ -131,18 +135,21 @@ def hold(
         guard (Guard): It has what the run's output goes to.
         adopted (bool): Its program was started by a chaperone that died; `status` is the last one
             it left.
+        begun: As for `Chaperone`.
     Returns:
         int: os.EX_OK when the outcome is recorded, whatever it was; os.EX_IOERR when it could not
             be.
     """
     gc.enable()
     left = status if adopted else None
+    begun = begun or (lambda failure: None)
     try:
         chaperone = Chaperone(
             run,
             spec,
             status,
             lambda chaperone: _program(spec, chaperone, inherited, run.key, guard, left),
+            begun,
         )
     except OSError as error:  # no descriptor is left, say; nothing was started
         if adopted:
@@ -157,6 +164,7 @@ def hold(
             run.end(spec["durable"])
         finally:
             run.close()
+        begun(message)
         return os.EX_OK
     with chaperone:
         return chaperone.hold()

@@ -21,6 +21,7 @@ from ..program import processes
 from ..program.guard import ANSWERED, IGNORED
 from ..program.loop import Loop
 from ..program.streams import Stream
+from .inherited import print_to_stderr
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from ..model.request import Request
     from ..program.interface import Program, RunStore
 
+    Begun = Callable[[str | None], None]
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 FORWARDED = tuple(number for number in ANSWERED if number not in STOP_SIGNALS)
@@ -50,6 +52,8 @@ class Chaperone:
         spec (dict): Canonical, with its secrets.
         status (dict): The last one that is known, as in running.json.
         make_program: Called with this chaperone; returns the program that it is to hold.
+        begun: Called once: with None when the program was started, with a sentence when it could
+            not be.
 
     Attributes:
         loop (Loop): For the program to watch its fds with.
@@ -62,6 +66,7 @@ class Chaperone:
         spec: dict[str, Any],
         status: dict[str, Any],
         make_program: Callable[[Chaperone], Program],
+        begun: Begun = lambda failure: None,
     ) -> None:
         self.run, self.spec, self.status = run, spec, status
         self.loop = Loop()
@@ -70,6 +75,7 @@ class Chaperone:
             for name, fd in run.streams.items()
         }
         self.program = make_program(self)
+        self._begun = begun
         self._wakeup: tuple[int, int] = os.pipe()
         self._requests = Reader()
         self._single: dict[int, tuple[float, int]] = {}  # of signals: came to us, less passed on
@@ -146,6 +152,7 @@ class Chaperone:
         self._started_at = self.loop.now()
         self.run.mark_start(self._started_at)
         self._watch_limits()
+        self._begun(None)
 
     def _watch_limits(self) -> None:
         timeouts = self.spec["timeouts"]
@@ -240,6 +247,7 @@ class Chaperone:
         """
         facts: dict[str, Any] = {"errno": errno, "type": type, "started": started}
         self._publish(statuses.failed(self.status, stage, message, time.time_ns(), **facts), stay)
+        self._begun(message)
 
     def lost(self, message: str, gone_by: str | None = None, *, stage: str = "connection") -> None:
         """The connection went for good, or the program can't be ended: its outcome is unknown."""
@@ -427,17 +435,6 @@ class Chaperone:
         """
         self.run.end(self.spec["durable"])
         self.loop.end()
-
-
-def print_to_stderr(line: bytes) -> None:
-    """
-    The last resort of a chaperone whose spool is gone; the only words outside `cli` that are not in
-    the spool.
-    """
-    try:
-        os.write(2, line)
-    except OSError:
-        pass
 
 
 def _left_to_wakeup_fd(number: int, frame: object) -> None:

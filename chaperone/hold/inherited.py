@@ -106,6 +106,17 @@ def _is_named_file(fd: int) -> bool:
     )  # a starter's file in memory has no name, and should go with the starter
 
 
+def print_to_stderr(line: bytes) -> None:
+    """
+    The last resort of a chaperone whose spool is gone; the only words outside `cli` that are not in
+    the spool.
+    """
+    try:
+        os.write(2, line)
+    except OSError:
+        pass
+
+
 def print_run_id(run_id: str) -> None:
     """Print a run id, now: on a stdout that nobody reads it is lost, and nothing else."""
     poll = select.poll()

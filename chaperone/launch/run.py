@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from ..hold.chaperone import Begun
     from ..hold.inherited import Visible
 
     Call = Callable[[Visible], int]
@@ -35,6 +36,7 @@ def run(
     cwd: str,
     visible: Visible = print_run_id,
     warm: bool = False,
+    begun: Begun | None = None,
 ) -> int:
     """
     Make this process the chaperone of a run, and stay until the run ends. For several runs, or if
@@ -51,6 +53,8 @@ def run(
         visible: Called with the run id as soon as the run directory exists.
         warm (bool): Use the spool's launcher, if there is one, and return when the run directory
             exists.
+        begun: Called once in the process that holds the run: with None when the program was
+            started, with a sentence when it could not be.
     Returns:
         int: The exit code: of several the first that is not 0.
     Raises:
@@ -66,7 +70,7 @@ def run(
         if warm:
             return lambda tell: _asked(name, text, cwd, path, run_id, inherited, tell)
         return lambda tell: hold_new_run(
-            canonical_spec(name, text, cwd), path, run_id, inherited, tell
+            canonical_spec(name, text, cwd), path, run_id, inherited, tell, begun=begun
         )
 
     return _each([held_of(name, text) for name, text in texts], detach or warm, visible)

@@ -4,12 +4,15 @@ A command after `--`: the spec that it stands for, with its options, for run, ex
 Knows: the words of the command line.  Must not know: how a spec is held.
 """
 
+import contextlib
 import json
 import os
+import subprocess
 
 import pytest
 
 from spool_tests.support.commands import streams
+from spool_tests.support.places import CHAPERONE
 from spool_tests.support.waiting import until
 
 
@@ -197,3 +200,73 @@ def test_line_that_is_no_variable_is_named_and_not_shown(chaperone, tmp_path, li
     sentence = "chaperone: unable to read variables 'env': line 2: want NAME=VALUE\n"
     result = chaperone("run", "--env-file", "env", "--", "true", cwd=tmp_path)
     assert streams(result) == (os.EX_DATAERR, "", sentence)
+
+
+# -- how a run went, for its caller
+
+UNABLE = "chaperone: unable to run '/nowhere/x': No such file or directory\n"
+
+
+def test_run_says_why_a_program_could_not_be_started(chaperone, spool):
+    assert streams(chaperone("run", "--id", "x", "--", "/nowhere/x")) == (0, "x\n", UNABLE)
+    assert json.loads((spool / "x" / "status.json").read_text())["state"] == "error"
+    words = ["run", "--exit-code", "--id", "y", "--", "/nowhere/x"]
+    assert streams(chaperone(*words)) == (125, "y\n", UNABLE)
+    assert streams(chaperone("run", "--detach", "--id", "z", "--", "/nowhere/x"))[:2] == (0, "z\n")
+
+
+@pytest.mark.parametrize(("text", "code"), [("exit 0", 0), ("exit 7", 7), ("kill -TERM $$", 143)])
+def test_run_may_exit_as_its_program_did(chaperone, text, code):
+    words = ["run", "--exit-code", "--id", "x", "--", "/bin/sh", "-c", text]
+    assert streams(chaperone(*words)) == (code, "x\n", "")
+
+
+def test_several_runs_exit_as_the_first_that_did_not_with_0(chaperone, tmp_path):
+    for name, code in (("a", 0), ("b", 4), ("c", 2)):
+        spec = {"id": name, "program": {"command": f"exit {code}"}}
+        (tmp_path / name).write_text(json.dumps(spec))
+    files = [tmp_path / name for name in "abc"]
+    assert chaperone("run", "--exit-code", *files).returncode == 4
+
+
+@pytest.mark.parametrize("option", ["--detach", "--warm"])
+def test_exit_code_of_a_run_that_is_left_is_refused(chaperone, spool, option):
+    reason = "--exit-code waits for the end of the run, which --detach and --warm don't"
+    assert streams(chaperone("run", "--exit-code", option, "--", "true")) == (
+        os.EX_USAGE,
+        "",
+        f"chaperone: unable to understand 'chaperone run': {reason}\n",
+    )
+    assert list(spool.iterdir()) == []
+
+
+def test_run_that_has_started_keeps_no_pipe_of_its_caller(spool):
+    """Who reads its stderr to the end need not wait for the end of the run."""
+    words = [*CHAPERONE, "run", "--id", "x", "--", "/bin/sleep", "1000"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(words, stdin=subprocess.DEVNULL, **pipes) as process:
+        assert (process.stdout.read(), process.stderr.read()) == (b"x\n", b"")
+        assert process.poll() is None
+        process.terminate()
+    assert process.returncode == 0
+
+
+def test_run_whose_caller_hears_nothing_is_recorded(chaperone, spool):
+    """Its stderr is a pipe that is full, or that has no reader any more."""
+    for run_id, is_full in (("full", True), ("broken", False)):
+        reading, writing = os.pipe()
+        if is_full:
+            os.set_blocking(writing, False)
+            with contextlib.suppress(BlockingIOError):
+                while os.write(writing, bytes(4_096)):
+                    pass
+            os.set_blocking(writing, True)
+        else:
+            os.close(reading)
+        words = ("run", "--id", run_id, "--", "/nowhere/x")
+        result = chaperone(*words, stdout=subprocess.PIPE, stderr=writing)
+        assert (result.returncode, result.stdout) == (0, f"{run_id}\n")
+        os.close(writing)
+        if is_full:
+            os.close(reading)
+        assert json.loads((spool / run_id / "status.json").read_text())["state"] == "error"

@@ -7,7 +7,7 @@
 
 _shtab_chaperone_subparsers=(run exec adopt launcher check ls status tail follow wait stop kill signal reap gc rm completion doctor)
 
-_shtab_chaperone_run_option_strings=(-h --help --host --env --env-file --cwd --label --stdin --survive --timeout --spool --id --detach --warm)
+_shtab_chaperone_run_option_strings=(-h --help --host --env --env-file --cwd --label --stdin --survive --timeout --spool --id --detach --warm --exit-code)
 _shtab_chaperone_exec_option_strings=(-h --help --host --env --env-file --cwd --label --stdin --survive --timeout)
 _shtab_chaperone_adopt_option_strings=(-h --help --detach --spool)
 _shtab_chaperone_launcher_option_strings=(-h --help --idle --detach --spool)
@@ -77,6 +77,7 @@ _shtab_chaperone_run___help_nargs=0
 _shtab_chaperone_run___survive_nargs=0
 _shtab_chaperone_run___detach_nargs=0
 _shtab_chaperone_run___warm_nargs=0
+_shtab_chaperone_run___exit_code_nargs=0
 _shtab_chaperone_exec_pos_0_nargs='*'
 _shtab_chaperone_exec__h_nargs=0
 _shtab_chaperone_exec___help_nargs=0

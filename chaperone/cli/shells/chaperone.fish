@@ -88,6 +88,7 @@ complete -c chaperone -n '_shtab_chaperone_using run' -l spool -xka "(__fish_com
 complete -c chaperone -n '_shtab_chaperone_using run' -l id -x -d 'the run'"'"'s id, instead of the spec'"'"'s or a new one'
 complete -c chaperone -n '_shtab_chaperone_using run' -l detach -d 'return when the run directory is visible'
 complete -c chaperone -n '_shtab_chaperone_using run' -l warm -d 'let the spool'"'"'s launcher start it, if one is there; implies --detach'
+complete -c chaperone -n '_shtab_chaperone_using run' -l exit-code -d 'exit as the program did, as wait does'
 complete -c chaperone -n '_shtab_chaperone_using run; and test $_shtab_chaperone_npos -ge 0' -ka "(__fish_complete_path (commandline -ct))" -d 'a file with a spec as JSON; - is stdin'
 complete -c chaperone -n '_shtab_chaperone_using; and test $_shtab_chaperone_npos -eq 0' -a exec -d 'run a program with its streams as ours, exit as it does; no spool'
 complete -c chaperone -n '_shtab_chaperone_using exec' -s h -l help -d 'its words'

@@ -193,6 +193,7 @@ _shtab_chaperone_run_options=(
   "--id[the run\'s id, instead of the spec\'s or a new one]:ID:"
   "--detach[return when the run directory is visible]"
   "--warm[let the spool\'s launcher start it, if one is there\; implies --detach]"
+  "--exit-code[exit as the program did, as wait does]"
   "*:a file with a spec as JSON\; - is stdin:_files"
 )
 

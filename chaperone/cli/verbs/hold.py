@@ -8,14 +8,19 @@ Read without argparse: what is imported here is in the memory of a chaperone as 
 from __future__ import annotations
 
 import os
+import select
 
 from ...errors import TransitionError
 from ..verb import COMMAND, RUNS, SPECS, SPOOL, Argument, UsageError, specs_given, spool_path, verb
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ..terminal import Terminal
     from ..verb import Given
+
+PIPE_BUF = 4_096  # bytes that poll(2) promises room for, pipe(7)
 
 
 @verb(
@@ -30,13 +35,77 @@ if TYPE_CHECKING:
         action="store_true",
         help="let the spool's launcher start it, if one is there; implies --detach",
     ),
+    Argument("--exit-code", action="store_true", help="exit as the program did, as wait does"),
 )
 def run(given: Given, _: Terminal) -> int:
     texts = specs_given("run", given)
+    path = os.path.abspath(spool_path(given))
+    leaves = given.detach or given.warm
+    if given.exit_code and leaves:
+        reason = "--exit-code waits for the end of the run, which --detach and --warm don't"
+        raise UsageError(f"unable to understand 'chaperone run': {reason}")
+    from ...hold.inherited import print_run_id
     from ...launch import run as runs
 
-    path = spool_path(given)
-    return runs.run(texts, path, given.id, given.detach, os.getcwd(), warm=given.warm)
+    if leaves:
+        return runs.run(texts, path, given.id, given.detach, os.getcwd(), warm=given.warm)
+    caller = _Caller(print_run_id)
+    code = runs.run(texts, path, given.id, False, os.getcwd(), caller.visible, begun=caller.begun)
+    if given.exit_code and code == os.EX_OK and caller.run_id is not None:
+        return _exit_code(path, caller.run_id)
+    return code
+
+
+class _Caller:
+    """
+    Where the caller of `run` hears of a start that failed: its stderr, which a chaperone closes
+    if it is a pipe. It is kept until the program was started, so that no later reader waits for us.
+    """
+
+    def __init__(self, print_run_id: Callable[[str], None]) -> None:
+        self.run_id: str | None = None  # of this process's run
+        self._print_run_id = print_run_id
+        self._stderr: int | None = None
+
+    def visible(self, run_id: str) -> None:
+        self._print_run_id(run_id)
+        self.run_id = run_id
+        try:
+            self._stderr = os.dup(2)
+        except OSError:  # the run goes on without
+            self._stderr = None
+
+    def begun(self, failure: str | None) -> None:
+        stderr, self._stderr = self._stderr, None
+        if stderr is None:
+            return
+        if failure is not None:
+            from ...hold.inherited import PATIENCE_MS
+            from ..terminal import escaped
+
+            poll = select.poll()
+            poll.register(stderr, select.POLLOUT)
+            sentence = f"chaperone: {escaped(failure)}\n".encode()
+            try:
+                if poll.poll(PATIENCE_MS):  # a reader that is stuck must not keep us
+                    os.write(stderr, sentence[:PIPE_BUF])
+            except OSError:
+                pass
+        os.close(stderr)
+
+
+def _exit_code(path: str, run_id: str) -> int:
+    """The exit code that a published status has for a caller; 125 where it can't be read."""
+    from ...model import status as statuses
+    from ...program.fds import owned
+    from ...spool import format, look
+
+    try:
+        with owned(format.open_spool(path)) as spool_fd:
+            with owned(format.open_run(spool_fd, run_id)) as run_fd:
+                return statuses.exit_code(look.read_final(run_fd, run_id) or {"state": "lost"})
+    except OSError:
+        return 125
 
 
 @verb(
