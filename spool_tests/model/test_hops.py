@@ -299,7 +299,7 @@ def test_run_survives_behind_a_prefix(spool, chaperone, tmp_path):
 
 def test_prefix_that_can_not_be_run_is_an_error(spool):
     for run_id, prefix, message in (
-        ("none", "no-such-prefix", "unable to run 'no-such-prefix': No such file or directory"),
+        ("none", "/no/such", "unable to run '/no/such': No such file or directory"),
         (
             "false",
             "false",
