@@ -184,11 +184,12 @@ run() {
     ;;
   survive)
     # Through pipes into the files: a program that opens /dev/stderr anew would else truncate what it has written.
+    # The first cat keeps 7, so that the second ends after it: ksh93 waits for the last part of a pipeline alone.
     {
       {
         run_program 2>&7 7>&-
         say end $outcome
-      } | cat >>"$dir/out" 3<&- 4>&- 6>&- 7>&-
+      } | cat >>"$dir/out" 3<&- 4>&- 6>&-
     } 7>&1 | cat >>"$dir/err" 3<&- 4>&- 6>&-
     say eof $(size out) $(size err)
     ;;

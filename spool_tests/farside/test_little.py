@@ -51,6 +51,32 @@ def little():
         shutil.rmtree(directory)
 
 
+SLOW_CAT = """#!/bin/sh
+sleep 0.5
+exec /bin/cat "$@"
+"""
+
+
+@pytest.mark.parametrize("shell", shells.SH)
+def test_sizes_are_those_of_whole_streams(spool, shell, tmp_path):
+    """ksh93 waits for the last part of a pipeline alone, and the file was still to be written."""
+    need("sshd", "ssh", "ssh-keygen", "pgrep", "unshare")
+    path = tmp_path / "path"
+    path.mkdir()
+    (path / "cat").write_text(SLOW_CAT)
+    for made in (tmp_path, path, path / "cat"):
+        made.chmod(0o755)
+    servers = server.Servers(more=f"SetEnv PATH={path}:/usr/bin:/bin")
+    try:
+        there = servers.get(shell).remote(remote_dir=str(tmp_path / "far"))
+        process = start(spool, sh("echo out; exit 3"), remote=there, on_disconnect="survive")
+        assert process.wait(60) == 0
+    finally:
+        servers.close()
+    assert (final(spool)["return_code"], final(spool)["complete"]) == (3, True), log(spool)
+    assert stdout(spool) == b"out\n"
+
+
 @pytest.mark.parametrize("life", ["kill", "survive"])
 @pytest.mark.parametrize("shell", shells.SH)
 def test_status_and_log_say_what_can_not_be_known(spool, little, shell, life, tmp_path):
