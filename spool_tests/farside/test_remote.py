@@ -312,7 +312,11 @@ def test_host_without_ssh_is_told_and_the_chaperone_ends_as_ever(chaperone, tmp_
             stdout=subprocess.PIPE,
             stderr=said,
         )
-        assert (done.returncode, done.stdout, said.seek(0) or said.read()) == (0, "r\n", "")
+        assert (done.returncode, done.stdout, said.seek(0) or said.read()) == (
+            0,
+            "r\n",
+            "chaperone: unable to run 'ssh': No such file or directory\n",
+        )
     status = json.loads(chaperone("status", "r").stdout)
     assert (status["state"], status["exception"]["message"]) == (
         "error",
