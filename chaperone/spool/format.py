@@ -138,11 +138,15 @@ def open_entries(spool_fd: int, name: str) -> int:
         raise
     except OSError as error:
         raise failure(f"open {name!r} of the spool", error) from error
-    if os.fstat(fd).st_uid != os.geteuid():
+    return _owned_by_us(fd, f"{name!r} of the spool")
+
+
+def _owned_by_us(fd: int, what: str) -> int:
+    """The same fd; where it is of another user's directory it is closed, and that is an error."""
+    uid = os.geteuid()
+    if os.fstat(fd).st_uid != uid:
         os.close(fd)
-        raise SpoolError(
-            f"unable to use {name!r} of the spool: want it owned by uid {os.geteuid()}", errno.EPERM
-        )
+        raise SpoolError(f"unable to use {what}: want it owned by uid {uid}", errno.EPERM)
     return fd
 
 
@@ -338,12 +342,7 @@ def open_run(spool_fd: int, run_id: str) -> int:
         raise NoRunError(f"unable to find run {run_id!r}: {error.strerror}", error.errno) from error
     except OSError as error:
         raise failure(f"open run {run_id!r}", error) from error
-    if os.fstat(fd).st_uid != os.geteuid():
-        os.close(fd)
-        raise SpoolError(
-            f"unable to use run {run_id!r}: want it owned by uid {os.geteuid()}", errno.EPERM
-        )
-    return fd
+    return _owned_by_us(fd, f"run {run_id!r}")
 
 
 def is_path_of(spool_fd: int, run_id: str, run_fd: int) -> bool:
