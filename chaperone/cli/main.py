@@ -13,7 +13,7 @@ import os
 import sys
 
 from .. import errors
-from ..model.cpython import signal
+from ..cpython import signal
 from .verb import NoSpecError, UsageError, verbs_in
 
 TYPE_CHECKING = False

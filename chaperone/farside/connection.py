@@ -10,7 +10,7 @@ import fcntl
 import os
 import select
 
-from ..model.cpython import signal
+from ..cpython import signal
 from ..program.fds import PIPE_BYTES, widened
 from .records import Farewell
 

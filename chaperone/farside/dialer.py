@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 
-from ..model.cpython import signal
+from ..cpython import signal
 from ..program.fds import owned
 from ..spool import format, locks
 from .connection import Connection

@@ -12,6 +12,7 @@ import time
 
 from ..errors import NoRunError, SpoolError
 from ..model import status as statuses
+from ..model import transitions
 from ..spool import format, look, takeover
 from . import begin
 from .inherited import detach_from_caller
@@ -96,7 +97,7 @@ def hold_left_run(spool_path: str, run_id: str, inherited: dict[str, Any], visib
         "chaperone_host": os.uname().nodename,
         "boot_id": look.boot_id(),
     }
-    status = statuses.with_facts(
+    status = transitions.with_facts(
         status,
         connection={
             **(status["connection"] or {}),

@@ -12,7 +12,7 @@ import os
 import time
 
 from ..errors import SpecError
-from ..model import jsontext
+from ..model import jsontext, transitions
 from ..model import spec as specs
 from ..model import status as statuses
 from ..program import guard as guards
@@ -94,7 +94,9 @@ def hold_new_run(
     elif guard is None:
         guard = guards.fork()
     status = {
-        **statuses.starting(spec, os.getpid(), os.uname().nodename, look.boot_id(), time.time_ns()),
+        **transitions.starting(
+            spec, os.getpid(), os.uname().nodename, look.boot_id(), time.time_ns()
+        ),
         "guard_pid": None if guard is None else guard.pid,
     }
     kept = spec if spec["keep_secrets"] else specs.without_secrets(spec)
@@ -157,7 +159,7 @@ def hold(
         message = f"unable to begin: {error.strerror}"
         try:
             run.publish(
-                statuses.failed(
+                transitions.failed(
                     status, "spawn", message, time.time_ns(), errno=error.errno, started=False
                 )
             )

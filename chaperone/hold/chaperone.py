@@ -12,10 +12,11 @@ import os
 import select
 import time
 
+from ..cpython import signal
 from ..errors import StartError
 from ..model import spec as specs
 from ..model import status as statuses
-from ..model.cpython import signal
+from ..model import transitions
 from ..model.request import Reader
 from ..program import processes
 from ..program.guard import ANSWERED, IGNORED
@@ -147,7 +148,7 @@ class Chaperone:
 
     def started(self, pid: int | None, **facts: object) -> None:
         """The program was started; `facts` are further fields of the status."""
-        self.status = statuses.running(self.status, pid, time.time_ns(), **facts)
+        self.status = transitions.running(self.status, pid, time.time_ns(), **facts)
         self._replace()
         self._started_at = self.loop.now()
         self.run.mark_start(self._started_at)
@@ -181,7 +182,7 @@ class Chaperone:
 
     def noted(self, **facts: object) -> None:
         """Facts changed that are no change of state."""
-        self.status = statuses.with_facts(self.status, **facts)
+        self.status = transitions.with_facts(self.status, **facts)
         self._replace()
 
     def heard_from_far_side(self) -> None:
@@ -218,15 +219,15 @@ class Chaperone:
         outcome = {} if wait_status is None else processes.outcome(wait_status)
         if {**outcome, **facts}.get("signal", "SIGKILL") != "SIGKILL":
             facts["oom"] = False
-        self.status = statuses.with_facts(self.status, **{**outcome, **facts})
+        self.status = transitions.with_facts(self.status, **{**outcome, **facts})
         self._record_end()
 
     def finished(
         self, leftovers: int | None = 0, complete: bool = True, stay: bool = False
     ) -> None:
         """The last bytes are in: publish. With `stay` the chaperone stays until `leave`."""
-        ended = statuses.with_facts(self.status, leftovers=leftovers)
-        self._publish(statuses.terminated(ended, complete), stay)
+        ended = transitions.with_facts(self.status, leftovers=leftovers)
+        self._publish(transitions.terminated(ended, complete), stay)
 
     def not_started(self, error: StartError) -> None:
         """The program could not be started, and is not."""
@@ -246,12 +247,14 @@ class Chaperone:
         `stay` as for `finished`.
         """
         facts: dict[str, Any] = {"errno": errno, "type": type, "started": started}
-        self._publish(statuses.failed(self.status, stage, message, time.time_ns(), **facts), stay)
+        self._publish(
+            transitions.failed(self.status, stage, message, time.time_ns(), **facts), stay
+        )
         self._begun(message)
 
     def lost(self, message: str, gone_by: str | None = None, *, stage: str = "connection") -> None:
         """The connection went for good, or the program can't be ended: its outcome is unknown."""
-        self._publish(statuses.lost(self.status, message, gone_by, time.time_ns(), stage=stage))
+        self._publish(transitions.lost(self.status, message, gone_by, time.time_ns(), stage=stage))
 
     # -- what is asked
 
@@ -285,7 +288,7 @@ class Chaperone:
     def _stopping(self, name: str, reason: str, by: str | None) -> None:
         """A program that has ended was not stopped: what comes then is for its leftovers alone."""
         if self.status["end_time"] is None:
-            self.status = statuses.stopping(self.status, name, reason, by, time.time_ns())
+            self.status = transitions.stopping(self.status, name, reason, by, time.time_ns())
             self._replace()
 
     def _signalled(self, fd: int, events: int) -> None:
@@ -371,7 +374,7 @@ class Chaperone:
     def _record_end(self) -> None:
         if self.status["end_time"] is None:
             elapsed = None if self._started_at is None else self.loop.now() - self._started_at
-            self.status = statuses.with_facts(
+            self.status = transitions.with_facts(
                 self.status, end_time=statuses.timestamp(time.time_ns()), elapsed=elapsed
             )
 

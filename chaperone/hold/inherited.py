@@ -12,7 +12,7 @@ import select
 import stat
 import sys
 
-from ..model.cpython import environ, signal
+from ..cpython import environ, signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

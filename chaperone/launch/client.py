@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import os
 
+from ..cpython import socket
 from ..errors import RunExistsError
 from ..model import jsontext
-from ..model.cpython import socket
 from ..program.fds import above_stderr, owned
 from ..spool import format, look
 from .image import IMAGE

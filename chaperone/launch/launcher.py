@@ -12,11 +12,11 @@ import os
 import select
 import time
 
+from ..cpython import accept, prctl, signal, socket
 from ..errors import ChaperoneError, SpoolError
 from ..hold import begin
 from ..hold.inherited import ALL_SIGNALS, detach_from_caller, shed_inherited_state
 from ..model import jsontext
-from ..model.cpython import accept, prctl, signal, socket
 from ..program import guard as guards
 from ..program.loop import LONGEST_S
 from ..program.spawn import encoded

@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import sys
 
+from ..cpython import signal
 from ..errors import ChaperoneError
-from ..model.cpython import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 
+from ..cpython import signal
 from ..errors import SpecError
 from ..hold.begin import canonical_spec, hold_new_run, new_id
 from ..hold.inherited import print_run_id, shed_inherited_state
 from ..model import jsontext
-from ..model.cpython import signal
 from .process import exit_code, visible_or_ended
 
 TYPE_CHECKING = False

@@ -8,7 +8,7 @@ core, costs nothing.
 
 from __future__ import annotations
 
-from . import cpython
+from .. import cpython
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

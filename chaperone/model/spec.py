@@ -6,9 +6,9 @@ Knows: JSON values.  Must not know: files, processes, the clock, the current dir
 
 from __future__ import annotations
 
+from ..cpython import signal
 from ..errors import SpecError
 from . import checks
-from .cpython import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

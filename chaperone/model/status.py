@@ -1,5 +1,5 @@
 """
-What is known of a run: the fields of a status, and which state may follow which.
+What is known of a run: the fields of a status.
 
 Knows: statuses as plain JSON values.  Must not know: files, processes, the clock.
 """
@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import time
 
-from ..errors import TransitionError
-from . import checks, jsontext
+from . import checks
 from . import spec as specs
 
 TYPE_CHECKING = False
@@ -28,23 +27,9 @@ else:
 
 
 VERSION = 1
-TRANSITIONS = {
-    "starting": ("running", "error", "lost", "unattended"),
-    "running": ("running", "stopping", "terminated", "lost", "unattended"),
-    "stopping": ("stopping", "terminated", "lost", "unattended"),
-    "terminated": (),
-    "unattended": ("running", "stopping", "terminated", "lost"),
-    "error": (),
-    "lost": (),
-}
-STATES = tuple(TRANSITIONS)
+STATES = ("starting", "running", "stopping", "terminated", "unattended", "error", "lost")
 LIVE = ("starting", "running", "stopping")
 FINAL = ("terminated", "error", "lost")
-DIED = "the chaperone died before the program's end was recorded"
-STOP_REASONS = ("request", "timeout", "idle", "lease", "disconnect", "output", "guard")
-MESSAGE_LENGTH = 2_000  # characters of a message
-MESSAGE_ROOM = 8_000  # bytes of it as JSON, up to twelve a character: half the room of rule W5
-WORD_LENGTH = 100  # characters of a word that somebody else chose, such as who asked for a stop
 
 
 # -- times
@@ -269,174 +254,6 @@ def final_known(value: object, run_id: str) -> StatusDict | None:
         known = status["return_code"] is not None or status["signal"] is not None
         status["state"] = "terminated" if known else "lost"
     return status
-
-
-# -- which state follows which: each step makes a new status, or raises TransitionError
-
-
-def starting(
-    spec: dict[str, Any], chaperone_pid: int, chaperone_host: str, boot_id: str | None, now_ns: int
-) -> StatusDict:
-    """
-    The first status of a run: its directory is there, its program is not yet.
-
-    Args:
-        spec (dict): Canonical, its `id` filled in.
-        boot_id (str): As in /proc/sys/kernel/random/boot_id; None where there is none.
-    """
-    program = spec["program"]
-    return {
-        **{name: f.starting for name, f in FIELDS.items()},
-        "run_id": spec["id"],
-        "program": {"argv": program["argv"], "cwd": program["cwd"], "env": sorted(program["env"])},
-        "labels": spec["labels"],
-        "chaperone_pid": chaperone_pid,
-        "chaperone_host": chaperone_host,
-        "boot_id": boot_id,
-        "create_time": timestamp(now_ns),
-    }
-
-
-def with_facts(status: StatusDict, /, **facts: object) -> StatusDict:
-    """Facts that change no state, such as a connection that went down."""
-    if status["state"] in FINAL:
-        raise TransitionError(f"unable to record more of run {status['run_id']!r}: it has ended")
-    unknown = facts.keys() - status.keys()
-    if unknown:
-        raise TransitionError(f"unable to record {sorted(unknown)!r}: a status has no such fields")
-    return {**status, **facts}
-
-
-def _moved(status: StatusDict, state: str, /, **facts: object) -> StatusDict:
-    if state not in TRANSITIONS[status["state"]]:
-        move = f"from {status['state']!r} to {state!r}"
-        raise TransitionError(f"unable to move run {status['run_id']!r} {move}: no such transition")
-    return {**with_facts(status, **facts), "state": state}
-
-
-def running(status: StatusDict, pid: int | None, now_ns: int, /, **facts: object) -> StatusDict:
-    """
-    The program was started, or is attended again: `running`; a `start_time` stays if there was one.
-
-    Args:
-        pid (int): The program's, where it runs; None where nothing there reports it.
-        facts: Further fields, such as `connection`.
-    """
-    start_time = status["start_time"] or timestamp(now_ns)
-    facts = {"pid": pid, "started": True, "start_time": start_time, **facts}
-    return _moved(status, "running", **facts)
-
-
-def stopping(
-    status: StatusDict, signal: str, reason: str, by: str | None, now_ns: int
-) -> StatusDict:
-    """
-    A stop was asked for: `stopping`, or the same state where nothing is running yet.
-
-    Args:
-        signal (str): The one that was sent: `SIGTERM`.
-        reason (str): One of `STOP_REASONS`. The first stays: a second stop changes only the signal.
-        by (str): Who asked, in their own word, or None.
-    """
-    if reason not in STOP_REASONS:
-        raise TransitionError(f"unable to stop run {status['run_id']!r}: {reason!r} is no reason")
-    word = None if by is None else by[:WORD_LENGTH]
-    first = {"signal": signal, "reason": reason, "by": word, "time": timestamp(now_ns)}
-    stop = status["stop"] or first
-    if status["state"] == "starting":
-        return with_facts(status, stop=stop)
-    return _moved(status, "stopping", stop={**stop, "signal": signal})
-
-
-def terminated(status: StatusDict, complete: bool) -> StatusDict:
-    """The final status of a program that ran to its end: by a return code, or by a signal."""
-    if (status["return_code"] is None) == (status["signal"] is None):
-        raise TransitionError(
-            f"unable to end run {status['run_id']!r}: want exactly one of return_code and signal"
-        )
-    return _moved(status, "terminated", complete=complete)
-
-
-def failed(
-    status: StatusDict, stage: str, message: str, now_ns: int, /, **facts: object
-) -> StatusDict:
-    """
-    The final status of a program that could not be run.
-
-    Args:
-        stage (str): Where it failed: spawn, connect, auth, far-side, spool, stopped ...
-        facts: `errno` and `type` of the exception; `started`, False where that is proven.
-    """
-    started = facts.get("started", False)
-    proven = started is False
-    return _moved(
-        status,
-        "error",
-        exception=_exception(stage, message, facts.get("type"), facts.get("errno")),
-        started=started,
-        complete=proven,
-        leftovers=0 if proven else None,
-        end_time=timestamp(now_ns),
-    )
-
-
-def lost(
-    status: StatusDict,
-    message: str,
-    gone_by: str | None = None,
-    now_ns: int | None = None,
-    stage: str = "chaperone",
-) -> StatusDict:
-    """
-    What is left to say of a run whose end nobody saw: no outcome, and it may not be complete.
-
-    Args:
-        status (dict): The last one known.
-        message (str): Why nobody can know.
-        gone_by (str): When the program is certainly dead; None where that is not known.
-        now_ns (int): When this was found out; None where a reader only concludes it.
-        stage (str): What failed: `chaperone`, `connection`, or `stop` of what can't be killed.
-    """
-    outcome = "status return_code signal core_dump oom rusage elapsed leftovers".split()
-    return _moved(
-        status,
-        "lost",
-        **{name: FIELDS[name].unknown for name in outcome},
-        exception=_exception(stage, message, None, None),
-        started=True if status["pid"] is not None else status["started"],
-        gone_by=gone_by,
-        complete=False,
-        end_time=None if now_ns is None else timestamp(now_ns),
-    )
-
-
-def unattended(status: StatusDict) -> StatusDict:
-    """A reader's conclusion on a run that may outlive its chaperone, until its lease is over."""
-    return _moved(status, "unattended")
-
-
-def _exception(stage: str, message: str, kind: object, errno: object) -> dict[str, object]:
-    cut = message[:MESSAGE_LENGTH]
-    if len(jsontext.dumps(cut)) > MESSAGE_ROOM:
-        cut = cut[: MESSAGE_ROOM // 12]
-    word = None if kind is None else str(kind)[:WORD_LENGTH]
-    return {"stage": stage, "type": word, "errno": errno, "message": cut}
-
-
-def fitted(status: StatusDict, room: int) -> str:
-    """
-    The text of a status, for a place that can't grow (rule W5).
-
-    Args:
-        room (int): Bytes.
-    Returns:
-        str: A line of JSON; if it would not fit, without `connection.argv`: quoted hop by hop, it
-            alone can outgrow its spec.
-    """
-    text = jsontext.dumps(status)
-    if len(text) >= room and status["connection"] is not None:
-        text = jsontext.dumps({**status, "connection": {**status["connection"], "argv": None}})
-    return text + "\n"
 
 
 def exit_code(status: StatusDict) -> int:

@@ -13,7 +13,7 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..model.cpython import socket
+    from ..cpython import socket
 
 SOL_SOCKET, SCM_RIGHTS = (
     1,

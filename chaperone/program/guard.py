@@ -14,8 +14,8 @@ import select
 import stat
 import time
 
+from ..cpython import prctl, signal, socket
 from ..errors import StartError
-from ..model.cpython import prctl, signal, socket
 from . import processes
 from .fds import owned, receive_fds, send_fds
 

@@ -10,8 +10,8 @@ import os
 import resource
 import select
 
+from ..cpython import signal
 from ..errors import StartError
-from ..model.cpython import signal
 from . import cgroup, processes, spawn
 from .streams import Pump
 

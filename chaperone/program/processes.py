@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 
-from ..model.cpython import prctl, signal
+from ..cpython import prctl, signal
 from .fds import owned
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h

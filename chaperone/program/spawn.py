@@ -13,8 +13,8 @@ import resource
 import select
 import stat
 
+from ..cpython import signal
 from ..errors import StartError
-from ..model.cpython import signal
 from . import processes
 
 TYPE_CHECKING = False

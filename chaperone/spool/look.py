@@ -14,6 +14,7 @@ import time
 
 from ..errors import NoRunError, SpoolError
 from ..model import status as statuses
+from ..model import transitions
 from ..model.spec import is_run_id
 from ..program.fds import owned
 from . import format, locks
@@ -126,8 +127,8 @@ def look(run_fd: int, run_id: str) -> tuple[bool, dict[str, Any]]:
     ):  # gc takes lock and spec away before status.json, whatever was there at our first look
         raise NoRunError(f"unable to look into run {run_id!r}: it is being deleted", errno.ENOENT)
     if leased_s(run_fd, spec, status["boot_id"]) > 0:
-        return False, statuses.unattended(status)
-    return False, statuses.lost(status, statuses.DIED)
+        return False, transitions.unattended(status)
+    return False, transitions.lost(status, transitions.DIED)
 
 
 def leased_s(run_fd: int, spec: dict[str, Any], boot: str | None) -> float:

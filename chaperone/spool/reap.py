@@ -17,6 +17,7 @@ import attrs
 
 from ..errors import NoRunError, SpoolError
 from ..model import status as statuses
+from ..model import transitions
 from ..program.fds import owned
 from . import format, locks, look, takeover
 from .run_directory import RunDirectory
@@ -164,7 +165,7 @@ def _lost(
 ) -> dict[str, Any]:
     """The final status, with all that is still known."""
     now_ns = time.time_ns()
-    message = statuses.DIED
+    message = transitions.DIED
     gone_by = None
     remote = spec.get("remote")
     if spec.get("on_disconnect") == "survive" or isinstance(remote, dict):
@@ -177,7 +178,7 @@ def _lost(
         gone_by = statuses.timestamp(now_ns) if left == [] else None
         message += f"; still running: {', '.join(map(str, left))}" if left else ""
     sizes = {name: {**status[name], "bytes": run.size_of(name)} for name in run.streams}
-    return {**statuses.lost(status, message, gone_by, now_ns), **sizes}
+    return {**transitions.lost(status, message, gone_by, now_ns), **sizes}
 
 
 def _far_end_s(spec: dict[str, Any], lease_s: object) -> float | None:

@@ -10,8 +10,7 @@ import errno
 import os
 
 from ..errors import RunExistsError, SpecError, SpoolError
-from ..model import jsontext
-from ..model import status as statuses
+from ..model import jsontext, transitions
 from ..program.fds import owned
 from . import format, locks, look
 
@@ -147,7 +146,7 @@ class RunDirectory:
             OSError: If it can't appear; the run then stays without a final status.
         """
         self._find_reserved()
-        text = statuses.fitted(status, self.room).encode()
+        text = transitions.fitted(status, self.room).encode()
         view, offset = memoryview(text), 0
         while offset < len(text):
             offset += os.pwrite(self._reserved_fd, view[offset:], offset)

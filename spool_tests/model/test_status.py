@@ -17,27 +17,27 @@ from hypothesis import strategies as st
 
 import chaperone
 from chaperone.errors import TransitionError
-from chaperone.model import events, jsontext
+from chaperone.model import events, jsontext, transitions
 from chaperone.model import status as statuses
 from chaperone.program import processes
 from chaperone.spool import format
 from spool_tests.support import disk
 
 NOW_NS = 1_795_550_066_123_456_789
-START = statuses.starting(disk.spec("r", labels={"team": "etl"}), 42, "here", "boot", NOW_NS)
-RUNNING = statuses.running(START, 4711, NOW_NS)
-EXITED = statuses.with_facts(RUNNING, **processes.outcome(3 << 8))
+START = transitions.starting(disk.spec("r", labels={"team": "etl"}), 42, "here", "boot", NOW_NS)
+RUNNING = transitions.running(START, 4711, NOW_NS)
+EXITED = transitions.with_facts(RUNNING, **processes.outcome(3 << 8))
 
 MOVES = {
     "starting": lambda status: {**status, "state": "starting"},
-    "running": lambda status: statuses.running(status, 1, NOW_NS),
-    "stopping": lambda status: statuses.stopping(status, "SIGTERM", "request", None, NOW_NS),
-    "terminated": lambda status: statuses.terminated(
+    "running": lambda status: transitions.running(status, 1, NOW_NS),
+    "stopping": lambda status: transitions.stopping(status, "SIGTERM", "request", None, NOW_NS),
+    "terminated": lambda status: transitions.terminated(
         {**status, "return_code": 0, "signal": None}, True
     ),
-    "unattended": lambda status: statuses.unattended(status),
-    "error": lambda status: statuses.failed(status, "spawn", "no", NOW_NS),
-    "lost": lambda status: statuses.lost(status, "gone"),
+    "unattended": lambda status: transitions.unattended(status),
+    "error": lambda status: transitions.failed(status, "spawn", "no", NOW_NS),
+    "lost": lambda status: transitions.lost(status, "gone"),
 }
 
 
@@ -105,7 +105,7 @@ def test_first_status_knows_what_was_asked_and_no_secret() -> None:
 def test_state_follows_only_as_the_table_says(before: str, after: str) -> None:
     status = {**RUNNING, "state": before}
     copy = json.loads(jsontext.dumps(status))
-    if after in statuses.TRANSITIONS[before]:
+    if after in transitions.TRANSITIONS[before]:
         assert MOVES[after](status)["state"] == after
     elif (before, after) == ("starting", "stopping"):
         assert (
@@ -118,20 +118,20 @@ def test_state_follows_only_as_the_table_says(before: str, after: str) -> None:
 
 
 def test_nothing_follows_a_final_state() -> None:
-    assert all(statuses.TRANSITIONS[state] == () for state in statuses.FINAL) and set(
-        statuses.TRANSITIONS
+    assert all(transitions.TRANSITIONS[state] == () for state in statuses.FINAL) and set(
+        transitions.TRANSITIONS
     ) == set(statuses.STATES)
-    final = statuses.terminated(EXITED, True)
+    final = transitions.terminated(EXITED, True)
     with pytest.raises(TransitionError) as caught:
-        statuses.with_facts(final, pid=1)
+        transitions.with_facts(final, pid=1)
     assert str(caught.value) == "unable to record more of run 'r': it has ended"
 
 
 @pytest.mark.parametrize(
     "record",
     [
-        statuses.with_facts,
-        lambda status, **facts: statuses.running(status, 1, NOW_NS, **facts),
+        transitions.with_facts,
+        lambda status, **facts: transitions.running(status, 1, NOW_NS, **facts),
     ],
 )
 @pytest.mark.parametrize("status", [START, RUNNING])
@@ -147,13 +147,13 @@ def test_start_is_recorded_once() -> None:
         True,
         statuses.timestamp(NOW_NS),
     )
-    again = statuses.running(statuses.unattended(RUNNING), 4711, NOW_NS + 10**9)
+    again = transitions.running(transitions.unattended(RUNNING), 4711, NOW_NS + 10**9)
     assert again["start_time"] == RUNNING["start_time"]
 
 
 def test_first_reason_of_a_stop_stays() -> None:
-    first = statuses.stopping(RUNNING, "SIGTERM", "timeout", "timeouts.run 5", NOW_NS)
-    second = statuses.stopping(first, "SIGKILL", "request", "ops", NOW_NS + 10**9)
+    first = transitions.stopping(RUNNING, "SIGTERM", "timeout", "timeouts.run 5", NOW_NS)
+    second = transitions.stopping(first, "SIGKILL", "request", "ops", NOW_NS + 10**9)
     assert second["stop"] == {
         "signal": "SIGKILL",
         "reason": "timeout",
@@ -161,7 +161,7 @@ def test_first_reason_of_a_stop_stays() -> None:
         "time": statuses.timestamp(NOW_NS),
     }
     with pytest.raises(TransitionError) as caught:
-        statuses.stopping(RUNNING, "SIGTERM", "mood", None, NOW_NS)
+        transitions.stopping(RUNNING, "SIGTERM", "mood", None, NOW_NS)
     assert str(caught.value) == "unable to stop run 'r': 'mood' is no reason"
 
 
@@ -207,19 +207,19 @@ def test_core_dump_is_told() -> None:
 @pytest.mark.parametrize("facts", [{}, {"return_code": 1, "signal": "SIGTERM"}])
 def test_end_wants_exactly_one_of_code_and_signal(facts: dict[str, object]) -> None:
     with pytest.raises(TransitionError) as caught:
-        statuses.terminated(statuses.with_facts(RUNNING, **facts), True)
+        transitions.terminated(transitions.with_facts(RUNNING, **facts), True)
     assert str(caught.value) == "unable to end run 'r': want exactly one of return_code and signal"
 
 
 def test_lost_run_keeps_what_is_known_and_unknows_the_rest() -> None:
-    known = statuses.stopping(
-        statuses.with_facts(EXITED, rusage={"utime": 1}, elapsed=5.0),
+    known = transitions.stopping(
+        transitions.with_facts(EXITED, rusage={"utime": 1}, elapsed=5.0),
         "SIGTERM",
         "request",
         "ops",
         NOW_NS,
     )
-    lost = statuses.lost(known, "gone", "2026-11-24T00:00:00.000000Z", NOW_NS)
+    lost = transitions.lost(known, "gone", "2026-11-24T00:00:00.000000Z", NOW_NS)
     assert (lost["pid"], lost["start_time"], lost["stop"], lost["started"]) == (
         4711,
         known["start_time"],
@@ -234,7 +234,7 @@ def test_lost_run_keeps_what_is_known_and_unknows_the_rest() -> None:
         lost["exception"] == {"stage": "chaperone", "type": None, "errno": None, "message": "gone"}
         and lost["gone_by"]
     )
-    assert statuses.lost(START, "gone")["started"] is None
+    assert transitions.lost(START, "gone")["started"] is None
 
 
 @pytest.mark.parametrize(
@@ -269,11 +269,11 @@ def test_longest_status_fits_its_room(char: str) -> None:
         program={**disk.spec()["program"], "argv": [char * 500] * 9},
         labels={char * 90: char * 900},
     )
-    status = statuses.running(
-        statuses.starting(spec, 2**31, "h" * 64, "b" * 36, NOW_NS), 2**31, NOW_NS
+    status = transitions.running(
+        transitions.starting(spec, 2**31, "h" * 64, "b" * 36, NOW_NS), 2**31, NOW_NS
     )
-    status = statuses.stopping(status, "SIGTERM", "request", char * 4000, NOW_NS)
-    status = statuses.with_facts(
+    status = transitions.stopping(status, "SIGTERM", "request", char * 4000, NOW_NS)
+    status = transitions.with_facts(
         status,
         connection={
             "argv": [char * 20_000],
@@ -283,9 +283,9 @@ def test_longest_status_fits_its_room(char: str) -> None:
             "since": statuses.timestamp(NOW_NS),
         },
     )
-    final = statuses.lost(status, char * 100_000, statuses.timestamp(NOW_NS), NOW_NS)
+    final = transitions.lost(status, char * 100_000, statuses.timestamp(NOW_NS), NOW_NS)
     room = format.RESERVE + 2 * len(jsontext.dumps(spec))
-    text = statuses.fitted(final, room)
+    text = transitions.fitted(final, room)
     assert len(text.encode()) <= room and text.endswith("}\n")
     assert jsontext.loads(text)["connection"] == {
         **status["connection"],
@@ -294,16 +294,16 @@ def test_longest_status_fits_its_room(char: str) -> None:
 
 
 def test_status_that_fits_is_written_whole() -> None:
-    status = statuses.with_facts(
+    status = transitions.with_facts(
         RUNNING, connection={"argv": ["ssh"], "pid": 1, "drops": 0, "state": "up", "since": None}
     )
-    assert statuses.fitted(status, 100_000) == jsontext.dumps(status) + "\n"
+    assert transitions.fitted(status, 100_000) == jsontext.dumps(status) + "\n"
 
 
 # -- what was read (R5)
 
-FINAL = statuses.terminated(
-    statuses.with_facts(EXITED, end_time=statuses.timestamp(NOW_NS), elapsed=1), True
+FINAL = transitions.terminated(
+    transitions.with_facts(EXITED, end_time=statuses.timestamp(NOW_NS), elapsed=1), True
 )
 
 
@@ -316,7 +316,7 @@ UNCOUNTED = {
 
 
 @pytest.mark.parametrize(
-    "status", [START, RUNNING, FINAL, UNCOUNTED, statuses.lost(RUNNING, "gone", None, NOW_NS)]
+    "status", [START, RUNNING, FINAL, UNCOUNTED, transitions.lost(RUNNING, "gone", None, NOW_NS)]
 )
 def test_status_is_read_as_it_was_written(status: dict[str, object]) -> None:
     assert statuses.last_known(jsontext.loads(jsontext.dumps(status)), "r") == status
@@ -393,7 +393,7 @@ def test_whatever_is_read_has_the_shape_of_a_status(value: object) -> None:
             for name in ("program", "labels", "stdout", "stderr", "complete")
         )
         if status["state"] not in statuses.FINAL:
-            statuses.lost(status, "gone")
+            transitions.lost(status, "gone")
 
 
 # -- the reader's view

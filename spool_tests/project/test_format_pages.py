@@ -16,7 +16,7 @@ import textwrap
 import pytest
 
 from chaperone.model import hops as command
-from chaperone.model import jsontext, request
+from chaperone.model import jsontext, request, transitions
 from chaperone.model import spec as specs
 from chaperone.model import status as statuses
 from chaperone.spool import format
@@ -118,7 +118,7 @@ def test_states_and_transitions_are_those_of_the_code():
     assert {words(row[0])[0] for row in states if row[-1] == "yes"} == set(statuses.FINAL)
     assert {
         words(row[0])[0]: tuple(words(row[1])) for row in table(FORMAT, "from")
-    } == statuses.TRANSITIONS
+    } == transitions.TRANSITIONS
 
 
 def test_fields_are_those_of_a_status():
@@ -132,7 +132,7 @@ def test_fields_are_those_of_a_status():
     assert {words(row[0])[0]: row[1] for row in fields} == described
     assert [words(row[0])[0] for row in fields] == list(disk.starting(disk.spec()))
     reasons = next(row[1] for row in fields if row[0] == "``stop``")
-    assert tuple(re.search(r"\(([a-z, ]+)\)", reasons)[1].split(", ")) == statuses.STOP_REASONS
+    assert tuple(re.search(r"\(([a-z, ]+)\)", reasons)[1].split(", ")) == transitions.STOP_REASONS
 
 
 def test_numbers_are_those_of_the_code():

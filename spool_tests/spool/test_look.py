@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chaperone.errors import NoRunError, SpoolError
-from chaperone.model import jsontext
+from chaperone.model import jsontext, transitions
 from chaperone.model import status as statuses
 from chaperone.model.request import Request
 from chaperone.spool import format, look
@@ -233,7 +233,7 @@ def broken(tmp_path_factory):
     run.close()
 
 
-FINAL_TEXT = json.dumps(statuses.lost(disk.starting(disk.spec()), "gone")).encode()
+FINAL_TEXT = json.dumps(transitions.lost(disk.starting(disk.spec()), "gone")).encode()
 contents = st.one_of(
     st.none(),
     st.binary(),

@@ -12,6 +12,7 @@ import pytest
 
 from chaperone.errors import NoRunError, SpoolError
 from chaperone.model import status as statuses
+from chaperone.model import transitions
 from chaperone.model.request import Request
 from chaperone.spool import locks, look, takeover
 from chaperone.spool import reap as reaping
@@ -128,7 +129,7 @@ def test_without_a_whole_word_of_its_guard_nothing_is_said_to_be_gone(spool, wor
     run.close()
     assert reap(spool) == [("r", "lost")]
     status = disk.seen(spool)[1]
-    assert (status["gone_by"], status["exception"]["message"]) == (None, statuses.DIED)
+    assert (status["gone_by"], status["exception"]["message"]) == (None, transitions.DIED)
 
 
 @pytest.mark.parametrize(
@@ -577,5 +578,5 @@ def test_killed_chaperone_with_a_real_program_is_reaped_with_its_last_bytes(spoo
     status = disk.seen(spool)[1]
     assert (status["stdout"], status["exception"]["message"]) == (
         {"bytes": 6, "dropped": 0},
-        statuses.DIED,
+        transitions.DIED,
     ) and status["gone_by"]

@@ -150,6 +150,7 @@ SMALL = """
 import errno, os, sys, time
 from chaperone.model import jsontext
 from chaperone.model import status as statuses
+from chaperone.model import transitions
 from chaperone.spool import format, look
 from spool_tests.support import disk
 
@@ -175,10 +176,10 @@ assert told == "unable to replace 'running.json': No space left on device", told
 assert disk.seen(spool)[1]["pid"] == 4711
 fill()
 face = "\\U0001f600"
-status = statuses.stopping(before, "SIGTERM", "request", face * 5000, time.time_ns())
+status = transitions.stopping(before, "SIGTERM", "request", face * 5000, time.time_ns())
 connection = {"argv": ["'" * 100000], "pid": 1, "drops": 0, "state": "down", "since": None}
 status = {**status, "labels": {"team": face * 4000}, "connection": connection}
-final = statuses.lost(status, "\\U0001f600" * 5000, None, time.time_ns())
+final = transitions.lost(status, "\\U0001f600" * 5000, None, time.time_ns())
 real = os.ftruncate
 def truncated(fd, length):  # whatever room is given up, somebody else takes at once
     real(fd, length)

@@ -14,6 +14,7 @@ import traceback
 
 from chaperone.model import spec as specs
 from chaperone.model import status as statuses
+from chaperone.model import transitions
 from chaperone.program import processes
 from chaperone.spool import format, look, run_directory
 
@@ -53,7 +54,7 @@ def spec(run_id="r", **more):
 
 
 def starting(wanted):
-    return statuses.starting(wanted, os.getpid(), os.uname().nodename, None, time.time_ns())
+    return transitions.starting(wanted, os.getpid(), os.uname().nodename, None, time.time_ns())
 
 
 def create(spool, run_id="r", **more):
@@ -66,7 +67,7 @@ def create(spool, run_id="r", **more):
 
 def running(run, **facts):
     """Its program is started."""
-    status = statuses.running(starting(spec(run.run_id)), 4711, time.time_ns(), **facts)
+    status = transitions.running(starting(spec(run.run_id)), 4711, time.time_ns(), **facts)
     assert run.replace_running(status) is None
     return status
 
@@ -79,9 +80,9 @@ def leave_word(run, *pids):
 def terminated(run, code=0):
     """Its final status, with the sizes as they are."""
     sizes = {name: {"bytes": run.size_of(name), "dropped": 0} for name in run.streams}
-    status = statuses.running(starting(spec(run.run_id)), 4711, time.time_ns(), **sizes)
-    return statuses.terminated(
-        statuses.with_facts(
+    status = transitions.running(starting(spec(run.run_id)), 4711, time.time_ns(), **sizes)
+    return transitions.terminated(
+        transitions.with_facts(
             status,
             **processes.outcome(code << 8),
             end_time=statuses.timestamp(time.time_ns()),

@@ -26,7 +26,7 @@ from chaperone.farside import records, remote
 from chaperone.follow import batches
 from chaperone.follow.follower import Follower
 from chaperone.hold import begin, chaperone, direct
-from chaperone.model import events, hops, jsontext
+from chaperone.model import events, hops, jsontext, transitions
 from chaperone.model import spec as specs
 from chaperone.model import status as statuses
 from chaperone.spool import format
@@ -71,7 +71,7 @@ def status(data):
         shown = tables.table([(found, "here")], 1e9, 80, False) + terminal.indented(found)
         assert not ESCAPE & set(shown), repr(shown)
         view.is_final()
-        text = statuses.fitted(found, format.RESERVE + 2 * len(data))
+        text = transitions.fitted(found, format.RESERVE + 2 * len(data))
         assert isinstance(jsontext.loads(text), dict)
     assert final is None or final["state"] in statuses.FINAL
 
@@ -138,7 +138,7 @@ def far_side(data):
     )
     run = Run(NULL)
     asked = {**asked, "id": "r"}
-    starting = statuses.starting(asked, 1, "here", None, 0)
+    starting = transitions.starting(asked, 1, "here", None, 0)
     with chaperone.Chaperone(
         run,
         asked,

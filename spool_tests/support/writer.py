@@ -13,7 +13,7 @@ import time
 if __name__ == "__main__":
     sys.path.insert(0, os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..")))
 
-from chaperone.model import spec, status
+from chaperone.model import spec, transitions
 from chaperone.program import processes
 from chaperone.spool import run_directory
 
@@ -28,7 +28,7 @@ class Writer:
 
     def __init__(self, spool, run_id="r", key=None, **asked):
         self.spec = {**spec.checked({"program": {"argv": ["none"]}, "id": run_id}, "/"), **asked}
-        self.status = status.starting(self.spec, os.getpid(), "here", None, time.time_ns())
+        self.status = transitions.starting(self.spec, os.getpid(), "here", None, time.time_ns())
         self.run = run_directory.create(
             str(spool), self.spec, self.spec, self.status, key or os.urandom(8).hex()
         )
@@ -41,7 +41,7 @@ class Writer:
         self.die()
 
     def running(self, **facts):
-        self.status = status.running(self.status, 1, time.time_ns(), **facts)
+        self.status = transitions.running(self.status, 1, time.time_ns(), **facts)
         assert self.run.replace_running(self.status) is None
         return self
 
@@ -54,7 +54,7 @@ class Writer:
             **processes.outcome(code << 8),
             **{stream: {"bytes": count, "dropped": 0} for stream, count in self.counts.items()},
         }
-        self.status = status.terminated(status.with_facts(self.status, **facts), True)
+        self.status = transitions.terminated(transitions.with_facts(self.status, **facts), True)
         self.run.publish(self.status)
         return self
 

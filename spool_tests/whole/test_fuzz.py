@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from chaperone.hold import chaperone
 from chaperone.model import spec as specs
-from chaperone.model import status as statuses
+from chaperone.model import transitions
 from spool_tests.support import fuzz
 from spool_tests.support.waiting import absent
 
@@ -145,7 +145,7 @@ def test_adopter_of_a_run_whose_start_is_no_time_counts_from_its_own():
         {"id": "r", "program": {"argv": ["x"]}, "remote": {"host": "h"}, "timeouts": {"run": 60}},
         "/",
     )
-    left = {**statuses.starting(asked, 1, "here", None, 0), "start_time": "yesterday"}
+    left = {**transitions.starting(asked, 1, "here", None, 0), "start_time": "yesterday"}
     status = {**left, "state": "running", "pid": 7}
     run = fuzz.Run(fuzz.NULL)
     with chaperone.Chaperone(run, asked, status, lambda holder: None) as adopter:

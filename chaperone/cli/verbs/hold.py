@@ -119,6 +119,7 @@ def exec_(given: Given, terminal: Terminal) -> int:
     from ...hold import begin, direct
     from ...hold import inherited as shedding
     from ...model import status as statuses
+    from ...model import transitions
     from ...program import guard as guards
 
     ((name, text),) = specs_given("exec", given, at_most=1)
@@ -129,7 +130,7 @@ def exec_(given: Given, terminal: Terminal) -> int:
     run_id = spec["id"] or begin.new_id()
     spec = {**spec, "id": run_id}
     held = direct.DirectRun(run_id, os.urandom(16).hex())
-    status = statuses.starting(spec, os.getpid(), os.uname().nodename, None, time.time_ns())
+    status = transitions.starting(spec, os.getpid(), os.uname().nodename, None, time.time_ns())
     if guard is not None:
         held.hand_to(guard, spec["output"]["max_bytes"])
     begin.hold(held, spec, status, inherited, guard)

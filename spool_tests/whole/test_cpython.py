@@ -1,7 +1,7 @@
 """
 Each private module of CPython replaced by its public one: whole runs, and the tests of JSON.
 
-Knows: how to hide a module from `chaperone.model.cpython`.  Must not know: what uses it.
+Knows: how to hide a module from `chaperone.cpython`.  Must not know: what uses it.
 """
 
 import json
@@ -75,7 +75,8 @@ def followed(name, ends):
 def test_each_fallback_is_the_public_module():
     code = """
 import json, os
-from chaperone.model import cpython, jsontext
+from chaperone import cpython
+from chaperone.model import jsontext
 print(
     cpython.signal.__name__, cpython.socket.__name__, cpython.environ == os.environb,
     cpython.prctl(36, 1), cpython.prctl(-1, 0),
