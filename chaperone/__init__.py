@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from .model.events import Output as Output
     from .model.events import Shrank as Shrank
     from .model.events import Started as Started
-    from .model.hops import build_command as build_command
-    from .model.hops import build_program as build_program
+    from .model.hops.remote import build_command as build_command
+    from .model.hops.remote import build_program as build_program
     from .model.status import Counts as Counts
     from .model.status import Status as Status
 
@@ -50,7 +50,7 @@ _ROOMS = {
     ),
     "follow.follower": ("Follower",),
     "model.events": ("Changed", "Counts", "Ended", "Lost", "Output", "Shrank", "Started", "Status"),
-    "model.hops": ("build_command", "build_program"),
+    "model.hops.remote": ("build_command", "build_program"),
 }
 
 __all__ = sorted(name for names in _ROOMS.values() for name in names)  # noqa: PLE0605

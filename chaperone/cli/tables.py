@@ -6,7 +6,7 @@ Knows: statuses, columns of a terminal.  Must not know: files, the clock, who pr
 
 from __future__ import annotations
 
-from ..model.hops import quoted
+from ..model.hops.kinds import quoted
 from ..model.status import moment_ns
 from .terminal import amount, duration, escaped
 

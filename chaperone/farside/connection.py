@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Protocol
 
-    from ..model.hops import Route
+    from ..model.hops.route import Route
     from ..program.loop import Loop
 
     class Dialogue(Protocol):

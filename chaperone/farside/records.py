@@ -11,7 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from ..model.hops import Route
+    from ..model.hops.route import Route
 
 RECORD_BYTES = 4_096  # PIPE_BUF: what is longer was not written as one record
 

@@ -8,7 +8,7 @@ statuses.
 
 from __future__ import annotations
 
-from ..model import hops
+from ..model.hops.route import Route
 from . import lives, payload, records
 from .contact import FarSide
 from .dialer import Dialer
@@ -52,7 +52,7 @@ class RemoteProgram:
         self._state = "unsent"
         dialer = Dialer(
             chaperone,
-            hops.route(spec["remote"]["hops"] if spec["remote"] else []),
+            Route.of(spec["remote"]["hops"] if spec["remote"] else []),
             inner=list(payload.CONSTANT),
             patience_s=spec["timeouts"]["connect"],
             owner=self,

@@ -9,7 +9,7 @@ spool, statuses.
 from __future__ import annotations
 
 from ..errors import StartError
-from ..model import hops
+from ..model.hops.route import Route
 from ..program.spawn import Stdin
 from . import payload
 from .contact import Contact
@@ -64,7 +64,7 @@ class UnsupervisedProgram:
 
     def __init__(self, spec: dict[str, Any], chaperone: Chaperone) -> None:
         self._spec, self._chaperone = spec, chaperone
-        route = hops.route(spec["remote"]["hops"])
+        route = Route.of(spec["remote"]["hops"])
         # The only ready word that there is without a far side; else the hops are taken for ready.
         announcing = route.announcing(payload.READY.decode().strip())
         self._ready_word = payload.READY if announcing is not None else b""

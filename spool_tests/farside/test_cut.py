@@ -16,7 +16,7 @@ import pytest
 from chaperone.farside import payload
 from chaperone.farside.connection import Connection
 from chaperone.farside.unsupervised import Plain
-from chaperone.model.hops import route
+from chaperone.model.hops.route import Route
 from chaperone.program.loop import Loop
 from spool_tests.support import disk, shells, supervisors
 from spool_tests.support.far import assert_no_supervisor, session_of
@@ -216,7 +216,7 @@ def test_connection_that_finds_no_descriptor_leaves_none_open():
     while connection is None:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (room, limits[1]))
-            connection = Connection(loop, ["/bin/cat"], route([]), Plain(b""), loop, loop)
+            connection = Connection(loop, ["/bin/cat"], Route.of([]), Plain(b""), loop, loop)
         except OSError as error:
             assert error.errno in (
                 errno.EMFILE,

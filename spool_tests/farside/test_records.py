@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies
 
 from chaperone.farside import records as records_of
-from chaperone.model import hops
+from chaperone.model.hops import kinds
 from spool_tests.support import supervisors
 from spool_tests.support.supervisors import NONCE
 
@@ -61,7 +61,7 @@ def test_records_are_taken_out_byte_exactly_however_it_is_cut(pieces, places, cu
     ],
 )
 def test_what_may_be_the_clients_farewell_is_held_back(data, kept):
-    assert records_of.farewell(data, hops.Ssh.farewell) == kept
+    assert records_of.farewell(data, kinds.Ssh.farewell) == kept
 
 
 @pytest.mark.parametrize(

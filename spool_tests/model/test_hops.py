@@ -6,8 +6,11 @@ import pytest
 from hypothesis import given, strategies
 
 from chaperone.model import checks
-from chaperone.model import hops as command
 from chaperone.model import spec as specs
+from chaperone.model.hops import kinds
+from chaperone.model.hops import remote as remotes
+from chaperone.model.hops import route as routes
+from chaperone.model.hops.route import Route
 from spool_tests.support.processes import processes_with
 from spool_tests.support.runs import final, sh, start, stdout
 from spool_tests.support.shells import path_of
@@ -43,8 +46,8 @@ def ssh(**fields):
     ],
 )
 def test_hops_are_what_the_mode_means(remote, hops):
-    assert command.hops(remote) == hops
-    assert command.hops({"hops": hops}) == hops
+    assert remotes.hops(remote) == hops
+    assert remotes.hops({"hops": hops}) == hops
 
 
 @pytest.mark.parametrize(
@@ -124,13 +127,13 @@ def test_hops_are_what_the_mode_means(remote, hops):
 )
 def test_a_wrong_remote_is_refused_in_one_sentence(remote, sentence):
     with pytest.raises(ValueError) as caught:
-        command.hops(remote)
+        remotes.hops(remote)
     assert str(caught.value) == sentence
 
 
 def test_ssh_hop_keeps_what_must_be_before_and_what_may_differ_behind_the_users_options():
     options = {"ConnectTimeout": 3, "BatchMode": False, "SendEnv": ["A", "B"]}
-    words = command.route([ssh(user="etl", port=22, options=options)]).argv(["true"], "/log")
+    words = Route.of([ssh(user="etl", port=22, options=options)]).argv(["true"], "/log")
     options = [word for before, word in zip(words, words[1:], strict=False) if before == "-o"]
     assert words[:4] == ["ssh", "-T", "-E", "/log"]
     assert options.index("BatchMode=yes") < options.index("BatchMode=no")
@@ -147,17 +150,17 @@ def test_ssh_hop_keeps_what_must_be_before_and_what_may_differ_behind_the_users_
 
 def test_hops_nest_nearest_first_and_only_the_first_gets_the_log():
     hops = [{"sudo": {"user": "u"}}, ssh(), {"sudo": {"user": "v"}}]
-    words = command.route(hops).argv(["id", "-u n"], log="/log")
+    words = Route.of(hops).argv(["id", "-u n"], log="/log")
     assert words[:7] == ["sudo", "-n", "-H", "-u", "u", "--", "ssh"]
     assert "-E" not in words
     assert words[-3:] == ["--", "db3", "exec sudo -n -H -u v -- id '-u n'"]
-    assert command.route([]).argv(["a", "b"]) == ["a", "b"]
+    assert Route.of([]).argv(["a", "b"]) == ["a", "b"]
 
 
 def test_route_is_known_by_its_hops():
     sudo = {"sudo": {"user": "v"}}
     here, over, up, both = (
-        command.route(hops) for hops in ([], [ssh(port=2)], [sudo], [sudo, ssh(user="etl")])
+        Route.of(hops) for hops in ([], [ssh(port=2)], [sudo], [sudo, ssh(user="etl")])
     )
     assert [one.place("me") for one in (here, over, up, both)] == [
         "here, as me",
@@ -197,16 +200,16 @@ def test_route_is_known_by_its_hops():
     ],
 )
 def test_words_of_the_hops_mean_a_stage(hops, words, refusal):
-    assert command.route(hops).refusal(words) == refusal
+    assert Route.of(hops).refusal(words) == refusal
 
 
 def test_prefix_is_a_hop_as_it_is():
     hops = [{"exec": {"argv": ["unshare", "-n"]}}, ssh(), {"exec": {"argv": ["a b", "'"]}}]
-    route = command.route(hops)
+    route = Route.of(hops)
     words = route.argv(["id", "-u"], "/log")
     assert words[:3] == ["unshare", "-n", "ssh"] and "/log" not in words
     assert words[-1] == "exec 'a b' \"'\" id -u"
-    assert [command.route(hops[:count]).place("me") for count in range(4)] == [
+    assert [Route.of(hops[:count]).place("me") for count in range(4)] == [
         "here, as me",
         "here, behind unshare, as whom unshare makes us",
         "on db3, as whom ssh makes us",
@@ -316,7 +319,7 @@ def test_prefix_that_can_not_be_run_is_an_error(spool):
         )
 
 
-class Srun(command.Kind):
+class Srun(kinds.Kind):
     """A kind that differs from the others in all that a kind may say."""
 
     table = {"job": (checks.text, checks.REQUIRED)}
@@ -330,12 +333,12 @@ class Srun(command.Kind):
 
 
 def test_further_kind_is_one_class(monkeypatch):
-    monkeypatch.setitem(command.KINDS, "srun", Srun)
+    monkeypatch.setitem(routes.KINDS, "srun", Srun)
     remote = {"hops": [{"ssh": {"host": "db3"}}, {"srun": {"job": "7"}}]}
     spec = {"program": {"argv": ["true"]}, "remote": remote}
     hops = specs.checked(spec, "/")["remote"]["hops"]
     assert hops == [ssh(), {"srun": {"job": "7"}}]
-    route = command.route(hops)
+    route = Route.of(hops)
     assert route.argv(["a b"])[-1] == "exec srun --jobid 7 'a b'"
     assert route.place("me") == "in job 7, as whom ssh makes us"
     assert (route.carries_eof, route.can_survive) == (False, False)
@@ -347,9 +350,9 @@ def test_further_kind_is_one_class(monkeypatch):
 
 
 def test_build_program_and_build_command_make_argv_only():
-    assert command.build_program(["ls", "a b", "it's", ""]) == "exec ls 'a b' 'it'\"'\"'s' ''"
-    assert command.build_command("exec ls") == ["/bin/sh", "-c", "exec ls"]
-    assert command.build_command("exec ls", user="etl") == [
+    assert remotes.build_program(["ls", "a b", "it's", ""]) == "exec ls 'a b' 'it'\"'\"'s' ''"
+    assert remotes.build_command("exec ls") == ["/bin/sh", "-c", "exec ls"]
+    assert remotes.build_command("exec ls", user="etl") == [
         "sudo",
         "-n",
         "-H",
@@ -360,7 +363,7 @@ def test_build_program_and_build_command_make_argv_only():
         "-c",
         "exec ls",
     ]
-    words = command.build_command(
+    words = remotes.build_command(
         "exec ls", "db3", "etl", {"port": 2, "mode": "ssh-then-sudo", "ConnectTimeout": 3}
     )
     assert words[-1] == "exec sudo -n -H -u etl -- /bin/sh -c 'exec ls'"
@@ -369,15 +372,15 @@ def test_build_program_and_build_command_make_argv_only():
         with pytest.raises(
             ValueError, match="argv: want a non-empty list of strings without NUL bytes"
         ):
-            command.build_program(wrong)
+            remotes.build_program(wrong)
 
 
 @given(strategies.lists(WORDS, min_size=1, max_size=5))
 def test_quoted_words_come_back_from_sh(words):
     text = (
-        command.quoted("sh")
+        kinds.quoted("sh")
         + " -c "
-        + command.quoted(" ".join(["printf '%s\\0'", *map(command.quoted, words)]))
+        + kinds.quoted(" ".join(["printf '%s\\0'", *map(kinds.quoted, words)]))
     )
     printed = subprocess.run(["/bin/sh", "-c", text], stdout=subprocess.PIPE, check=True).stdout
     assert printed == b"".join(word.encode() + b"\0" for word in words)
@@ -406,7 +409,7 @@ def test_odd_words_come_back_from_every_login_shell(shell):
         "^x^y",
     ]
     words += [] if shell == "tcsh" else ["a\nb"]
-    text = command.shell_command(["printf", "%s\\0", *words])
+    text = kinds.shell_command(["printf", "%s\\0", *words])
     printed = subprocess.run(
         [path_of(shell), "-c", text], stdout=subprocess.PIPE, check=True
     ).stdout

@@ -15,10 +15,10 @@ import textwrap
 
 import pytest
 
-from chaperone.model import hops as command
 from chaperone.model import jsontext, request, transitions
 from chaperone.model import spec as specs
 from chaperone.model import status as statuses
+from chaperone.model.hops import remote as remotes
 from chaperone.spool import format
 from spool_tests.support import disk
 from spool_tests.support.pages import table, words
@@ -261,7 +261,7 @@ def test_choices_are_those_of_the_code():
                 else {**spec, outer: value}
             )
             specs.checked(spec, "/")
-    assert [json.loads(choice) for choice in rows["remote.mode"]] == list(command.MODES)
+    assert [json.loads(choice) for choice in rows["remote.mode"]] == list(remotes.MODES)
     assert SPEC.replace(" and ", ", ").count(", ".join(specs.RLIMITS)) == 1
 
 
@@ -271,7 +271,7 @@ def remote_rows():
 
 def test_remote_fields_are_those_of_the_code():
     assert {words(row[0])[0] for row in remote_rows()} == {
-        f"remote.{name}" for name in (*command.HOP_FIELDS, "supervise", "remote_dir")
+        f"remote.{name}" for name in (*remotes.HOP_FIELDS, "supervise", "remote_dir")
     }
 
 

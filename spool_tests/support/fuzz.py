@@ -26,9 +26,10 @@ from chaperone.farside import records, remote
 from chaperone.follow import batches
 from chaperone.follow.follower import Follower
 from chaperone.hold import begin, chaperone, direct
-from chaperone.model import events, hops, jsontext, transitions
+from chaperone.model import events, jsontext, transitions
 from chaperone.model import spec as specs
 from chaperone.model import status as statuses
+from chaperone.model.hops import kinds
 from chaperone.spool import format
 
 ESCAPE = set(map(chr, (*range(32), *range(127, 160)))) - {"\n"}
@@ -131,7 +132,7 @@ def far_side(data):
         told,
         whole.noise,
     )
-    records.farewell(clean, hops.Ssh.farewell)
+    records.farewell(clean, kinds.Ssh.farewell)
     life = "survive" if how[0] % 2 else "kill"
     asked = specs.checked(
         {"id": "r", "program": {"argv": ["x"]}, "remote": {"host": "h"}, "on_disconnect": life}, "/"

@@ -9,7 +9,7 @@ import re
 import signal
 
 from chaperone.cli import completion, main  # noqa: F401  imported once here, and not by each child
-from chaperone.model import hops as command  # noqa: F401  imported once here, and not by each child
+from chaperone.model.hops import remote  # noqa: F401  imported once here, and not by each child
 from spool_tests.support import disk
 
 

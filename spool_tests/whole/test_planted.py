@@ -10,7 +10,7 @@ import stat
 import pytest
 
 from chaperone.cli import completion, main  # noqa: F401  imported once here, and not by each child
-from chaperone.model import hops as command  # noqa: F401  imported once here, and not by each child
+from chaperone.model.hops import remote  # noqa: F401  imported once here, and not by each child
 from spool_tests.support import disk
 from spool_tests.support.processes import open_fds, processes_with
 from spool_tests.support.users import VERBS, said

@@ -19,8 +19,9 @@ import pytest
 from chaperone.api import Spool
 from chaperone.cli import completion, main  # noqa: F401  imported once here, and not by each child
 from chaperone.errors import NoRunError
-from chaperone.model import hops as command  # noqa: F401  imported once here, and not by each child
 from chaperone.model import spec as specs
+from chaperone.model.hops import remote as remotes
+from chaperone.model.hops.route import Route
 from spool_tests.support import disk
 from spool_tests.support.processes import processes_with
 from spool_tests.support.users import VERBS, said
@@ -257,7 +258,7 @@ ODD = [
 @pytest.mark.parametrize("text", WRONG)
 @pytest.mark.parametrize("field", ["host", "user"])
 def test_name_that_could_be_an_option_or_a_command_is_refused(field, text):
-    for mode in command.MODES[:3]:
+    for mode in remotes.MODES[:3]:
         remote = {"host": "h", "user": "u", "mode": mode, field: text}
         with pytest.raises(ValueError, match=f"^remote.{field}: want a name "):
             specs.checked({"program": {"argv": ["true"]}, "remote": remote}, "/")
@@ -287,7 +288,7 @@ def test_ssh_takes_odd_names_for_names(odd):
         "options": {"Port": "2222", "SetEnv": "A=b -oProxyCommand=x"},
     }
     argv = specs.checked({"program": {"argv": ["true"]}, "remote": remote}, "/")["remote"]["hops"]
-    ssh = command.route(argv).argv(["true"])
+    ssh = Route.of(argv).argv(["true"])
     ssh = [*ssh[: ssh.index("--")], "-F", "none", "-G", *ssh[ssh.index("--") :]]
     result = subprocess.run(ssh, capture_output=True, text=True)
     meant = dict(line.split(" ", 1) for line in result.stdout.splitlines() if " " in line)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 
-from ...model import hops, jsontext
+from ...model import jsontext
+from ...model.hops.kinds import quoted
+from ...model.hops.route import Route
 from ..common import user_name
 from ..terminal import escaped, indented
 from ..verb import COMMAND, SPECS, Argument, UsageError, specs_given, verb
@@ -95,15 +97,15 @@ def plan(spec: Spec, user: str, far_argv: list[str]) -> str:
     way = spec["remote"]["hops"] if spec["remote"] else []
     steps = []
     for number in range(len(way)):
-        place = hops.route(way[:number]).place(user)
-        argv = hops.route(way[number:]).argv(far_argv)
+        place = Route.of(way[:number]).place(user)
+        argv = Route.of(way[number:]).argv(far_argv)
         steps.append((f"hop {number + 1}", f"{place}: {_words(argv)}"))
     program, stop = spec["program"], spec["stop"]
     agent = [name for name in ("callback", "config") if spec[name] is not None]
     facts = [
         ("run", spec["id"] or "an id that is made at the start"),
         *steps,
-        ("program", f"{hops.route(way).place(user)}: {_words(program['argv'])}"),
+        ("program", f"{Route.of(way).place(user)}: {_words(program['argv'])}"),
         ("cwd", program["cwd"] or "the home directory"),
         ("env", _environment(program, bool(way))),
         ("stdin", _stdin(program["stdin"])),
@@ -123,7 +125,7 @@ def plan(spec: Spec, user: str, far_argv: list[str]) -> str:
 
 
 def _words(argv: list[str]) -> str:
-    return " ".join(map(hops.quoted, argv))
+    return " ".join(map(quoted, argv))
 
 
 def _environment(program: Spec, far: bool) -> str:

@@ -300,11 +300,12 @@ sleep 0.1 2>/dev/null && echo sleep fractions || echo sleep seconds
 
 
 def _far_side(host: str) -> Iterator[tuple[str, Answer]]:
-    from ...model import hops
+    from ...model.hops import remote
+    from ...model.hops.route import Route
 
     try:
-        way = hops.hops({"host": host, "options": {"ConnectTimeout": 10}})
-        argv = hops.route(way).argv(["/bin/sh"])
+        way = remote.hops({"host": host, "options": {"ConnectTimeout": 10}})
+        argv = Route.of(way).argv(["/bin/sh"])
     except ValueError as error:
         remedy = "name it as for ssh: a host, or one of ~/.ssh/config"
         yield "far side", (False, str(error), remedy)

@@ -10,8 +10,9 @@ import os
 import time
 
 from ...errors import NoRunError, SpoolError
-from ...model import hops, jsontext
+from ...model import jsontext
 from ...model import status as statuses
+from ...model.hops.route import Route
 from ...program.fds import owned
 from ...spool import format, look
 from .. import tables
@@ -128,7 +129,7 @@ def _host(spool_fd: int, run_id: str, found: StatusDict) -> str:
             remote = look.read_spec(run_fd).get("remote")
     try:
         if remote is not None:
-            way = hops.route(remote["hops"]).place("")
+            way = Route.of(remote["hops"]).place("")
             return way.partition(", as ")[0].removeprefix("on ")
     except (LookupError, TypeError, ValueError, AttributeError):  # no spec that we know
         return "-"

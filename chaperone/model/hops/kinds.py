@@ -1,28 +1,22 @@
 """
-Hops: how a command reaches the user and the host it is meant for. A kind of hop is one class.
+The kinds of hops that reach a host or a user: each is one class.
 
 Knows: the words of a shell, of ssh and of sudo.  Must not know: files, processes, what the command
 does.
-A further kind is one more class in `KINDS`: no other file names a kind.
 """
 
 from __future__ import annotations
 
-from ..errors import SpecError
-from . import checks
+from .. import checks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from typing import Any
 
-    from .checks import Check
+    from ..checks import Check
 
-    Hop = dict[str, dict[str, Any]]
     Table = dict[str, tuple[Check, object]]
-
-MODES = ("ssh-as", "sudo-then-ssh", "ssh-then-sudo", "sudo")
-HOP_FIELDS = ("host", "user", "port", "mode", "options", "hops")
 
 _BARE = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-./:,+=@%")
 # Words that ssh passes to a ProxyCommand's shell; OpenSSH 9.6 refuses the same ones
@@ -240,209 +234,8 @@ class Exec(Kind):
         return f"{where}, behind {name}", f"whom {name} makes us"
 
 
-KINDS: dict[str, type[Kind]] = {"ssh": Ssh, "sudo": Sudo, "exec": Exec}
-
-
 def _flat(options: Mapping[str, Any]) -> Iterable[str]:
     for name, value in options.items():
         for one in value if isinstance(value, list) else [value]:
             text = {True: "yes", False: "no"}[one] if isinstance(one, bool) else one
             yield f"{name}={text}"
-
-
-class Route:
-    """
-    All hops of a run as one way: what is known of it without a look at its kinds.
-
-    Args:
-        hops (list): Of `Kind`, nearest first; none is this host, as we are.
-
-    Attributes:
-        own_codes (tuple): Exit codes that mean that a hop failed, and not what is behind it.
-        may_be_killed, farewell: As in `Kind`; of the first hop, the one that we start.
-        carries_eof, can_survive (bool): As in `Kind`; true of all hops.
-        slot_name (str): Of the first hop with a limit; None without one.
-    """
-
-    def __init__(self, hops: Sequence[Kind]) -> None:
-        self._hops = hops
-        self.own_codes = tuple(code for hop in hops for code in hop.own_codes)
-        self.may_be_killed = bool(hops) and hops[0].may_be_killed
-        self.farewell = hops[0].farewell if hops else None
-        self.carries_eof = all(hop.carries_eof for hop in hops)
-        self.can_survive = all(hop.can_survive for hop in hops)
-        limited = [[hop.fields[name] for name in hop.slot_fields] for hop in hops]
-        names = [",".join(str(value or "") for value in values) for values in limited if values]
-        self.slot_name = names[0] if names else None
-
-    def argv(self, argv: Sequence[str], log: str | None = None) -> list[str]:
-        """
-        The argv that runs `argv` at the end of all hops.
-
-        Args:
-            log (str): A file for the first hop's own words, if it can write there; the others run
-                where, or as whom, it can't be opened.
-        """
-        words = list(argv)
-        for hop in reversed(self._hops):
-            words = hop.argv(words, log if hop is self._hops[0] else None)
-        return words
-
-    def place(self, user: str) -> str:
-        """Where it leads, for a reader: `here, as etl`; `user` is whom we run as."""
-        where = "here"
-        for hop in self._hops:
-            where, user = hop.leads(where, user)
-        return f"{where}, as {user}"
-
-    def refusal(self, words: str) -> tuple[str | None, bool]:
-        """
-        What the hops' words mean.
-
-        Returns:
-            tuple: The stage at which one of them failed, None if they don't say; whether a further
-                attempt may help.
-        """
-        stages = [
-            stage
-            for hop in self._hops
-            for stage, signs in hop.refusals
-            if any(sign in words for sign in signs)
-        ]
-        passing = any(sign in words for hop in self._hops for sign in hop.passing)
-        return (stages[0], passing) if stages else (None, True)
-
-    def announcing(self, word: str) -> Route | None:
-        """The same way, its first hop writing `word` to stderr once it is through; None if not."""
-        first = self._hops[0].announcing(word) if self._hops else None
-        return None if first is None else Route([first, *self._hops[1:]])
-
-
-def route(hops: Sequence[Hop]) -> Route:
-    """The way that a list from `hops` describes."""
-    return Route([KINDS[kind](fields) for hop in hops for kind, fields in hop.items()])
-
-
-# -- the spec's `remote` to hops
-
-
-def hops(remote: Mapping[str, Any], path: str = "") -> list[Hop]:
-    """
-    The list of hops that a spec's `remote` means.
-
-    Args:
-        remote (dict): `host`, `user`, `port`, `mode`, `options`; or `hops`, the general list,
-            alone.
-        path (str): Of `remote` in the spec, for what an error says.
-    Returns:
-        list: Each hop an object with one key, its kind, whose value has all fields of that kind;
-            nearest first.
-    Raises:
-        SpecError: `PATH: want WANT, got GOT`.
-    """
-    fields = checks.fields(_REMOTE)(dict(remote), path)
-    if fields["hops"] is not None:
-        *five, _ = HOP_FIELDS
-        beside = [name for name in five if fields[name] is not None]
-        if beside:
-            want = f"either hops or {', '.join(five)}"
-            raise SpecError(f"{checks.at(path, beside[0])}: want {want}, got both")
-        return list(fields["hops"])
-    mode = fields["mode"] or MODES[0]
-    wrong = [name for name in ("host", "port", "options") if mode == "sudo" and fields[name]]
-    if wrong:
-        want = "none with mode 'sudo', which stays on this host"
-        checks.fail(checks.at(path, wrong[0]), want, fields[wrong[0]])
-    given = {name: fields[name] for name in ("host", "port", "options")}
-    user = {"user": fields["user"]}
-    listed: dict[str, list[Hop]] = {
-        "ssh-as": [{"ssh": {**given, **user}}],
-        "sudo-then-ssh": [{"sudo": user}, {"ssh": given}],
-        "ssh-then-sudo": [{"ssh": given}, {"sudo": user}],
-        "sudo": [{"sudo": user}],
-    }
-    return [
-        {kind: checks.fields(KINDS[kind].table)(fields, path)}
-        for hop in listed[mode]
-        for kind, fields in hop.items()
-    ]
-
-
-def _hop(value: Any, path: str) -> Hop:
-    if not isinstance(value, dict) or len(value) != 1 or next(iter(value)) not in KINDS:
-        names = " and ".join(map(repr, value)) if isinstance(value, dict) else ""
-        want = f"an object with one key, {' or '.join(map(repr, KINDS))}"
-        raise SpecError(f"{path}: want {want}, got {checks.cut(names) or checks.got(value)}")
-    ((kind, fields),) = value.items()
-    return {kind: checks.fields(KINDS[kind].table)(fields, checks.at(path, kind))}
-
-
-def _list(value: Any, path: str) -> list[Hop]:
-    if not isinstance(value, list) or not value:
-        checks.fail(path, "a non-empty list of hops", value)
-    return [_hop(hop, f"{path}[{number}]") for number, hop in enumerate(value)]
-
-
-# The first five are checked as what they become: fields of a hop.
-_REMOTE: Table = {
-    **{name: (lambda value, path: value, None) for name in HOP_FIELDS},
-    "mode": (checks.or_null(checks.one_of(*MODES)), None),
-    "hops": (checks.or_null(_list), None),
-}
-
-
-# -- for callers that only want an argv
-
-
-def build_program(argv: Sequence[str], options: Mapping[str, Any] | None = None) -> str:
-    """
-    The shell command that runs a program.
-
-    Args:
-        argv (list): The program and its arguments.
-        options (dict): As for `build_command`, so that both take the same; not used here.
-    Returns:
-        str: `exec` and the quoted words.
-    Raises:
-        ValueError: If `argv` is not a list of strings, is empty, or contains a NUL byte.
-    """
-    if (
-        isinstance(argv, str)
-        or not argv
-        or not all(isinstance(word, str) and "\0" not in word for word in argv)
-    ):
-        raise SpecError(f"argv: want a non-empty list of strings without NUL bytes, got {argv!r}")
-    return shell_command(argv)
-
-
-def build_command(
-    command: str,
-    host: str | None = None,
-    user: str | None = None,
-    options: Mapping[str, Any] | None = None,
-) -> list[str]:
-    """
-    The argv that runs a shell command as a user on a host.
-
-    Args:
-        command (str): A shell text, as from `build_program`; /bin/sh runs it after the last hop.
-        host (str): None is this host.
-        user (str): None is the user that ssh chooses, or the user of this process.
-        options (dict): `host` and `user` (if not given as arguments), `port`, `mode` (as
-            `remote.mode` in docs/spec.rst), and ssh options by their ssh_config names.
-    Returns:
-        list: Of strings; `['/bin/sh', '-c', command]` if no hop is needed.
-    Raises:
-        ValueError: With one sentence.
-    """
-    given = dict(options or {})
-    remote = {name: given.pop(name, None) for name in ("host", "user", "port", "mode")}
-    remote["host"] = host or remote["host"]
-    remote["user"] = user or remote["user"]
-    remote["options"] = given or None
-    if "\0" in command:
-        raise SpecError("command: want a text without NUL bytes, got one")
-    if remote["host"] is None and remote["mode"] is None:
-        remote["mode"] = "sudo"
-    nowhere = remote["mode"] == "sudo" and remote["user"] is None and not given
-    return route([] if nowhere else hops(remote)).argv(["/bin/sh", "-c", command])
