@@ -14,11 +14,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from .api import FollowerLike as FollowerLike
     from .api import Run as Run
-    from .api import RunLike as RunLike
     from .api import Spool as Spool
-    from .api import SpoolLike as SpoolLike
     from .errors import BusyError as BusyError
     from .errors import ChaperoneError as ChaperoneError
     from .errors import NoRunError as NoRunError
@@ -26,6 +23,9 @@ if TYPE_CHECKING:
     from .errors import SpecError as SpecError
     from .errors import SpoolError as SpoolError
     from .follow.follower import Follower as Follower
+    from .interface import FollowerLike as FollowerLike
+    from .interface import RunLike as RunLike
+    from .interface import SpoolLike as SpoolLike
     from .model.events import Changed as Changed
     from .model.events import Ended as Ended
     from .model.events import Lost as Lost
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 # The one list of the public names: each module, and what it gives.
 _ROOMS = {
-    "api": ("FollowerLike", "Run", "RunLike", "Spool", "SpoolLike"),
+    "api": ("Run", "Spool"),
     "errors": (
         "BusyError",
         "ChaperoneError",
@@ -49,6 +49,7 @@ _ROOMS = {
         "SpoolError",
     ),
     "follow.follower": ("Follower",),
+    "interface": ("FollowerLike", "RunLike", "SpoolLike"),
     "model.events": ("Changed", "Counts", "Ended", "Lost", "Output", "Shrank", "Started", "Status"),
     "model.hops.remote": ("build_command", "build_program"),
 }

@@ -11,7 +11,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, overload
 
 from .errors import NoRunError, SpecError
 from .follow.followed import CHUNK
@@ -20,76 +20,10 @@ from .launch import start
 from .model import checks
 from .model import cursor as cursors
 from .model import spec as specs
-from .model.events import Ended, Event, Lost, Output, Status, status_view
+from .model.events import Ended, Lost, Output, Status, status_view
 from .model.request import Request
 from .program.fds import owned
 from .spool import format, gc, look
-
-# -- what every spool can do, wherever it is; `Spool`, `Run` and `chaperone.Follower` describe each
-# call
-
-
-class FollowerLike(Protocol):
-    """What a follower of any spool can do, as `chaperone.Follower` does."""
-
-    @property
-    def cursor(self) -> dict[str, Any]: ...
-    @property
-    def uncollected(self) -> list[str]: ...
-    def entry(self, run_id: str) -> dict[str, Any] | None: ...
-    def collect(self, run_id: str) -> None: ...
-    def next(self, timeout: float | None = None) -> Event | None: ...
-    def __iter__(self) -> Iterator[Event]: ...
-    def __enter__(self) -> FollowerLike: ...
-    def __exit__(self, *exception: object) -> None: ...
-    def close(self) -> None: ...
-
-
-class RunLike(Protocol):
-    """What a run of any spool can do, as `Run` does."""
-
-    run_id: str
-
-    def status(self) -> Status: ...
-    def spec(self) -> dict[str, Any]: ...
-    def size(self, stream: str = "stdout") -> int: ...
-    def read(self, stream: str = "stdout", offset: int = 0, size: int = CHUNK) -> bytes: ...
-    def wait(self, timeout: float | None = None) -> Status | None: ...
-    def tail(self, stream: str = "stdout", offset: int = 0) -> Iterator[bytes]: ...
-    def stop(
-        self, grace_s: float | None = None, wait: bool = True, by: str | None = None
-    ) -> Status: ...
-    def kill(self, wait: bool = True, by: str | None = None) -> Status: ...
-    def signal(self, name: str | int, by: str | None = None) -> None: ...
-    def delete(self) -> None: ...
-
-
-@runtime_checkable
-class SpoolLike(Protocol):
-    """What any spool can do, as `Spool` does; for code that takes any of them."""
-
-    def start(
-        self,
-        spec: dict[str, Any],
-        warm: bool = False,
-        env: dict[str, str] | None = None,
-        cwd: str | None = None,
-    ) -> RunLike: ...
-    def follow(
-        self,
-        cursor: object = None,
-        runs: Iterable[str] | None = None,
-        streams: Iterable[str] = format.STREAMS,
-    ) -> FollowerLike: ...
-    def cursor(self) -> dict[str, Any]: ...
-    def __getitem__(self, run_id: str) -> RunLike: ...
-    def live(self) -> Sequence[RunLike]: ...
-    def ended(self) -> Sequence[RunLike]: ...
-    def all(self) -> Sequence[RunLike]: ...
-    def collect(self, run_id: str) -> None: ...
-
-
-# -- a spool on this host
 
 
 class Spool:
@@ -284,12 +218,27 @@ class Run:
             _PIECE({"offset": offset, "size": size}, "")
         except SpecError as error:
             raise SpecError(f"unable to read run {self.run_id!r}: {error}") from None
-        # An empty log is removed when the run ends.
-        with self._opened() as run_fd, contextlib.suppress(FileNotFoundError):
-            with owned(look.open_stream(run_fd, stream)) as fd:
-                return _pread_all(fd, size, offset)
-        return b""
+        with self._opened() as run_fd:
+            return look.read_stream(run_fd, stream, offset, size)
 
+    def cursor(self, stdout: int = 0, stderr: int = 0) -> dict[str, Any]:
+        """
+        The cursor that means: this run, from these offsets on; a later run with its id is another.
+
+        Args:
+            stdout, stderr (int): Of the first byte to be delivered.
+        Raises:
+            NoRunError: If the run was deleted.
+            SpecError: If it can't be an offset.
+        """
+        with self._opened() as run_fd:
+            entry = cursors.entry(look.key_in(run_fd), stdout, stderr)
+        return cursors.of(cursors.checked(cursors.of({self.run_id: entry})))
+
+    @overload
+    def wait(self, timeout: None = None) -> Status: ...
+    @overload
+    def wait(self, timeout: float | None) -> Status | None: ...
     def wait(self, timeout: float | None = None) -> Status | None:
         """
         Wait until the run has ended; the kernel wakes the caller, there is no polling.
@@ -315,18 +264,13 @@ class Run:
         """
         if stream not in format.STREAMS:
             raise SpecError(f"unable to follow stream {stream!r}: want stdout or stderr")
-        cursor = cursors.of({self.run_id: {**self._entry(), stream: offset}})
+        cursor = self.cursor(**{stream: offset})
         with Follower(self.spool_path, cursor, runs=[self.run_id], streams=[stream]) as follower:
             for event in follower:
                 if isinstance(event, Output):
                     yield event.data
-                elif isinstance(event, Ended) and event.status is None:
-                    raise NoRunError(f"unable to follow run {self.run_id!r}: it was deleted")
-
-    def _entry(self) -> dict[str, Any]:
-        """The part of a cursor that means this run from its start, not a later one with its id."""
-        with self._opened() as run_fd:
-            return cursors.entry(look.key_in(run_fd))
+                elif isinstance(event, Ended):
+                    final_status(event, "follow")
 
     # -- requests
 
@@ -364,15 +308,26 @@ class Run:
             NoRunError: If the chaperone is not running.
         """
         text = str(int(name)) if isinstance(name, int) else name
-        self._request(Request("signal", signal=text, by=by))
+        self.request(Request("signal", signal=text, by=by))
 
     def delete(self) -> None:
         """Delete it, collected or not; raises as `chaperone.spool.gc.delete`, BusyError too."""
         gc.delete(self.spool_path, self.run_id)
 
     def _end(self, request: Request, wait: bool) -> Status:
+        return self.request_end(request, wait) or (self.wait() if wait else self.status())
+
+    def request_end(self, request: Request, wait: bool) -> Status | None:
+        """
+        Request a stop or a kill, without waiting.
+
+        Args:
+            wait (bool): Whether the caller waits afterwards, also if the chaperone has just gone.
+        Returns:
+            Status: Of a run that had ended before; otherwise None.
+        """
         try:
-            self._request(request)
+            self.request(request)
         except NoRunError:
             status = self.status()
             if status.is_final():
@@ -382,9 +337,10 @@ class Run:
                 raise NoRunError(f"unable to ask run {self.run_id!r}: {why}") from None
             if not wait:
                 raise
-        return (self.wait() if wait else None) or self.status()
+        return None
 
-    def _request(self, request: Request) -> None:
+    def request(self, request: Request) -> None:
+        """Write a request (chaperone.model.request.Request) into the control FIFO."""
         with self._opened() as run_fd:
             look.request(run_fd, self.run_id, request)
 
@@ -413,13 +369,15 @@ def wait_each(runs: Sequence[Run], timeout: float | None = None) -> Iterator[tup
     waited = {}
     for run in runs:
         status = run.status()
-        if status.state in ("terminated", "error"):
+        if has_ended(status):
             yield run, status
         else:
             waited[run.run_id] = run
     if not waited:
         return
-    cursor = cursors.of({run_id: run._entry() for run_id, run in waited.items()})
+    cursor: dict[str, Any] = {"runs": {}}
+    for run in waited.values():
+        cursor["runs"].update(run.cursor()["runs"])
     with Follower(runs[0].spool_path, cursor, runs=waited, streams=()) as follower:
         while waited:
             event = follower.next(
@@ -428,22 +386,29 @@ def wait_each(runs: Sequence[Run], timeout: float | None = None) -> Iterator[tup
             if event is None:
                 return
             if isinstance(event, (Ended, Lost)):
-                if event.status is None:
-                    raise NoRunError(f"unable to wait for run {event.run_id!r}: it was deleted")
-                yield waited.pop(event.run_id), event.status
+                yield waited.pop(event.run_id), final_status(event, "wait for")
+
+
+def has_ended(status: Status) -> bool:
+    """Whether a status is proven to be final; a lost run may still be read until that is."""
+    return status.state in ("terminated", "error")
+
+
+def final_status(event: Ended | Lost, verb: str) -> Status:
+    """
+    The status of an ending.
+
+    Args:
+        verb (str): What the caller does with the run, for the error.
+    Raises:
+        NoRunError: If the run was deleted before its end.
+    """
+    if event.status is None:
+        raise NoRunError(f"unable to {verb} run {event.run_id!r}: it was deleted")
+    return event.status
 
 
 def _opened_run(spool_fd: int, run_id: str) -> owned:
     if not specs.is_run_id(run_id):
         raise NoRunError(f"unable to find run {run_id!r}: no run can have that id")
     return owned(format.open_run(spool_fd, run_id))
-
-
-def _pread_all(fd: int, size: int, offset: int) -> bytes:
-    """Read until `size` bytes or the end: one pread may return less."""
-    parts = [b""]
-    left = size
-    while left and (data := os.pread(fd, min(left, CHUNK), offset + size - left)):
-        parts.append(data)
-        left -= len(data)
-    return b"".join(parts)

@@ -274,6 +274,32 @@ def test_run_that_is_not_there_is_an_error(spool, run_id):
         Spool(spool)[run_id]
 
 
+def test_cursor_of_a_run_begins_at_its_offsets_and_is_of_no_later_run(spool):
+    with Writer(spool) as writer:
+        writer.write(b"abc").write(b"de", "stderr")
+        run = Spool(spool)["r"]
+        cursor = run.cursor(stdout=1)
+        assert cursor == {"runs": {"r": {"key": writer.run.key, "stdout": 1, "stderr": 0}}}
+        with Spool(spool).follow(cursor) as follower:
+            found = [
+                (event.stream, event.data)
+                for event in iter(lambda: follower.next(0), None)
+                if isinstance(event, Output)
+            ]
+        assert sorted(found) == [("stderr", b"de"), ("stdout", b"bc")]
+        for offset, got in ((-1, "-1"), (1.5, "1.5"), ("1", "'1'")):
+            with pytest.raises(SpecError) as raised:
+                run.cursor(stderr=offset)
+            want = "want a whole number of at least 0"
+            assert str(raised.value) == f"cursor.runs.r.stderr: {want}, got {got}"
+    shutil.rmtree(spool / "r")
+    with pytest.raises(NoRunError, match="^unable to find run 'r': No such file or directory$"):
+        run.cursor()
+    with Writer(spool), Spool(spool).follow(cursor) as follower:
+        assert isinstance(follower.next(10), Ended)  # of the one that was deleted
+        assert isinstance(follower.next(10), Started)
+
+
 def test_deleted_run_is_an_error(spool):
     with Writer(spool):
         run = Spool(spool)["r"]

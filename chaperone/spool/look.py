@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from ..model.request import Request
 
+PREAD = 1024 * 1024  # bytes
+
 
 def pulse(run_fd: int) -> bool | None:
     """
@@ -152,6 +154,25 @@ def open_stream(run_fd: int, stream: str) -> int:
             f"unable to open stream {stream!r}: want stdout, stderr or log", errno.EINVAL
         )
     return format.open_plain(run_fd, stream)
+
+
+def read_stream(run_fd: int, stream: str, offset: int, size: int) -> bytes:
+    """
+    Bytes of a stream, without waiting: fewer than `size` or none if there are no more; none where
+    it is not there, because an empty log is removed when the run ends.
+    """
+    try:
+        fd = open_stream(run_fd, stream)
+    except FileNotFoundError:
+        return b""
+    parts = [b""]
+    left = size
+    with owned(fd):
+        # One pread may return less, and takes the memory for all that it may return.
+        while left and (data := os.pread(fd, min(left, PREAD), offset + size - left)):
+            parts.append(data)
+            left -= len(data)
+    return b"".join(parts)
 
 
 def stream_size(run_fd: int, stream: str) -> int:
