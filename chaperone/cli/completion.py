@@ -88,7 +88,7 @@ def made(shell: str) -> str:
             action = one.add_argument(*argument.names, **argument.how)
             metavar = str(argument.how.get("metavar"))
             action.choices = action.choices or WORDS.get(metavar)
-            if metavar == "RUN" and "STREAM" in metavars:  # any number of runs, then a stream
+            if action.nargs == "+" and "STREAM" in metavars:  # any number of runs, then a stream
                 metavar = "OUTPUT"
             if metavar in fits:
                 action.complete = fits[metavar]  # type: ignore[attr-defined]

@@ -7,7 +7,6 @@ is done with them.
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import errno
 import json
@@ -23,6 +22,7 @@ from ..model import cursor as cursors
 from ..model.events import Changed, Ended, Event, Lost, Output, Shrank, Started
 from ..program.fds import owned
 from ..spool.format import FILE, STREAMS, failure
+from . import pieces
 from .follower import Follower
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ BATCH_EVENTS = 256
 BATCH_BYTES = 1024 * 1024  # of output: a batch is written to the cursor file too
 PATIENCE_S = 1.0  # a process that was killed together with its consumer takes a moment to be gone
 DIGITS = 19  # of a batch's number, at most 2**63 - 1
-TAIL = 3  # bytes at most of a UTF-8 character that is not complete
 
 
 class Outbox:
@@ -176,7 +175,7 @@ class Outbox:
         if isinstance(event, Output):
             tail = self._tails.pop((event.run_id, event.stream), b"")
             data = tail + event.data
-            whole = len(data) - _incomplete(data)
+            whole = len(data) - pieces.incomplete(data)
             if whole < len(data):
                 self._tails[event.run_id, event.stream] = data[whole:]
             return (
@@ -376,27 +375,9 @@ _KEPT = checks.fields(
 )
 
 
-def _incomplete(data: bytes) -> int:
-    """
-    How many bytes at the end are the beginning of a character; 0 if the data ends with a complete
-    character, or is not text.
-    """
-    for left in range(1, min(TAIL, len(data)) + 1):
-        try:
-            data[-left:].decode("utf-8")
-        except UnicodeDecodeError as error:
-            if error.start == 0 and error.reason == "unexpected end of data":
-                return left
-    return 0
-
-
 def _output(run_id: str, stream: str, offset: int, data: bytes) -> str:
-    line: dict[str, Any] = {"event": "output", "run_id": run_id, "stream": stream, "offset": offset}
-    try:
-        line["text"] = data.decode("utf-8")
-    except UnicodeDecodeError:
-        line["base64"] = base64.b64encode(data).decode("ascii")
-    return json.dumps(line)
+    line = {"event": "output", "run_id": run_id, "stream": stream, "offset": offset}
+    return json.dumps({**line, **pieces.fields(data)})
 
 
 def _object(event: Event) -> dict[str, Any]:

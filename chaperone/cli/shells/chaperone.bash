@@ -5,7 +5,7 @@
 #    source ~/.local/share/bash_completion/chaperone
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
-_shtab_chaperone_subparsers=(run exec adopt launcher check ls status tail follow wait stop kill signal reap gc rm completion doctor)
+_shtab_chaperone_subparsers=(run exec adopt launcher check ls status tail follow read wait stop kill signal reap gc rm completion doctor)
 
 _shtab_chaperone_run_option_strings=(-h --help --host --env --env-file --cwd --label --stdin --survive --timeout --spool --id --detach --warm --exit-code)
 _shtab_chaperone_exec_option_strings=(-h --help --host --env --env-file --cwd --label --stdin --survive --timeout)
@@ -16,6 +16,7 @@ _shtab_chaperone_ls_option_strings=(-h --help --all --state --failed --label --h
 _shtab_chaperone_status_option_strings=(-h --help --spool)
 _shtab_chaperone_tail_option_strings=(-h --help -f --follow -n --lines --spool)
 _shtab_chaperone_follow_option_strings=(-h --help --cursor --spool)
+_shtab_chaperone_read_option_strings=(-h --help --offset --bytes --wait --spool)
 _shtab_chaperone_wait_option_strings=(-h --help --timeout --spool)
 _shtab_chaperone_stop_option_strings=(-h --help --grace --no-wait --by --spool)
 _shtab_chaperone_kill_option_strings=(-h --help --no-wait --by --spool)
@@ -51,6 +52,8 @@ _shtab_chaperone_tail_pos_0_COMPGEN=_chaperone_outputs
 _shtab_chaperone_tail___spool_COMPGEN=_shtab_compgen_dirs
 _shtab_chaperone_follow___cursor_COMPGEN=_shtab_compgen_files
 _shtab_chaperone_follow___spool_COMPGEN=_shtab_compgen_dirs
+_shtab_chaperone_read_pos_0_COMPGEN=_chaperone_runs
+_shtab_chaperone_read___spool_COMPGEN=_shtab_compgen_dirs
 _shtab_chaperone_wait_pos_0_COMPGEN=_chaperone_runs
 _shtab_chaperone_wait___spool_COMPGEN=_shtab_compgen_dirs
 _shtab_chaperone_stop_pos_0_COMPGEN=_chaperone_live
@@ -67,9 +70,10 @@ _shtab_chaperone_rm___spool_COMPGEN=_shtab_compgen_dirs
 _shtab_chaperone_doctor___spool_COMPGEN=_shtab_compgen_dirs
 
 _shtab_chaperone_tail_pos_1_choices=(stdout stderr log)
+_shtab_chaperone_read_pos_1_choices=(stdout stderr log)
 _shtab_chaperone_signal_pos_1_choices=(TERM INT HUP QUIT USR1 USR2 STOP CONT KILL WINCH ALRM)
 _shtab_chaperone_completion_pos_0_choices=(bash zsh fish)
-_shtab_chaperone_pos_0_choices=(run exec adopt launcher check ls status tail follow wait stop kill signal reap gc rm completion doctor)
+_shtab_chaperone_pos_0_choices=(run exec adopt launcher check ls status tail follow read wait stop kill signal reap gc rm completion doctor)
 
 _shtab_chaperone_run_pos_0_nargs='*'
 _shtab_chaperone_run__h_nargs=0
@@ -110,6 +114,8 @@ _shtab_chaperone_tail__f_nargs=0
 _shtab_chaperone_tail___follow_nargs=0
 _shtab_chaperone_follow__h_nargs=0
 _shtab_chaperone_follow___help_nargs=0
+_shtab_chaperone_read__h_nargs=0
+_shtab_chaperone_read___help_nargs=0
 _shtab_chaperone_wait_pos_0_nargs=+
 _shtab_chaperone_wait__h_nargs=0
 _shtab_chaperone_wait___help_nargs=0

@@ -66,8 +66,8 @@ function _shtab_chaperone_using
   test "$_shtab_chaperone_cmdpath" = "$argv"
 end
 
-set -g _shtab_chaperone_commands run exec adopt launcher check ls status tail follow wait stop kill signal reap gc rm completion doctor
-set -g _shtab_chaperone_opts_with_value --by --cursor --cwd --env --env-file --grace --host --id --idle --keep-failed --label --lines --max-bytes --older --since --spool --state --stdin --timeout --until -n
+set -g _shtab_chaperone_commands run exec adopt launcher check ls status tail follow read wait stop kill signal reap gc rm completion doctor
+set -g _shtab_chaperone_opts_with_value --by --bytes --cursor --cwd --env --env-file --grace --host --id --idle --keep-failed --label --lines --max-bytes --offset --older --since --spool --state --stdin --timeout --until --wait -n
 
 complete -c chaperone -e
 complete -c chaperone -f
@@ -151,6 +151,14 @@ complete -c chaperone -n '_shtab_chaperone_using; and test $_shtab_chaperone_npo
 complete -c chaperone -n '_shtab_chaperone_using follow' -s h -l help -d 'its words'
 complete -c chaperone -n '_shtab_chaperone_using follow' -l cursor -xka "(__fish_complete_path (commandline -ct))" -d 'go on from there; each batch is answered on stdin with its number, then its ended runs are collected'
 complete -c chaperone -n '_shtab_chaperone_using follow' -l spool -xka "(__fish_complete_directories)" -d 'the spool; default: $CHAPERONE_SPOOL, then ./spool'
+complete -c chaperone -n '_shtab_chaperone_using; and test $_shtab_chaperone_npos -eq 0' -a read -d 'print a part of a run'"'"'s output, and where the next begins, as JSON'
+complete -c chaperone -n '_shtab_chaperone_using read' -s h -l help -d 'its words'
+complete -c chaperone -n '_shtab_chaperone_using read' -l offset -x -d 'of the first byte [0]'
+complete -c chaperone -n '_shtab_chaperone_using read' -l bytes -x -d 'how many at most [65536]; never more than 1048576'
+complete -c chaperone -n '_shtab_chaperone_using read' -l wait -x -d 'wait so long for something new, or for the end of the run: 30s, 5m'
+complete -c chaperone -n '_shtab_chaperone_using read' -l spool -xka "(__fish_complete_directories)" -d 'the spool; default: $CHAPERONE_SPOOL, then ./spool'
+complete -c chaperone -n '_shtab_chaperone_using read; and test $_shtab_chaperone_npos -eq 0' -ka "(__chaperone_entries .)" -d 'a run id, or a prefix that fits no other run'
+complete -c chaperone -n '_shtab_chaperone_using read; and test $_shtab_chaperone_npos -eq 1' -ka "stdout stderr log" -d 'stdout, stderr or log [stdout]'
 complete -c chaperone -n '_shtab_chaperone_using; and test $_shtab_chaperone_npos -eq 0' -a wait -d 'wait for runs to end, exit as the worst of them'
 complete -c chaperone -n '_shtab_chaperone_using wait' -s h -l help -d 'its words'
 complete -c chaperone -n '_shtab_chaperone_using wait' -l timeout -x -d 'then exit with 124: 90s, 30m, 12h, 7d'

@@ -20,6 +20,7 @@ _shtab_chaperone_commands() {
     kill:'SIGKILL runs, with all that they started; return when they ended'
     launcher:'start runs from a warm image, for callers that ask by --warm'
     ls:'list the live runs and those not yet collected'
+    read:'print a part of a run'"'"'s output, and where the next begins, as JSON'
     reap:'publish the loss of runs whose chaperone died, sweep dead starts'
     rm:'delete runs that have ended, collected or not'
     run:'run a program and hold it to its end; print the run id first'
@@ -161,6 +162,19 @@ _shtab_chaperone_ls_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_chaperone_ls_defaults_added=0
 
+_shtab_chaperone_read_options=(
+  {-h,--help}"[its words]"
+  "--offset[of the first byte \[0\]]:N:"
+  "--bytes[how many at most \[65536\]\; never more than 1048576]:N:"
+  "--wait[wait so long for something new, or for the end of the run\: 30s, 5m]:AGE:"
+  "--spool[the spool\; default\: \$CHAPERONE_SPOOL, then .\/spool]:DIR:_files -/"
+  ":a run id, or a prefix that fits no other run: _chaperone_entries ."
+  ":stdout, stderr or log \[stdout\]:(stdout stderr log)"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_chaperone_read_defaults_added=0
+
 _shtab_chaperone_reap_options=(
   {-h,--help}"[its words]"
   "--spool[the spool\; default\: \$CHAPERONE_SPOOL, then .\/spool]:DIR:_files -/"
@@ -283,6 +297,7 @@ _shtab_chaperone() {
         kill) _arguments -C -s $_shtab_chaperone_kill_options ;;
         launcher) _arguments -C -s $_shtab_chaperone_launcher_options ;;
         ls) _arguments -C -s $_shtab_chaperone_ls_options ;;
+        read) _arguments -C -s $_shtab_chaperone_read_options ;;
         reap) _arguments -C -s $_shtab_chaperone_reap_options ;;
         rm) _arguments -C -s $_shtab_chaperone_rm_options ;;
         run) _arguments -C -s $_shtab_chaperone_run_options ;;

@@ -40,7 +40,7 @@ class _Source:
         _, self.status = look.look(run_fd, run_id)
         self.run_id, self.key = run_id, look.key_in(run_fd)
         names = (*format.STREAMS, *streams)
-        self.ends = {stream: _end(run_fd, self.status, stream) for stream in names}
+        self.ends = {stream: end_of(run_fd, self.status, stream) for stream in names}
 
 
 class _Printer:
@@ -118,7 +118,7 @@ def _line_count(text: str) -> int | None:
     return int(text)
 
 
-def _end(run_fd: int, found: StatusDict, stream: str) -> int:
+def end_of(run_fd: int, found: StatusDict, stream: str) -> int:
     """
     How far a reader goes: to the length that a final status records, because what was left running
     may still write.
