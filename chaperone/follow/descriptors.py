@@ -44,7 +44,7 @@ SILENT_FILESYSTEMS = frozenset(
     " ocfs2 panfs prl_fs smb3 smbfs snfs vboxsf virtiofs vmhgfs vxfs".split()
 )
 
-
+OUR_FDS = "/proc/self/fd"  # missing too where /proc shows a pid namespace that we are not in
 LONGEST_WAIT_S = 86_400.0  # epoll_wait(2) takes milliseconds in an int: 24.8 days are its end
 
 
@@ -52,8 +52,11 @@ class OutOfWatchesError(SpoolError):
     """The kernel grants this user no further watch."""
 
 
-class OutOfInstancesError(SpoolError):
-    """The kernel grants this user no further instance of inotify, or this process no further fd."""
+class NoInotifyError(SpoolError):
+    """
+    inotify can't be used: the kernel grants this user no further instance, or this process no
+    further fd; or there is no /proc of ours, by which a directory that is open is named.
+    """
 
 
 def silent_filesystem(fd: int) -> str | None:
@@ -168,7 +171,7 @@ class Watcher:
         try:
             # By fd, because the name may belong to another directory by now.  inotify_add_watch(2)
             # only takes a path.
-            return int(self._inotify.add_watch(f"/proc/self/fd/{directory_fd}", mask | ONLYDIR))
+            return int(self._inotify.add_watch(f"{OUR_FDS}/{directory_fd}", mask | ONLYDIR))
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 name = _watch_limit()
@@ -269,11 +272,11 @@ class Watcher:
 
 def open_watcher(reports: bool) -> tuple[Watcher, str | None]:
     """
-    A watcher, and None; where the kernel grants no inotify instance, one without inotify, and why.
+    A watcher, and None; where inotify can't be used, one without inotify, and why.
     """
     try:
         return Watcher(reports), None
-    except OutOfInstancesError as error:
+    except NoInotifyError as error:
         return Watcher(reports=False), str(error)
 
 
@@ -316,6 +319,8 @@ def _timer() -> Timer:
 
 
 def _inotify() -> inotify_simple.INotify:
+    if not os.path.isdir(OUR_FDS):
+        raise NoInotifyError(f"unable to use inotify: there is no {OUR_FDS}")
     try:
         return inotify_simple.INotify(nonblocking=True)
     except OSError as error:
@@ -325,7 +330,7 @@ def _inotify() -> inotify_simple.INotify:
                 f"the limit of {_limit(name)} inotify instances for this user (sysctl {name}),"
                 " or of open files, is reached"
             )
-            raise OutOfInstancesError(f"unable to use inotify: {sentence}", error.errno) from error
+            raise NoInotifyError(f"unable to use inotify: {sentence}", error.errno) from error
         raise SpoolError(f"unable to follow: {error.strerror}", error.errno) from error
 
 

@@ -84,6 +84,19 @@ def test_inotify_instances_that_are_used_up_are_told(spool, monkeypatch):
     assert not finding.fits and finding.says == "unable to watch it: Too many open files"
 
 
+def test_a_machine_without_proc_is_told(spool, monkeypatch):
+    def refuse(watch, path, mask):
+        raise OSError(errno.ENOENT, "No such file or directory")
+
+    monkeypatch.setattr(inotify_simple.INotify, "add_watch", refuse)
+    finding = found(spool)["inotify"]
+    assert (finding.fits, finding.says, finding.remedy) == (
+        False,
+        "there is no /proc/self/fd to name it by: followers poll",
+        "mount a /proc of this pid namespace",
+    )
+
+
 @pytest.mark.parametrize(
     ("blocks", "files", "wrong"),
     [

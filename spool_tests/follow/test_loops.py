@@ -114,6 +114,21 @@ def test_follower_without_an_inotify_instance_polls_and_says_so(spool, monkeypat
         assert next_of(follower, Ended).run_id == "r"
 
 
+def test_follower_without_proc_polls_and_says_so(spool, monkeypatch):
+    """The path by which a watch names an open directory is not there."""
+    monkeypatch.setattr(descriptors, "OUR_FDS", "/nowhere/fd")
+    monkeypatch.setattr(followers, "POLL_S", 0.02)
+    sentence = (
+        f"looking at spool {str(spool)!r} every 0.02 s: unable to use inotify:"
+        " there is no /nowhere/fd"
+    )
+    with pytest.warns(RuntimeWarning) as warned, Follower(spool) as follower:
+        assert ([str(each.message) for each in warned], follower.polling) == ([sentence], sentence)
+        with Writer(spool) as writer:
+            writer.running().write(b"x").end()
+        assert next_of(follower, Ended).run_id == "r"
+
+
 def test_follower_without_a_free_fd_is_refused_in_a_sentence(spool):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     used = max(map(int, os.listdir("/proc/self/fd")))

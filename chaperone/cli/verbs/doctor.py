@@ -7,6 +7,7 @@ A check returns whether it fits (None: only worth knowing), what was found, and 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import resource
@@ -136,6 +137,9 @@ def _inotify(fd: int) -> Answer:
             if watch.read(timeout=1_000 * TELLS_S):
                 return True, "it tells what happens in the spool", None
     except OSError as error:
+        if error.errno == errno.ENOENT:
+            says = "there is no /proc/self/fd to name it by: followers poll"
+            return False, says, "mount a /proc of this pid namespace"
         limits = "fs.inotify.max_user_instances and max_user_watches"
         remedy = f"end who holds so many, or raise {limits}"
         return False, f"unable to watch it: {error.strerror}", remedy
