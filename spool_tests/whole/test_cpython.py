@@ -1,52 +1,21 @@
 """
 Each private module of CPython replaced by its public one: whole runs, and the tests of JSON.
 
-Knows: how to hide a module from `chaperone.cpython`.  Must not know: what uses it.
+Knows: `chaperone.cpython`.  Must not know: what uses it.
 """
 
 import json
 import os
 import pathlib
-import site
 import subprocess
-import sys
 
 import pytest
 
+from spool_tests.support.fallbacks import FORCED, argv
 from spool_tests.support.places import ROOT
 from spool_tests.support.waiting import until
 
 pytestmark = pytest.mark.once
-
-# A public module needs its core, so it is imported before the core is hidden.
-HIDDEN = "import sys, {public}; sys.modules['{private}'] = None\n"
-FAKED = """
-import json, _json, sys, types
-fake = types.ModuleType("_json")
-vars(fake).update(vars(_json))
-{changed}
-sys.modules["_json"] = fake
-"""
-# As 3.15 asked for `array_hook`, which no earlier decoder had.
-HOOK = "fake.make_scanner = lambda context: context.hook_of_a_later_python\n"
-ARGUMENTS = "fake.make_scanner = fake.make_encoder = lambda: None\n"
-FORCED = {
-    "json in Python": "import sys; sys.modules['_json'] = None\n",
-    "_json": HIDDEN.format(public="json", private="_json"),
-    "_json with a new hook": FAKED.format(changed=HOOK),
-    "_json with other arguments": FAKED.format(changed=ARGUMENTS),
-    "_signal": HIDDEN.format(public="signal", private="_signal"),
-    "_socket": HIDDEN.format(public="socket", private="_socket"),
-    "_ctypes": HIDDEN.format(public="ctypes", private="_ctypes"),
-    "posix": "import os, posix, sys; del posix.environ\n",
-}
-FORCED["all"] = "".join(FORCED[name] for name in FORCED if " " not in name)
-
-
-def argv(name, code="import chaperone.__main__"):
-    """Python code, without site, where a fallback is forced."""
-    places = f"sys.path += {[ROOT, *site.getsitepackages()]}\n"
-    return [sys.executable, "-I", "-S", "-c", FORCED[name] + places + code]
 
 
 def told(command, **keywords):
