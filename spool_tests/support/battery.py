@@ -1,0 +1,293 @@
+"""
+The checks that each world is put to: what must be true of a run wherever it is.
+
+Knows: a world's words, the command line, what is on disk.  Must not know: how a world is made.
+What lives is known by a FIFO that each process of a program holds open: no /proc is asked.
+"""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+
+from chaperone.program import processes
+from spool_tests.support.places import CHAPERONE
+from spool_tests.support.waiting import until
+from spool_tests.support.world import open_way
+
+WORDS = "\u00e9\u20ac"  # 2 and 3 bytes in UTF-8, one of them in Latin-1
+SECONDS = 30  # until something must have happened, on a loaded machine
+HOLD = "sh -c 'echo up; exec sleep 1000' >{alive}"
+# What each way to know a run's processes finds, and the ways before it find not.
+TREE = {
+    "group": "{hold} & ",
+    "cookie": "(setsid {hold} &); ",
+    "kernel": '(env -i "PATH=$PATH" setsid {hold} &); ',
+}
+WAYS = list(TREE)
+
+
+class Battery:
+    """
+    A world with a spool, for one check.
+
+    Args:
+        world (World): The row.
+        made (Made): The world itself.
+        spool (pathlib.Path): The test's own, for a chaperone here with its far side there.
+        far (bool): Whether the program is on the far side.
+    """
+
+    def __init__(self, world, made, spool, far):
+        self.world, self.made, self.far = world, made, far
+        self.directory = spool.parent
+        self.tracking = world.far if far else world.near
+        self.spool = self.seen = spool
+        if not far and made.room is not None:
+            name = f"{spool.parent.name}-{os.getpid()}"
+            self.spool, self.seen = (type(spool)(at, name) for at in (made.room, made.seen))
+            self.seen.mkdir(0o700)
+        open_way(self.directory)
+        self.home = self.directory / "home"
+        self.home.mkdir(0o700)
+        for path in (self.home, self.seen) if not far else (self.home,):
+            os.chown(path, made.uid, -1)
+        self.env = {**os.environ, "HOME": str(self.home)}
+        self.alive, self.go = (self.directory / name for name in ("alive", "go"))
+        for fifo in (self.alive, self.go):
+            os.mkfifo(fifo)
+            fifo.chmod(0o666)
+        self._alive = os.open(self.alive, os.O_RDONLY | os.O_NONBLOCK)
+        self._ups, self._started = 0, []
+
+    # -- what a program does
+
+    def tree(self, before="", after=None):
+        """A program that leaves all that its run must find, and goes on until it is killed."""
+        hold = HOLD.format(alive=self.alive)
+        ways = WAYS[: WAYS.index(self.tracking) + 1]
+        self._ups += len(ways) + (after is None)
+        text = before + "".join(TREE[way].format(hold=hold) for way in ways)
+        text += self.world.fill.format(alive=self.alive)
+        text += f"exec {hold}" if after is None else after
+        return {"argv": ["/bin/sh", "-c", text, WORDS], "env": {"WORD": WORDS}}
+
+    def counts(self, leftovers):
+        """Whether a status counts what `tree` left when the program itself has ended."""
+        least = {"kernel": 3, "cookie": 2, "group": None}[self.tracking]
+        if least is None or leftovers is None or not self.world.fill:
+            return leftovers == least
+        return leftovers > least
+
+    def wait_up(self):
+        """Wait until each process of the tree has said so."""
+        said = b""
+
+        def are_up():
+            nonlocal said
+            try:
+                said += os.read(self._alive, 4096)
+            except BlockingIOError:
+                pass
+            return said.count(b"up\n") == self._ups
+
+        until(are_up, SECONDS, f"{self._ups} processes are up: {said!r}, {self.log()}")
+
+    def wait_gone(self):
+        """Wait until no process of the tree lives, and none that they started."""
+
+        def are_gone():
+            try:
+                while os.read(self._alive, 4096):
+                    pass
+                return True
+            except BlockingIOError:
+                return False
+
+        until(are_gone, SECONDS, f"all are gone: {self.log()}")
+
+    def let_go(self):
+        """Let a program go on that reads from `go`."""
+
+        def is_open():
+            try:
+                return os.open(self.go, os.O_WRONLY | os.O_NONBLOCK)
+            except OSError as error:
+                assert error.errno == errno.ENXIO
+                return None
+
+        fd = until(is_open, SECONDS)
+        os.write(fd, b"\n")
+        os.close(fd)
+
+    # -- what chaperone does
+
+    def argv(self, *words, starts=False):
+        there = self.made.run_words if starts else self.made.words
+        if self.far:
+            return [*CHAPERONE, *map(str, words)]
+        return [*there, *self.made.command, *map(str, words)]
+
+    def start(self, program, run_id="r", **spec):
+        """Start a run, and wait until it runs: its status."""
+        if self.far:
+            hop = {"exec": {"argv": [*self.made.run_words]}} if self.made.run_words else None
+            spec["remote"] = {"hops": [hop or {"exec": {"argv": ["env"]}}]}
+            if spec.get("on_disconnect") == "survive":
+                spec["remote"]["remote_dir"] = f"{self.home}/.chaperone"
+        spec = {"id": run_id, "program": program, **spec}
+        process = self.popen("run", "-", starts=True)
+        process.stdin.write(json.dumps(spec).encode())
+        process.stdin.close()
+        assert process.stdout.readline() == f"{run_id}\n".encode(), process.stderr.read()
+        self._started.append(process)
+        return until(lambda: self.running(run_id) or self.ended(run_id), SECONDS, self.log)
+
+    def popen(self, *words, starts=False):
+        return subprocess.Popen(
+            self.argv(*words, starts=starts),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**self.env, "CHAPERONE_SPOOL": str(self.spool)},
+        )
+
+    def call(self, *words, code=0, **keywords):
+        """What a verb prints in this world."""
+        keywords.setdefault("stdin", subprocess.DEVNULL)
+        done = subprocess.run(
+            self.argv(*words),
+            capture_output=True,
+            text=True,
+            timeout=2 * SECONDS,
+            check=False,
+            env={**self.env, "CHAPERONE_SPOOL": str(self.spool)},
+            **keywords,
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        assert code in (None, done.returncode), (done, self.log())
+        return done
+
+    def read(self, name, run_id="r"):
+        try:
+            return (self.seen / run_id / name).read_bytes()
+        except FileNotFoundError:
+            return b""
+
+    def log(self, run_id="r"):
+        return self.read("log", run_id).decode()
+
+    def running(self, run_id="r"):
+        status = json.loads(self.read("running.json", run_id) or b"{}")
+        return status if status.get("state") == "running" else None
+
+    def ended(self, run_id="r"):
+        return json.loads(self.read("status.json", run_id) or b"null")
+
+    def wait_end(self, run_id="r"):
+        until(lambda: self.ended(run_id), SECONDS, f"{run_id} has ended: {self.log(run_id)}")
+        return self.ended(run_id)
+
+    def kill_chaperone(self, run_id="r"):
+        """SIGKILL, by its pid here: in a pid namespace it has another one there."""
+        process = self._started[-1]
+        wanted = self.running(run_id)["chaperone_pid"]
+        here = [process.pid, *processes.descendants(process.pid)]
+        [pid] = [pid for pid in here if innermost(pid) == wanted]
+        os.kill(pid, signal.SIGKILL)
+
+    def close(self):
+        """End what a check that failed has left."""
+        for process in self._started:
+            for pid in [process.pid, *processes.descendants(process.pid)][::-1]:
+                if process.poll() is None:
+                    os.kill(pid, signal.SIGKILL)
+            process.wait()
+            process.stdout.close()
+            process.stderr.close()
+        os.close(self._alive)
+
+
+def innermost(pid):
+    """The pid of a process in its own pid namespace."""
+    with open(f"/proc/{pid}/status") as file:
+        return next(int(line.split()[-1]) for line in file if line.startswith("NSpid:"))
+
+
+# -- the checks
+
+
+def run(here):
+    """A run writes, leaves something, ends; the status says so, and a follower hears of it."""
+    before = 'printf "%s %s\\n" "$0" "$WORD"; echo err >&2; '
+    with here.popen("follow") as follower:
+        here.start(here.tree(before, f"read go <{here.go}; exit 3"), stop={"grace_period": 2})
+        here.wait_up()
+        here.let_go()
+        status = here.wait_end()
+        heard = {}
+        while heard.get("event") != "ended":
+            line = follower.stdout.readline()
+            assert line, follower.stderr.read()
+            heard = json.loads(line)
+        follower.kill()
+    here.wait_gone()
+    assert (here.read("stdout").decode(), here.read("stderr")) == (f"{WORDS} {WORDS}\n", b"err\n")
+    names = ("state", "return_code", "signal", "complete", "tracking")
+    expected = ["terminated", 3, None, True, here.tracking]
+    assert [status[name] for name in names] == expected, (status, here.log())
+    assert here.counts(status["leftovers"]), (status, here.log())
+    assert (heard["run_id"], heard["status"]["return_code"]) == ("r", 3)
+    assert json.loads(here.call("ls", "--all", "--json").stdout)["return_code"] == 3
+
+
+def stop(here):
+    """A stop sends a signal, which is ignored, and SIGKILL after the grace."""
+    here.start(here.tree("trap '' TERM; "))
+    here.wait_up()
+    here.call("stop", "--grace", "0.2", "r")
+    here.wait_gone()
+    status = here.ended()
+    found = [status[name] for name in ("state", "signal", "return_code", "tracking")]
+    ended = (None, 137) if here.far and here.world.ambiguous else ("SIGKILL", None)
+    assert found == ["terminated", *ended, here.tracking], (status, here.log())
+    assert status["stop"]["reason"] == "request"
+
+
+def killed(here):
+    """SIGKILL of the chaperone leaves nothing, and the run is lost."""
+    here.start(here.tree(), stop={"grace_period": 0.2})
+    here.wait_up()
+    here.kill_chaperone()
+    here.wait_gone()
+    until(lambda: json.loads(here.call("status", "r").stdout)["state"] == "lost", SECONDS)
+    here.call("reap", code=None)
+    assert here.wait_end()["state"] == "lost"
+
+
+def survive(here):
+    """A run outlives its chaperone, is adopted, and no byte and no exit code is lost."""
+    text = f"echo one; read go <{here.go}; echo two; exit 5"
+    here.start({"argv": ["/bin/sh", "-c", text]}, on_disconnect="survive", lease=60)
+    until(lambda: here.read("stdout") == b"one\n", SECONDS, here.log)
+    here.kill_chaperone()
+    until(lambda: json.loads(here.call("status", "r").stdout)["state"] == "unattended", SECONDS)
+    here.call("adopt", "--detach", "r")
+    here.let_go()
+    status = here.wait_end()
+    found = status["state"], status["return_code"], status["complete"]
+    assert found == ("terminated", 5, True), (status, here.log())
+    assert here.read("stdout") == b"one\ntwo\n"
+    until(lambda: list((here.home / ".chaperone").glob("*")) == [], SECONDS)
+
+
+def doctor(here):
+    """It says in lines what it finds, and has no traceback."""
+    done = here.call("doctor", code=None)
+    assert done.returncode in (os.EX_OK, os.EX_CONFIG) and done.stderr == "", done
+    assert all(line[:4] in ("ok  ", "BAD ", "    ") for line in done.stdout.splitlines())
+
+
+CHECKS = {check.__name__: check for check in (run, stop, killed, survive, doctor)}
+FAR = ("run", "stop", "killed", "survive")
