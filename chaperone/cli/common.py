@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 def found_id(spool_fd: int, text: str) -> str:
     """
-    The run that a word means: an exact id beats a prefix, a prefix must fit one run alone.
+    The run that a word means: an exact id beats a prefix, a prefix must fit one run alone, of those
+    that `ls` lists or, where it fits none of them, of the collected ones.
 
     Raises:
         NoRunError: If there is none, or the prefix is ambiguous.
@@ -39,7 +40,7 @@ def found_id(spool_fd: int, text: str) -> str:
             os.close(format.open_run(spool_fd, text))
             return text
         except NoRunError:
-            found = [run_id for run_id in format.all_ids(spool_fd) if run_id.startswith(text)]
+            found = _beginning_with(spool_fd, text) or format.all_ids(spool_fd, (text,))
     if len(found) == 1:
         return found[0]
     if not found:
@@ -50,6 +51,15 @@ def found_id(spool_fd: int, text: str) -> str:
     raise NoRunError(
         f"unable to find run {text!r}: {len(found)} runs begin so: {some}", errno.ENOTUNIQ
     )
+
+
+def _beginning_with(spool_fd: int, text: str) -> list[str]:
+    """
+    Of the live and the uncollected runs: `ls` shortens an id so that it fits no other of these, and
+    a look at them does not grow with the history.
+    """
+    ids = {*format.live_ids(spool_fd, (text,)), *format.ended_ids(spool_fd, (text,))}
+    return sorted(run_id for run_id in ids if format.found(spool_fd, run_id))
 
 
 def found_ids(given: Given, texts: list[str]) -> list[str]:

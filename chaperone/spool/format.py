@@ -150,28 +150,38 @@ def _owned_by_us(fd: int, what: str) -> int:
     return fd
 
 
-def _entries(spool_fd: int, name: str) -> list[str]:
+# Each of the three takes how the ids must begin. That is checked first: in a spool of 100,000 runs
+# the check of the whole id takes three times as long as the listing.
+
+
+def _ids(directory_fd: int, prefixes: tuple[str, ...]) -> list[str]:
+    return sorted(
+        name for name in os.listdir(directory_fd) if name.startswith(prefixes) and is_run_id(name)
+    )
+
+
+def _entries(spool_fd: int, name: str, prefixes: tuple[str, ...]) -> list[str]:
     try:
         fd = open_entries(spool_fd, name)
     except FileNotFoundError:
         return []
     with owned(fd):
-        return sorted(entry for entry in os.listdir(fd) if is_run_id(entry))
+        return _ids(fd, prefixes)
 
 
-def live_ids(spool_fd: int) -> list[str]:
+def live_ids(spool_fd: int, prefixes: tuple[str, ...] = ("",)) -> list[str]:
     """The ids in .running/: live runs, runs about to appear, and runs whose chaperone died."""
-    return _entries(spool_fd, RUNNING)
+    return _entries(spool_fd, RUNNING, prefixes)
 
 
-def ended_ids(spool_fd: int) -> list[str]:
+def ended_ids(spool_fd: int, prefixes: tuple[str, ...] = ("",)) -> list[str]:
     """The ids in .ended/: runs that have ended and were not collected."""
-    return _entries(spool_fd, ENDED)
+    return _entries(spool_fd, ENDED, prefixes)
 
 
-def all_ids(spool_fd: int) -> list[str]:
+def all_ids(spool_fd: int, prefixes: tuple[str, ...] = ("",)) -> list[str]:
     """The ids of all run directories, the collected ones too: costs as much as there is history."""
-    return sorted(name for name in os.listdir(spool_fd) if is_run_id(name))
+    return _ids(spool_fd, prefixes)
 
 
 def has_lock(spool_fd: int, run_id: str) -> bool:

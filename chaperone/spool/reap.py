@@ -21,11 +21,12 @@ from ..model import transitions
 from ..program.fds import owned
 from . import format, locks, look, takeover
 from .run_directory import RunDirectory
-from .sweep import sweep
+from .sweep import Memory, sweep
 
 # The far side's watchdog looks every 5 s, and its KILL may come 3 s after the grace (measured,
 # docs/far-side.rst); rounded up.
 FAR_SLACK_S = 10
+SETTLED = ("lost", "finished", "ended", "swept")  # `Reaped.done` that leaves nothing more to do
 
 
 @attrs.frozen(kw_only=True)
@@ -67,12 +68,19 @@ def reap(spool_path: str, run_ids: list[str] | None = None) -> list[Reaped]:
             format.make_directory(name, spool_fd)
         if run_ids is not None:
             return [_reaped(spool_fd, spool_path, run_id) for run_id in run_ids]
-        with sweep(spool_fd, spool_path):
-            return [*_reaped_all(spool_fd, spool_path), *_swept(spool_fd)]
+        with sweep(spool_fd, spool_path) as memory:
+            others = _not_live(spool_fd, memory)
+            done = list(_reaped_all(spool_fd, spool_path, others))
+            swept = _swept(spool_fd, memory)
+            # The next sweep finds what is in .running/, and only a look at all finds the others.
+            hidden = [one for one in done if one.run_id in others]
+            if swept is not None and all(one.done in SETTLED for one in [*hidden, *swept]):
+                memory.keep()
+            return [*done, *(swept or [])]
 
 
-def _reaped_all(spool_fd: int, path: str) -> Iterator[Reaped]:
-    for run_id in sorted({*format.live_ids(spool_fd), *_without_entry(spool_fd)}):
+def _reaped_all(spool_fd: int, path: str, others: list[str]) -> Iterator[Reaped]:
+    for run_id in sorted({*format.live_ids(spool_fd), *others}):
         try:
             yield _reaped(spool_fd, path, run_id)
         # A start that died before its run appeared, or gc took the run: `_swept` clears it.
@@ -80,12 +88,16 @@ def _reaped_all(spool_fd: int, path: str) -> Iterator[Reaped]:
             pass
 
 
-def _without_entry(spool_fd: int) -> list[str]:
+def _not_live(spool_fd: int, memory: Memory) -> list[str]:
     """
-    Runs that have a lock: all that have not ended to their last step, though a power cut may have
-    taken their entry.
+    Runs that have a lock and no entry in .running/: they have not ended to their last step, or a
+    power cut has taken their entry. Only after a boot the lock of each old run is looked for.
     """
-    return [run_id for run_id in format.all_ids(spool_fd) if format.has_lock(spool_fd, run_id)]
+    if memory.nothing_changed:
+        return []
+    ids = format.ended_ids(spool_fd) if memory.is_of_this_boot else format.all_ids(spool_fd)
+    live = frozenset(format.live_ids(spool_fd))
+    return [run_id for run_id in ids if run_id not in live and format.has_lock(spool_fd, run_id)]
 
 
 def _reaped(spool_fd: int, path: str, run_id: str) -> Reaped:
@@ -195,13 +207,20 @@ def _far_end_s(spec: dict[str, Any], lease_s: object) -> float | None:
     return lease_s + grace_s + FAR_SLACK_S
 
 
-def _swept(spool_fd: int) -> list[Reaped]:
-    """Remove what dead starters left, while no starter is at work (rule W1)."""
+def _swept(spool_fd: int, memory: Memory) -> list[Reaped] | None:
+    """
+    Remove what dead starters left (rule W1).
+
+    Returns:
+        list: What was done; None if a starter is at work.
+    """
     found = []
     with owned(format.open_entries(spool_fd, format.RUNNING)) as running_fd:
         if not locks.try_take(running_fd):
-            return []
-        for name in format.hidden_directories(spool_fd, format.NEW):
+            return None
+        # The listing of a big spool takes as long as all the rest.
+        built = [] if memory.nothing_changed else format.hidden_directories(spool_fd, format.NEW)
+        for name in built:
             format.remove_tree(spool_fd, name)
             found.append(_swept_directory(name, format.found(spool_fd, name) is None))
         for run_id in format.live_ids(spool_fd):

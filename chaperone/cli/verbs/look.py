@@ -79,12 +79,13 @@ def ls(given: Given, terminal: Terminal) -> int:
 
 def _wanted_ids(spool_fd: int, given: Given) -> tuple[list[str], int]:
     """The runs that are looked at, and how many are not because they were collected."""
-    ids = {*format.live_ids(spool_fd), *format.ended_ids(spool_fd)}
-    everything = [] if given.json and not given.all else format.all_ids(spool_fd)
     prefixes = tuple(given.prefixes) or ("",)
-    uncollected = sorted(run_id for run_id in ids if run_id.startswith(prefixes))
-    collected = [id for id in everything if id not in ids and id.startswith(prefixes)]
-    return (sorted(uncollected + collected), 0) if given.all else (uncollected, len(collected))
+    uncollected = {*format.live_ids(spool_fd, prefixes), *format.ended_ids(spool_fd, prefixes)}
+    everything = [] if given.json and not given.all else format.all_ids(spool_fd, prefixes)
+    collected = [run_id for run_id in everything if run_id not in uncollected]
+    if given.all:
+        return sorted([*uncollected, *collected]), 0
+    return sorted(uncollected), len(collected)
 
 
 def _fits(status: StatusDict, given: Given) -> bool:
