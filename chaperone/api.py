@@ -333,7 +333,7 @@ class Run:
             if status.is_final():
                 return status
             if status.state == "unattended":
-                why = "its chaperone is gone and it may live on; adopt it first"
+                why = "its chaperone died, and its program may be running; adopt it first"
                 raise NoRunError(f"unable to ask run {self.run_id!r}: {why}") from None
             if not wait:
                 raise
@@ -410,5 +410,5 @@ def final_status(event: Ended | Lost, verb: str) -> Status:
 
 def _opened_run(spool_fd: int, run_id: str) -> owned:
     if not specs.is_run_id(run_id):
-        raise NoRunError(f"unable to find run {run_id!r}: no run can have that id")
+        raise NoRunError(f"unable to find run {run_id!r}: that is not a valid run id")
     return owned(format.open_run(spool_fd, run_id))

@@ -141,7 +141,7 @@ def test_request_to_an_ended_run_changes_nothing(spool):
     until(
         lambda: not (spool / "r" / "control").exists()
     )  # it goes a moment after the outcome has appeared
-    with pytest.raises(NoRunError, match="^unable to ask run 'r': no chaperone is there$"):
+    with pytest.raises(NoRunError, match="^unable to ask run 'r': its chaperone is not running$"):
         run.signal("USR1")
 
 

@@ -76,7 +76,7 @@ def verb_named(name: str) -> Verb:
         return VERBS[name]
     want = f"want one of {', '.join(VERBS)}"
     if not name:
-        raise UsageError(f"unable to begin: {want}")
+        raise UsageError(f"unable to understand the command line: the verb is missing; {want}")
     near = near_miss(name, VERBS)
     raise UsageError(f"unable to understand {name!r}: {near.removeprefix('; ') or want}")
 

@@ -45,11 +45,11 @@ def found_id(spool_fd: int, text: str) -> str:
         return found[0]
     if not found:
         raise NoRunError(
-            f"unable to find run {text!r}: no run of this spool begins so", errno.ENOENT
+            f"unable to find run {text!r}: no run id in this spool begins with that", errno.ENOENT
         )
     some = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
     raise NoRunError(
-        f"unable to find run {text!r}: {len(found)} runs begin so: {some}", errno.ENOTUNIQ
+        f"unable to find run {text!r}: it is ambiguous; it matches: {some}", errno.ENOTUNIQ
     )
 
 

@@ -158,8 +158,8 @@ class Outbox:
             SpecError: If it is not the number of the last batch.
         """
         if number != self.number or not self._unacknowledged:
-            want = self.number if self._unacknowledged else "none"
-            raise SpecError(f"unable to acknowledge batch {number}: want {want}")
+            want = f"want {self.number}" if self._unacknowledged else "no batch waits for that"
+            raise SpecError(f"unable to acknowledge batch {number}: {want}")
         # The file keeps it until the next batch: printing a committed batch again does no harm.
         if self._path is not None:
             for line in map(json.loads, self._unacknowledged):
@@ -281,7 +281,7 @@ def _lock(path: str) -> filelock.BaseFileLock:
         _write_pid(lock_path)
     except filelock.Timeout as error:
         raise SpoolError(
-            f"unable to use cursor file {path!r}: it belongs to pid {pid or 'unknown'}",
+            f"unable to use cursor file {path!r}: it is in use by pid {pid or 'unknown'}",
             errno.EAGAIN,
         ) from error
     except OSError as error:
@@ -335,7 +335,7 @@ def _kept(path: str) -> dict[str, Any] | None:
     except OSError as error:
         raise failure(f"read cursor file {path!r}", error) from error
     except (ValueError, RecursionError) as error:
-        raise SpecError(f"unable to read cursor file {path!r}: want JSON, got {error}") from error
+        raise SpecError(f"unable to read cursor file {path!r}: it is not JSON: {error}") from error
     try:
         found: dict[str, Any] = _KEPT(kept, "")
     except SpecError as error:

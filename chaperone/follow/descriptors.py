@@ -179,7 +179,7 @@ class Watcher:
                     f"the limit of {_limit(name)} watches for this user is reached (sysctl {name})"
                 )
                 raise OutOfWatchesError(
-                    f"unable to watch another directory: {sentence}", error.errno
+                    f"unable to watch one more directory: {sentence}", error.errno
                 ) from error
             raise SpoolError(
                 f"unable to watch a directory: {error.strerror}", error.errno
@@ -308,7 +308,7 @@ def _epoll() -> select.epoll:
     try:
         return select.epoll()
     except OSError as error:
-        raise SpoolError(f"unable to follow: {error.strerror}", error.errno) from error
+        raise SpoolError(f"unable to make an epoll fd: {error.strerror}", error.errno) from error
 
 
 def _timer() -> Timer:
@@ -331,7 +331,7 @@ def _inotify() -> inotify_simple.INotify:
                 " or of open files, is reached"
             )
             raise NoInotifyError(f"unable to use inotify: {sentence}", error.errno) from error
-        raise SpoolError(f"unable to follow: {error.strerror}", error.errno) from error
+        raise SpoolError(f"unable to use inotify: {error.strerror}", error.errno) from error
 
 
 class OpenStreams:

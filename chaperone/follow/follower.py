@@ -88,11 +88,11 @@ class Follower:
         self.wanted = tuple(streams)
         if not set(self.wanted) <= set(format.STREAMS):
             raise SpecError(
-                f"unable to follow streams {self.wanted!r}: want some of stdout and stderr"
+                f"unable to follow streams {self.wanted!r}: want stdout, stderr or both"
             )
         if poll_s is not None and not 0 < poll_s <= LONGEST_S:
             raise SpecError(
-                f"unable to poll every {poll_s!r} s: want seconds above 0, at most {LONGEST_S:g}"
+                f"unable to poll every {poll_s!r} s: want more than 0 and at most {LONGEST_S:g} s"
             )
         self.polling: str | None = None
         self._named = None if runs is None else frozenset(runs)
@@ -117,7 +117,7 @@ class Follower:
             if silent or why:
                 self._poll(why or f"inotify may be silent on {silent}")
             elif poll_s is not None:
-                self._poll("it was asked for", announced=True)
+                self._poll("poll_s asks for it", announced=True)
             else:
                 self._watch_spool()
             for run_id in entries.keys() - others.keys() | (self._named or set()):
@@ -190,7 +190,7 @@ class Follower:
         if run is None and format.where_entered(self.spool_fd, run_id) is None:
             return
         if run is None or not run.has_ended():
-            raise SpecError(f"unable to collect run {run_id!r}: its ending was not handed out")
+            raise SpecError(f"unable to collect run {run_id!r}: its ending was not delivered yet")
         if look.key_of(self.spool_fd, run_id) not in (None, run.entry["key"]):
             # The run was deleted; the entry belongs to a later run with this id, whose events are
             # still to be delivered.

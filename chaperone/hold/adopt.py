@@ -68,16 +68,17 @@ def hold_left_run(spool_path: str, run_id: str, inherited: dict[str, Any], visib
     try:
         state = _state(spool_fd, run_id)
         if state != "unattended":
-            raise SpoolError(
-                f"unable to adopt run {run_id!r}: want it unattended, got {state or 'no such run'}"
-            )
+            why = f"but it is {state}" if state else "but there is no such run"
+            raise SpoolError(f"unable to adopt run {run_id!r}: want an unattended run, {why}")
         run = takeover.take_over(spool_fd, spool_path, run_id)
         if run is None:
-            raise SpoolError(f"unable to adopt run {run_id!r}: somebody else holds its lock by now")
+            why = "another process has taken its lock"
+            raise SpoolError(f"unable to adopt run {run_id!r}: {why}")
         # between our look and our lock another adopter held it, to an end that was left half done
         if run.is_ended():
             run.close()
-            raise SpoolError(f"unable to adopt run {run_id!r}: want it unattended, got it ended")
+            why = "want an unattended run, but it has ended"
+            raise SpoolError(f"unable to adopt run {run_id!r}: {why}")
     finally:
         os.close(spool_fd)
     spec, status = look.read_spec(run.fd), look.read_live(run.fd, run_id)

@@ -389,9 +389,7 @@ class Chaperone:
         for name, stream in self.streams.items():
             size = self.run.size_of(name)
             if size < stream.bytes:
-                self.log(
-                    f"{name} shrank from {stream.bytes} to {size} bytes: somebody truncated it"
-                )
+                self.log(f"{name} shrank from {stream.bytes} to {size} bytes: it was truncated")
             dropped = None if self.spec["output"]["through"] == "file" else stream.dropped
             sizes[name] = {"bytes": size, "dropped": dropped}
         return {**status, **sizes}

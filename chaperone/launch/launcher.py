@@ -107,7 +107,7 @@ def _lock(spool_fd: int, spool_path: str) -> int:
         raise format.failure(f"launch for spool {spool_path!r}", error) from error
     if not is_ours:
         raise SpoolError(
-            f"unable to launch for spool {spool_path!r}: it has a launcher, pid {_pid(fd)}",
+            f"unable to launch for spool {spool_path!r}: its launcher is running, pid {_pid(fd)}",
             errno.EAGAIN,
         )
     os.ftruncate(fd, 0)
@@ -248,13 +248,13 @@ def _request(connection: socket.socket, launcher_fd: int) -> Request:
         connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER)[4:8], "little"
     )
     if uid != os.geteuid():
-        raise ChaperoneError(f"unable to launch for uid {uid}: want uid {os.geteuid()}")
+        raise ChaperoneError(f"unable to launch a run for uid {uid}: want uid {os.geteuid()}")
     value = jsontext.loads(receive_line(connection))
     image = value.get("image") if isinstance(value, dict) else None
     if not isinstance(value, dict) or image != IMAGE:
         if isinstance(image, str) and image[:TIME_DIGITS] >= IMAGE[:TIME_DIGITS]:
             _end(launcher_fd)  # it was upgraded
-        raise ChaperoneError(f"unable to launch: want a request of image {IMAGE!r}")
+        raise ChaperoneError(f"unable to launch a run: want one that code {IMAGE!r} has checked")
     return value
 
 

@@ -62,7 +62,8 @@ def run(
         RunExistsError, SpoolError: If the run directory can't be created.
     """
     if run_id is not None and len(texts) > 1:
-        raise SpecError(f"unable to start {len(texts)} runs as {run_id!r}: an id names one run")
+        why = "each run needs an id of its own"
+        raise SpecError(f"unable to start {len(texts)} runs with id {run_id!r}: {why}")
     inherited = shed_inherited_state()
     path = os.path.join(cwd, spool_path)
 

@@ -86,7 +86,7 @@ def _environment(env: dict[str, str] | None) -> dict[bytes, bytes]:
         return dict(os.environb)
     for name in checks.object_of_strings(env, "env"):
         if not name or "=" in name:
-            checks.fail(checks.at("env", name), "a name without '=', and not empty", name)
+            checks.fail(checks.at("env", name), "a non-empty name without '='", name)
     return {encoded(name): encoded(value) for name, value in env.items()}
 
 
@@ -122,7 +122,7 @@ def _start_cold(path: str, run_id: str, text: bytes, env: dict[bytes, bytes]) ->
 
 def _failure(code: int | None, path: str, run_id: str, sentence: str) -> ChaperoneError:
     """What `chaperone run` said, as the error that it was there."""
-    sentence = sentence or f"unable to start run {run_id!r}: its chaperone ended with {code}"
+    sentence = sentence or f"unable to start run {run_id!r}: its chaperone exited with code {code}"
     if code == os.EX_DATAERR:
         return SpecError(sentence)
     if code in (os.EX_CANTCREAT, None):

@@ -196,7 +196,7 @@ def json_object(value: Any, path: str) -> dict[str, object]:
         # the parser takes some 900 levels, on a shallow stack; 100 are told apart from a loop
         # everywhere
     ):
-        raise SpecError(f"{path}: want JSON values, at most 100 deep, got something else")
+        raise SpecError(f"{path}: want JSON values, nested at most 100 deep")
     return dict(value)
 
 
@@ -242,13 +242,13 @@ def fields(table: dict[str, tuple[Check, object]], whole: str = "spec") -> Check
         for name in value:
             if name not in table:
                 known = ", ".join(sorted(table))
-                raise SpecError(f"{at(path, name)}: want one of {known}, got an unknown field")
+                raise SpecError(f"{at(path, name)}: unknown field; want one of {known}")
         found = {}
         for name, (checked, default) in table.items():
             if name in value:
                 found[name] = checked(value[name], at(path, name))
             elif default is REQUIRED:
-                raise SpecError(f"{at(path, name)}: want it, got nothing")
+                raise SpecError(f"{at(path, name)}: required field is missing")
             elif default is not ABSENT:
                 found[name] = checked({}, at(path, name)) if default is OBJECT else default
         return found

@@ -158,7 +158,7 @@ class Reader:
             if not self._is_overlong:
                 self._is_overlong = True
                 size = f"more than {LIMIT} bytes"
-                yield f"unable to take a request of {size}: it is passed over to its end"
+                yield f"unable to take a request of {size}: the whole request is skipped"
 
 
 _WANT = "stop [SECONDS], signal NAME or kill"

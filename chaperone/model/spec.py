@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .checks import Check
 
 ID_LENGTH = 128
+ID_FORM = f"that matches [A-Za-z0-9][A-Za-z0-9._-]* and has at most {ID_LENGTH} characters"
 _ID_FIRST = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789")
 _ID_REST = _ID_FIRST | frozenset("._-")
 _NAME = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_")
@@ -96,7 +97,7 @@ def _rlimits(value: Any, path: str) -> dict[str, list[int | None]]:
     for name, limit in value.items():
         if name not in RLIMITS:
             raise SpecError(
-                f"{checks.at(path, name)}: want one of {', '.join(RLIMITS)}, got an unknown limit"
+                f"{checks.at(path, name)}: unknown limit; want one of {', '.join(RLIMITS)}"
             )
         pair = limit if isinstance(limit, list) and len(limit) == 2 else [limit, limit]
         ends = [None if end in ("unlimited", None) else end for end in pair]
@@ -119,7 +120,7 @@ def _signal_name(value: Any, path: str) -> str:
 
 def _id(value: Any, path: str) -> str:
     if not is_run_id(value):
-        checks.fail(path, "[A-Za-z0-9][A-Za-z0-9._-]* of at most 128 characters", value)
+        checks.fail(path, f"an id {ID_FORM}", value)
     return str(value)
 
 
@@ -269,7 +270,7 @@ def checked(value: object, cwd: str) -> dict[str, Any]:
     spec: dict[str, Any] = checks.fields(_SPEC)(value, "")
     program = spec["program"]
     if (program["argv"] is None) == (program["command"] is None):
-        got = "neither" if program["argv"] is None else "both"
+        got = "neither" if program["argv"] is None else "argv and command"
         raise SpecError(f"program: want exactly one of argv and command, got {got}")
     if program["argv"] is None:
         program["argv"] = ["/bin/sh", "-c", program["command"]]
@@ -315,7 +316,7 @@ def _refuse_contradictions(spec: dict[str, Any]) -> None:
 
         if not Route.of(spec["remote"]["hops"]).can_survive:
             checks.fail(
-                "on_disconnect", "'kill' behind such hops: nothing outlives them", "survive"
+                "on_disconnect", "'kill' behind these hops: no program can outlive them", "survive"
             )
     if spec["output"]["through"] == "file":
         for name, wrong in (
@@ -325,13 +326,13 @@ def _refuse_contradictions(spec: dict[str, Any]) -> None:
             if wrong:
                 checks.fail(
                     f"output.{name}",
-                    "none where output.through is 'file': nobody counts the bytes",
+                    "none where output.through is 'file': the chaperone counts no bytes",
                     spec["output"][name],
                 )
         if spec["timeouts"]["idle"] is not None:
             checks.fail(
                 "timeouts.idle",
-                "none where output.through is 'file': nobody sees the bytes",
+                "none where output.through is 'file': the chaperone sees no bytes",
                 spec["timeouts"]["idle"],
             )
 

@@ -67,8 +67,8 @@ def with_facts(status: StatusDict, /, **facts: object) -> StatusDict:
 
 def _moved(status: StatusDict, state: str, /, **facts: object) -> StatusDict:
     if state not in TRANSITIONS[status["state"]]:
-        move = f"from {status['state']!r} to {state!r}"
-        raise TransitionError(f"unable to move run {status['run_id']!r} {move}: no such transition")
+        move = f"run {status['run_id']!r} from {status['state']!r} to {state!r}"
+        raise TransitionError(f"unable to change the state of {move}: no such transition")
     return {**with_facts(status, **facts), "state": state}
 
 
@@ -97,7 +97,8 @@ def stopping(
         by (str): Who asked, in their own word, or None.
     """
     if reason not in STOP_REASONS:
-        raise TransitionError(f"unable to stop run {status['run_id']!r}: {reason!r} is no reason")
+        why = f"{reason!r} is not a known stop reason"
+        raise TransitionError(f"unable to stop run {status['run_id']!r}: {why}")
     word = None if by is None else by[:WORD_LENGTH]
     first = {"signal": signal, "reason": reason, "by": word, "time": statuses.timestamp(now_ns)}
     stop = status["stop"] or first

@@ -93,7 +93,7 @@ class LocalProgram:
             self._chaperone.loop.watch(self._guard.fd, select.POLLIN, self._guard_spoke)
         self._stdin = spawn.open_stdin(self._spec["program"]["stdin"])
         if spawn.is_stdin_awaited(self._stdin):
-            self._chaperone.log("the program is started when its stdin has a byte, or its end")
+            self._chaperone.log("the program starts as soon as its stdin has a byte or is closed")
             self._chaperone.loop.watch(self._stdin, select.POLLIN, self._stdin_came)
         else:
             self._begin()
@@ -281,7 +281,7 @@ class LocalProgram:
         it never does, or there is no descriptor now.
         """
         if not self._sees_orphans:
-            self._blind = "the kernel does not say"
+            self._blind = "the kernel does not list them"
             return None
         try:
             processes.reap_orphans((self.pid,))
@@ -328,7 +328,7 @@ class LocalProgram:
             self._looks -= 1
             self._chaperone.loop.later(LOOK_AGAIN_S, lambda: self.finish(grace_s))
             return
-        self._chaperone.log(f"unable to know what the program left running: {self._blind}")
+        self._chaperone.log(f"unable to find what the program left running: {self._blind}")
         self._leftovers = None
         if self._spec["leftovers"] == "stop":
             processes.signal_group(self.pid, signal.SIGKILL)

@@ -86,7 +86,7 @@ class Stream:
     def _accept(self, count: int) -> None:
         if self._refused:
             self._told(
-                f"{self._refused} bytes were dropped at offset {self.bytes}, "
+                f"{self._refused} bytes were dropped at offset {self.bytes}; "
                 "the disk takes bytes again"
             )
             self._refused = 0

@@ -100,7 +100,7 @@ def open_spool(path: str, create: bool = False) -> int:
             )
         if ours.st_mode & 0o022:
             raise SpoolError(
-                f"unable to use spool {path!r}: want nobody else to write to it,"
+                f"unable to use spool {path!r}: want it writable by nobody else,"
                 f" got mode {ours.st_mode & 0o7777:04o}",
                 errno.EPERM,
             )
@@ -286,7 +286,7 @@ def open_plain(directory_fd: int, name: str, flags: int = os.O_RDONLY) -> int:
         os.close(fd)
         want = "FIFO" if kind == stat.S_IFIFO else "file"
         raise SpoolError(
-            f"unable to open {name!r}: want a {want} of ours without other links", errno.EPERM
+            f"unable to open {name!r}: want a {want} of this user without other links", errno.EPERM
         )
     return fd
 
@@ -345,7 +345,7 @@ def open_run(spool_fd: int, run_id: str) -> int:
         SpoolError: If it is no directory of ours.
     """
     if not is_run_id(run_id):
-        raise NoRunError(f"unable to find run {run_id!r}: that is no run id", errno.ENOENT)
+        raise NoRunError(f"unable to find run {run_id!r}: that is not a valid run id", errno.ENOENT)
     try:
         fd = os.open(run_id, DIRECTORY, dir_fd=spool_fd)
     except FileNotFoundError as error:

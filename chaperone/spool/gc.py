@@ -266,7 +266,8 @@ def _removed(spool_fd: int, run_id: str) -> int:
         _held_lock(run_fd, run_id) as was_ending,
     ):
         if look.ended_at(run_fd) is None or not format.is_path_of(spool_fd, run_id, run_fd):
-            raise SpoolError(f"unable to delete run {run_id!r}: it is not the one that had ended")
+            why = "another run has its name now"
+            raise SpoolError(f"unable to delete run {run_id!r}: {why}")
         format.remove_entry(spool_fd, format.ENDED, run_id)
         gone = f".{run_id}.{os.urandom(8).hex()}{format.GONE}"
         os.rename(run_id, gone, src_dir_fd=spool_fd, dst_dir_fd=spool_fd)
@@ -289,7 +290,7 @@ def _held_lock(run_fd: int, run_id: str) -> Iterator[bool]:
             return
         if not locks.try_take(fd):
             raise SpoolError(
-                f"unable to delete run {run_id!r}: somebody holds its lock", errno.EAGAIN
+                f"unable to delete run {run_id!r}: another process holds its lock", errno.EAGAIN
             )
         yield True
 

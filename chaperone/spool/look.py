@@ -221,7 +221,7 @@ def request(run_fd: int, run_id: str, asked: Request) -> None:
     except OSError as error:
         if error.errno in (errno.ENXIO, errno.ENOENT):
             raise NoRunError(
-                f"unable to ask run {run_id!r}: no chaperone is there", error.errno
+                f"unable to ask run {run_id!r}: its chaperone is not running", error.errno
             ) from error
         if isinstance(error, SpoolError):
             raise

@@ -117,16 +117,16 @@ def _needs_nothing(spool_fd: int, run_fd: int, run_id: str) -> tuple[str, str] |
     """Why a run is left as it is, as `Reaped` has it; None where its lock is to be taken."""
     pulse = look.pulse(run_fd)
     if pulse:
-        return "alive", "its chaperone lives"
+        return "alive", "its chaperone is running"
     ended = look.read_final(run_fd, run_id) is not None
     if pulse is None and ended:
-        return "ended", "it has ended"
+        return "ended", "nothing is left to do"
     if pulse is None and not format.is_path_of(spool_fd, run_id, run_fd):
         raise NoRunError(f"unable to reap run {run_id!r}: it is being deleted")
     if pulse is None:
-        return "failed", "unable to tell whether its chaperone lives: its lock is gone"
+        return "failed", "its lock is gone, so nothing shows whether its chaperone is running"
     if not ended and (left_s := _adoptable_s(run_fd, run_id)) > 0:
-        says = f"it may live on without its chaperone, for {left_s:.0f} s more: adopt it"
+        says = f"it may run for {left_s:.0f} s more without its chaperone: adopt it"
         return "unattended", says
     return None
 
@@ -134,7 +134,7 @@ def _needs_nothing(spool_fd: int, run_fd: int, run_id: str) -> tuple[str, str] |
 def _taken_over(spool_fd: int, path: str, run_id: str) -> tuple[str, str]:
     run = takeover.take_over(spool_fd, path, run_id)
     if run is None:
-        return "alive", "somebody else holds its lock by now"
+        return "alive", "another process has taken its lock"
     try:
         return _recovered(run)
     except OSError as error:
@@ -158,11 +158,11 @@ def _recovered(run: RunDirectory) -> tuple[str, str]:
         if final["boot_id"] != look.boot_id() and not run.has_entry():
             run.enter()
         run.end(durable)
-        return "finished", f"its ending was half done; it is {final['state']}"
+        return "finished", f"its ending is complete now; it is {final['state']}"
     status = look.read_live(run.fd, run.run_id)
     left_s = look.leased_s(run.fd, spec, status["boot_id"])
     if left_s > 0:
-        return "unattended", "somebody adopted it for a while; it may live on without its chaperone"
+        return "unattended", "it was adopted meanwhile, and may run on without its chaperone"
     if not takeover.wait_for_guard(run):
         return "waiting", "its guard is still ending its program: try again"
     final = _lost(run, spec, status, left_s)
@@ -225,15 +225,15 @@ def _swept(spool_fd: int, memory: Memory) -> list[Reaped] | None:
             found.append(_swept_directory(name, format.found(spool_fd, name) is None))
         for run_id in format.live_ids(spool_fd):
             if format.sweep_entry(spool_fd, running_fd, run_id):
-                says = "its entry is removed: there is no such live run"
+                says = "its entry was removed: there is no such live run"
                 found.append(Reaped(run_id=run_id, done="swept", says=says))
     return found
 
 
 def _swept_directory(name: str, is_gone: bool) -> Reaped:
     if is_gone:
-        says = "removed: its start died before the run appeared"
+        says = "it was removed: its chaperone died before the run appeared"
         return Reaped(run_id=name, done="swept", says=says)
     # Planted: no starter makes anything but a directory of files.
-    says = "want a directory of files alone: it is left as it is"
+    says = "it is left as it is: want a directory that contains only files"
     return Reaped(run_id=name, done="failed", says=says)

@@ -71,7 +71,7 @@ def test_stop_passes_over_what_it_can_not_ask(chaperone, held, spool, tmp_path, 
     directory = held(SLEEP)
     sentence = (
         "chaperone: unable to ask run 'bad': unable to open 'status.json': want a file "
-        "of ours without other links\n"
+        "of this user without other links\n"
     )
     assert streams(chaperone(verb, "bad", "sleep")) == (os.EX_IOERR, "", sentence)
     assert (directory / "status.json").exists()
@@ -107,7 +107,7 @@ def test_signal_that_is_none_or_comes_too_late_is_refused(chaperone):
     assert streams(chaperone("signal", "echo", "TERM")) == (
         os.EX_NOINPUT,
         "",
-        "chaperone: unable to ask run 'echo': no chaperone is there\n",
+        "chaperone: unable to ask run 'echo': its chaperone is not running\n",
     )
 
 

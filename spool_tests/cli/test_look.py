@@ -77,7 +77,7 @@ def test_ls_tells_what_it_can_where_a_run_can_not_be_read(chaperone, spool, tmp_
         os.EX_IOERR,
         (
             "chaperone: unable to look into run 'bad': unable to open 'status.json': "
-            "want a file of ours without other links\n"
+            "want a file of this user without other links\n"
         ),
     )
     assert (
@@ -196,7 +196,7 @@ def test_tail_says_once_what_was_dropped(chaperone):
     chaperone("run", "-", spec=shell("full", "echo one; echo two", output={"max_bytes": 4}))
     sentence = (
         "chaperone: 4 bytes of stdout were dropped: the limit was reached or the disk "
-        "was full; its log tells when\n"
+        "was full; the run's log says when\n"
     )
     assert streams(chaperone("tail", "full")) == (0, "one\n", sentence)
     assert streams(chaperone("tail", "-f", "full")) == (0, "one\n", sentence)
@@ -207,8 +207,7 @@ def test_tail_says_once_that_a_stream_shrank(chaperone, spool):
     chaperone("run", "-", spec=shell("cut", "echo one; echo two"))
     os.truncate(spool / "cut" / "stdout", 4)
     sentence = (
-        "chaperone: stdout has 4 bytes less than it once had: it was cut short after it "
-        "was written\n"
+        "chaperone: stdout is 4 bytes shorter than it was: it was truncated after it was written\n"
     )
     assert streams(chaperone("tail", "cut")) == (0, "one\n", sentence)
 
@@ -282,7 +281,7 @@ def test_tail_of_several_runs_names_the_one_with_a_gap(chaperone):
     chaperone("run", "-", spec=shell("whole", "echo one"))
     sentence = (
         "chaperone: run 'full': 4 bytes of stdout were dropped: the limit was reached or the disk"
-        " was full; its log tells when\n"
+        " was full; the run's log says when\n"
     )
     assert chaperone("tail", "full", "whole").stderr == sentence
 

@@ -31,7 +31,7 @@ def test_reap_publishes_what_was_lost(chaperone, held):
     assert streams(chaperone("reap")) == (0, "", "")
     assert streams(chaperone("reap", "sle", "live")) == (
         0,
-        "sleep: ended: it has ended\nlive: alive: its chaperone lives\n",
+        "sleep: ended: nothing is left to do\nlive: alive: its chaperone is running\n",
         "",
     )
 
@@ -49,14 +49,14 @@ def test_adopt_holds_what_outlived_its_chaperone(chaperone, held, tmp_path):
     assert streams(chaperone("adopt", "surv")) == (
         os.EX_CANTCREAT,
         "",
-        "chaperone: unable to adopt run 'survivor': want it unattended, got running\n",
+        "chaperone: unable to adopt run 'survivor': want an unattended run, but it is running\n",
     )
     os.kill(json.loads((directory / "running.json").read_text())["chaperone_pid"], signal.SIGKILL)
     until(lambda: '"unattended"' in chaperone("status", "survivor").stdout)
     for verb in ("stop", "kill"):
         refused = (
-            "chaperone: unable to ask run 'survivor': its chaperone is gone and it may "
-            "live on; adopt it first\n"
+            "chaperone: unable to ask run 'survivor': its chaperone died, and its "
+            "program may be running; adopt it first\n"
         )
         assert streams(chaperone(verb, "surv")) == (os.EX_NOINPUT, "", refused)
     assert streams(chaperone("adopt", "--detach")) == (0, "survivor\n", "")
@@ -81,7 +81,7 @@ def test_rm_deletes_what_has_ended_and_refuses_the_rest(chaperone, held, spool):
     assert streams(chaperone("rm", "c")) == (
         os.EX_NOINPUT,
         "",
-        "chaperone: unable to find run 'c': no run of this spool begins so\n",
+        "chaperone: unable to find run 'c': no run id in this spool begins with that\n",
     )
 
 
@@ -122,8 +122,8 @@ def test_gc_deletes_what_has_ended(chaperone, held, spool):
         (
             [],
             (
-                "unable to understand 'chaperone gc': want --older or --max-bytes, or "
-                "nothing would be deleted"
+                "unable to understand 'chaperone gc': want --older or --max-bytes, "
+                "to choose what is deleted"
             ),
         ),
         (

@@ -31,7 +31,13 @@ def test_run_prints_the_id_and_exits_0_whatever_the_outcome(chaperone):
 @pytest.mark.parametrize(
     ("words", "spec", "code", "sentence"),
     [
-        ([], None, os.EX_USAGE, f"unable to begin: want one of {', '.join(arguments.VERBS)}"),
+        (
+            [],
+            None,
+            os.EX_USAGE,
+            "unable to understand the command line: the verb is missing;"
+            f" want one of {', '.join(arguments.VERBS)}",
+        ),
         (
             ["frob"],
             None,
@@ -66,13 +72,13 @@ def test_run_prints_the_id_and_exits_0_whatever_the_outcome(chaperone):
             ["tail", "x", "stdin"],
             None,
             os.EX_NOINPUT,
-            "unable to find run 'x': no run of this spool begins so",
+            "unable to find run 'x': no run id in this spool begins with that",
         ),
         (
             ["tail", "-f", "x", "log"],
             None,
             os.EX_USAGE,
-            "unable to understand 'log': want stdout or stderr",
+            "unable to follow stream 'log': want stdout or stderr",
         ),
         (
             ["gc", "--older", "7d", "--spool", ""],
@@ -108,7 +114,7 @@ def test_run_prints_the_id_and_exits_0_whatever_the_outcome(chaperone):
             ["check", "-"],
             {},
             os.EX_DATAERR,
-            "unable to read spec '-': program: want it, got nothing",
+            "unable to read spec '-': program: required field is missing",
         ),
         (
             ["exec", "/nowhere/s"],
@@ -121,19 +127,19 @@ def test_run_prints_the_id_and_exits_0_whatever_the_outcome(chaperone):
             ["status", "x"],
             None,
             os.EX_NOINPUT,
-            "unable to find run 'x': no run of this spool begins so",
+            "unable to find run 'x': no run id in this spool begins with that",
         ),
         (
             ["stop", "../x"],
             None,
             os.EX_NOINPUT,
-            "unable to find run '../x': no run of this spool begins so",
+            "unable to find run '../x': no run id in this spool begins with that",
         ),
         (
             ["wait", ""],
             None,
             os.EX_NOINPUT,
-            "unable to find run '': no run of this spool begins so",
+            "unable to find run '': no run id in this spool begins with that",
         ),
         (
             ["ls", "--spool", "/nowhere/s"],
@@ -379,12 +385,12 @@ def test_exact_id_beats_prefix_and_prefix_must_fit_one(chaperone):
     assert streams(chaperone("status", "load-")) == (
         os.EX_NOINPUT,
         "",
-        "chaperone: unable to find run 'load-': 2 runs begin so: load-1, load-2\n",
+        "chaperone: unable to find run 'load-': it is ambiguous; it matches: load-1, load-2\n",
     )
     assert streams(chaperone("wait", "lo")) == (
         os.EX_NOINPUT,
         "",
-        "chaperone: unable to find run 'lo': 3 runs begin so: load, load-1, load-2\n",
+        "chaperone: unable to find run 'lo': it is ambiguous; it matches: load, load-1, load-2\n",
     )
 
 

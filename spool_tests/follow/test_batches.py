@@ -163,7 +163,9 @@ def test_next_batch_waits_for_the_acknowledgement(spool, file):
         with pytest.raises(SpecError, match="^unable to acknowledge batch 2: want 1$"):
             outbox.acknowledge(2)
         outbox.acknowledge(1)
-        with pytest.raises(SpecError, match="^unable to acknowledge batch 1: want none$"):
+        with pytest.raises(
+            SpecError, match="^unable to acknowledge batch 1: no batch waits for that$"
+        ):
             outbox.acknowledge(1)
         assert outbox.batch(0) is None
 
@@ -210,9 +212,9 @@ def test_large_output_is_spread_over_batches(spool, file):
 @pytest.mark.parametrize(
     "text, sentence",
     [
-        ("", "want JSON, got Expecting value: line 1 column 1 (char 0)"),
+        ("", "it is not JSON: Expecting value: line 1 column 1 (char 0)"),
         ("[]", "file: want an object, got a list"),
-        ('{"version": 1, "cursor": {}, "lines": []}', "batch: want it, got nothing"),
+        ('{"version": 1, "cursor": {}, "lines": []}', "batch: required field is missing"),
         (
             '{"version": 2, "batch": 1, "cursor": {}, "lines": []}',
             "version: want 1, got 2",
@@ -367,7 +369,7 @@ def test_cursor_file_that_another_outbox_uses_is_refused(spool, file, monkeypatc
         with pytest.raises(
             SpoolError,
             match="^"
-            + re.escape(f"unable to use cursor file {file!r}: it belongs to pid {os.getpid()}")
+            + re.escape(f"unable to use cursor file {file!r}: it is in use by pid {os.getpid()}")
             + "$",
         ):
             Outbox(spool, file)

@@ -88,7 +88,7 @@ def test_second_follow_with_the_same_cursor_file_is_refused_with_one_sentence(sp
         with following(file) as second:
             assert second.communicate(timeout=30) == (
                 "",
-                f"chaperone: unable to use cursor file {file!r}: it belongs to pid {first.pid}\n",
+                f"chaperone: unable to use cursor file {file!r}: it is in use by pid {first.pid}\n",
             )
         assert second.returncode == os.EX_IOERR
         first.stdin.close()
@@ -110,7 +110,7 @@ def test_run_that_can_not_be_read_is_told_on_stderr_and_holds_up_no_other(spool,
             follow.stdin.close()
             assert follow.stderr.read() == (
                 "chaperone: unable to follow run 'bad': unable to open 'lock': want "
-                "a file of ours without other links\n"
+                "a file of this user without other links\n"
             )
     assert (follow.returncode, told) == (0, ["started", "started", "output", "ended", "batch"])
 
@@ -350,7 +350,7 @@ def test_more_runs_than_watches_are_polled_and_said_so_on_stderr(spool, words, w
             reader.kill() if words[0] == "follow" else reader.wait(30)
             told += reader.stderr.read()
     why = (
-        f"unable to watch another directory: the limit of {watches} watches for this user "
+        f"unable to watch one more directory: the limit of {watches} watches for this user "
         "is reached (sysctl user.max_inotify_watches)"
     )
     sentence = f"chaperone: looking at spool {str(spool)!r} every 1 s: {why}\n"

@@ -126,7 +126,7 @@ def test_stream_that_was_not_asked_for_is_not_told_when_it_grows(spool):
 
 def test_stream_that_no_run_has_is_refused(spool):
     with pytest.raises(
-        SpecError, match=r"^unable to follow streams \('log',\): want some of stdout and stderr$"
+        SpecError, match=r"^unable to follow streams \('log',\): want stdout, stderr or both$"
     ):
         Follower(spool, streams=["log"])
 
@@ -516,7 +516,7 @@ def test_lost_run_is_collected_once_it_was_reaped(spool):
 def test_run_whose_ending_was_not_told_can_not_be_collected(spool):
     with Writer(spool), Follower(spool) as follower:
         with pytest.raises(
-            SpecError, match="^unable to collect run 'r': its ending was not handed out$"
+            SpecError, match="^unable to collect run 'r': its ending was not delivered yet$"
         ):
             follower.collect("r")
 

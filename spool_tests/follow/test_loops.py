@@ -40,7 +40,7 @@ def test_polling_tells_the_same(spool):
             writer.end()
             assert next_of(follower, Ended).status.return_code == 0
         assert (
-            follower.polling == f"looking at spool {str(spool)!r} every 0.005 s: it was asked for"
+            follower.polling == f"looking at spool {str(spool)!r} every 0.005 s: poll_s asks for it"
         )
         shutil.rmtree(spool)
 
@@ -50,7 +50,7 @@ def test_time_in_which_nobody_can_poll_is_refused(spool, poll_s):
     with pytest.raises(SpecError) as caught:
         Follower(spool, poll_s=poll_s)
     assert str(caught.value) == (
-        f"unable to poll every {poll_s!r} s: want seconds above 0, at most 1e+10"
+        f"unable to poll every {poll_s!r} s: want more than 0 and at most 1e+10 s"
     )
 
 
@@ -72,7 +72,7 @@ def test_more_runs_than_watches_are_polled_and_said_so(spool, monkeypatch, grant
     def watch(self, directory_fd, mask, whole=descriptors.Watcher.watch):
         if len(watches) >= granted:
             raise descriptors.OutOfWatchesError(
-                "unable to watch another directory: the limit is reached", errno.ENOSPC
+                "unable to watch one more directory: the limit is reached", errno.ENOSPC
             )
         watches.append(whole(self, directory_fd, mask))
         return watches[-1]
@@ -82,7 +82,7 @@ def test_more_runs_than_watches_are_polled_and_said_so(spool, monkeypatch, grant
     monkeypatch.setattr(followers, "POLL_S", 0.005)
     with (
         pytest.warns(
-            RuntimeWarning, match="unable to watch another directory: the limit is reached$"
+            RuntimeWarning, match="unable to watch one more directory: the limit is reached$"
         ),
         Follower(spool) as follower,
     ):

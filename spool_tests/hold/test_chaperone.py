@@ -247,7 +247,7 @@ def test_stdin_file_is_read_from_where_the_chaperone_was_started(spool, monkeypa
     assert stdout(spool) == b"\0\xff"
 
 
-AWAITED = ["the program is started when its stdin has a byte, or its end"]
+AWAITED = ["the program starts as soon as its stdin has a byte or is closed"]
 
 
 @pytest.fixture

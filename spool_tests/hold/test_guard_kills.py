@@ -476,8 +476,8 @@ def latin1(directory):
 @pytest.mark.parametrize(
     ("env", "sentence"),
     [
-        ({"A=B": "x"}, "env[\"A=B\"]: want a name without '=', and not empty, got 'A=B'"),
-        ({"": "x"}, "env[\"\"]: want a name without '=', and not empty, got ''"),
+        ({"A=B": "x"}, "env[\"A=B\"]: want a non-empty name without '=', got 'A=B'"),
+        ({"": "x"}, "env[\"\"]: want a non-empty name without '=', got ''"),
         ({"A": "\0"}, "env.A: want a string without NUL bytes, got one at character 0"),
         ({"A": 5}, "env.A: want a string, got 5"),
     ],

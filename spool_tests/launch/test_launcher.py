@@ -164,7 +164,8 @@ def test_second_launcher_is_refused(spool, warm, chaperone):
     result = chaperone("launcher")
     assert (result.returncode, result.stderr) == (
         74,
-        f"chaperone: unable to launch for spool {str(spool)!r}: it has a launcher, pid {warm}\n",
+        f"chaperone: unable to launch for spool {str(spool)!r}: "
+        f"its launcher is running, pid {warm}\n",
     )
 
 
@@ -226,7 +227,7 @@ def test_another_user_who_can_reach_the_socket_is_refused(spool, warm):
     os.close(directory)
     assert answer == {
         "error": "ChaperoneError",
-        "message": "unable to launch for uid 65534: want uid 0",
+        "message": "unable to launch a run for uid 65534: want uid 0",
         "errno": None,
     }
 

@@ -34,13 +34,13 @@ def test_ended_false_is_the_same_as_absent():
     [
         ([], "cursor: want an object, got a list"),
         ("x" * 100, "cursor: want an object, got a string"),
-        ({"run": {}}, "cursor.run: want one of runs, got an unknown field"),
+        ({"run": {}}, "cursor.run: unknown field; want one of runs"),
         ({"runs": []}, "cursor.runs: want an object, got a list"),
         ({"runs": {"../etc": {}}}, "cursor.runs: want run ids as its keys, got '../etc'"),
         ({"runs": {"r": None}}, "cursor.runs.r: want an object, got null"),
         (
             {"runs": {"r": {"offset": 1}}},
-            "cursor.runs.r.offset: want one of ended, key, stderr, stdout, got an unknown field",
+            "cursor.runs.r.offset: unknown field; want one of ended, key, stderr, stdout",
         ),
         ({"runs": {"r": {"key": 1}}}, "cursor.runs.r.key: want a string, got 1"),
         (

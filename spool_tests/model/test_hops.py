@@ -80,7 +80,7 @@ def test_hops_are_what_the_mode_means(remote, hops):
         ),
         (
             {"host": "a", "mode": "sudo", "user": "b"},
-            "host: want none with mode 'sudo', which stays on this host, got 'a'",
+            "host: want none, because mode 'sudo' stays on this host, got 'a'",
         ),
         ({"mode": "sudo"}, "user: want a name that does not begin with '-', got null"),
         ({"host": "a", "options": {"a b": 1}}, "options: want names as in ssh_config, got 'a b'"),
@@ -90,7 +90,7 @@ def test_hops_are_what_the_mode_means(remote, hops):
         ),
         (
             {"host": "a", "hops": [{"ssh": {"host": "b"}}]},
-            "host: want either hops or host, user, port, mode, options, got both",
+            "host: want either hops or host, user, port, mode, options, got hops and host",
         ),
         ({"hops": []}, "hops: want a non-empty list of hops, got a list"),
         (
@@ -105,7 +105,7 @@ def test_hops_are_what_the_mode_means(remote, hops):
             {"hops": ["db3"]},
             "hops[0]: want an object with one key, 'ssh' or 'sudo' or 'exec', got 'db3'",
         ),
-        ({"hops": [{"ssh": {}}]}, "hops[0].ssh.host: want it, got nothing"),
+        ({"hops": [{"ssh": {}}]}, "hops[0].ssh.host: required field is missing"),
         (
             {"hops": [{"exec": {"argv": []}}]},
             "hops[0].exec.argv: want a non-empty list of strings, got an empty one",
@@ -117,11 +117,11 @@ def test_hops_are_what_the_mode_means(remote, hops):
         ),
         (
             {"hops": [{"sudo": {"user": "a", "x": 1}}]},
-            "hops[0].sudo.x: want one of user, got an unknown field",
+            "hops[0].sudo.x: unknown field; want one of user",
         ),
         (
             {"speed": 1},
-            "speed: want one of hops, host, mode, options, port, user, got an unknown field",
+            "speed: unknown field; want one of hops, host, mode, options, port, user",
         ),
     ],
 )
@@ -345,7 +345,7 @@ def test_further_kind_is_one_class(monkeypatch):
     with pytest.raises(ValueError) as caught:
         specs.checked({**spec, "on_disconnect": "survive"}, "/")
     assert str(caught.value) == (
-        "on_disconnect: want 'kill' behind such hops: nothing outlives them, got 'survive'"
+        "on_disconnect: want 'kill' behind these hops: no program can outlive them, got 'survive'"
     )
 
 

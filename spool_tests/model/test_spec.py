@@ -168,7 +168,7 @@ FIELDS = (
     "callback, config, durable, id, keep_secrets, labels, lease, leftovers, "
     "on_disconnect, output, program, remote, stop, timeouts"
 )
-ID = "[A-Za-z0-9][A-Za-z0-9._-]* of at most 128 characters"
+ID = "an id that matches [A-Za-z0-9][A-Za-z0-9._-]* and has at most 128 characters"
 
 
 @pytest.mark.parametrize(
@@ -249,12 +249,12 @@ ID = "[A-Za-z0-9][A-Za-z0-9._-]* of at most 128 characters"
             "hunter2\ud800",
             "program.stdin: want text or escaped bytes, got a lone surrogate at character 7",
         ),
-        ("program.stdin", {}, "program.stdin.file: want it, got nothing"),
+        ("program.stdin", {}, "program.stdin.file: required field is missing"),
         ("program.stdin", {"file": ""}, "program.stdin.file: want a non-empty string, got ''"),
         (
             "program.stdin",
             {"text": "hunter2"},
-            "program.stdin.text: want one of file, got an unknown field",
+            "program.stdin.text: unknown field; want one of file",
         ),
         ("program.umask", 18, 'program.umask: want an octal string such as "022", got 18'),
         ("program.umask", "", "program.umask: want an octal string such as \"022\", got ''"),
@@ -273,8 +273,8 @@ ID = "[A-Za-z0-9][A-Za-z0-9._-]* of at most 128 characters"
             "program.rlimits",
             {"files": 5},
             (
-                "program.rlimits.files: want one of as, core, cpu, data, fsize, memlock, "
-                "nofile, nproc, rss, stack, got an unknown limit"
+                "program.rlimits.files: unknown limit; want one of as, core, cpu, data, fsize, "
+                "memlock, nofile, nproc, rss, stack"
             ),
         ),
         (
@@ -320,8 +320,8 @@ ID = "[A-Za-z0-9][A-Za-z0-9._-]* of at most 128 characters"
             "program.agv",
             ["ls"],
             (
-                "program.agv: want one of argv, command, cwd, env, inherit_env, "
-                "merge_stderr, rlimits, stdin, umask, got an unknown field"
+                "program.agv: unknown field; want one of argv, command, cwd, env, inherit_env, "
+                "merge_stderr, rlimits, stdin, umask"
             ),
         ),
         ("remote", "db3", "remote: want an object, got a string"),
@@ -340,8 +340,8 @@ ID = "[A-Za-z0-9][A-Za-z0-9._-]* of at most 128 characters"
             "remote",
             {"host": "h", "prot": 22},
             (
-                "remote.prot: want one of hops, host, mode, options, port, remote_dir, "
-                "supervise, user, got an unknown field"
+                "remote.prot: unknown field; want one of hops, host, mode, options, port, "
+                "remote_dir, supervise, user"
             ),
         ),
         ("on_disconnect", "die", "on_disconnect: want 'kill' or 'survive', got 'die'"),
@@ -365,7 +365,7 @@ ID = "[A-Za-z0-9][A-Za-z0-9._-]* of at most 128 characters"
         ),
         ("stop.to", "group", "stop.to: want 'all' or 'program', got 'group'"),
         ("stop.grace_period", -1, "stop.grace_period: want a number of at least 0, got -1"),
-        ("stop.grace", 5, "stop.grace: want one of grace_period, signal, to, got an unknown field"),
+        ("stop.grace", 5, "stop.grace: unknown field; want one of grace_period, signal, to"),
         ("timeouts.connect", 0, "timeouts.connect: want a number above 0, got 0"),
         ("timeouts.connect", None, "timeouts.connect: want a number above 0, got null"),
         ("timeouts.run", float("nan"), "timeouts.run: want a number above 0, got nan"),
@@ -378,7 +378,7 @@ ID = "[A-Za-z0-9][A-Za-z0-9._-]* of at most 128 characters"
         (
             "timeouts.total",
             1,
-            "timeouts.total: want one of connect, idle, run, got an unknown field",
+            "timeouts.total: unknown field; want one of connect, idle, run",
         ),
         ("output.through", "tty", "output.through: want 'pipe' or 'file', got 'tty'"),
         ("output.max_bytes", 1.0, "output.max_bytes: want a whole number of at least 0, got 1.0"),
@@ -387,7 +387,7 @@ ID = "[A-Za-z0-9][A-Za-z0-9._-]* of at most 128 characters"
         (
             "output.to",
             "x",
-            "output.to: want one of max_bytes, on_full, through, got an unknown field",
+            "output.to: unknown field; want one of max_bytes, on_full, through",
         ),
         ("durable", "yes", "durable: want true or false, got 'yes'"),
         ("keep_secrets", 0, "keep_secrets: want true or false, got 0"),
@@ -396,12 +396,12 @@ ID = "[A-Za-z0-9][A-Za-z0-9._-]* of at most 128 characters"
         (
             "config",
             {"a": float("nan")},
-            "config: want JSON values, at most 100 deep, got something else",
+            "config: want JSON values, nested at most 100 deep",
         ),
         (
             "config",
             {"a": b"hunter2"},
-            "config: want JSON values, at most 100 deep, got something else",
+            "config: want JSON values, nested at most 100 deep",
         ),
         ("labels", ["a"], "labels: want an object of strings, got a list"),
         ("labels", {"n": 5}, "labels.n: want a string, got 5"),
@@ -416,9 +416,9 @@ ID = "[A-Za-z0-9][A-Za-z0-9._-]* of at most 128 characters"
             {"n": "\ud800"},
             "labels.n: want text or escaped bytes, got a lone surrogate at character 0",
         ),
-        ("version", 1, f"version: want one of {FIELDS}, got an unknown field"),
-        ("a\nb", 1, f'["a\\nb"]: want one of {FIELDS}, got an unknown field'),
-        ("k" * 500, 1, f'["{"k" * 76}...]: want one of {FIELDS}, got an unknown field'),
+        ("version", 1, f"version: unknown field; want one of {FIELDS}"),
+        ("a\nb", 1, f'["a\\nb"]: unknown field; want one of {FIELDS}'),
+        ("k" * 500, 1, f'["{"k" * 76}...]: unknown field; want one of {FIELDS}'),
     ],
 )
 def test_field_is_refused_by_a_whole_sentence(path: str, value: object, sentence: str) -> None:
@@ -436,13 +436,13 @@ def test_field_is_refused_by_a_whole_sentence(path: str, value: object, sentence
         ([], "spec: want an object, got a list"),
         (None, "spec: want an object, got null"),
         ("hunter2", "spec: want an object, got a string"),
-        ({}, "program: want it, got nothing"),
+        ({}, "program: required field is missing"),
         ({"program": {}}, "program: want exactly one of argv and command, got neither"),
         (
             {"program": {"argv": ["a"], "command": "a"}},
-            "program: want exactly one of argv and command, got both",
+            "program: want exactly one of argv and command, got argv and command",
         ),
-        ({"program": ARGV, 5: 1}, f"[a number]: want one of {FIELDS}, got an unknown field"),
+        ({"program": ARGV, 5: 1}, f"[a number]: unknown field; want one of {FIELDS}"),
         (
             {"program": {**ARGV, "env": {"a-b": "hunter2"}}, "remote": {"host": "h"}},
             "program.env.a-b: want a name that a shell can export on the far side, got 'a-b'",
@@ -457,20 +457,21 @@ def test_field_is_refused_by_a_whole_sentence(path: str, value: object, sentence
         (
             {"program": ARGV, "output": {"through": "file", "max_bytes": 5}},
             (
-                "output.max_bytes: want none where output.through is 'file': nobody "
-                "counts the bytes, got 5"
+                "output.max_bytes: want none where output.through is 'file': the "
+                "chaperone counts no bytes, got 5"
             ),
         ),
         (
             {"program": ARGV, "output": {"through": "file", "on_full": "stop"}},
             (
-                "output.on_full: want none where output.through is 'file': nobody counts "
-                "the bytes, got 'stop'"
+                "output.on_full: want none where output.through is 'file': the chaperone "
+                "counts no bytes, got 'stop'"
             ),
         ),
         (
             {"program": ARGV, "output": {"through": "file"}, "timeouts": {"idle": 5}},
-            "timeouts.idle: want none where output.through is 'file': nobody sees the bytes, got 5",
+            "timeouts.idle: want none where output.through is 'file': the chaperone sees no bytes, "
+            "got 5",
         ),
     ],
 )

@@ -162,7 +162,7 @@ def test_first_reason_of_a_stop_stays() -> None:
     }
     with pytest.raises(TransitionError) as caught:
         transitions.stopping(RUNNING, "SIGTERM", "mood", None, NOW_NS)
-    assert str(caught.value) == "unable to stop run 'r': 'mood' is no reason"
+    assert str(caught.value) == "unable to stop run 'r': 'mood' is not a known stop reason"
 
 
 def test_every_real_exit_and_signal_is_told_apart() -> None:

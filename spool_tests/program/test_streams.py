@@ -65,7 +65,7 @@ def test_a_disk_that_refuses_makes_a_hole_that_is_told(file, monkeypatch):
     assert content(file) == b"abcij" and (out.bytes, out.dropped, out.full) == (5, 5, [True])
     assert out.told == [
         "bytes are dropped from offset 3 on: No space left on device",
-        "5 bytes were dropped at offset 3, the disk takes bytes again",
+        "5 bytes were dropped at offset 3; the disk takes bytes again",
     ]
 
 

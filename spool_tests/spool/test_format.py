@@ -57,7 +57,7 @@ def test_spool_that_is_not_there_is_told(tmp_path):
 def test_spool_that_others_may_write_to_is_refused(spool, mode):
     spool.chmod(mode)
     assert refusal(spool) == (
-        f"unable to use spool {str(spool)!r}: want nobody else to write to it, got mode {mode:04o}"
+        f"unable to use spool {str(spool)!r}: want it writable by nobody else, got mode {mode:04o}"
     )
     spool.chmod(0o755)
     os.close(format.open_spool(str(spool)))
@@ -153,7 +153,7 @@ def test_no_id_leads_out_of_the_spool(spool, tmp_path, name):
     with disk.opened(spool) as spool_fd:
         with pytest.raises(NoRunError) as caught:
             format.open_run(spool_fd, name)
-        assert str(caught.value) == f"unable to find run {name!r}: that is no run id"
+        assert str(caught.value) == f"unable to find run {name!r}: that is not a valid run id"
         look.collect(spool_fd, name)
     assert (tmp_path / "outside").exists() and os.listdir(spool / ".running") == ["r"]
 

@@ -206,7 +206,7 @@ def test_ending_that_somebody_finishes_is_left_alone(spool, monkeypatch):
     summary = delete(spool, older_s=-1)
     assert (summary.removed, summary.failed) == (
         [],
-        ["unable to delete run 'r': somebody holds its lock"],
+        ["unable to delete run 'r': another process holds its lock"],
     ) and ids(spool) == ["r"]
     os.close(held[0])
 
@@ -226,7 +226,7 @@ def test_run_that_was_replaced_meanwhile_is_not_deleted(spool, monkeypatch):
     summary = delete(spool, older_s=-1)
     assert (summary.removed, summary.failed) == (
         [],
-        ["unable to delete run 'r': somebody holds its lock"],
+        ["unable to delete run 'r': another process holds its lock"],
     )
     assert disk.seen(spool)[0] and os.listdir(spool / ".running") == ["r"]
     new[0].close()
@@ -245,7 +245,7 @@ def test_run_that_took_its_place_while_it_was_opened_is_not_deleted(spool, monke
     monkeypatch.setattr(gc, "_held_lock", replaced)
     summary = delete(spool, older_s=-1)
     assert (
-        "unable to delete run 'r': it is not the one that had ended" in summary.failed
+        "unable to delete run 'r': another run has its name now" in summary.failed
         and (spool / "r" / "status.json").exists()
     )
 
@@ -288,7 +288,7 @@ def test_second_sweep_exits_75_with_one_sentence(swept, chaperone, words):
 
 def test_looking_and_reaping_one_run_need_no_sweep(swept, chaperone):
     assert delete(swept, older_s=7 * DAY_S, dry_run=True).removed == ["old"]
-    assert chaperone("reap", "old").stdout == "old: ended: it has ended\n"
+    assert chaperone("reap", "old").stdout == "old: ended: nothing is left to do\n"
 
 
 def test_sweep_is_over_when_its_process_was_killed(spool):

@@ -290,7 +290,7 @@ def test_request_to_nobody_is_told(spool):
             with pytest.raises(NoRunError) as caught:
                 look.request(run_fd, "r", Request("stop"))
             assert (str(caught.value), caught.value.errno) == (
-                "unable to ask run 'r': no chaperone is there",
+                "unable to ask run 'r': its chaperone is not running",
                 expected,
             )
             (spool / "r" / "control").unlink(missing_ok=True)

@@ -298,7 +298,7 @@ def test_run_without_its_lock_is_told_and_left_alone(spool):
         reaping.Reaped(
             run_id="r",
             done="failed",
-            says="unable to tell whether its chaperone lives: its lock is gone",
+            says="its lock is gone, so nothing shows whether its chaperone is running",
         )
     ]
     assert disk.tree(spool) == before, "no lock is made"
@@ -315,8 +315,7 @@ def test_run_that_may_be_adopted_is_left_alone_and_told(spool):
     (found,) = reaping.reap(str(spool))
     assert (found.done, disk.tree(spool)) == ("unattended", before)
     assert found.says in [
-        f"it may live on without its chaperone, for {left} s more: adopt it"
-        for left in (1000, 999, 998)
+        f"it may run for {left} s more without its chaperone: adopt it" for left in (1000, 999, 998)
     ]
 
 
@@ -397,7 +396,7 @@ def test_what_no_starter_left_is_not_said_to_be_removed(spool, plant):
     (spool / ".launcher.new").touch()  # a launcher's, not a start's
     plant(spool / ".x.1.new")
     assert [(found.run_id, found.done, found.says) for found in reaping.reap(str(spool))] == [
-        (".x.1.new", "failed", "want a directory of files alone: it is left as it is")
+        (".x.1.new", "failed", "it is left as it is: want a directory that contains only files")
     ]
     assert os.path.lexists(spool / ".x.1.new")
 

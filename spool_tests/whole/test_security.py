@@ -58,7 +58,7 @@ def test_spool_that_others_may_write_to_is_refused_by_every_verb(spool, tmp_path
     refused(
         tmp_path,
         spool,
-        f"unable to use spool {str(spool)!r}: want nobody else to write to it, got mode {mode:04o}",
+        f"unable to use spool {str(spool)!r}: want it writable by nobody else, got mode {mode:04o}",
     )
 
 
@@ -207,7 +207,7 @@ def test_other_users_read_nothing_and_stop_nothing(spool, held, chaperone):
     def is_told_off():
         connection = socket.socket(socket.AF_UNIX)
         connection.connect(".launcher")
-        return b"unable to launch for uid 65534: want uid 0" in connection.recv(1_000)
+        return b"unable to launch a run for uid 65534: want uid 0" in connection.recv(1_000)
 
     as_nobody(spool, is_told_off)
     assert (

@@ -136,7 +136,7 @@ def exec_(given: Given, terminal: Terminal) -> int:
     begin.hold(held, spec, status, inherited, guard)
     final = held.final
     if final is None:
-        raise TransitionError("unable to tell how the program ended: nothing was recorded")
+        raise TransitionError("unable to report how the program ended: nothing was recorded")
     if final["state"] != "terminated":
         terminal.note(str((final["exception"] or {}).get("message")))
     return statuses.exit_code(final)

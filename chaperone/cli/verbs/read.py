@@ -91,7 +91,7 @@ def tail(given: Given, terminal: Terminal) -> int:
     if is_named:
         words, streams = words[:-1], words[-1:]
     if given.follow and streams[0] == format.LOG:
-        raise UsageError("unable to understand 'log': want stdout or stderr")
+        raise UsageError("unable to follow stream 'log': want stdout or stderr")
     lines = _line_count(given.lines)
     sources = []
     with owned(format.open_spool(spool_path(given))) as spool_fd:
@@ -194,8 +194,8 @@ def _follow(
             elif isinstance(event, events.Shrank) and event.stream in streams:
                 printer.note(
                     event.run_id,
-                    f"{event.stream} was cut from {event.offset} to {event.size} bytes:"
-                    " what follows begins at its first byte again",
+                    f"{event.stream} was truncated from {event.offset} to {event.size} bytes:"
+                    " it is printed from its first byte again",
                 )
             elif isinstance(event, (events.Ended, events.Lost)):
                 if event.status is None:
@@ -228,19 +228,19 @@ def gaps(found: StatusDict, stream: str, size: int) -> list[str]:
     recorded, dropped = found[stream].get("bytes"), found[stream].get("dropped")
     if isinstance(recorded, int) and size < recorded:
         sentences.append(
-            f"{stream} has {recorded - size} bytes less than it once had:"
-            " it was cut short after it was written"
+            f"{stream} is {recorded - size} bytes shorter than it was:"
+            " it was truncated after it was written"
         )
     if isinstance(dropped, int) and dropped:
         sentences.append(
             f"{dropped} bytes of {stream} were dropped:"
-            " the limit was reached or the disk was full; its log tells when"
+            " the limit was reached or the disk was full; the run's log says when"
         )
     end = f"the end of {stream} may be missing"
     if found["state"] == "lost":
         sentences.append(f"{end}: {(found['exception'] or {}).get('message')}")
     elif found["state"] == "terminated" and not found["complete"]:
-        sentences.append(f"{end}: its last bytes were not all received")
+        sentences.append(f"{end}: not all of its last bytes were received")
     return sentences
 
 
@@ -267,7 +267,7 @@ def follow(given: Given, terminal: Terminal) -> int:
     answers = _lines_of_stdin() if given.cursor else None
     if given.cursor and sys.stdin is None:
         raise UsageError(
-            "unable to follow: stdin is closed, and with --cursor each batch is answered there"
+            "unable to follow with --cursor: stdin is closed, and it takes the number of each batch"
         )
     with Outbox(os.path.abspath(spool_path(given)), given.cursor) as outbox:
         for text in conversation(outbox, answers, (0, 1) if given.cursor else (1,)):

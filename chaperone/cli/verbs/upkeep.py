@@ -77,7 +77,7 @@ def gc(given: Given, terminal: Terminal) -> int:
     if older_s is None and max_bytes is None:
         raise UsageError(
             "unable to understand 'chaperone gc': want --older or --max-bytes,"
-            " or nothing would be deleted"
+            " to choose what is deleted"
         )
     add_site_packages(terminal)
     from ...spool import gc as collecting

@@ -44,13 +44,13 @@ def hops(remote: Mapping[str, Any], path: str = "") -> list[Hop]:
         *five, _ = HOP_FIELDS
         beside = [name for name in five if fields[name] is not None]
         if beside:
-            want = f"either hops or {', '.join(five)}"
-            raise SpecError(f"{checks.at(path, beside[0])}: want {want}, got both")
+            clash = f"want either hops or {', '.join(five)}, got hops and {beside[0]}"
+            raise SpecError(f"{checks.at(path, beside[0])}: {clash}")
         return list(fields["hops"])
     mode = fields["mode"] or MODES[0]
     wrong = [name for name in ("host", "port", "options") if mode == "sudo" and fields[name]]
     if wrong:
-        want = "none with mode 'sudo', which stays on this host"
+        want = "none, because mode 'sudo' stays on this host"
         checks.fail(checks.at(path, wrong[0]), want, fields[wrong[0]])
     given = {name: fields[name] for name in ("host", "port", "options")}
     user = {"user": fields["user"]}
