@@ -87,7 +87,7 @@ def near_miss(word: str, names: Iterable[str]) -> str:
 
     names = list(names)
     meant = MEANT.get(word)
-    begun = [name for name in names if word and name.startswith(word)]
+    begun = [name for name in names if word and name.startswith((word, f"-{word}"))]
     close = [meant] if meant in (*names, "--help", "--version") else begun
     close = close or difflib.get_close_matches(word, names, 1)
     return f"; did you mean {close[0]!r}?" if close else ""
@@ -135,11 +135,36 @@ def parsed(verb: Verb, words: Sequence[str]) -> argparse.Namespace:
     """
     words = list(words)
     end = words.index("--") if "--" in words and verb.takes_command else len(words)
+    _refuse_unknown_options(verb, words[:end])
     # Intermixed: otherwise the second RUN of `stop a --no-wait b` is an unrecognized argument.
     given = parser(verb).parse_intermixed_args(words[:end])
     if end < len(words):
         given.command = spec_text(verb.name, given, words[end + 1 :])
     return given
+
+
+def _refuse_unknown_options(verb: Verb, words: Sequence[str]) -> None:
+    """
+    Say which option was meant. argparse first complains of a word that is missing, and takes `-5`
+    for a run.
+    """
+    options = {name: each for each in verb.arguments if each.is_option for name in each.names}
+    is_value = False
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if is_value or word == "-" or not word.startswith("-"):
+            is_value = False
+            continue
+        if word == "--" or name == "-h" or (len(name) > 2 and "--help".startswith(name)):
+            return
+        full = [each for each in options if each == name or (each > "--" and each.startswith(name))]
+        if not full and name[:2] not in options:
+            near = near_miss(name, options)
+            if name[1:].isdigit() and "-n" in options:  # of head(1) and tail(1), for 40 years
+                near = f"; did you mean '-n {name[1:]}'?"
+            reason = f"it has no option {name!r}{near}"
+            raise UsageError(f"unable to understand 'chaperone {verb.name}': {reason}")
+        is_value = bool(full) and not equals and not options[full[0]].is_flag
 
 
 def verb_help(verb: Verb) -> str:

@@ -54,7 +54,7 @@ def test_run_prints_the_id_and_exits_0_whatever_the_outcome(chaperone):
             ["ls", "--frob"],
             None,
             os.EX_USAGE,
-            "unable to understand 'chaperone ls': unrecognized arguments: --frob",
+            "unable to understand 'chaperone ls': it has no option '--frob'",
         ),
         (
             ["run", "-", "--id"],
@@ -290,6 +290,26 @@ def test_words_of_run_are_read_by_hand(words, given):
         (["run", "-", "--id", "--warm"], "'chaperone run': argument --id: expected one argument"),
         (["exec", "-", "x"], "'chaperone exec': it takes one SPEC file, or -- and a command"),
         (["launcher", "x"], "'chaperone launcher': unrecognized arguments: x"),
+        (
+            ["ls", "--sicne", "1h"],
+            "'chaperone ls': it has no option '--sicne'; did you mean '--since'?",
+        ),
+        (
+            ["wait", "--tmeout=5s"],
+            "'chaperone wait': it has no option '--tmeout'; did you mean '--timeout'?",
+        ),
+        (["ls", "-a"], "'chaperone ls': it has no option '-a'; did you mean '--all'?"),
+        (["tail", "-5", "x"], "'chaperone tail': it has no option '-5'; did you mean '-n 5'?"),
+        (["tail", "x", "-n", "-5"], "'--lines': want a number or all, got '-5'"),
+        (["rm", "-rf", "x"], "'chaperone rm': it has no option '-rf'"),
+        (
+            ["stop", "x", "--grace", "1", "--no-wiat"],
+            "'chaperone stop': it has no option '--no-wiat'; did you mean '--no-wait'?",
+        ),
+        (
+            ["ls", "--s"],
+            "'chaperone ls': ambiguous option: --s could match --state, --since, --spool",
+        ),
         (["sttus"], "'sttus': did you mean 'status'?"),
         (["ps"], "'ps': did you mean 'ls'?"),
         (["logs"], "'logs': did you mean 'tail'?"),
