@@ -168,6 +168,11 @@ def hold(
             run.close()
         begun(message)
         return os.EX_OK
+    # 0.1 had no timeline.
+    if spec["output"].get("timeline") and isinstance(run, run_directory.RunDirectory):
+        from ..spool import timeline
+
+        timeline.keep(run, chaperone.streams, chaperone.loop, chaperone.log)
     with chaperone:
         return chaperone.hold()
 

@@ -182,6 +182,7 @@ _SPEC: dict[str, tuple[Check, object]] = {
                 "through": (checks.one_of("pipe", "file"), "pipe"),
                 "max_bytes": (checks.or_null(checks.number(0, whole=True, most=2**63 - 1)), None),
                 "on_full": (checks.one_of("drop", "stop"), "drop"),
+                "timeline": (checks.boolean, False),
             }
         ),
         checks.OBJECT,
@@ -322,6 +323,7 @@ def _refuse_contradictions(spec: dict[str, Any]) -> None:
         for name, wrong in (
             ("max_bytes", spec["output"]["max_bytes"] is not None),
             ("on_full", spec["output"]["on_full"] == "stop"),
+            ("timeline", spec["output"]["timeline"]),
         ):
             if wrong:
                 checks.fail(

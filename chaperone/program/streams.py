@@ -42,6 +42,8 @@ class Stream:
         dropped (int): Not written, for the limit or because the disk refused them.
         heard_at (float): When the last byte came, in seconds on the monotonic clock; 0 before the
             first.
+        accepted: Called with the offset and the number of bytes that were just written; None for
+            a stream whose run keeps no timeline.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Stream:
         self.bytes = found.st_size if stat.S_ISREG(found.st_mode) else 0
         self.dropped = 0
         self.heard_at = 0.0
+        self.accepted: Callable[[int, int], None] | None = None
         self._max_bytes = max_bytes
         self._told, self._full = told, full
         self._refused = 0  # dropped by the disk since it last took a byte
@@ -90,6 +93,8 @@ class Stream:
                 "the disk takes bytes again"
             )
             self._refused = 0
+        if self.accepted is not None:
+            self.accepted(self.bytes, count)
         self.bytes += count
 
     def _refuse(self, count: int, error: OSError) -> None:

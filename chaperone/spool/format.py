@@ -12,6 +12,7 @@ The on-disk format of a spool, version 1: the only module that knows a file name
         running.json       the status so far; replaced whole
         .status            room reserved for the final status
         stdout stderr log  append-only bytes
+        timeline           when they came, where the spec asks for it; append-only lines
         status.json        the final status: there if and only if the run has ended
 
 The rules W1-W5 and R1-R6 that this module keeps are told in docs/spool-format.rst.
@@ -47,6 +48,7 @@ SPEC = "spec.json"
 LOCK = "lock"
 CONTROL = "control"
 LOG = "log"
+TIMELINE = "timeline"
 LIVE_STATUS = "running.json"
 BUILDING = ".running.json"
 RESERVED = ".status"

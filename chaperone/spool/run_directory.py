@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..program.guard import Guard
+    from .timeline import Timeline
 
 # Of the log, kept for a disk that refuses: some hundred lines, as much as a pipe's buffer.
 UNWRITTEN_BYTES = 65_536
@@ -38,6 +39,7 @@ class RunDirectory:
         path (str): As the spool's path was given, for programs that must open a file by name.
         started_at (float): For an adopted run: when its program was started, on the monotonic clock
             of this boot; None where that is not known.
+        timeline (Timeline): Closed with the run; None for a run that keeps none.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class RunDirectory:
         self.room = 0
         self._unwritten = b""
         self.started_at: float | None = None
+        self.timeline: Timeline | None = None
 
     @property
     def log_path(self) -> str:
@@ -145,13 +148,16 @@ class RunDirectory:
         Raises:
             OSError: If it can't appear; the run then stays without a final status.
         """
+        if self.timeline is not None:
+            self.timeline.end()
         self._find_reserved()
         text = transitions.fitted(status, self.room).encode()
         view, offset = memoryview(text), 0
         while offset < len(text):
             offset += os.pwrite(self._reserved_fd, view[offset:], offset)
         os.ftruncate(self._reserved_fd, len(text))
-        for fd in (*self.streams.values(), self._reserved_fd):
+        lines = () if self.timeline is None else (self.timeline.fd,)
+        for fd in (*self.streams.values(), *lines, self._reserved_fd):
             # An empty stream has no end that could be lost, and each fsync writes to the journal.
             if os.fstat(fd).st_size:
                 _sync(fd)
@@ -208,6 +214,9 @@ class RunDirectory:
 
     def close(self) -> None:
         """Close every fd; the lock goes last, and with it the pulse."""
+        if self.timeline is not None:
+            self.timeline.close()
+            self.timeline = None
         for fd in self.streams.values():
             os.close(fd)
         self.streams = {}
@@ -402,6 +411,8 @@ def _build(
             if spec["durable"]:
                 os.fsync(spec_fd)
         run.open_files(os.O_CREAT | os.O_EXCL)
+        if spec["output"]["timeline"]:
+            os.close(format.create_plain(run.fd, format.TIMELINE))
         # The status repeats argv, cwd, names and labels, and over ssh the connection's argv: about
         # the spec's text twice.
         run.room = format.RESERVE + 2 * len(jsontext.dumps(secrets))

@@ -101,6 +101,7 @@ def test_canonical_form_is_a_fixed_point_and_the_argument_stays_as_it_was() -> N
         ("output.max_bytes", 2**63 - 1, 2**63 - 1),
         ("output.on_full", "stop", "stop"),
         ("output.through", "file", "file"),
+        ("output.timeline", True, True),
         ("durable", True, True),
         ("keep_secrets", False, False),
         (
@@ -384,10 +385,11 @@ ID = "an id that matches [A-Za-z0-9][A-Za-z0-9._-]* and has at most 128 characte
         ("output.max_bytes", 1.0, "output.max_bytes: want a whole number of at least 0, got 1.0"),
         ("output.max_bytes", -1, "output.max_bytes: want a whole number of at least 0, got -1"),
         ("output.on_full", "block", "output.on_full: want 'drop' or 'stop', got 'block'"),
+        ("output.timeline", 1, "output.timeline: want true or false, got 1"),
         (
             "output.to",
             "x",
-            "output.to: unknown field; want one of max_bytes, on_full, through",
+            "output.to: unknown field; want one of max_bytes, on_full, through, timeline",
         ),
         ("durable", "yes", "durable: want true or false, got 'yes'"),
         ("keep_secrets", 0, "keep_secrets: want true or false, got 0"),
@@ -459,6 +461,13 @@ def test_field_is_refused_by_a_whole_sentence(path: str, value: object, sentence
             (
                 "output.max_bytes: want none where output.through is 'file': the "
                 "chaperone counts no bytes, got 5"
+            ),
+        ),
+        (
+            {"program": ARGV, "output": {"through": "file", "timeline": True}},
+            (
+                "output.timeline: want none where output.through is 'file': the "
+                "chaperone counts no bytes, got true"
             ),
         ),
         (

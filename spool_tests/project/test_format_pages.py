@@ -62,7 +62,7 @@ def test_tree_is_what_a_run_makes(spool):
         for depth, name in listed[[name for _, name in listed].index("RUNID/") + 1 :]
         if depth == 4
     }
-    run = disk.create(spool)
+    run = disk.create(spool, output={**disk.spec()["output"], "timeline": True})
     made = {*os.listdir(spool / "r"), ".running.json"}
     disk.end(run)
     assert in_run == made | {"status.json"}
@@ -87,6 +87,7 @@ def test_every_file_has_its_paragraph():
         format.LOCK,
         format.CONTROL,
         format.LOG,
+        format.TIMELINE,
         format.LIVE_STATUS,
         format.FINAL_STATUS,
         format.RESERVED,

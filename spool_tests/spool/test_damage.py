@@ -58,6 +58,7 @@ FILES = [
     format.LOCK,
     "stdout",
     "stderr",
+    format.TIMELINE,
     format.LOG,
     format.CONTROL,
     format.RESERVED,

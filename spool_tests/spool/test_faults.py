@@ -5,12 +5,14 @@ losses are counted.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 
 import pytest
 
 from spool_tests.support.places import CHAPERONE, ROOT
+from spool_tests.support.timelines import timed
 from spool_tests.support.waiting import absent, need, until
 
 PACKAGE = os.path.join(ROOT, "chaperone")
@@ -76,6 +78,24 @@ def test_a_full_disk_drops_and_counts_and_keeps_the_outcome(small):
     )
     assert kept == (b"123456789\n" * (TOTAL // 10))[: len(kept)]
     assert final["stderr"] == {"bytes": 0, "dropped": 5} and final["rusage"]["utime"] is not None
+
+
+@pytest.mark.parametrize("filler", [0, 1_000, 2_000, 3_000])
+def test_full_disk_of_a_run_with_a_timeline_counts_what_has_no_time(small, filler):
+    """Whichever of the files needs the last page of the disk: the page of another has room."""
+    text = f'head -c {filler} /dev/zero >"$SMALL/filler"; name=r; run "$@"'
+    program = {
+        "argv": ["/bin/sh", "-c", "while echo 12345678901234567890; do :; done | head -c 1500000"]
+    }
+    spec = {"program": program, "output": {"timeline": True}}
+    result = small(text, options="size=300k", r=spec)
+    assert result.returncode == 0, result.stderr
+    run, final = small.kept / "r", status(small, "r")
+    assert final["stdout"]["bytes"] + final["stdout"]["dropped"] == 1_500_000
+    assert final["stdout"]["dropped"] > 0 and final["complete"]
+    text = (run / "log").read_text() if (run / "log").exists() else ""
+    counted = re.findall(r"timeline: lines about ([0-9]+) bytes were dropped", text)
+    assert timed(run, "stdout") + sum(map(int, counted)) == final["stdout"]["bytes"]
 
 
 def test_a_full_disk_may_stop_the_program(small):

@@ -218,8 +218,8 @@ SEEDS = {
         b' "on_disconnect": "survive", "lease": 10, "leftovers": "leave",'
         b' "stop": {"signal": "SIGTERM", "grace_period": 1.5},'
         b' "timeouts": {"connect": 3, "run": 2, "idle": null}, "output": {"through": "pipe",'
-        b' "max_bytes": 9, "on_full": "stop"}, "durable": true, "keep_secrets": false,'
-        b' "labels": {"team": "etl"}, "callback": {}, "config": {}}',
+        b' "max_bytes": 9, "on_full": "stop", "timeline": true}, "durable": true,'
+        b' "keep_secrets": false, "labels": {"team": "etl"}, "callback": {}, "config": {}}',
     ],
     "status": [
         _STATUS,

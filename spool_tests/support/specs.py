@@ -23,7 +23,7 @@ CANONICAL = {
     "leftovers": "stop",
     "stop": {"signal": "SIGTERM", "grace_period": 60, "to": "all"},
     "timeouts": {"connect": 30, "run": None, "idle": None},
-    "output": {"through": "pipe", "max_bytes": None, "on_full": "drop"},
+    "output": {"through": "pipe", "max_bytes": None, "on_full": "drop", "timeline": False},
     "durable": False,
     "keep_secrets": True,
     "callback": None,

@@ -41,6 +41,7 @@ RUN_FILES = [
     "status.json",
     "stdout",
     "stderr",
+    "timeline",
     "log",
 ]
 SPOOL_FILES = [
