@@ -87,9 +87,15 @@ def near_miss(word: str, names: Iterable[str]) -> str:
 
     names = list(names)
     meant = MEANT.get(word)
-    begun = [name for name in names if word and name.startswith((word, f"-{word}"))]
-    close = [meant] if meant in (*names, "--help", "--version") else begun
-    close = close or difflib.get_close_matches(word, names, 1)
+    close = [name for name in names if word and name.startswith((word, f"-{word}"))]
+    if meant in (*names, "--help", "--version"):
+        close = [meant]
+    elif not close:
+        # Without the dashes, which would make `--id` like `--cwd`.
+        bare = {name.lstrip("-"): name for name in names}
+        bare_word = word.lstrip("-")
+        turned = [name for name in bare if sorted(name) == sorted(bare_word)]  # `sl`
+        close = [bare[name] for name in turned or difflib.get_close_matches(bare_word, bare, 1)]
     return f"; did you mean {close[0]!r}?" if close else ""
 
 

@@ -46,7 +46,9 @@ def spec_text(verb: str, given: Given, argv: list[str]) -> bytes:
         "program": _given_ones(program),
         "remote": None if given.host is None else _remote(given.host),
         "on_disconnect": "survive" if given.survive else None,
-        "timeouts": None if run_s is None else {"run": run_s},
+        "timeouts": None
+        if run_s is None
+        else {"run": int(run_s) if run_s == int(run_s) else run_s},
         "labels": _pairs("--label", given.label) or None,
     }
     return jsontext.dumps(_given_ones(spec)).encode()

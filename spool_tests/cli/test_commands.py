@@ -52,7 +52,7 @@ def test_each_option_is_a_field_of_the_spec(chaperone, tmp_path):
         },
         "remote": {"host": "db3", "user": "etl", "port": 2222},
         "on_disconnect": "survive",
-        "timeouts": {"run": 5400.0},
+        "timeouts": {"run": 5400},
         "labels": {"team": "etl"},
     }
     assert spec_of(chaperone, "--", "ls") == {"program": {"argv": ["ls"]}}

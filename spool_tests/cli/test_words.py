@@ -311,6 +311,8 @@ def test_words_of_run_are_read_by_hand(words, given):
             "'chaperone ls': ambiguous option: --s could match --state, --since, --spool",
         ),
         (["sttus"], "'sttus': did you mean 'status'?"),
+        (["sl"], "'sl': did you mean 'ls'?"),
+        (["exec", "--id", "x"], "'chaperone exec': it has no option '--id'"),
         (["ps"], "'ps': did you mean 'ls'?"),
         (["logs"], "'logs': did you mean 'tail'?"),
         (["help"], "'help': did you mean '--help'?"),
