@@ -148,11 +148,13 @@ def test_follower_without_a_free_fd_is_refused_in_a_sentence(spool):
     assert "\n" not in str(caught.value) and caught.value.errno == errno.EMFILE
 
 
-def test_silent_filesystem_is_told_by_what_the_kernel_says_it_is(spool, monkeypatch):
+@pytest.mark.parametrize("numbers", [descriptors.LOCAL_FILESYSTEMS, {}])
+def test_silent_filesystem_is_told_by_what_the_kernel_says_it_is(spool, monkeypatch, numbers):
     """
     No test has an NFS: the filesystem that is here is put among the silent ones, by the name that
     df(1) finds.
     """
+    monkeypatch.setattr(descriptors, "LOCAL_FILESYSTEMS", numbers)
     df = ["df", "--output=fstype", spool]
     name = subprocess.run(df, capture_output=True, text=True, check=True).stdout.split()[1]
     monkeypatch.setattr(descriptors, "SILENT_FILESYSTEMS", {name})
@@ -184,10 +186,17 @@ def test_filesystem_without_a_proc_is_taken_for_one_that_is_not_silent(monkeypat
         return open(path, *arguments, **keywords)
 
     monkeypatch.setattr(descriptors, "open", without, raising=False)
+    monkeypatch.setattr(descriptors, "LOCAL_FILESYSTEMS", {})
     assert descriptors.silent_filesystem(0) is None
 
 
-def test_local_filesystem_is_not_silent(spool):
+def test_local_filesystem_is_not_silent_and_known_without_proc(spool, monkeypatch):
+    """It is by its number that a new follower costs little: mountinfo may be long."""
+    stat = ["stat", "-f", "-c", "%t", spool]
+    number = int(subprocess.run(stat, capture_output=True, check=True).stdout, 16)
+    if number not in descriptors.LOCAL_FILESYSTEMS:
+        pytest.skip(f"the spool is on a filesystem with the number {number:x}")
+    monkeypatch.setattr(descriptors, "open", None, raising=False)
     fd = os.open(spool, os.O_RDONLY)
     assert descriptors.silent_filesystem(fd) is None
     os.close(fd)
