@@ -349,8 +349,8 @@ class Run:
             return _opened_run(spool_fd, self.run_id)
 
 
-_OFFSET = checks.number(0, whole=True, most=cursors.LARGEST_OFFSET), checks.REQUIRED
-_PIECE = checks.fields({"offset": _OFFSET, "size": _OFFSET})
+_OFFSET = checks.Number(0, whole=True, most=cursors.LARGEST_OFFSET), checks.REQUIRED
+_PIECE = checks.Fields({"offset": _OFFSET, "size": _OFFSET})
 
 
 def wait_each(runs: Sequence[Run], timeout: float | None = None) -> Iterator[tuple[Run, Status]]:

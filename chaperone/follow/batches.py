@@ -364,12 +364,12 @@ def _line(value: Any, path: str) -> str:
     return str(value)
 
 
-_KEPT = checks.fields(
+_KEPT = checks.Fields(
     {
         "version": (_version, checks.REQUIRED),
-        "batch": (checks.number(0, whole=True, most=2**63 - 1), checks.REQUIRED),
+        "batch": (checks.Number(0, whole=True, most=2**63 - 1), checks.REQUIRED),
         "cursor": (_cursor, None),
-        "lines": (checks.list_of(_line), checks.REQUIRED),
+        "lines": (checks.ListOf(_line), checks.REQUIRED),
     },
     whole="file",
 )

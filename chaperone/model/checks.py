@@ -149,18 +149,19 @@ def strings(value: Any, path: str) -> list[str]:
     return list(value)
 
 
-def one_of(*choices: str) -> Check:
+class OneOf:
     """One of these words."""
 
-    def check(value: Any, path: str) -> str:
-        if value not in choices:
-            fail(path, " or ".join(repr(choice) for choice in choices), value)
+    def __init__(self, *choices: str) -> None:
+        self.choices = choices
+
+    def __call__(self, value: Any, path: str) -> str:
+        if value not in self.choices:
+            fail(path, " or ".join(map(repr, self.choices)), value)
         return str(value)
 
-    return check
 
-
-def number(least: float, above: bool = False, whole: bool = False, most: float = 1e10) -> Check:
+class Number:
     """
     A number between two others.
 
@@ -170,20 +171,29 @@ def number(least: float, above: bool = False, whole: bool = False, most: float =
             arithmetic elsewhere.
     """
 
-    def check(value: Any, path: str) -> Any:
-        right = type(value) is int or (type(value) is float and not whole)
-        if not right or not least <= value <= most or (above and value == least):
-            kind = "a whole number" if whole else "a number"
-            want = f"{kind} {'above' if above else 'of at least'} {least:g}"
+    def __init__(
+        self, least: float, above: bool = False, whole: bool = False, most: float = 1e10
+    ) -> None:
+        self.least, self.above, self.whole, self.most = least, above, whole, most
+
+    def __call__(self, value: Any, path: str) -> Any:
+        least, most = self.least, self.most
+        right = type(value) is int or (type(value) is float and not self.whole)
+        if not right or not least <= value <= most or (self.above and value == least):
+            kind = "a whole number" if self.whole else "a number"
+            want = f"{kind} {'above' if self.above else 'of at least'} {least:g}"
             fail(path, f"{want} and at most {most:g}" if right and value > most else want, value)
         return value
 
-    return check
 
+class OrNull:
+    """The same as another check, or null."""
 
-def or_null(check: Check) -> Check:
-    """The same, or null."""
-    return lambda value, path: None if value is None else check(value, path)
+    def __init__(self, check: Check) -> None:
+        self.check = check
+
+    def __call__(self, value: Any, path: str) -> Any:
+        return None if value is None else self.check(value, path)
 
 
 def json_object(value: Any, path: str) -> dict[str, object]:
@@ -216,44 +226,46 @@ def _is_json(value: object, depth: int) -> bool:
     )
 
 
-def list_of(check: Check) -> Check:
-    """A list of these."""
+class ListOf:
+    """A list of what one check takes."""
 
-    def check_all(value: Any, path: str) -> list[object]:
+    def __init__(self, check: Check) -> None:
+        self.check = check
+
+    def __call__(self, value: Any, path: str) -> list[object]:
         if not isinstance(value, list):
             fail_unseen(path, "a list", value)
-        return [check(item, f"{path}[{number}]") for number, item in enumerate(value)]
-
-    return check_all
+        return [self.check(item, f"{path}[{number}]") for number, item in enumerate(value)]
 
 
-def fields(table: dict[str, tuple[Check, object]], whole: str = "spec") -> Check:
+class Fields:
     """
-    An object with these fields and no other; a default is canonical as it stands, or made by
-    checking {}.
+    An object with these fields and no other; a default is canonical as it is, or made by checking
+    {}.
 
     Args:
         whole (str): What an object without a path is called.
     """
 
-    def check(value: Any, path: str) -> dict[str, object]:
+    def __init__(self, table: dict[str, tuple[Check, object]], whole: str = "spec") -> None:
+        self.table, self.whole = table, whole
+
+    def __call__(self, value: Any, path: str) -> dict[str, Any]:
         if not isinstance(value, dict):
-            fail_unseen(path or whole, "an object", value)
+            fail_unseen(path or self.whole, "an object", value)
         for name in value:
-            if name not in table:
-                known = ", ".join(sorted(table))
+            if name not in self.table:
+                known = ", ".join(sorted(self.table))
                 raise SpecError(f"{at(path, name)}: unknown field; want one of {known}")
         found = {}
-        for name, (checked, default) in table.items():
+        for name, (check, default) in self.table.items():
             if name in value:
-                found[name] = checked(value[name], at(path, name))
+                found[name] = check(value[name], at(path, name))
             elif default is REQUIRED:
                 raise SpecError(f"{at(path, name)}: required field is missing")
             elif default is not ABSENT:
-                found[name] = checked({}, at(path, name)) if default is OBJECT else default
+                found[name] = check({}, at(path, name)) if default is OBJECT else default
         return found
-
-    return check
 
 
 def object_of_strings(value: Any, path: str) -> dict[str, object]:

@@ -55,8 +55,8 @@ def _entry(value: Any, path: str) -> Entry:
     return found
 
 
-_OFFSET = checks.number(0, whole=True, most=LARGEST_OFFSET)
-_ENTRY = checks.fields(
+_OFFSET = checks.Number(0, whole=True, most=LARGEST_OFFSET)
+_ENTRY = checks.Fields(
     {
         "key": (checks.string, checks.ABSENT),
         "stdout": (_OFFSET, checks.ABSENT),
@@ -64,7 +64,7 @@ _ENTRY = checks.fields(
         "ended": (checks.boolean, checks.ABSENT),
     }
 )
-_CURSOR = checks.fields({"runs": (_runs, checks.OBJECT)})
+_CURSOR = checks.Fields({"runs": (_runs, checks.OBJECT)})
 
 
 def entry(key: str, stdout: int = 0, stderr: int = 0, ended: bool = False) -> Entry:

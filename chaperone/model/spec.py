@@ -74,7 +74,7 @@ def _stdin(value: Any, path: str) -> str | dict[str, str] | None:
         return checks.bytes_or_text(value, path)
     if not isinstance(value, dict):  # never shown: what goes into a program may be a secret
         checks.fail_unseen(path, 'null, a text or {"file": path}', value)
-    found: dict[str, str] = checks.fields({"file": (checks.text, checks.REQUIRED)})(value, path)
+    found: dict[str, str] = checks.Fields({"file": (checks.text, checks.REQUIRED)})(value, path)
     return found
 
 
@@ -131,9 +131,9 @@ def _remote(value: Any, path: str) -> dict[str, object]:
     fields: dict[str, tuple[Check, object]] = {
         **dict.fromkeys(hops.HOP_FIELDS, unchecked),
         "supervise": (checks.boolean, True),
-        "remote_dir": (checks.or_null(checks.text), None),
+        "remote_dir": (checks.OrNull(checks.text), None),
     }
-    remote = checks.fields(fields)(value, path)
+    remote = checks.Fields(fields)(value, path)
     given = {name: remote.pop(name) for name in hops.HOP_FIELDS}
     return {"hops": hops.hops(given, path), **remote}
 
@@ -141,47 +141,47 @@ def _remote(value: Any, path: str) -> dict[str, object]:
 _PROGRAM: dict[str, tuple[Check, object]] = {
     "argv": (_argv, None),
     "command": (checks.text, None),
-    "cwd": (checks.or_null(checks.text), None),
+    "cwd": (checks.OrNull(checks.text), None),
     "env": (_env, checks.OBJECT),
     "inherit_env": (_inherit_env, True),
     "stdin": (_stdin, None),
-    "umask": (checks.or_null(_umask), None),
+    "umask": (checks.OrNull(_umask), None),
     "rlimits": (_rlimits, checks.OBJECT),
     "merge_stderr": (checks.boolean, False),
 }
 _SPEC: dict[str, tuple[Check, object]] = {
-    "id": (checks.or_null(_id), None),
-    "program": (checks.fields(_PROGRAM), checks.REQUIRED),
-    "remote": (checks.or_null(_remote), None),
-    "on_disconnect": (checks.one_of("kill", "survive"), "kill"),
-    "lease": (checks.or_null(checks.number(1)), None),
-    "leftovers": (checks.one_of("stop", "leave"), "stop"),
+    "id": (checks.OrNull(_id), None),
+    "program": (checks.Fields(_PROGRAM), checks.REQUIRED),
+    "remote": (checks.OrNull(_remote), None),
+    "on_disconnect": (checks.OneOf("kill", "survive"), "kill"),
+    "lease": (checks.OrNull(checks.Number(1)), None),
+    "leftovers": (checks.OneOf("stop", "leave"), "stop"),
     "stop": (
-        checks.fields(
+        checks.Fields(
             {
                 "signal": (_signal_name, "SIGTERM"),
-                "grace_period": (checks.number(0), 60),
-                "to": (checks.one_of("all", "program"), "all"),
+                "grace_period": (checks.Number(0), 60),
+                "to": (checks.OneOf("all", "program"), "all"),
             }
         ),
         checks.OBJECT,
     ),
     "timeouts": (
-        checks.fields(
+        checks.Fields(
             {
-                "connect": (checks.number(0, above=True), 30),
-                "run": (checks.or_null(checks.number(0, above=True)), None),
-                "idle": (checks.or_null(checks.number(0, above=True)), None),
+                "connect": (checks.Number(0, above=True), 30),
+                "run": (checks.OrNull(checks.Number(0, above=True)), None),
+                "idle": (checks.OrNull(checks.Number(0, above=True)), None),
             }
         ),
         checks.OBJECT,
     ),
     "output": (
-        checks.fields(
+        checks.Fields(
             {
-                "through": (checks.one_of("pipe", "file"), "pipe"),
-                "max_bytes": (checks.or_null(checks.number(0, whole=True, most=2**63 - 1)), None),
-                "on_full": (checks.one_of("drop", "stop"), "drop"),
+                "through": (checks.OneOf("pipe", "file"), "pipe"),
+                "max_bytes": (checks.OrNull(checks.Number(0, whole=True, most=2**63 - 1)), None),
+                "on_full": (checks.OneOf("drop", "stop"), "drop"),
                 "timeline": (checks.boolean, False),
             }
         ),
@@ -189,8 +189,8 @@ _SPEC: dict[str, tuple[Check, object]] = {
     ),
     "durable": (checks.boolean, False),
     "keep_secrets": (checks.boolean, True),
-    "callback": (checks.or_null(checks.json_object), None),
-    "config": (checks.or_null(checks.json_object), None),
+    "callback": (checks.OrNull(checks.json_object), None),
+    "config": (checks.OrNull(checks.json_object), None),
     "labels": (checks.object_of_strings, checks.OBJECT),
 }
 
@@ -268,7 +268,7 @@ def checked(value: object, cwd: str) -> dict[str, Any]:
     Raises:
         SpecError: `PATH: want WANT, got GOT`, for the first field that is wrong.
     """
-    spec: dict[str, Any] = checks.fields(_SPEC)(value, "")
+    spec: dict[str, Any] = checks.Fields(_SPEC)(value, "")
     program = spec["program"]
     if (program["argv"] is None) == (program["command"] is None):
         got = "neither" if program["argv"] is None else "argv and command"

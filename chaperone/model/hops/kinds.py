@@ -104,7 +104,7 @@ class Kind:
         fields (dict): Of one hop, checked.
 
     Attributes:
-        table (dict): Its fields, as for `checks.fields`.
+        table (dict): Its fields, as for `checks.Fields`.
         may_be_killed (bool): Whether SIGKILL of its process ends what it started, too.
         carries_eof (bool): Whether the end of its standard input reaches the far side.
         can_survive (bool): Whether what was started behind it can outlive it.
@@ -148,8 +148,8 @@ class Ssh(Kind):
 
     table: Table = {
         "host": (_host, checks.REQUIRED),
-        "user": (checks.or_null(_name), None),
-        "port": (checks.or_null(_port), None),
+        "user": (checks.OrNull(_name), None),
+        "port": (checks.OrNull(_port), None),
         "options": (_options, checks.OBJECT),
     }
     may_be_killed = True  # sshd sees the end of the connection

@@ -39,7 +39,7 @@ def hops(remote: Mapping[str, Any], path: str = "") -> list[Hop]:
     Raises:
         SpecError: `PATH: want WANT, got GOT`.
     """
-    fields = checks.fields(_REMOTE)(dict(remote), path)
+    fields = checks.Fields(_REMOTE)(dict(remote), path)
     if fields["hops"] is not None:
         *five, _ = HOP_FIELDS
         beside = [name for name in five if fields[name] is not None]
@@ -61,7 +61,7 @@ def hops(remote: Mapping[str, Any], path: str = "") -> list[Hop]:
         "sudo": [{"sudo": user}],
     }
     return [
-        {kind: checks.fields(KINDS[kind].table)(fields, path)}
+        {kind: checks.Fields(KINDS[kind].table)(fields, path)}
         for hop in listed[mode]
         for kind, fields in hop.items()
     ]
@@ -73,7 +73,7 @@ def _hop(value: Any, path: str) -> Hop:
         want = f"an object with one key, {' or '.join(map(repr, KINDS))}"
         raise SpecError(f"{path}: want {want}, got {checks.cut(names) or checks.got(value)}")
     ((kind, fields),) = value.items()
-    return {kind: checks.fields(KINDS[kind].table)(fields, checks.at(path, kind))}
+    return {kind: checks.Fields(KINDS[kind].table)(fields, checks.at(path, kind))}
 
 
 def _list(value: Any, path: str) -> list[Hop]:
@@ -85,8 +85,8 @@ def _list(value: Any, path: str) -> list[Hop]:
 # The first five are checked as what they become: fields of a hop.
 _REMOTE: Table = {
     **{name: (lambda value, path: value, None) for name in HOP_FIELDS},
-    "mode": (checks.or_null(checks.one_of(*MODES)), None),
-    "hops": (checks.or_null(_list), None),
+    "mode": (checks.OrNull(checks.OneOf(*MODES)), None),
+    "hops": (checks.OrNull(_list), None),
 }
 
 
