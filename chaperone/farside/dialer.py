@@ -67,8 +67,8 @@ class Dialer:
         patience_s: float,
         owner: DialerOwner,
     ) -> None:
-        self._chaperone, self._route, self._owner = chaperone, route, owner
-        self.argv = route.argv(inner, chaperone.log_path)
+        self._chaperone, self._inner, self._owner = chaperone, inner, owner
+        self._take(route)
         self._patience_s = patience_s
         self._connection: Connection | None = None
         self._slots = Slots(chaperone, route.slot_name)
@@ -76,6 +76,9 @@ class Dialer:
         self._timer: int | None = None
         self._too_late: int | None = None
         self._log_size = 0
+
+    def _take(self, route: Route) -> None:
+        self._route, self.argv = route, route.argv(self._inner, self._chaperone.log_path)
 
     def dial(self, make_dialogue: Callable[[], Dialogue]) -> None:
         """
@@ -181,6 +184,10 @@ class Dialer:
         by_a_hop = code in (*self._route.own_codes, -signal.SIGTERM)
         if attempts.given_up:
             self._owner.unreachable(*STOPPED)
+        elif self._route.is_too_new(words):
+            self._chaperone.log("connecting again, without what an old client does not know")
+            self._take(self._route.older())
+            self._later(0, attempts)
         elif by_a_hop and passing and now + pause_s < attempts.deadline:
             said = f"unable to connect: {words or 'no reason given'}"
             self._chaperone.log(f"{said}; the next attempt is in {pause_s:.1f} s")

@@ -70,7 +70,8 @@ class UnsupervisedProgram:
         self._ready_word = payload.READY if announcing is not None else b""
         self._dialer = Dialer(
             chaperone,
-            announcing or route,
+            # Without a ready word a client that is too old looks like a program that has ended.
+            announcing or route.older(),
             inner=list(spec["program"]["argv"]),
             patience_s=spec["timeouts"]["connect"],
             owner=self,

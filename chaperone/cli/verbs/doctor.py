@@ -309,12 +309,14 @@ def _far_side(host: str) -> Iterator[tuple[str, Answer]]:
 
     try:
         way = remote.hops({"host": host, "options": {"ConnectTimeout": 10}})
-        argv = Route.of(way).argv(["/bin/sh"])
+        route = Route.of(way)
     except ValueError as error:
         remedy = "name it as for ssh: a host, or one of ~/.ssh/config"
         yield "far side", (False, str(error), remedy)
         return
-    done = _ran(argv, PROBE)
+    done = _ran(route.argv(["/bin/sh"]), PROBE)
+    if not isinstance(done, str) and route.is_too_new(done.stderr.decode("utf-8", "replace")):
+        done = _ran(route.older().argv(["/bin/sh"]), PROBE)
     if isinstance(done, str):
         says = f"unable to reach {host!r}: {done}"
         yield "far side", (False, says, f"see what ssh -v {host} says")

@@ -138,6 +138,14 @@ class Kind:
         """Where it leads, and as whom, for a reader; from where, and as whom it is run."""
         raise NotImplementedError
 
+    def is_too_new(self, words: str) -> bool:
+        """Whether its client ended with these words because it is too old for what it was given."""
+        return False
+
+    def older(self) -> Kind:
+        """The same hop, without what old clients do not know."""
+        return self
+
     def announcing(self, word: str) -> Kind | None:
         """The same hop, writing `word` to stderr once it is through; None where it can't."""
         return None
@@ -167,7 +175,11 @@ class Ssh(Kind):
 
     # What the far side's text relies on: these stand before the user's own options, and in ssh the
     # first one wins.
-    _FIXED = "BatchMode=yes RequestTTY=no EscapeChar=none RemoteCommand=none".split()
+    _FIXED = ("BatchMode=yes", "RequestTTY=no", "EscapeChar=none", "RemoteCommand=none")
+    # As these; but OpenSSH before 8.7 does not know them, and ends at the first one. IgnoreUnknown
+    # would help there, and undo the one that a user may have in their own configuration.
+    _SINCE_8_7 = ("StdinNull=no", "SessionType=default", "ForkAfterAuthentication=no")
+    _newer: tuple[str, ...] = _SINCE_8_7
     # What the user may want otherwise: these stand after their options. 15 s x 3 is the usual
     # keepalive, and ends a silent connection before the lease of 60 s does. One shared master would
     # be one shared fate. At LogLevel=ERROR ssh does not say that a server stopped answering.
@@ -182,7 +194,7 @@ class Ssh(Kind):
         ssh and its options; `argv` passes through the login shell of the host, whichever that is.
         """
         fields = self.fields
-        options = [*self._FIXED, *_flat(fields["options"]), *self._USUAL]
+        options = [*self._FIXED, *self._newer, *_flat(fields["options"]), *self._USUAL]
         words = ["ssh", "-T"]
         # -E: ssh's own words would otherwise stand between the program's
         words += ["-E", log] if log is not None else []
@@ -194,6 +206,17 @@ class Ssh(Kind):
     def leads(self, where: str, user: str) -> tuple[str, str]:
         """To the host."""
         return f"on {self.fields['host']}", self.fields["user"] or "whom ssh makes us"
+
+    def is_too_new(self, words: str) -> bool:
+        """By the name of one of the options that are left out then."""
+        names = (option.partition("=")[0].lower() for option in self._newer)
+        return any(f"Bad configuration option: {name}" in words for name in names)
+
+    def older(self) -> Ssh:
+        """For OpenSSH before 8.7, in whose configuration no such option can be either."""
+        hop = Ssh(self.fields)
+        hop._newer = ()
+        return hop
 
     def announcing(self, word: str) -> Ssh:
         """By a LocalCommand: ssh runs it once it is let in."""

@@ -144,4 +144,5 @@ def build_command(
     if remote["host"] is None and remote["mode"] is None:
         remote["mode"] = "sudo"
     nowhere = remote["mode"] == "sudo" and remote["user"] is None and not given
-    return Route.of([] if nowhere else hops(remote)).argv(["/bin/sh", "-c", command])
+    # A caller can't ask an old client again.
+    return Route.of([] if nowhere else hops(remote)).older().argv(["/bin/sh", "-c", command])

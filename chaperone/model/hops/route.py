@@ -88,7 +88,20 @@ class Route:
         passing = any(sign in words for hop in self._hops for sign in hop.passing)
         return (stages[0], passing) if stages else (None, True)
 
+    def is_too_new(self, words: str) -> bool:
+        """Whether a hop's client ended with these words because it is too old for `argv`."""
+        return any(hop.is_too_new(words) for hop in self._hops)
+
+    def older(self) -> Route:
+        """The same way, without what old clients do not know."""
+        return Route([hop.older() for hop in self._hops])
+
     def announcing(self, word: str) -> Route | None:
-        """The same way, its first hop writing `word` to stderr once it is through; None if not."""
+        """
+        The same way, its first hop writing `word` to stderr once it is through; None if it can't.
+        The hops behind it can't be tried again then, so they take what old clients know.
+        """
         first = self._hops[0].announcing(word) if self._hops else None
-        return None if first is None else Route([first, *self._hops[1:]])
+        if first is None:
+            return None
+        return Route([first, *(hop.older() for hop in self._hops[1:])])
