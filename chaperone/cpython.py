@@ -53,7 +53,7 @@ def json_scanner(context: Any) -> Scan:
         context: A class with the hooks of `json.JSONDecoder` as its attributes.
     Returns:
         callable: (text, start) to (value, end); raises StopIteration where no value begins.
-    Source: Modules/_json.c; importing `json` doubles the start of a chaperone, for it imports `re`.
+    Source: Modules/_json.c. Importing `json` doubles the start of a chaperone: it imports `re`.
     """
     try:
         import _json

@@ -1,5 +1,5 @@
 """
-What can go wrong, by whose fault: the type says who must act.
+What can go wrong. The type of an error says who must act: the caller, the owner of the disk, or us.
 
 Knows: nothing.  Must not know: how an error is shown or which exit code it becomes.
 """
@@ -12,12 +12,12 @@ class ChaperoneError(Exception):
 
 
 class SpecError(ChaperoneError, ValueError):
-    """The caller's fault: an invalid spec, run id or argument."""
+    """The caller made a mistake: an invalid spec, run id or argument."""
 
 
 class SpoolError(ChaperoneError, OSError):
     """
-    The disk's fault: a spool or a run directory that can't be used.
+    A spool or a run directory can't be used: the disk is at fault.
 
     Args:
         sentence (str): The whole message.
@@ -46,18 +46,18 @@ class UnreadableRunError(SpoolError):
 
 
 class TransitionError(ChaperoneError, RuntimeError):
-    """A bug in chaperone: a state that can't follow the one before it."""
+    """A bug in chaperone: a status that can't follow the one before it."""
 
 
 class StartError(ChaperoneError):
     """
-    The program could not be started, and that is proven.
+    The program was not started, and that is proven.
 
     Args:
-        stage (str): As in the status: spawn, connect, auth, far-side ...
+        stage (str): What failed, as in the status: spawn, connect, auth, far-side ...
         message (str): One sentence.
-        errno (int): As from the system call that failed, or None.
-        type (str): The name of the error's kind (`FileNotFoundError`), or None.
+        errno (int): Of the system call that failed; None if none failed.
+        type (str): The name of the error's class (`FileNotFoundError`); None if there is none.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """
-Checks of JSON values: (value, path) to the canonical value, or a sentence that says where, what was
-wanted and what was got.
+Checks of JSON values. A check takes (value, path) and returns the canonical value, or raises a
+sentence that says where the value is, what is wanted, and what was found.
 
-Knows: JSON values.  Must not know: which field is checked.
+Knows: JSON values.  Must not know: which field it checks.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
     Check = Callable[[Any, str], Any]
 
-# Defaults: it must be given; what the check makes of {}; a field that is not given stays absent.
+# Defaults: the field must be given; it is what the check makes of {}; it stays absent.
 REQUIRED, OBJECT, ABSENT = object(), object(), object()
 _PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
 
 
 def cut(text: str) -> str:
-    """Not more of it than a sentence can take."""
+    """The text, cut to the 80 characters that a sentence can hold."""
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def kind(value: object) -> str:
-    """What a value is, without what is in it: that may be a secret."""
+    """The kind of a value, without its contents, which may be a secret."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     kinds = {str: "a string", int: "a number", float: "a number", list: "a list", dict: "an object"}
@@ -40,8 +40,8 @@ def kind(value: object) -> str:
 
 def got(value: object) -> str:
     """
-    A string or a number as it is; of a list or an object its kind alone, for somewhere in it may be
-    a secret.
+    A string or a number as it is. Of a list or an object only its kind, because it may contain a
+    secret.
     """
     if isinstance(value, str):
         return cut(repr(value[:80]))
@@ -53,17 +53,17 @@ def got(value: object) -> str:
 
 
 def fail(path: str, want: str, value: object) -> NoReturn:
-    """Raise the sentence for a value that is no secret."""
+    """Raise SpecError for a value that may be shown."""
     raise SpecError(f"{path}: want {want}, got {got(value)}")
 
 
 def fail_unseen(path: str, want: str, value: object) -> NoReturn:
-    """Raise the sentence for a value that may be a secret."""
+    """Raise SpecError for a value that may be a secret: only its kind is shown."""
     raise SpecError(f"{path}: want {want}, got {kind(value)}")
 
 
 def at(path: str, name: object) -> str:
-    """The path of a field: `program.env`, and `labels["a b"]` where the name is no plain word."""
+    """The path of a field: `program.env`; `labels["a b"]` if the name is not a plain word."""
     if isinstance(name, str) and name and not set(name) - _PLAIN and len(name) <= 80:
         return f"{path}.{name}" if path else name
     return (
@@ -73,17 +73,18 @@ def at(path: str, name: object) -> str:
     )
 
 
-# -- what may be anything
+# -- values that may be anything
 
 
 def shaped(found: Any, unknown: Any, kinds: Any) -> Any:
     """
-    A value that a newer writer, or a broken disk, may have left: itself where it is what its field
-    holds, otherwise `unknown`.
+    A value that was read from a file which a newer version, or a broken disk, may have written.
 
     Args:
-        kinds: The types that it may have; for an object a dict, name to types. What else is in an
-            object stays there.
+        found (object): The value.
+        unknown (object): Returned in its place if its type is wrong.
+        kinds: The types that it may have; for an object a dict, name to types. Other names in an
+            object stay there.
     """
     if isinstance(kinds, tuple):
         return found if type(found) in kinds else unknown
@@ -108,14 +109,14 @@ def string(value: Any, path: str) -> str:
 
 
 def text(value: Any, path: str) -> str:
-    """A string that is not empty and can be passed on."""
+    """A non-empty string that execve(2) can pass on."""
     if not isinstance(value, str) or not value:
         fail(path, "a non-empty string", value)
     return passable(value, path)
 
 
 def passable(value: str, path: str) -> str:
-    """What execve can pass on: no NUL, and no surrogate but those that stand for bytes."""
+    """A string that execve(2) can pass on: without NUL, surrogates only where they mean bytes."""
     if "\0" in value:
         raise SpecError(
             f"{path}: want a string without NUL bytes, got one at character {value.index(chr(0))}"
@@ -125,7 +126,7 @@ def passable(value: str, path: str) -> str:
 
 def bytes_or_text(value: str, path: str) -> str:
     """
-    What can be written as bytes: text, and surrogates that stand for bytes that are none
+    A string that can be written as bytes: text, and surrogates that mean bytes which are not UTF-8
     (`os.fsdecode`).
     """
     try:
@@ -138,7 +139,7 @@ def bytes_or_text(value: str, path: str) -> str:
 
 
 def strings(value: Any, path: str) -> list[str]:
-    """A list of strings, one of them at least."""
+    """A non-empty list of strings."""
     if not isinstance(value, list) or not value:
         found = "an empty one" if value == [] else got(value)
         raise SpecError(f"{path}: want a non-empty list of strings, got {found}")
@@ -150,7 +151,7 @@ def strings(value: Any, path: str) -> list[str]:
 
 
 class OneOf:
-    """One of these words."""
+    """A check that takes one of these words."""
 
     def __init__(self, *choices: str) -> None:
         self.choices = choices
@@ -163,12 +164,14 @@ class OneOf:
 
 class Number:
     """
-    A number between two others.
+    A check that takes a number between two limits.
 
     Args:
-        above (bool): Not `least` itself.
-        most (float): 1e10 s are 317 years: what is above is a mistake and would overflow poll(2)
-            arithmetic elsewhere.
+        least (float): The lowest one.
+        above (bool): Whether `least` itself is refused.
+        whole (bool): Whether only ints are taken.
+        most (float): The highest one. 1e10 s are 317 years: a longer time is a mistake, and would
+            overflow the arithmetic for poll(2).
     """
 
     def __init__(
@@ -187,7 +190,7 @@ class Number:
 
 
 class OrNull:
-    """The same as another check, or null."""
+    """What another check takes, or null."""
 
     def __init__(self, check: Check) -> None:
         self.check = check
@@ -197,14 +200,14 @@ class OrNull:
 
 
 def json_object(value: Any, path: str) -> dict[str, object]:
-    """Any JSON object; never shown, for it may have a secret in it."""
+    """Any JSON object; it may contain a secret, so no message shows it."""
     if not isinstance(value, dict):
         fail_unseen(path, "an object", value)
     if not _is_json(
         value,
         100,
-        # the parser takes some 900 levels, on a shallow stack; 100 are told apart from a loop
-        # everywhere
+        # The parser takes some 900 levels if the stack is shallow. A limit of 100 works at every
+        # depth of the stack, and stops a value that contains itself.
     ):
         raise SpecError(f"{path}: want JSON values, nested at most 100 deep")
     return dict(value)
@@ -227,7 +230,7 @@ def _is_json(value: object, depth: int) -> bool:
 
 
 class ListOf:
-    """A list of what one check takes."""
+    """A list whose items all pass one check."""
 
     def __init__(self, check: Check) -> None:
         self.check = check
@@ -240,11 +243,12 @@ class ListOf:
 
 class Fields:
     """
-    An object with these fields and no other; a default is canonical as it is, or made by checking
-    {}.
+    An object with these fields and no others.
 
     Args:
-        whole (str): What an object without a path is called.
+        table (dict): Name to (check, default). A default is taken as it is; REQUIRED, OBJECT and
+            ABSENT have a meaning of their own.
+        whole (str): The name, in messages, of an object without a path.
     """
 
     def __init__(self, table: dict[str, tuple[Check, object]], whole: str = "spec") -> None:
@@ -269,7 +273,7 @@ class Fields:
 
 
 def object_of_strings(value: Any, path: str) -> dict[str, object]:
-    """Any names, to strings."""
+    """An object that maps any names to strings."""
     if not isinstance(value, dict):
         fail(path, "an object of strings", value)
     for name, text in value.items():

@@ -1,5 +1,6 @@
 """
-How far a scheduler has come with each run: plain JSON that it keeps with its own data.
+A cursor: which bytes and events of each run a scheduler has received. It is plain JSON, which the
+scheduler stores with its own data.
 
 {"runs": {run id: {"key": ..., "stdout": offset, "stderr": offset, "ended": true}}}
 
@@ -16,22 +17,23 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-    Entry = dict[str, Any]  # never changed in place: a step makes a new one
+    Entry = dict[str, Any]  # never changed in place: each step makes a new entry
 
 LARGEST_OFFSET = 2**63 - 1  # off_t
 
 
 def checked(value: object) -> dict[str, Entry]:
     """
-    The entries of a cursor that came back from wherever its scheduler kept it.
+    Check a cursor that its scheduler has stored, and return its entries.
 
     Args:
         value (object): As read from JSON; None and {} are the empty cursor.
     Returns:
-        dict: Run id to entry; an entry without a key is of a run that is waited for.
+        dict: Run id to entry. An entry without a key means a run that the scheduler expects, and of
+            which nothing was delivered.
     Raises:
-        SpecError: `cursor.PATH: want WANT, got GOT`, for the first field that is wrong: guessing
-            would lose bytes or double them.
+        SpecError: `cursor.PATH: want WANT, got GOT`, for the first field that is wrong. A guess
+            would lose bytes or deliver them twice.
     """
     found: dict[str, Entry] = {} if value is None else _CURSOR(value, "cursor")["runs"]
     return found
@@ -74,7 +76,7 @@ def entry(key: str, stdout: int = 0, stderr: int = 0, ended: bool = False) -> En
     Args:
         key (str): The run's own, from its spec.json.
         stdout, stderr (int): Bytes delivered so far.
-        ended (bool): Whether its ending was.
+        ended (bool): Whether its ending was delivered.
     """
     made: Entry = {"key": key, "stdout": stdout, "stderr": stderr}
     return {**made, "ended": True} if ended else made
@@ -82,36 +84,36 @@ def entry(key: str, stdout: int = 0, stderr: int = 0, ended: bool = False) -> En
 
 def started(before: Entry, key: str) -> Entry:
     """
-    The entry after `Started` was delivered; offsets that were put in by hand stay.
+    The entry after `Started` was delivered; offsets that somebody wrote into the cursor stay.
     """
     return entry(key, before.get("stdout", 0), before.get("stderr", 0))
 
 
 def advanced(before: Entry, stream: str, offset: int) -> Entry:
-    """The entry after the bytes of a stream up to an offset were handed out."""
+    """The entry after the bytes of a stream up to an offset were delivered."""
     return {**before, stream: offset}
 
 
 def ended(before: Entry) -> Entry:
-    """The entry after the ending of the run was handed out."""
+    """The entry after the ending of the run was delivered."""
     return {**before, "ended": True}
 
 
 def is_waited_for(value: Entry) -> bool:
-    """Whether nothing of the run was handed out yet."""
+    """Whether nothing of the run was delivered yet."""
     return "key" not in value
 
 
 def has_ended(value: Entry) -> bool:
-    """Whether the ending of the run was handed out."""
+    """Whether the ending of the run was delivered."""
     return "ended" in value
 
 
 def of(entries: Mapping[str, Entry]) -> dict[str, dict[str, Entry]]:
     """
-    The cursor of some entries.
+    The cursor that has these entries.
 
     Returns:
-        dict: Plain JSON, new down to the entries: the caller's to keep or to change.
+        dict: Plain JSON. The entries are copies: the caller may keep and change them.
     """
     return {"runs": {run_id: dict(value) for run_id, value in entries.items()}}

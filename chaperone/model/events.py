@@ -1,5 +1,5 @@
 """
-What a scheduler sees: a run's status as a value, and the events of following it.
+What a scheduler sees: the status of a run as a value, and the events that a follower delivers.
 
 Knows: statuses as they are on disk.  Must not know: files, processes, the clock.
 """
@@ -18,7 +18,7 @@ from .status import Status as Status
 
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
-# Made into values here: `status` is on the holding path, which can't afford attrs.
+# `model/status.py` defines these classes, but a chaperone imports it and can't afford attrs.
 attrs.frozen(kw_only=True, slots=False)(Counts)
 _SHOWN = {name: attrs.field() for name in statuses.FIELDS}
 attrs.frozen(kw_only=True, slots=False, these={**_SHOWN, "raw": attrs.field(repr=False, eq=False)})(
@@ -28,11 +28,11 @@ attrs.frozen(kw_only=True, slots=False, these={**_SHOWN, "raw": attrs.field(repr
 
 def status_view(status: dict[str, Any]) -> Status:
     """
-    The view of a status.
+    A status as a scheduler sees it.
 
     Args:
-        status (dict): As from `chaperone.spool.look`, or any JSON object: what is missing or
-            impossible is None, or what a field that is never None has then.
+        status (dict): As from `chaperone.spool.look`, or any JSON object: a field that is missing
+            or invalid is None, or has its value for "unknown" if it can't be None.
     """
     seen = {name: _VIEWS[f.view](status.get(name), f) for name, f in statuses.FIELDS.items()}
     return Status(raw=status, **seen)
@@ -58,7 +58,7 @@ def _as_it_is(value: object, field: statuses.Field) -> Any:
 _VIEWS = {"": _as_it_is, "time": _moment, "counts": _counts}
 
 
-# -- events: those of one run come in order
+# -- events; the events of one run come in order
 
 
 @attrs.frozen(kw_only=True)

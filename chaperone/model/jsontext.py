@@ -1,5 +1,5 @@
 """
-JSON text to values and back, by the interpreter's own C parser.
+Reads and writes JSON text, with the C parser of the interpreter.
 
 Knows: JSON.  Must not know: what the values mean.
 Why not `json`: importing it doubles the start of a chaperone (it imports `re`); `_json`, its C
@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Bytes of a file: a larger one is not ours, and reading it could take all of the reader's memory.
+# Bytes of a file. chaperone writes no larger one, and reading it could use up all memory.
 LIMIT = 64 * 1024 * 1024
 WITHIN_LIMIT = f"at most {LIMIT >> 20} MiB of JSON"
 _BLANK = " \t\n\r"
@@ -38,21 +38,20 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 def _float(text: str) -> float:
     number = float(text)
-    if (
-        number - number != 0
-    ):  # 1e999 would become an infinity, which is no JSON and could not be written again
+    # 1e999 would become an infinity, which is not JSON and could not be written again.
+    if number - number != 0:
         raise ValueError(f"want JSON, got the number {text[:80]}")
     return number
 
 
 def _int(text: str) -> int:
-    if len(text) > 4_000:  # the interpreter's own limit is 4,300 digits, and a setting
+    if len(text) > 4_000:  # the interpreter's own limit is 4,300 digits, and can be changed
         raise ValueError(f"want JSON, got a number of {len(text)} digits")
     return int(text)
 
 
 class _Context:
-    """What the C scanner asks its decoder for; the names are those of `json.JSONDecoder`."""
+    """The attributes that the C scanner reads; the names are those of `json.JSONDecoder`."""
 
     strict = True
     object_hook = None
@@ -67,7 +66,7 @@ def _unknown(value: object) -> object:
     raise TypeError(f"unable to write {type(value).__name__} as JSON")
 
 
-# What the two scanners say in different words, and whether a position is one too far.
+# Complaints that the two scanners word differently, and whether a position is one too high.
 _TOO_FAR: dict[str, Callable[[str, int], bool]] = {
     "Invalid control character": lambda text, position: text[position - 1] < " ",
     "Invalid \\escape": lambda text, position: text[position] != "\\",
@@ -80,9 +79,8 @@ _encode = cpython.json_encoder(_unknown)
 def _scanned(text: str, start: int) -> tuple[object, int]:
     try:
         return _scan(text, start)
-    except (
-        SystemError
-    ):  # for its complaint the C scanner looks up json.decoder, and trips if nobody has imported it
+    # To complain, the C scanner needs json.decoder, and fails if that was not imported.
+    except SystemError:
         import json.decoder  # noqa: F401
 
         return _scan(text, start)
@@ -90,13 +88,13 @@ def _scanned(text: str, start: int) -> tuple[object, int]:
 
 def _sentence(error: ValueError, text: str) -> ValueError:
     """
-    What a scanner complains of, in our words; the same for both scanners.
+    A scanner's complaint in our words, which are the same for both scanners.
 
-    The one in Python raises where the one in C stops, names the character where the other one does
-    not, and counts one further.
+    The Python scanner raises where the C scanner stops, names the character where the C scanner
+    does not, and gives a position that is one higher.
     """
     what, position = getattr(error, "msg", None), getattr(error, "pos", None)
-    if what is None or position is None:  # from a hook of ours
+    if what is None or position is None:  # raised by one of our hooks
         return error
     if what == "Expecting value":
         return ValueError(f"want a JSON value at character {position}")
@@ -117,8 +115,8 @@ def loads(text: bytes | str) -> object:
     Returns:
         object: dict, list, str, int, float, bool or None.
     Raises:
-        ValueError: One sentence; also for a key that stands twice in an object, NaN, and nesting
-            too deep to read.
+        ValueError: With one sentence. Also if an object has a key twice, for NaN, and if the value
+            is nested too deep to be read.
     Source: RFC 8259.
     """
     try:
@@ -146,10 +144,10 @@ def dumps(value: object) -> str:
     Write one JSON value on one line, in ASCII.
 
     Args:
-        value (object): As `loads` returns; lone surrogates (bytes that are no UTF-8) are escaped.
+        value (object): As `loads` returns; lone surrogates (bytes that are not UTF-8) are escaped.
     Returns:
-        str: No newline in it or after it.
+        str: Without a newline.
     Raises:
-        TypeError, ValueError: If it is no JSON value.
+        TypeError, ValueError: If it is not a JSON value.
     """
     return "".join(_encode(value, 0))

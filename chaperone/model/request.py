@@ -1,9 +1,9 @@
 """
-What is asked of a chaperone: the lines of `control`, written and parsed here alone.
+Requests to a chaperone: the lines of `control`. Only this module writes and parses them.
 
     stop [SECONDS]    kill    signal NAME    each with an optional by=WORD
 
-Knows: the words.  Must not know: who writes them, and what is done with them.
+Knows: the words of a request.  Must not know: its sender, or what is done about it.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-LIMIT = 4_096  # bytes of a line: PIPE_BUF, up to which the writers of one FIFO don't mix
+LIMIT = 4_096  # bytes of a line: PIPE_BUF; a longer write could mix with another writer's
 LONGEST_GRACE_S = 1e10  # as the longest time of a spec
-# Sentences about requests that can't be taken: the log of a run must not grow with a mistake.
+# How many invalid requests are logged: a mistake must not fill the log of a run.
 MOST_REFUSALS = 100
 BY_LENGTH = 128  # characters
 
 
 class Request:
     """
-    One request.
+    One request to a chaperone.
 
     Args:
         verb (str): stop, kill or signal.
         grace_s (float): Of a stop: seconds, 0 to 1e10; None for the spec's.
         signal (str): Of `signal`: `SIGUSR1`, `USR1` or a number.
-        by (str): Who asks, in one word of at most 128 characters, or None.
+        by (str): The requester, as one word of at most 128 characters, or None.
     """
 
     def __init__(
@@ -47,9 +47,9 @@ class Request:
         The line for `control`, with its newline; at most `LIMIT` bytes.
 
         Args:
-            run_id (str): The run that is asked, for the sentence of an error.
+            run_id (str): The run that the request is for; error messages name it.
         Raises:
-            SpecError: If the grace, the signal or the word can't be sent.
+            SpecError: If the grace, the signal or the requester's word is invalid.
         """
         words = [self.verb]
         if self.grace_s is not None:
@@ -93,12 +93,12 @@ def _word(by: str, run_id: str) -> str:
 
 def parsed(line: str) -> Request | None:
     """
-    A request from its line, which anybody may have written with `echo`.
+    Parse a line, which a person may have written with `echo`.
 
     Args:
         line (str): Without its newline.
     Returns:
-        Request: With the full name of its signal; None if it is no request.
+        Request: With the full name of its signal; None if the line is not a request.
     """
     words = line.split()
     by = next((word[3:] for word in words if word.startswith("by=")), None)
@@ -123,7 +123,7 @@ def _seconds(text: str) -> float | None:
 
 
 class Reader:
-    """Requests out of the bytes of `control`, which come in pieces of any size."""
+    """Makes requests of the bytes of `control`, which arrive in pieces of any size."""
 
     def __init__(self) -> None:
         self._left = b""
@@ -132,9 +132,11 @@ class Reader:
 
     def feed(self, data: bytes) -> Iterator[Request | str]:
         """
+        Take bytes that arrived.
+
         Yields:
-            Request: Each that is complete now.
-            str: In place of one that can't be taken, a sentence for the log; of the first
+            Request: Each request that is complete now.
+            str: A sentence for the log in place of an invalid request; only for the first
                 `MOST_REFUSALS` of them.
         """
         for found in self._found(data):

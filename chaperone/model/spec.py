@@ -1,5 +1,5 @@
 """
-What was asked: every field of a spec, its check and its default.
+A spec, which says what to run and how: each field, its check and its default.
 
 Knows: JSON values.  Must not know: files, processes, the clock, the current directory.
 """
@@ -43,7 +43,7 @@ def _env_name(name: object, path: str) -> str:
     if not isinstance(name, str) or not name:
         checks.fail(path, "a name", name)
     before, equals, _ = name.partition("=")
-    if equals:  # what stands behind it may be a secret
+    if equals:  # what comes after it may be a secret
         raise SpecError(f"{path}: want a name without '=', got {checks.cut(repr(before + '=...'))}")
     return checks.passable(name, path)
 
@@ -53,7 +53,7 @@ def _env(value: Any, path: str) -> dict[str, str]:
         checks.fail_unseen(path, "an object of strings", value)
     for name, text in value.items():
         _env_name(name, path)
-        if not isinstance(text, str):  # the value may be a secret: tell its kind alone
+        if not isinstance(text, str):  # the value may be a secret: show only its kind
             checks.fail_unseen(checks.at(path, name), "a string", text)
         checks.passable(text, checks.at(path, name))
     return dict(value)
@@ -72,7 +72,7 @@ def _stdin(value: Any, path: str) -> str | dict[str, str] | None:
         return None
     if isinstance(value, str):
         return checks.bytes_or_text(value, path)
-    if not isinstance(value, dict):  # never shown: what goes into a program may be a secret
+    if not isinstance(value, dict):  # not shown, because stdin may be a secret
         checks.fail_unseen(path, 'null, a text or {"file": path}', value)
     found: dict[str, str] = checks.Fields({"file": (checks.text, checks.REQUIRED)})(value, path)
     return found
@@ -196,7 +196,7 @@ _SPEC: dict[str, tuple[Check, object]] = {
 
 
 def is_run_id(value: object) -> bool:
-    """Whether it may name a run: [A-Za-z0-9][A-Za-z0-9._-]{0,127}."""
+    """Whether a value is a valid run id: [A-Za-z0-9][A-Za-z0-9._-]{0,127}."""
     return (
         isinstance(value, str)
         and 0 < len(value) <= ID_LENGTH
@@ -232,8 +232,7 @@ def signal_name(text: str) -> str | None:
 
 def signal_name_of(number: int) -> str:
     """
-    The name of a signal that killed a program; real-time ones as `SIGRTMIN+n`, one without a name
-    as `SIG32`.
+    The name of a signal by its number: `SIGTERM`, `SIGRTMIN+3`; `SIG32` if it has no name.
     """
     for name, known in SIGNALS.items():
         if known == number:
@@ -247,8 +246,7 @@ def signal_name_of(number: int) -> str:
 
 def signal_number_of(name: str) -> int | None:
     """
-    The number of a signal as `signal_name` and `signal_name_of` name it; None if there is no such
-    signal.
+    The number of a signal by a name from `signal_name` or `signal_name_of`; None if there is none.
     """
     return SIGNALS.get(name) or next(
         (number for number in range(1, SIGNALS["SIGRTMAX"] + 1) if signal_name_of(number) == name),
@@ -258,13 +256,13 @@ def signal_number_of(name: str) -> int | None:
 
 def checked(value: object, cwd: str) -> dict[str, Any]:
     """
-    The canonical form of a spec: every field there, every default filled in.
+    Check a spec, and return its canonical form: all fields are there, with their defaults.
 
     Args:
         value (object): As read from JSON.
-        cwd (str): Absolute; where the chaperone was started. Relative near-side paths start there.
+        cwd (str): Absolute. Relative paths of this host are completed with it.
     Returns:
-        dict: As described in docs/spec.rst; `program.argv` is always there, `command` never.
+        dict: As in docs/spec.rst. `program.argv` is always there, `program.command` never.
     Raises:
         SpecError: `PATH: want WANT, got GOT`, for the first field that is wrong.
     """
@@ -341,14 +339,13 @@ def _refuse_contradictions(spec: dict[str, Any]) -> None:
 
 def without_secrets(spec: dict[str, Any]) -> dict[str, Any]:
     """
-    The spec as it may be shown: names of the environment, of the callback and of the config, never
-        values; no stdin text.
+    A copy of the spec that may be shown: without the values of `program.env`, `callback` and
+    `config`, and without the text of stdin.
 
     Args:
-        spec (dict): Canonical; left as it is.
+        spec (dict): Canonical; not changed.
     Returns:
-        dict: `program.env`, `callback` and `config` have None for each value, a text stdin is
-            `{"hidden": true}`.
+        dict: Each of those values is None; a text for stdin is `{"hidden": true}`.
     """
     program = dict(spec["program"], env=dict.fromkeys(spec["program"]["env"]))
     if isinstance(program["stdin"], str):

@@ -37,8 +37,10 @@ FINAL = ("terminated", "error", "lost")
 
 def timestamp(now_ns: int) -> str:
     """
-    A moment as a status has it, of nanoseconds since the epoch: RFC 3339, UTC, with microseconds,
-    `2026-11-23T20:14:26.123456Z`.
+    A time as a status has it: RFC 3339, UTC, with microseconds, `2026-11-23T20:14:26.123456Z`.
+
+    Args:
+        now_ns (int): Nanoseconds since the epoch.
     """
     seconds, rest = divmod(now_ns, 1_000_000_000)
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{rest // 1000:06d}Z"
@@ -46,13 +48,13 @@ def timestamp(now_ns: int) -> str:
 
 def moment_ns(text: object) -> int | None:
     """
-    The moment that a time of a status names: the one parser of them, without the imports of
-    `datetime` and `time.strptime`, which the holding path can't afford.
+    Parse a time of a status. It is the only parser of them, and avoids `datetime` and
+    `time.strptime`, whose import a chaperone can't afford.
 
     Args:
-        text (object): RFC 3339, as from `timestamp` or with another offset than `Z`; or anything.
+        text (object): RFC 3339, with `Z` or another offset; or anything.
     Returns:
-        int: Nanoseconds since the epoch; None if it is no time.
+        int: Nanoseconds since the epoch; None if it is not a time.
     """
     if not isinstance(text, str):
         return None
@@ -71,27 +73,28 @@ def moment_ns(text: object) -> int | None:
     year, month = (year, month - 3) if month > 2 else (year - 1, month + 9)
     days = year * 365 + year // 4 - year // 100 + year // 400 + (month * 153 + 2) // 5 + day
     seconds = ((days - 719_469) * 24 + hour) * 3600 + minute * 60 + second  # from 1970-01-01 on
-    if time.gmtime(seconds)[:6] != fields:  # a date or a time that there is not: February 30
+    if time.gmtime(seconds)[:6] != fields:  # a date or a time that does not exist: February 30
         return None
     offset_s = int(zone[1:3]) * 3600 + int(zone[4:]) * 60
     seconds += offset_s if zone[0] == "-" else -offset_s
     return seconds * 1_000_000_000 + int(f"{fraction:0<9.9}")
 
 
-# -- the fields: each is described once, in `Status`; all else that is said of one is made from it
+# -- the fields. `Status` describes each field once; everything else is made from that.
 
 TEXT, WHOLE, BOOL, LIST, NUMBER = (str,), (int,), (bool,), (list,), (int, float)
 
 
 class Field:
     """
-    What is on disk for a field of a status.
+    How a field of a status is stored.
 
     Args:
-        kinds: The types of its JSON value, beside null; for an object a dict, name to types.
-        starting: Its value in a run's first status.
-        unknown: Its value where it is missing or impossible (rule R5); `starting` if not given.
-        view (str): How a reader sees it, if not as it is: as a "time" or as "counts".
+        kinds: The types of its JSON value, which may also be null; for an object a dict, name to
+            types.
+        starting: Its value in the first status of a run.
+        unknown: Its value if it is missing or invalid (rule R5); `starting` if not given.
+        view (str): What a reader gets in place of the JSON value: a "time" or "counts".
     """
 
     def __init__(
@@ -115,9 +118,9 @@ class Counts:
     """The size of a stream."""
 
     bytes: int | None
-    """In the spool; None if they were not counted."""
+    """Bytes in the spool; None if they were not counted."""
     dropped: int | None
-    """Written by the program and not kept; None if they were not counted."""
+    """Bytes that the program wrote and that were not kept; None if they were not counted."""
 
 
 @frozen(kw_only=True, slots=False)
@@ -125,7 +128,7 @@ class Status:
     """
     A status as a reader sees it; a field that is unknown or invalid is None.
 
-    Each field has its type for a reader, its JSON, and the sentence of docs/spool-format.rst.
+    Each field has its type, how it is stored, and its sentence in docs/spool-format.rst.
     """
 
     version: int = field(WHOLE, VERSION)
@@ -206,7 +209,7 @@ class Status:
     """seconds from start to end, on a monotonic clock"""
 
     raw: dict[str, Any]
-    """The whole of it as it is on disk, fields of newer writers too."""
+    """The whole status as it is on disk, with fields of newer writers."""
 
     def is_final(self) -> bool:
         """Whether the run has ended: terminated, error or lost."""
@@ -214,7 +217,7 @@ class Status:
 
     @property
     def exit_code(self) -> int:
-        """The program's, 128+n for a signal, 125 for a run that is lost, in error or not over."""
+        """The program's exit code, 128+n for signal n, 125 if it did not end or its end is lost."""
         return exit_code(self.raw)
 
 
@@ -223,14 +226,15 @@ FIELDS = {name: f for name, f in vars(Status).items() if isinstance(f, Field)}
 
 def last_known(value: object, run_id: str) -> StatusDict:
     """
-    A status as a newer or an older writer, or a broken disk, may have left it.
+    A usable status of what was read, which a newer or an older version, or a broken disk, may have
+    written.
 
     Args:
-        value (object): As read from JSON; anything, None where nothing could be read.
+        value (object): As read from JSON; anything; None if nothing could be read.
         run_id (str): The name of its run directory.
     Returns:
-        dict: All the fields of a status: unknown ones kept, missing or impossible ones as of an
-            unknown run (rule R5); what nobody counted is None.
+        dict: All fields of a status. Other fields stay; missing and invalid ones have their value
+            for "unknown" (rule R5).
     """
     given = value if isinstance(value, dict) else {}
     known = {name: checks.shaped(given.get(name), f.unknown, f.kinds) for name, f in FIELDS.items()}
@@ -244,20 +248,20 @@ def final_known(value: object, run_id: str) -> StatusDict | None:
     The final status of a run, as read from disk.
 
     Returns:
-        dict: As from `last_known`; None where it is no final status.
+        dict: As from `last_known`; None if it is not a final status.
     """
     state = value.get("state") if isinstance(value, dict) else None
     if not isinstance(state, str) or state in (*LIVE, "unattended"):
         return None
     status = last_known(value, run_id)
-    if state not in FINAL:  # a newer writer's word: what counts is whether the end is known
+    if state not in FINAL:  # a newer version's word: does it say how the program ended?
         known = status["return_code"] is not None or status["signal"] is not None
         status["state"] = "terminated" if known else "lost"
     return status
 
 
 def exit_code(status: StatusDict) -> int:
-    """The exit code of `wait` and `exec`: the program's, 128+n for a signal, else 125."""
+    """The exit code of `wait` and `exec`: the program's, 128+n for signal n, otherwise 125."""
     if status["state"] != "terminated":
         return 125
     if status["return_code"] is not None:

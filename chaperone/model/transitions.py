@@ -1,5 +1,5 @@
 """
-Which state of a run may follow which: each step makes a new status, or raises TransitionError.
+Which state of a run may follow which. Each step makes a new status, or raises TransitionError.
 
 Knows: statuses as plain JSON values.  Must not know: files, processes, the clock.
 """
@@ -28,19 +28,19 @@ TRANSITIONS = {
 DIED = "the chaperone died before the program's end was recorded"
 STOP_REASONS = ("request", "timeout", "idle", "lease", "disconnect", "output", "guard")
 MESSAGE_LENGTH = 2_000  # characters of a message
-MESSAGE_ROOM = 8_000  # bytes of it as JSON, up to twelve a character: half the room of rule W5
-WORD_LENGTH = 100  # characters of a word that somebody else chose, such as who asked for a stop
+MESSAGE_ROOM = 8_000  # bytes of it as JSON, at most 12 a character: half of the room of rule W5
+WORD_LENGTH = 100  # characters of a word from outside, such as the requester of a stop
 
 
 def starting(
     spec: dict[str, Any], chaperone_pid: int, chaperone_host: str, boot_id: str | None, now_ns: int
 ) -> StatusDict:
     """
-    The first status of a run: its directory is there, its program is not yet.
+    The first status of a run: its directory exists, its program was not started yet.
 
     Args:
-        spec (dict): Canonical, its `id` filled in.
-        boot_id (str): As in /proc/sys/kernel/random/boot_id; None where there is none.
+        spec (dict): Canonical, with its `id`.
+        boot_id (str): As in /proc/sys/kernel/random/boot_id; None if there is none.
     """
     program = spec["program"]
     return {
@@ -56,7 +56,7 @@ def starting(
 
 
 def with_facts(status: StatusDict, /, **facts: object) -> StatusDict:
-    """Facts that change no state, such as a connection that went down."""
+    """The status with new facts that do not change its state, such as a lost connection."""
     if status["state"] in statuses.FINAL:
         raise TransitionError(f"unable to record more of run {status['run_id']!r}: it has ended")
     unknown = facts.keys() - status.keys()
@@ -74,11 +74,11 @@ def _moved(status: StatusDict, state: str, /, **facts: object) -> StatusDict:
 
 def running(status: StatusDict, pid: int | None, now_ns: int, /, **facts: object) -> StatusDict:
     """
-    The program was started, or is attended again: `running`; a `start_time` stays if there was one.
+    The program was started, or was adopted: `running`. An earlier `start_time` stays.
 
     Args:
-        pid (int): The program's, where it runs; None where nothing there reports it.
-        facts: Further fields, such as `connection`.
+        pid (int): The program's, on the host where it runs; None if nothing there reports it.
+        facts: More fields, such as `connection`.
     """
     start_time = status["start_time"] or statuses.timestamp(now_ns)
     facts = {"pid": pid, "started": True, "start_time": start_time, **facts}
@@ -89,12 +89,13 @@ def stopping(
     status: StatusDict, signal: str, reason: str, by: str | None, now_ns: int
 ) -> StatusDict:
     """
-    A stop was asked for: `stopping`, or the same state where nothing is running yet.
+    A stop was requested: `stopping`; a run that is `starting` stays so.
 
     Args:
-        signal (str): The one that was sent: `SIGTERM`.
-        reason (str): One of `STOP_REASONS`. The first stays: a second stop changes only the signal.
-        by (str): Who asked, in their own word, or None.
+        signal (str): The signal that is sent: `SIGTERM`.
+        reason (str): One of `STOP_REASONS`. The first one stays: a second stop changes only the
+            signal.
+        by (str): The word that the requester gave, or None.
     """
     if reason not in STOP_REASONS:
         why = f"{reason!r} is not a known stop reason"
@@ -123,8 +124,9 @@ def failed(
     The final status of a program that could not be run.
 
     Args:
-        stage (str): Where it failed: spawn, connect, auth, far-side, spool, stopped ...
-        facts: `errno` and `type` of the exception; `started`, False where that is proven.
+        stage (str): What failed: spawn, connect, auth, far-side, spool, stopped ...
+        facts: `errno` and `type` of the exception; `started`, False if it is proven that the
+            program was not started.
     """
     started = facts.get("started", False)
     proven = started is False
@@ -147,14 +149,15 @@ def lost(
     stage: str = "chaperone",
 ) -> StatusDict:
     """
-    What is left to say of a run whose end nobody saw: no outcome, and it may not be complete.
+    The final status of a run whose outcome is unknown; its output may be incomplete.
 
     Args:
-        status (dict): The last one known.
-        message (str): Why nobody can know.
-        gone_by (str): When the program is certainly dead; None where that is not known.
-        now_ns (int): When this was found out; None where a reader only concludes it.
-        stage (str): What failed: `chaperone`, `connection`, or `stop` of what can't be killed.
+        status (dict): The last known one.
+        message (str): Why the outcome is unknown.
+        gone_by (str): When the program is certainly dead; None if that is not known.
+        now_ns (int): When the loss was found; None if a reader concludes it and records nothing.
+        stage (str): What failed: `chaperone`, `connection`, or `stop` if the program can't be
+            killed.
     """
     outcome = "status return_code signal core_dump oom rusage elapsed leftovers".split()
     return _moved(
@@ -170,7 +173,7 @@ def lost(
 
 
 def unattended(status: StatusDict) -> StatusDict:
-    """A reader's conclusion on a run that may outlive its chaperone, until its lease is over."""
+    """What a reader concludes: the chaperone died, and the program may run until its lease ends."""
     return _moved(status, "unattended")
 
 
@@ -184,13 +187,13 @@ def _exception(stage: str, message: str, kind: object, errno: object) -> dict[st
 
 def fitted(status: StatusDict, room: int) -> str:
     """
-    The text of a status, for a place that can't grow (rule W5).
+    A status as text that fits into the reserved room (rule W5).
 
     Args:
-        room (int): Bytes.
+        room (int): In bytes.
     Returns:
-        str: A line of JSON; if it would not fit, without `connection.argv`: quoted hop by hop, it
-            alone can outgrow its spec.
+        str: A line of JSON. If it would not fit, `connection.argv` is null: it is quoted again for
+            each hop, so it can be larger than the spec that it comes from.
     """
     text = jsontext.dumps(status)
     if len(text) >= room and status["connection"] is not None:

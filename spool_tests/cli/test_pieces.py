@@ -116,7 +116,7 @@ def test_read_says_what_a_capped_stream_lacks_as_tail_does(chaperone):
     chaperone("run", "-", spec=shell("r", "echo 1234567", output={"max_bytes": 4}))
     sentence = (
         "chaperone: 4 bytes of stdout were dropped:"
-        " the limit was reached or the disk was full; its log tells when\n"
+        " the limit was reached or the disk was full; the run's log says when\n"
     )
     result = chaperone("read", "r", "--bytes", 3)
     assert (json.loads(result.stdout)["text"], result.stderr) == ("123", "")

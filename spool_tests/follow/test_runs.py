@@ -397,7 +397,7 @@ def test_run_that_can_not_be_read_is_told_once_and_disturbs_no_other(spool):
         os.link(spool / "bad" / "lock", spool / "planted")
         events = []
         sentence = (
-            "^unable to follow run 'bad': unable to open 'lock': want a file of ours "
+            "^unable to follow run 'bad': unable to open 'lock': want a file of this user "
             "without other links$"
         )
         with pytest.raises(UnreadableRunError, match=sentence):

@@ -151,4 +151,4 @@ def test_prefix_fits_a_collected_run_only_where_it_fits_no_other(spool):
         with pytest.raises(NoRunError) as caught:
             common.found_id(spool_fd, "ol")
     some = "old-0, old-1, old-10, ..."
-    assert str(caught.value) == f"unable to find run 'ol': 13 runs begin so: {some}"
+    assert str(caught.value) == f"unable to find run 'ol': it is ambiguous; it matches: {some}"

@@ -19,23 +19,23 @@ if TYPE_CHECKING:
     Table = dict[str, tuple[Check, object]]
 
 _BARE = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-./:,+=@%")
-# Words that ssh passes to a ProxyCommand's shell; OpenSSH 9.6 refuses the same ones
+# Characters that a ProxyCommand's shell would read; OpenSSH 9.6 refuses the same ones
 # (CVE-2023-51385).
 _UNSAFE = frozenset("'`\"$;&<>|(){}\\")
-# What can't stand within '...' of every shell, as it stands between two of them.
+# Characters that '...' can't contain in every shell, as they come between two '...'.
 _APART = {ord("'"): "'\"'\"'", ord("\\"): "'\\\\'", ord("!"): "'\\!'"}
 
 
 def quoted(word: str) -> str:
     """
-    One word, as sh, fish and csh alike read it back.
+    One word, quoted so that sh, fish and csh all read the same word.
 
     Args:
-        word (str): Anything without NUL.
+        word (str): Any text without NUL.
     Returns:
-        str: Quoted where it must be. Within '...' fish undoes a backslash and csh a `!`, so these
-            stand outside, escaped; a `'` becomes `"'"`, so that quoting what was quoted brings no
-            new backslash. csh alone can't take a newline.
+        str: Quoted only if it needs it. In '...' fish replaces a backslash and csh a `!`, so both
+            come outside of it, escaped. A `'` becomes `"'"`, so that quoting a second time adds no
+            backslash. Only csh can't take a newline.
     """
     if word and not frozenset(word) - _BARE:
         return word
@@ -43,16 +43,16 @@ def quoted(word: str) -> str:
 
 
 def shell_command(argv: Sequence[str]) -> str:
-    """The shell command that becomes `argv`: `exec`, then each word quoted."""
+    """The shell command that runs `argv` in the shell's place: `exec` and the quoted words."""
     return " ".join(["exec", *(quoted(word) for word in argv)])
 
 
-# -- checks of what hops have in common
+# -- checks of fields that several kinds have
 
 
 def _name(value: Any, path: str) -> str:
     """
-    A host or a user: no word that ssh, sudo or a ProxyCommand's shell could take for anything else.
+    A host or a user; not a word that ssh, sudo or a ProxyCommand's shell could misread.
     """
     if not isinstance(value, str) or not value or value.startswith("-"):
         checks.fail(path, "a name that does not begin with '-'", value)
@@ -77,8 +77,8 @@ def _port(value: Any, path: str) -> int:
 
 def _options(value: Any, path: str) -> dict[str, Any]:
     """
-    ssh_config(5) options: the value a text, a number, a bool or, for those that may stand several
-    times, a list of them.
+    Options of ssh_config(5). A value is a text, a number or a bool; an option that ssh_config may
+    repeat can have a list of them.
     """
     if value is None:
         return {}
@@ -98,23 +98,23 @@ def _options(value: Any, path: str) -> dict[str, Any]:
 
 class Kind:
     """
-    What there is to know of a kind of hop; each answer here is the careful one.
+    A kind of hop. The values here are the safest ones; a kind replaces those that it can.
 
     Args:
-        fields (dict): Of one hop, checked.
+        fields (dict): The fields of one hop, checked.
 
     Attributes:
         table (dict): Its fields, as for `checks.Fields`.
-        may_be_killed (bool): Whether SIGKILL of its process ends what it started, too.
-        carries_eof (bool): Whether the end of its standard input reaches the far side.
-        can_survive (bool): Whether what was started behind it can outlive it.
-        own_codes (tuple): Exit codes that mean that it failed, and not what it started.
-        refusals (tuple): (stage, words): what it says when no further attempt would help.
-        passing (tuple): What it says when a further attempt may help all the same.
-        farewell (tuple): What stands before and behind the host in the line that it writes to
-            stderr when its connection is lost; None where it writes none.
-        slot_fields (tuple): Of which of its fields the attempts to connect that share a limit have
-            the same values; () for no limit.
+        may_be_killed (bool): Whether SIGKILL of its process also ends what it started.
+        carries_eof (bool): Whether the end of its stdin reaches the far side.
+        can_survive (bool): Whether a program behind it can outlive it.
+        own_codes (tuple): Exit codes that mean that it failed, not what it started.
+        refusals (tuple): (stage, texts): its messages after which another attempt can't help.
+        passing (tuple): Its messages after which another attempt may help anyway.
+        farewell (tuple): The text before and after the host in the line that it writes to stderr
+            when its connection is lost; None if it writes none.
+        slot_fields (tuple): Hops with the same values in these fields share a limit of connection
+            attempts; () for no limit.
     """
 
     table: Table
@@ -131,28 +131,28 @@ class Kind:
         self.fields = fields
 
     def argv(self, argv: Sequence[str], log: str | None) -> list[str]:
-        """The argv that runs `argv` behind it; `log` is a file for its own words, or None."""
+        """The argv that runs `argv` behind this hop; `log` is a file for its messages, or None."""
         raise NotImplementedError
 
     def leads(self, where: str, user: str) -> tuple[str, str]:
-        """Where it leads, and as whom, for a reader; from where, and as whom it is run."""
+        """Where this hop leads and to which user, as text; the arguments say where it starts."""
         raise NotImplementedError
 
     def is_too_new(self, words: str) -> bool:
-        """Whether its client ended with these words because it is too old for what it was given."""
+        """Whether these words of its client mean that it is too old for its options."""
         return False
 
     def older(self) -> Kind:
-        """The same hop, without what old clients do not know."""
+        """The same hop, without the options that old clients do not know."""
         return self
 
     def announcing(self, word: str) -> Kind | None:
-        """The same hop, writing `word` to stderr once it is through; None where it can't."""
+        """The same hop, which writes `word` to stderr once it is connected; None if it can't."""
         return None
 
 
 class Ssh(Kind):
-    """Another host, by the client of OpenSSH."""
+    """A hop to another host, with the client of OpenSSH."""
 
     table: Table = {
         "host": (_host, checks.REQUIRED),
@@ -173,16 +173,17 @@ class Ssh(Kind):
     farewell = (b"Connection to ", b" closed by remote host.\r\n")
     slot_fields = ("host", "port")  # the server, whose MaxStartups is the limit
 
-    # What the far side's text relies on: these stand before the user's own options, and in ssh the
-    # first one wins.
+    # The text that is sent needs these. They come before the user's options, because ssh takes the
+    # first value of an option.
     _FIXED = ("BatchMode=yes", "RequestTTY=no", "EscapeChar=none", "RemoteCommand=none")
-    # As these; but OpenSSH before 8.7 does not know them, and ends at the first one. IgnoreUnknown
-    # would help there, and undo the one that a user may have in their own configuration.
+    # It needs these too, but OpenSSH before 8.7 does not know them, and fails at the first one.
+    # IgnoreUnknown would help, but would replace an IgnoreUnknown of the user's configuration.
     _SINCE_8_7 = ("StdinNull=no", "SessionType=default", "ForkAfterAuthentication=no")
     _newer: tuple[str, ...] = _SINCE_8_7
-    # What the user may want otherwise: these stand after their options. 15 s x 3 is the usual
-    # keepalive, and ends a silent connection before the lease of 60 s does. One shared master would
-    # be one shared fate. At LogLevel=ERROR ssh does not say that a server stopped answering.
+    # The user may want other values, so these come after the user's options. A keepalive of 3 x
+    # 15 s is usual, and ends a silent connection before the lease of 60 s does. With a shared
+    # master, all connections would fail together. At LogLevel=ERROR ssh does not report that a
+    # server stopped answering.
     _USUAL = (
         "ConnectTimeout=15 ServerAliveInterval=15 ServerAliveCountMax=3 ClearAllForwardings=yes"
         " ForwardAgent=no ForwardX11=no PermitLocalCommand=no ControlMaster=no ControlPath=none"
@@ -191,12 +192,12 @@ class Ssh(Kind):
 
     def argv(self, argv: Sequence[str], log: str | None) -> list[str]:
         """
-        ssh and its options; `argv` passes through the login shell of the host, whichever that is.
+        ssh and its options; the login shell of the host, whichever it is, runs `argv`.
         """
         fields = self.fields
         options = [*self._FIXED, *self._newer, *_flat(fields["options"]), *self._USUAL]
         words = ["ssh", "-T"]
-        # -E: ssh's own words would otherwise stand between the program's
+        # -E: ssh's messages would otherwise mix with the program's stderr
         words += ["-E", log] if log is not None else []
         words += [word for option in options for word in ("-o", option)]
         words += ["-p", str(fields["port"])] if fields["port"] is not None else []
@@ -208,30 +209,30 @@ class Ssh(Kind):
         return f"on {self.fields['host']}", self.fields["user"] or "whom ssh makes us"
 
     def is_too_new(self, words: str) -> bool:
-        """By the name of one of the options that are left out then."""
+        """They name one of the options that `older` leaves out."""
         names = (option.partition("=")[0].lower() for option in self._newer)
         return any(f"Bad configuration option: {name}" in words for name in names)
 
     def older(self) -> Ssh:
-        """For OpenSSH before 8.7, in whose configuration no such option can be either."""
+        """For OpenSSH before 8.7, whose configuration files can't have these options either."""
         hop = Ssh(self.fields)
         hop._newer = ()
         return hop
 
     def announcing(self, word: str) -> Ssh:
-        """By a LocalCommand: ssh runs it once it is let in."""
+        """With a LocalCommand: ssh runs it once it is logged in."""
         said = {"PermitLocalCommand": "yes", "LocalCommand": f"echo {word} >&2"}
         return Ssh({**self.fields, "options": {**said, **self.fields["options"]}})
 
 
 class Sudo(Kind):
-    """Another user of the same host. Never killed: its child would live on."""
+    """A hop to another user of the same host. It is never killed: its child would live on."""
 
     table: Table = {"user": (_name, checks.REQUIRED)}
     refusals = (("auth", ("sudo:",)),)
 
     def argv(self, argv: Sequence[str], log: str | None) -> list[str]:
-        """-n: nobody is there to type a password. The log may not be that user's to open."""
+        """-n, because no user can type a password. Perhaps that user can't open the log."""
         return ["sudo", "-n", "-H", "-u", self.fields["user"], "--", *argv]
 
     def leads(self, where: str, user: str) -> tuple[str, str]:
@@ -241,8 +242,8 @@ class Sudo(Kind):
 
 class Exec(Kind):
     """
-    Wherever a prefix such as `unshare -n` leads. Never killed: whether what it started would end
-    with it is not known, so its pipe is closed, and it is sent SIGTERM.
+    A hop made by a prefix such as `unshare -n`. It is never killed, because it is not known whether
+    the program would end with it: its pipe is closed, and it gets SIGTERM.
     """
 
     table: Table = {"argv": (checks.strings, checks.REQUIRED)}
@@ -252,7 +253,7 @@ class Exec(Kind):
         return [*self.fields["argv"], *argv]
 
     def leads(self, where: str, user: str) -> tuple[str, str]:
-        """Only the prefix knows where, and as whom."""
+        """Only the prefix knows the place and the user."""
         name = quoted(self.fields["argv"][0])
         return f"{where}, behind {name}", f"whom {name} makes us"
 

@@ -1,7 +1,7 @@
 """
 A spec's `remote`, and the arguments of `build_command`, as a list of hops.
 
-Knows: the fields of `remote`.  Must not know: what a kind is like.
+Knows: the fields of `remote`.  Must not know: what a kind of hop does.
 """
 
 from __future__ import annotations
@@ -30,9 +30,8 @@ def hops(remote: Mapping[str, Any], path: str = "") -> list[Hop]:
     The list of hops that a spec's `remote` means.
 
     Args:
-        remote (dict): `host`, `user`, `port`, `mode`, `options`; or `hops`, the general list,
-            alone.
-        path (str): Of `remote` in the spec, for what an error says.
+        remote (dict): `host`, `user`, `port`, `mode`, `options`; or only `hops`, a list of hops.
+        path (str): The path of `remote` in the spec, for error messages.
     Returns:
         list: Each hop an object with one key, its kind, whose value has all fields of that kind;
             nearest first.

@@ -1,8 +1,8 @@
 """
-All hops of a run as one way: how a command reaches the user and the host it is meant for.
+A route: all hops of a run, from this host to the user and the host where the program runs.
 
-Knows: which kinds there are.  Must not know: what a kind is like.
-A further kind is one more class in `KINDS`: no other file names a kind.
+Knows: which kinds of hops there are.  Must not know: what a kind does.
+A new kind is one more class in `KINDS`: no other file names a kind.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ KINDS: dict[str, type[Kind]] = {"ssh": Ssh, "sudo": Sudo, "exec": Exec}
 
 class Route:
     """
-    All hops of a run as one way: what is known of it without a look at its kinds.
+    All hops of a run, and what is true of all of them together.
 
     Args:
-        hops (list): Of `Kind`, nearest first; none is this host, as we are.
+        hops (list): Of `Kind`, nearest first. An empty list means this host and this user.
 
     Attributes:
-        own_codes (tuple): Exit codes that mean that a hop failed, and not what is behind it.
-        may_be_killed, farewell: As in `Kind`; of the first hop, the one that we start.
-        carries_eof, can_survive (bool): As in `Kind`; true of all hops.
-        slot_name (str): Of the first hop with a limit; None without one.
+        own_codes (tuple): Exit codes that mean that a hop failed, not the program behind it.
+        may_be_killed, farewell: As in `Kind`, of the first hop, which is the process that we start.
+        carries_eof, can_survive (bool): As in `Kind`; True if they are true of each hop.
+        slot_name (str): The slot of the first hop that limits connections; None if none does.
     """
 
     def __init__(self, hops: Sequence[Kind]) -> None:
@@ -48,7 +48,7 @@ class Route:
 
     @classmethod
     def of(cls, hops: Sequence[Hop]) -> Route:
-        """The way that hops as in a spec describe; none are this host, as we are."""
+        """The route of hops as a spec has them; no hops mean this host and this user."""
         return cls([KINDS[kind](fields) for hop in hops for kind, fields in hop.items()])
 
     def argv(self, argv: Sequence[str], log: str | None = None) -> list[str]:
@@ -56,8 +56,8 @@ class Route:
         The argv that runs `argv` at the end of all hops.
 
         Args:
-            log (str): A file for the first hop's own words, if it can write there; the others run
-                where, or as whom, it can't be opened.
+            log (str): A file for the first hop's own messages; None for none. The later hops run on
+                hosts, or as users, that can't open it.
         """
         words = list(argv)
         for hop in reversed(self._hops):
@@ -65,7 +65,7 @@ class Route:
         return words
 
     def place(self, user: str) -> str:
-        """Where it leads, for a reader: `here, as etl`; `user` is whom we run as."""
+        """Where it leads, for a reader: `here, as etl`. `user` is the user of this process."""
         where = "here"
         for hop in self._hops:
             where, user = hop.leads(where, user)
@@ -73,11 +73,11 @@ class Route:
 
     def refusal(self, words: str) -> tuple[str | None, bool]:
         """
-        What the hops' words mean.
+        What the messages of the hops mean.
 
         Returns:
-            tuple: The stage at which one of them failed, None if they don't say; whether a further
-                attempt may help.
+            tuple: The stage at which a hop failed, None if the messages don't say; and whether
+                another attempt may help.
         """
         stages = [
             stage
@@ -89,17 +89,17 @@ class Route:
         return (stages[0], passing) if stages else (None, True)
 
     def is_too_new(self, words: str) -> bool:
-        """Whether a hop's client ended with these words because it is too old for `argv`."""
+        """Whether the messages say that a hop's client is too old for its options."""
         return any(hop.is_too_new(words) for hop in self._hops)
 
     def older(self) -> Route:
-        """The same way, without what old clients do not know."""
+        """The same route, without the options that old clients do not know."""
         return Route([hop.older() for hop in self._hops])
 
     def announcing(self, word: str) -> Route | None:
         """
-        The same way, its first hop writing `word` to stderr once it is through; None if it can't.
-        The hops behind it can't be tried again then, so they take what old clients know.
+        The same route, whose first hop writes `word` to stderr once it is connected; None if it
+        can't. The later hops can't be tried again then, so they get options for old clients.
         """
         first = self._hops[0].announcing(word) if self._hops else None
         if first is None:
