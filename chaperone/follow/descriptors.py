@@ -1,6 +1,6 @@
 """
-One inotify instance for all that a follower watches, and one fd that is readable when anything
-waits.
+What a follower has open: one inotify instance for all that it watches, and one fd that is readable
+when anything waits.
 
 Knows: inotify, epoll, timers.  Must not know: what is in a run directory, or what an event means.
 """
@@ -13,21 +13,18 @@ import ctypes
 import errno
 import heapq
 import os
-import resource
 import select
 import sys
 import time
 import warnings
 import weakref
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from typing import Any
 
 import inotify_simple
 from inotify_simple import flags
 
 from ..errors import SpoolError
-from ..spool import format
 from .timer import Timer
 
 # Plain ints: an operation on flags of an enum costs thirty times as much, and there are some for
@@ -35,6 +32,7 @@ from .timer import Timer
 MODIFY, CLOSE_WRITE, DELETE = int(flags.MODIFY), int(flags.CLOSE_WRITE), int(flags.DELETE)
 MOVED_FROM, MOVED_TO = int(flags.MOVED_FROM), int(flags.MOVED_TO)
 IGNORED, OVERFLOW, ONLYDIR = int(flags.IGNORED), int(flags.Q_OVERFLOW), int(flags.ONLYDIR)
+MASK_ADD = int(flags.MASK_ADD)
 # Some 2,000 events at once: the deeper the queue, the more of them share one read.
 READ_BYTES = 64 * 1024
 
@@ -60,6 +58,7 @@ STATFS_BYTES = 256  # more than a struct statfs has in any libc
 _libc = ctypes.CDLL(None)
 
 OUR_FDS = "/proc/self/fd"  # missing too where /proc shows a pid namespace that we are not in
+TURN_S = 0.005  # how long an event loop's other tasks may have to wait for ours
 LONGEST_WAIT_S = 86_400.0  # epoll_wait(2) takes milliseconds in an int: 24.8 days are its end
 
 
@@ -154,6 +153,7 @@ class Watcher:
         self._set_for: float | None = None
         self._count = 0
         self._rung = False
+        self._turn_ends = 0.0
         self._inotify: inotify_simple.INotify | None = None
         with contextlib.ExitStack() as stack:
             if reports:
@@ -183,13 +183,14 @@ class Watcher:
 
     # -- watches
 
-    def watch(self, directory_fd: int, mask: int) -> int:
+    def watch(self, directory_fd: int, mask: int, names: Collection[str] | None = None) -> int:
         """
         Watch a directory, whatever its name is or will be.
 
         Args:
             directory_fd (int): May be closed afterwards.
-            mask (int): Of MODIFY, CLOSE_WRITE, DELETE, MOVED_FROM and MOVED_TO.
+            mask (int): Of MODIFY, CLOSE_WRITE, DELETE, MOVED_FROM, MOVED_TO and MASK_ADD.
+            names: The files in it that matter; others may be reported too. None for all.
         Returns:
             int: The watch, as `read` will name it; -1 where there is no inotify.
         Raises:
@@ -289,15 +290,26 @@ class Watcher:
             if left_s is not None and left_s <= LONGEST_WAIT_S:
                 return False
 
-    async def readable(self) -> None:
-        """Wait until `fileno()` is readable, on the event loop that runs."""
+    async def readable(self, timeout_s: float | None = None) -> bool:
+        """As `wait`, on the event loop that runs."""
         loop = asyncio.get_running_loop()
         future = loop.create_future()
-        loop.add_reader(self.fileno(), _set_done, future)
+        loop.add_reader(self.fileno(), set_done, future, True)
         try:
-            await future
+            return await done(future, timeout_s)
         finally:
             loop.remove_reader(self.fileno())
+            self._turn_ends = time.monotonic() + TURN_S
+
+    async def turn(self) -> float:
+        """
+        Let the event loop's other tasks run, if our turn is over; return when it is over, on the
+        monotonic clock.
+        """
+        if time.monotonic() >= self._turn_ends:
+            await asyncio.sleep(0)
+            self._turn_ends = time.monotonic() + TURN_S
+        return self._turn_ends
 
 
 def open_watcher(reports: bool) -> tuple[Watcher, str | None]:
@@ -311,7 +323,7 @@ def open_watcher(reports: bool) -> tuple[Watcher, str | None]:
 
 
 def close_when_dropped(
-    owner: object, opened: contextlib.ExitStack, name: str
+    owner: object, close: Callable[[], None], name: str
 ) -> weakref.finalize[Any, Any]:
     """
     Close what an owner of fds has opened if it is dropped without being closed, and warn.
@@ -319,19 +331,32 @@ def close_when_dropped(
     Returns:
         finalize: To be detached by the owner's `close`.
     """
-    late = weakref.finalize(owner, _close_late, opened, name)
+    late = weakref.finalize(owner, _close_late, close, name)
     late.atexit = False
     return late
 
 
-def _close_late(opened: contextlib.ExitStack, name: str) -> None:
+def _close_late(close: Callable[[], None], name: str) -> None:
     warnings.warn(f"{name} was not closed", ResourceWarning, stacklevel=2)
-    opened.close()
+    close()
 
 
-def _set_done(future: asyncio.Future[None]) -> None:
+def set_done(future: asyncio.Future[bool], result: bool) -> None:
+    """Set the result of a future, unless it has one or was cancelled."""
     if not future.done():
-        future.set_result(None)
+        future.set_result(result)
+
+
+async def done(future: asyncio.Future[bool], timeout_s: float | None) -> bool:
+    """The result of a future; False if the time is over first (None: no limit)."""
+    if timeout_s is None:
+        return await future
+    # Not asyncio.wait_for: it may swallow a cancellation, up to Python 3.11.
+    timer = future.get_loop().call_later(timeout_s, set_done, future, False)
+    try:
+        return await future
+    finally:
+        timer.cancel()
 
 
 def _epoll() -> select.epoll:
@@ -362,46 +387,3 @@ def _inotify() -> inotify_simple.INotify:
             )
             raise NoInotifyError(f"unable to use inotify: {sentence}", error.errno) from error
         raise SpoolError(f"unable to use inotify: {error.strerror}", error.errno) from error
-
-
-class OpenStreams:
-    """
-    The fds of the streams that were read last: opening one for each event costs twice the CPU
-    (measured, 5,000 lines/s).
-
-    Args:
-        most (int): How many are kept; None for half of what this process may open.
-    """
-
-    def __init__(self, most: int | None = None) -> None:
-        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self._most = most or (
-            4_096 if soft == resource.RLIM_INFINITY else max(8, min(4_096, soft // 2))
-        )
-        self._fds: OrderedDict[tuple[str, str], int] = OrderedDict()
-
-    def get(self, run_id: str, stream: str, opened: Callable[[], int]) -> int:
-        """
-        The fd of a stream, made by `opened` if there is none; it may be closed by the next call.
-        """
-        name = (run_id, stream)
-        fd = self._fds.get(name)
-        if fd is None:
-            while len(self._fds) >= self._most:
-                os.close(self._fds.popitem(last=False)[1])
-            self._fds[name] = fd = opened()
-        else:
-            self._fds.move_to_end(name)
-        return fd
-
-    def drop(self, run_id: str) -> None:
-        """Close what is open of a run."""
-        for stream in format.STREAMS:
-            fd = self._fds.pop((run_id, stream), None)
-            if fd is not None:
-                os.close(fd)
-
-    def close(self) -> None:
-        """Close all of them."""
-        while self._fds:
-            os.close(self._fds.popitem()[1])

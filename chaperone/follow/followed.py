@@ -17,7 +17,8 @@ from ..model import status as statuses
 from ..model.events import Changed, Ended, Event, Lost, Output, Shrank, Started, status_view
 from ..program.fds import owned
 from ..spool import format, locks, look
-from .descriptors import CLOSE_WRITE, IGNORED, MODIFY, MOVED_TO, OpenStreams
+from .descriptors import CLOSE_WRITE, IGNORED, MODIFY, MOVED_TO
+from .hub import OpenStreams, SharedStreams
 
 # Bytes of one Output at most: memory stays flat however far behind the reader is.
 CHUNK = 1024 * 1024
@@ -375,12 +376,12 @@ class FollowerServices(Protocol):
     Attributes:
         spool_fd (int): The spool's.
         wanted (tuple): Which streams are read.
-        streams (OpenStreams): Shared by all runs.
+        streams: Shared by all runs.
     """
 
     spool_fd: int
     wanted: tuple[str, ...]
-    streams: OpenStreams
+    streams: OpenStreams | SharedStreams
 
     def watch(self, run: FollowedRun, fd: int) -> bool:
         """Watch a run directory from now on."""

@@ -7,8 +7,6 @@ with the events.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import errno
 import os
 import time
@@ -22,6 +20,7 @@ from ..model.events import Event
 from ..model.spec import is_run_id
 from ..program.fds import owned
 from ..spool import format, look
+from . import hub
 from .descriptors import (
     CLOSE_WRITE,
     DELETE,
@@ -30,11 +29,9 @@ from .descriptors import (
     MOVED_FROM,
     MOVED_TO,
     OVERFLOW,
-    OpenStreams,
     OutOfWatchesError,
+    Watcher,
     close_when_dropped,
-    open_watcher,
-    silent_filesystem,
 )
 from .followed import HINT_ENDED, HINT_LOOK, SHORT, FollowedRun
 from .progress import Progress
@@ -47,7 +44,6 @@ GATHER_S = 0.001
 # Reads of 64 KiB after the time is over: more than the kernel's queue holds. Without a limit, a
 # flood of events of runs that are not followed would never end.
 LATE_LOOKS = 64
-TURN_S = 0.005  # how long an event loop's other tasks may have to wait for ours
 POLL = object()  # the name of the alarm for the next poll
 
 
@@ -67,6 +63,8 @@ class Follower:
         streams (iterable): The streams to read.
         poll_s (float): Look at everything at this interval, in seconds, instead of using inotify;
             None uses inotify where it works.
+        shared (bool): Share what it has open with the other followers of the spool on the running
+            event loop, as those of `chaperone.aio` do; `next` and `fileno` do not work then.
 
     Attributes:
         polling (str): Why the follower polls, in one sentence; None while it uses inotify.
@@ -82,18 +80,16 @@ class Follower:
         runs: Iterable[str] | None = None,
         streams: Iterable[str] = format.STREAMS,
         poll_s: float | None = None,
+        shared: bool = False,
     ) -> None:
         entries = cursors.checked(cursor)
         self.path = os.fspath(path)
-        self.wanted = tuple(streams)
-        if not set(self.wanted) <= set(format.STREAMS):
-            raise SpecError(
-                f"unable to follow streams {self.wanted!r}: want stdout, stderr or both"
-            )
+        self.wanted = wanted = tuple(streams)
+        if not set(wanted) <= set(format.STREAMS):
+            raise SpecError(f"unable to follow streams {wanted!r}: want stdout, stderr or both")
         if poll_s is not None and not 0 < poll_s <= LONGEST_S:
-            raise SpecError(
-                f"unable to poll every {poll_s!r} s: want more than 0 and at most {LONGEST_S:g} s"
-            )
+            want = f"want more than 0 and at most {LONGEST_S:g} s"
+            raise SpecError(f"unable to poll every {poll_s!r} s: {want}")
         self.polling: str | None = None
         self._named = None if runs is None else frozenset(runs)
         others = {name: entry for name, entry in entries.items() if not self._is_named(name)}
@@ -104,34 +100,30 @@ class Follower:
         self._taken: set[str] = set()
         self._spool_watch = self._ended_watch = -1
         self._gathered = 0.0
-        self._removed = self._lent = self._owned = self._unsure = False
-        with contextlib.ExitStack() as stack:
-            self.spool_fd = format.open_spool(self.path, create=True)
-            stack.callback(os.close, self.spool_fd)
-            self.streams = OpenStreams()
-            stack.callback(self.streams.close)
-            silent = silent_filesystem(self.spool_fd) if poll_s is None else None
-            self._poll_s = poll_s or POLL_S
-            watcher, why = open_watcher(reports=poll_s is None and silent is None)
-            self._watcher = stack.enter_context(contextlib.closing(watcher))
-            if silent or why:
-                self._poll(why or f"inotify may be silent on {silent}")
-            elif poll_s is not None:
-                self._poll("poll_s asks for it", announced=True)
+        self._removed = self._owned = self._unsure = False
+        self._lent: Watcher | None = None  # the one whose `fileno()` another loop waits for
+        self._poll_s = poll_s or POLL_S
+        spool_fd = format.open_spool(self.path, create=True)
+        self._opened = (hub.share if shared else hub.Opened)(spool_fd, poll_s is None)
+        try:
+            self.spool_fd = self._opened.spool_fd
+            self.streams = self._opened.streams
+            self._watcher = self._opened.watcher
+            if self._opened.silent is not None:
+                self._poll(self._opened.silent, announced=poll_s is not None)
             else:
                 self._watch_spool()
             for run_id in entries.keys() - others.keys() | (self._named or set()):
-                self._runs[run_id] = FollowedRun(
-                    self,
-                    run_id,
-                    entries.get(run_id, {}),
-                    asked_for=True,
-                    if_collected=run_id in entries,
-                )
-                self._progress.add(self._runs[run_id])
+                entry, is_in = entries.get(run_id, {}), run_id in entries
+                run = FollowedRun(self, run_id, entry, asked_for=True, if_collected=is_in)
+                self._runs[run_id] = run
+                self._progress.add(run)
             self._begin()
-            self._open = stack.pop_all()
-        self._unclosed = close_when_dropped(self, self._open, f"a follower of spool {self.path!r}")
+        except BaseException:
+            self._opened.close()
+            raise
+        name = f"a follower of spool {self.path!r}"
+        self._unclosed = close_when_dropped(self, self._opened.drop, name)
 
     def __enter__(self) -> Follower:
         self._owned = True
@@ -143,7 +135,8 @@ class Follower:
     def close(self) -> None:
         """Close every watch and fd; the cursor can still be read."""
         self._unclosed.detach()
-        self._open.close()
+        self._opened.close()
+        self.spool_fd = -1  # the number may be another file's by now
 
     def _is_named(self, run_id: str) -> bool:
         return self._named is None or run_id in self._named
@@ -224,17 +217,16 @@ class Follower:
         Returns:
             Event: None when the time is over, or when all runs that were named have ended.
         """
+        watcher = self._own_watcher()
         deadline = None if timeout is None else time.monotonic() + timeout
         late = 0
         while True:
             event = self._take()
-            if event is not None:
+            if event is not None or self.is_over():
                 return event
-            if self.is_over():
-                return None
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             late += left == 0
-            if late > LATE_LOOKS or not self._watcher.wait(left) and left == 0:
+            if late > LATE_LOOKS or not watcher.wait(left) and left == 0:
                 return None
 
     def is_over(self) -> bool:
@@ -249,30 +241,38 @@ class Follower:
         follower, unless a `with` block does.
         """
         try:
-            while True:
-                turn_ends = time.monotonic() + TURN_S
-                while time.monotonic() < turn_ends:
-                    event = self._take(turn_ends)
-                    if event is not None:
-                        yield event
-                    elif self.is_over():
-                        return
-                    elif not self._turns:
-                        await self._watcher.readable()
-                        turn_ends = time.monotonic() + TURN_S
-                await asyncio.sleep(0)  # a backlog never waits for the kernel: let others run
+            while (event := await self.anext()) is not None:
+                yield event
         finally:
             if not self._owned:
                 self.close()
 
+    async def anext(self, timeout: float | None = None) -> Event | None:
+        """As `next`, on the running event loop, whose other tasks run in a backlog too."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        late = 0
+        while True:
+            event = self._take(await self._watcher.turn())
+            if event is not None or self.is_over():
+                return event
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            late += left == 0
+            if late > LATE_LOOKS:
+                return None
+            # A backlog never waits for the kernel.
+            if not self._turns and not await self._watcher.readable(left) and left == 0:
+                return None
+
     def fileno(self) -> int:
-        """
-        An fd that is readable whenever an event may be ready, also one of a backlog; for poll,
-        select and event loops.
-        """
-        self._lent = True
+        """An fd for any event loop, readable whenever an event may be ready, also of a backlog."""
+        self._lent = self._own_watcher()
         self._ring()
-        return self._watcher.fileno()
+        return self._lent.fileno()
+
+    def _own_watcher(self) -> Watcher:
+        if isinstance(self._watcher, Watcher):
+            return self._watcher
+        raise TypeError("unable to wait: a follower of an event loop can only be awaited")
 
     def _take(self, until: float | None = None) -> Event | None:
         """The next event that needs no waiting; None when there is none, or the time is over."""
@@ -296,11 +296,11 @@ class Follower:
                 )
             return None
         finally:
-            if self._lent:
-                self._ring()
+            self._ring()
 
     def _ring(self) -> None:
-        self._watcher.ring(bool(self._turns) or self._unsure)
+        if self._lent is not None:
+            self._lent.ring(bool(self._turns) or self._unsure)
 
     # -- what may be new
 
@@ -393,21 +393,21 @@ class Follower:
                 self._turns.give(run, HINT_LOOK)
 
     def _list(self) -> set[str]:
-        """Which runs have an entry: .running/ before .ended/, the way the entries move."""
+        """Which runs have an entry; each gets a turn."""
         entered = set()
-        for ids, hints in ((format.live_ids, 0), (format.ended_ids, HINT_ENDED)):
-            for run_id in ids(self.spool_fd):
-                self._appeared(run_id, HINT_LOOK | hints)
-                entered.add(run_id)
+        for run_id, where in format.entered(self.spool_fd, self._named):
+            self._appeared(run_id, HINT_LOOK | (HINT_ENDED if where == format.ENDED else 0))
+            entered.add(run_id)
         return entered
 
     # -- watching
 
     def _watch_spool(self) -> None:
         try:
-            self._spool_watch = self._watcher.watch(self.spool_fd, MOVED_TO | MOVED_FROM | DELETE)
+            mask = MOVED_TO | MOVED_FROM | DELETE
+            self._spool_watch = self._watcher.watch(self.spool_fd, mask, self._named)
             with owned(format.open_entries(self.spool_fd, format.ENDED)) as fd:
-                self._ended_watch = self._watcher.watch(fd, MOVED_TO | DELETE)
+                self._ended_watch = self._watcher.watch(fd, MOVED_TO | DELETE, self._named)
         except OutOfWatchesError as error:
             self._poll(str(error))
 

@@ -31,6 +31,10 @@ from ..model.spec import is_run_id
 from ..program.fds import owned
 from . import locks
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
 VERSION = 1
 STREAMS = ("stdout", "stderr")
 RESERVE = 16 * 1024  # bytes for the final status beyond what it repeats of the spec (rule W5)
@@ -202,6 +206,23 @@ def hidden_directories(spool_fd: int, kind: str) -> list[str]:
         for name in os.listdir(spool_fd)
         if name.startswith(".") and name.endswith(kind) and name.count(".") > 2
     )
+
+
+def entered(spool_fd: int, names: Iterable[str] | None) -> Iterator[tuple[str, str]]:
+    """
+    The runs that have an entry, each with RUNNING or ENDED; in the order in which the entries move,
+    so that one that is moving may come twice.
+
+    Args:
+        names: The ids to look for, whatever the others are; None for all.
+    """
+    if names is None:
+        yield from ((run_id, RUNNING) for run_id in live_ids(spool_fd))
+        yield from ((run_id, ENDED) for run_id in ended_ids(spool_fd))
+    for run_id in sorted(filter(is_run_id, names or ())):
+        where = where_entered(spool_fd, run_id)
+        if where is not None:
+            yield run_id, where
 
 
 def where_entered(spool_fd: int, run_id: str) -> str | None:

@@ -406,8 +406,8 @@ def test_a_spool_that_must_be_polled_is_told_in_a_sentence(chaperone, spool):
     chaperone("run", "-", spec=ECHO)
     script = """import sys
 from chaperone.cli import main
-from chaperone.follow import follower as followers
-followers.silent_filesystem = lambda fd: "nfs"
+from chaperone.follow import descriptors
+descriptors.silent_filesystem = lambda fd: "nfs"
 sys.exit(main.main(sys.argv[1:]))"""
     result = subprocess.run(
         [sys.executable, "-c", script, "tail", "-f", "echo"],

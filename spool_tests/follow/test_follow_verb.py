@@ -360,7 +360,7 @@ def test_more_runs_than_watches_are_polled_and_said_so_on_stderr(spool, words, w
 def test_silent_filesystem_is_polled_and_said_so_on_stderr(spool):
     script = (
         "import sys; from chaperone.cli import main; "
-        "from chaperone.follow import follower; follower.silent_filesystem = lambda fd: "
+        "from chaperone.follow import descriptors; descriptors.silent_filesystem = lambda fd: "
         "'nfs'; sys.exit(main.main(['follow']))"
     )
     with Writer(spool) as writer:

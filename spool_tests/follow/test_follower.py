@@ -1,6 +1,7 @@
 """A follower hears of every byte and every ending once, in order, whatever happens in between."""
 
 import contextlib
+import functools
 import gc as collector
 import os
 import warnings
@@ -9,7 +10,7 @@ import pytest
 
 from chaperone.api import Spool
 from chaperone.errors import SpecError
-from chaperone.follow import descriptors
+from chaperone.follow import descriptors, hub
 from chaperone.follow import follower as followers
 from chaperone.follow.follower import Follower
 from chaperone.model.events import Changed, Ended, Lost, Started
@@ -194,7 +195,8 @@ def test_streams_of_one_run_take_turns(spool):
 
 
 def test_more_streams_than_fds_are_read_all_the_same(spool, monkeypatch):
-    monkeypatch.setattr(followers, "OpenStreams", lambda: descriptors.OpenStreams(most=2))
+    small = functools.partial(hub.OpenStreams, most=2)
+    monkeypatch.setattr(hub, "OpenStreams", small)
     with contextlib.ExitStack() as stack:
         writers = [stack.enter_context(Writer(spool, f"r{number}")) for number in range(6)]
         follower = stack.enter_context(Follower(spool))

@@ -55,7 +55,7 @@ def test_time_in_which_nobody_can_poll_is_refused(spool, poll_s):
 
 
 def test_silent_filesystem_is_polled_and_said_so(spool, monkeypatch):
-    monkeypatch.setattr(followers, "silent_filesystem", lambda fd: "nfs")
+    monkeypatch.setattr(descriptors, "silent_filesystem", lambda fd: "nfs")
     monkeypatch.setattr(followers, "POLL_S", 0.005)
     sentence = f"looking at spool {str(spool)!r} every 0.005 s: inotify may be silent on nfs"
     with pytest.warns(RuntimeWarning) as warned, Follower(spool) as follower:
@@ -69,12 +69,12 @@ def test_silent_filesystem_is_polled_and_said_so(spool, monkeypatch):
 
 @pytest.mark.parametrize("granted", [0, 1, 2, 3])
 def test_more_runs_than_watches_are_polled_and_said_so(spool, monkeypatch, granted):
-    def watch(self, directory_fd, mask, whole=descriptors.Watcher.watch):
+    def watch(self, directory_fd, mask, names=None, whole=descriptors.Watcher.watch):
         if len(watches) >= granted:
             raise descriptors.OutOfWatchesError(
                 "unable to watch one more directory: the limit is reached", errno.ENOSPC
             )
-        watches.append(whole(self, directory_fd, mask))
+        watches.append(whole(self, directory_fd, mask, names))
         return watches[-1]
 
     watches = []

@@ -4,6 +4,7 @@ Which runs are followed, which are lost, and what others do to the spool.
 
 import errno
 import fcntl
+import functools
 import os
 import random
 import select
@@ -14,8 +15,7 @@ import sys
 import pytest
 
 from chaperone.errors import NoRunError, SpoolError, UnreadableRunError
-from chaperone.follow import descriptors, followed
-from chaperone.follow import follower as followers
+from chaperone.follow import descriptors, followed, hub
 from chaperone.follow.follower import Follower
 from chaperone.model.events import Ended, Lost, Output, Started
 from chaperone.spool import format, gc
@@ -325,7 +325,8 @@ def test_run_that_is_deleted_before_all_its_bytes_were_read_has_ended_without_a_
     spool, monkeypatch
 ):
     """Its status was seen; but an ending with a status says that every byte was handed out."""
-    monkeypatch.setattr(followers, "OpenStreams", lambda: descriptors.OpenStreams(most=1))
+    small = functools.partial(hub.OpenStreams, most=1)
+    monkeypatch.setattr(hub, "OpenStreams", small)
     with Writer(spool, "other") as other, Follower(spool) as follower:
         with Writer(spool) as writer:
             writer.write(b"x" * (3 << 20)).end()

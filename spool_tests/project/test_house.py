@@ -236,7 +236,16 @@ def prose(path):
 
 
 # Of the package, what is in plain English already: a folder that was gone through is added here.
-PLAIN = ["api.py", "errors.py", "follow", "launch", "model/cursor.py", "model/events.py"]
+PLAIN = [
+    "aio.py",
+    "api.py",
+    "errors.py",
+    "follow",
+    "interface.py",
+    "launch",
+    "model/cursor.py",
+    "model/events.py",
+]
 
 
 def spoken(path):

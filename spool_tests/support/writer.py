@@ -5,8 +5,12 @@ As a program, `writer.py SPOOL RUN_ID SEED BYTES`: writes so many random bytes, 
 both streams, and ends.
 """
 
+import contextlib
+import fcntl
+import json
 import os
 import random
+import shutil
 import sys
 import time
 
@@ -71,6 +75,68 @@ class Writer:
         if self.run.spool_fd >= 0:
             os.close(self.run.spool_fd)
             self.run.spool_fd = -1
+
+
+class Crowd:
+    """
+    Many runs that are running, each as a reader needs it: a Writer's has eight fds and syncs, one
+    of these has its lock. `ids` are their ids.
+    """
+
+    def __init__(self, spool, count):
+        self.spool = os.fspath(spool)
+        self.ids = [f"r{number:04}" for number in range(count)]
+        with Writer(spool, "model") as model:
+            self.status = model.running().status
+        for folder in (".ended/model", ".running/model"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{self.spool}/{folder}")
+        shutil.rmtree(f"{self.spool}/model")
+        self.locks = {run_id: self._begin(run_id) for run_id in self.ids}
+
+    def _begin(self, run_id):
+        building = f"{self.spool}/.{run_id}.new"
+        os.mkdir(building, 0o700)
+        key = json.dumps({"version": 1, "key": os.urandom(8).hex()})
+        files = {"spec.json": key, "running.json": self._text(run_id), "stdout": "", "stderr": ""}
+        for name, text in files.items():
+            with open(f"{building}/{name}", "w", opener=private) as file:
+                file.write(text)
+        lock = os.open(f"{building}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        os.symlink(f"../{run_id}", f"{self.spool}/.running/{run_id}")
+        os.rename(building, f"{self.spool}/{run_id}")
+        return lock
+
+    def _text(self, run_id, **facts):
+        return json.dumps({**self.status, "run_id": run_id, **facts})
+
+    def write(self, run_id, data):
+        with open(f"{self.spool}/{run_id}/stdout", "ab") as file:
+            file.write(data)
+
+    def end(self, run_id, code=0):
+        facts = {"state": "terminated", "return_code": code, "status": code << 8, "complete": True}
+        size = os.path.getsize(f"{self.spool}/{run_id}/stdout")
+        facts["stdout"] = {"bytes": size, "dropped": 0}
+        directory = f"{self.spool}/{run_id}"
+        with open(f"{directory}/.status", "w", opener=private) as file:
+            file.write(self._text(run_id, **facts))
+        os.rename(f"{directory}/.status", f"{directory}/status.json")
+        os.rename(f"{self.spool}/.running/{run_id}", f"{self.spool}/.ended/{run_id}")
+        os.unlink(f"{directory}/lock")
+        os.close(self.locks.pop(run_id))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        while self.locks:
+            os.close(self.locks.popitem()[1])
+
+
+def private(path, flags):
+    return os.open(path, flags, 0o600)
 
 
 def main(path, run_id, seed, size):
