@@ -18,6 +18,7 @@ import pytest
 
 from spool_tests.support.places import CHAPERONE
 from spool_tests.support.processes import SERVERS, children, open_fds, processes_with, reap_children
+from spool_tests.support.rows import rows
 
 # Fixtures of the whole session. Here alone: a module that named them would get servers of its own,
 # whose users and networks have the same names.
@@ -98,7 +99,7 @@ def pytest_terminal_summary(terminalreporter, config):
     if config.option.tier:
         words = " ".join(f"--long {name}" for name in config.option.tier)
         terminalreporter.section("what to do")
-        for line in to_act_on(terminalreporter.stats, words):
+        for line in (*rows(terminalreporter.stats), *to_act_on(terminalreporter.stats, words)):
             terminalreporter.write_line(line)
     for reports in terminalreporter.stats.values():
         for report in reports:

@@ -5,6 +5,7 @@ Knows: a world's words, the command line, what is on disk.  Must not know: how a
 What lives is known by a FIFO that each process of a program holds open: no /proc is asked.
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -44,14 +45,17 @@ class Battery:
         self.directory = spool.parent
         self.tracking = world.far if far else world.near
         self.spool = self.seen = spool
-        if not far and made.room is not None:
-            name = f"{spool.parent.name}-{os.getpid()}"
-            self.spool, self.seen = (type(spool)(at, name) for at in (made.room, made.seen))
-            self.seen.mkdir(0o700)
+        self.home = self.seen_home = self.directory / "home"
+        if made.room is not None:
+            at, seen = (type(spool)(room, spool.parent.name) for room in (made.room, made.seen))
+            seen.mkdir(0o755)
+            self.home, self.seen_home = at / "home", seen / "home"
+            if not far:
+                self.spool, self.seen = at / "spool", seen / "spool"
+                self.seen.mkdir(0o700)
         open_way(self.directory)
-        self.home = self.directory / "home"
-        self.home.mkdir(0o700)
-        for path in (self.home, self.seen) if not far else (self.home,):
+        self.seen_home.mkdir(0o700)
+        for path in (self.seen_home, *(() if far else (self.seen,))):
             os.chown(path, made.uid, -1)
         self.env = {**os.environ, "HOME": str(self.home)}
         self.alive, self.go = (self.directory / name for name in ("alive", "go"))
@@ -197,6 +201,12 @@ class Battery:
         [pid] = [pid for pid in here if innermost(pid) == wanted]
         os.kill(pid, signal.SIGKILL)
 
+    def remount(self, option):
+        """Change how the world's filesystem may be used."""
+        enter = ["nsenter", "--target", str(self.made.pid), "--mount"]
+        argv = [*enter, "mount", "-o", f"remount,{option}", self.made.room]
+        subprocess.run(argv, check=True)
+
     def close(self):
         """End what a check that failed has left."""
         for process in self._started:
@@ -279,7 +289,101 @@ def survive(here):
     found = status["state"], status["return_code"], status["complete"]
     assert found == ("terminated", 5, True), (status, here.log())
     assert here.read("stdout") == b"one\ntwo\n"
-    until(lambda: list((here.home / ".chaperone").glob("*")) == [], SECONDS)
+    until(lambda: list((here.seen_home / ".chaperone").glob("*")) == [], SECONDS)
+
+
+def full(here):
+    """Where the disk fills up, bytes are dropped and counted, and the outcome is kept."""
+    size = 5_000_000
+    text = f"echo up >{here.alive}; read go <{here.go}; head -c {size} /dev/zero; exit 3"
+    here.start({"argv": ["/bin/sh", "-c", text]})
+    with filled(here.seen.parent / "filler"):
+        here.let_go()
+        status = here.wait_end()
+        kept = len(here.read("stdout"))
+        assert kept < size
+        assert status["stdout"] == {"bytes": kept, "dropped": size - kept}, here.log()
+        assert (status["state"], status["return_code"], status["complete"]) == (
+            "terminated",
+            3,
+            True,
+        ), (status, here.log())
+        refused(here, errno.ENOSPC)
+    here.start({"argv": ["/bin/sh", "-c", "exit 4"]}, "again")
+    assert here.wait_end("again")["return_code"] == 4
+
+
+@contextlib.contextmanager
+def filled(path):
+    """A filesystem without room for a byte more."""
+    with open(path, "wb", buffering=0) as file:
+        for size in (1 << 20, 1 << 12, 1):
+            with contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(size))
+                    if size == 1:
+                        os.fsync(file.fileno())
+    yield
+    path.unlink()
+
+
+def refused(here, code):
+    """A start is refused, in one sentence, and nothing is left of it."""
+    spec = json.dumps({"id": "refused", "program": {"argv": ["/bin/true"]}})
+    done = here.call("run", "-", code=None, input=spec, stdin=None)
+    assert done.returncode in (os.EX_CANTCREAT, os.EX_IOERR), done
+    [sentence] = done.stderr.splitlines()
+    assert sentence.startswith("chaperone: unable to ")
+    assert sentence.endswith(f": {os.strerror(code)}"), sentence
+    assert here.read("spec.json", "refused") == b""
+
+
+def read_only(here):
+    """What ended can be read, and what would write says in one sentence why it can't."""
+    here.start({"argv": ["/bin/sh", "-c", "echo out; exit 3"]})
+    here.wait_end()
+    here.remount("ro")
+    try:
+        refused(here, errno.EROFS)
+        assert json.loads(here.call("status", "r").stdout)["return_code"] == 3
+        assert here.call("tail", "r").stdout == "out\n"
+        assert json.loads(here.call("ls", "--all", "--json").stdout)["run_id"] == "r"
+        for words in (("gc", "--older", "0s"), ("rm", "r")):
+            done = here.call(*words, code=None)
+            assert done.returncode != os.EX_OK and len(done.stderr.splitlines()) == 1, done
+    finally:
+        here.remount("rw")
+    here.start({"argv": ["/bin/sh", "-c", "exit 4"]}, "again")
+    assert here.wait_end("again")["return_code"] == 4
+
+
+def raised(here):
+    """What became another user's is waited for by nobody, named, and never said to be gone."""
+    raiser = here.world.raiser.format(place=here.made.place)
+    text = f"{raiser} sh -c 'echo up; sleep 2.5; exit 7' >{here.alive}"
+    here.start({"argv": ["/bin/sh", "-c", f"exec {text}"]}, "alone", lease=2)
+    assert here.wait_end("alone")["return_code"] == 7, here.log("alone")
+    other = f"{raiser} sh -c 'echo $$ >{here.directory}/other; echo up; exec sleep 1000'"
+    here.start(here.tree(f"{other} >{here.alive} & "), stop={"grace_period": 0.2})
+    here._ups += 2
+    here.wait_up()
+    pid = int((here.directory / "other").read_text())
+    try:
+        if here.far:
+            here.call("stop", "r")
+            assert here.ended()["state"] == "terminated"
+        else:
+            here.kill_chaperone()
+            here._started[-1].wait(SECONDS)
+            assert f"{pid} (another user)" in here.log()
+            here.call("reap")
+            lost = here.ended()
+            assert (lost["state"], lost["gone_by"]) == ("lost", None)
+            assert f"{pid}" in lost["exception"]["message"].partition("; still running: ")[2]
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # sudo and doas pass a stop's signal on
+            os.kill(pid, signal.SIGKILL)
+    here.wait_gone()
 
 
 def doctor(here):
@@ -289,5 +393,8 @@ def doctor(here):
     assert all(line[:4] in ("ok  ", "BAD ", "    ") for line in done.stdout.splitlines())
 
 
-CHECKS = {check.__name__: check for check in (run, stop, killed, survive, doctor)}
-FAR = ("run", "stop", "killed", "survive")
+EACH = (run, stop, killed, survive, doctor)
+CHECKS = {check.__name__: check for check in (*EACH, full, read_only, raised)}
+NEAR = tuple(check.__name__ for check in EACH)
+FAR = NEAR[:-1]
+ALSO_FAR = ("raised",)  # of what some worlds have more

@@ -34,7 +34,14 @@ FORCED = {
 FORCED["all"] = "".join(FORCED[name] for name in FORCED if " " not in name)
 
 
-def argv(name=None, code="import chaperone.__main__", python=sys.executable):
-    """Python code, without site, where a fallback is forced; where `name` is None, none is."""
-    places = f"import sys; sys.path += {[ROOT, *site.getsitepackages()]}\n"
+def argv(name=None, code="import chaperone.__main__", python=sys.executable, packages=None):
+    """
+    Python code, without site, where a fallback is forced.
+
+    Args:
+        name (str): Of `FORCED`; None to force nothing.
+        packages (str): Where that Python finds attrs and the others; None for where ours does.
+    """
+    found = site.getsitepackages() if packages is None else [packages]
+    places = f"import sys; sys.path += {[ROOT, *found]}\n"
     return [python, "-I", "-S", "-c", FORCED.get(name, "") + places + code]

@@ -32,14 +32,16 @@ class World:
         flags (tuple): Of unshare(1), for namespaces that live as long as the world; () for none.
         entered (tuple): Which of them are entered, by nsenter(1).
         setup (str): sh, as root, in these namespaces; `$0` is a directory of the world's own.
-        words (function): From that directory, what stands before each argv there.
+        words (function): From that directory and the user's id, what stands before each argv there.
         limits (tuple): What stands before all that, where a run or a far side is started.
         command (function): From that directory, what starts a chaperone there.
         user (bool): Whether a plain user of its own is there.
         room (str): Where its spools are, below its directory; None for the test's own.
+        raiser (str): sh, what there makes another user's process of a command of the plain user.
         fill (str): sh, what a program does there when all its processes are started.
         but (dict): Checks that make no sense there, and why.
         more (tuple): Checks of this world alone.
+        also (tuple): Names of tests elsewhere that show more of it.
         short (bool): Whether plain `bin/test` tries it.
     """
 
@@ -51,14 +53,16 @@ class World:
     flags: tuple = ()
     entered: tuple = ()
     setup: str = ""
-    words: object = lambda place: ()
+    words: object = lambda place, uid: ()
     limits: tuple = ()
     command: object = lambda place: CHAPERONE
     user: bool = False
     room: str | None = None
+    raiser: str = ""
     fill: str = ""
     but: dict = {}
     more: tuple = ()
+    also: tuple = ()
     short: bool = False
 
 
@@ -84,7 +88,11 @@ class Made:
             entered = self._enter(world)
         try:
             user = ("setpriv", f"--reuid={self.uid}", "--regid=65534", "--clear-groups")
-            self.words = (*entered, *world.words(self.place), *(user if world.user else ()))
+            self.words = (
+                *entered,
+                *world.words(self.place, self.uid),
+                *(user if world.user else ()),
+            )
             self.run_words = (*world.limits, *self.words)
             self.command = list(world.command(self.place))
             self.room = self.seen = None
@@ -98,7 +106,7 @@ class Made:
 
     def _enter(self, world):
         """Make its namespaces, and keep them."""
-        text = f"set -e\n{world.setup}\necho made; exec cat"
+        text = f"set -e\n{{ {world.setup}\n}} >&2\necho made; exec cat"
         env = {**os.environ, "TEST_TOKEN": "", "CHAPERONE_SPOOL": ""}  # of the test it outlives
         self._holder = subprocess.Popen(
             ["unshare", *world.flags, "/bin/sh", "-c", text, self.place],

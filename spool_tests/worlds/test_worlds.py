@@ -10,7 +10,7 @@ import tempfile
 
 import pytest
 
-from spool_tests.support.battery import CHECKS, FAR, Battery
+from spool_tests.support.battery import ALSO_FAR, CHECKS, FAR, NEAR, Battery
 from spool_tests.support.world import Worlds
 from spool_tests.worlds.table import WORLDS
 
@@ -32,11 +32,11 @@ def cells(worlds):
     """(world, check), far or not; the id is what the summary counts by."""
     found = []
     for world in worlds:
-        near = [
-            name for name in (*FAR, "doctor", *world.more) if world.near and name not in world.but
-        ]
-        far = [f"far_{name}" for name in FAR if world.far and name not in world.but]
-        for check in (*near, *far):
+        near = [*NEAR, *world.more] if world.near else []
+        far = [*FAR, *(name for name in world.more if name in ALSO_FAR)] if world.far else []
+        checks = [name for name in near if name not in world.but]
+        checks += [f"far_{name}" for name in far if name not in world.but]
+        for check in checks:
             found.append(pytest.param(world, check, id=f"{world.name}-{check}"))
     return found
 

@@ -1,0 +1,67 @@
+"""
+Other interpreters: on PATH, of pyenv, or in a Debian of their own that `bin/test` has made.
+
+Knows: where they may be.  Must not know: what is run by them.
+"""
+
+import glob
+import os
+import shutil
+import subprocess
+import tempfile
+
+import pytest
+
+from spool_tests.support import fallbacks
+from spool_tests.support.places import ROOT
+
+# What `bin/test --long worlds` has made: a Debian with several of them, named by its suite, and
+# `packages-3.N` with what chaperone needs of a Python.
+MADE = os.path.join(
+    os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "chaperone-worlds"
+)
+SUITE = "sid"
+# Where the tests, their files and their modules are, seen there under the same names.
+BIND = """
+root=$0
+for place in {places}; do mkdir -p "$root$place"; mount --rbind "$place" "$root$place"; done
+exec chroot "$root" "$@"
+"""
+
+
+def chroot():
+    """The words that run an argv in that Debian."""
+    root = os.path.join(MADE, SUITE)
+    if not os.path.exists(f"{root}/usr/bin/python3"):
+        pytest.skip(f"not tried: there is no Debian in {root}")
+    places = " ".join(["/proc", "/dev", ROOT, tempfile.gettempdir(), MADE])
+    return ("unshare", "--mount", "/bin/sh", "-c", f"set -e{BIND.format(places=places)}", root)
+
+
+def _on_this_machine(minor):
+    """The path of Python 3.`minor` outside that Debian; None where there is none."""
+    root = os.environ.get("PYENV_ROOT") or os.path.expanduser("~/.pyenv")
+    of_pyenv = glob.glob(f"{root}/versions/3.{minor}.*/bin/python3.{minor}")
+    for path in filter(None, [shutil.which(f"python3.{minor}"), *sorted(of_pyenv)]):
+        code = "import sys; raise SystemExit(sys.version_info[:2] != (3, int(sys.argv[1])))"
+        argv = [path, "-I", "-c", code, str(minor)]
+        if subprocess.run(argv, capture_output=True, check=False).returncode == 0:
+            return path
+    return None
+
+
+def words(minor):
+    """What stands before an argv that Python 3.`minor` is to run; skips the test without one."""
+    if not os.path.isdir(f"{MADE}/packages-3.{minor}"):
+        pytest.skip(f"not tried: there are no packages for it in {MADE}")
+    if _on_this_machine(minor):
+        return ()
+    if not os.path.exists(f"{MADE}/{SUITE}/usr/bin/python3.{minor}"):
+        pytest.skip(f"not tried: no Python 3.{minor} is here, nor in {MADE}/{SUITE}")
+    return chroot()
+
+
+def command(minor):
+    """What starts a chaperone of that Python."""
+    python = _on_this_machine(minor) or f"/usr/bin/python3.{minor}"
+    return fallbacks.argv(python=python, packages=f"{MADE}/packages-3.{minor}")
