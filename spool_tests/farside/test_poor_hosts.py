@@ -10,6 +10,7 @@ import pytest
 
 from chaperone.farside import payload
 from spool_tests.support import shells, supervisors
+from spool_tests.support.mounts import WITHOUT_PROC
 from spool_tests.support.processes import processes_with
 from spool_tests.support.supervisors import PROGRAMS, every_sh, only_what_sh_needs
 from spool_tests.support.waiting import until
@@ -70,16 +71,7 @@ def test_hosts_with_little_say_what_they_can_not_know(shell, far, little):
 @every_sh
 def test_host_without_proc_still_ends_the_group_and_says_what_it_can_not_know(shell, far):
     """What the near side does with it: `tracking=group` becomes a line of the log."""
-    hidden = [
-        "unshare",
-        "--mount",
-        "/bin/sh",
-        "-c",
-        'mount -t tmpfs none /proc && exec "$@"',
-        "sh",
-        shells.as_sh(shell),
-        *payload.CONSTANT[1:],
-    ]
+    hidden = [*WITHOUT_PROC, shells.as_sh(shell), *payload.CONSTANT[1:]]
     run = far(shell, {"argv": ["sh", "-c", "sleep 1000 & kill -INT $$"]}, argv=hidden)
     assert run.wait("hello")[1:] == ["setsid=setsid", "tracking=group"]
     assert (run.outcome()["wait_status"], run.outcome()["ambiguous"]) == (signal.SIGINT, False)

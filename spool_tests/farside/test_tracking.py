@@ -15,6 +15,7 @@ import pytest
 
 from chaperone.farside import payload, records
 from spool_tests.support import shells, supervisors
+from spool_tests.support.mounts import WITHOUT_PROC
 from spool_tests.support.processes import processes_with
 from spool_tests.support.runs import final, start
 from spool_tests.support.waiting import need, until
@@ -232,8 +233,7 @@ def test_program_of_another_uid_is_alive(shell, proc, far, setuid_python):
     need("setpriv", "unshare")
     argv = ["setpriv", "--reuid=65534", "--clear-groups", shells.as_sh(shell)]
     if proc == "no proc":
-        hide = 'mount -t tmpfs none /proc && exec "$@"'
-        argv = ["unshare", "--mount", "/bin/sh", "-c", hide, "sh", *argv]
+        argv = [*WITHOUT_PROC, *argv]
     text = "import os,time;os.setresuid(0,0,0);os.write(1,b'up\\n');time.sleep(1000)"
     run = far(
         shell,

@@ -20,6 +20,7 @@ from chaperone.program import guard as guards
 from chaperone.program import processes
 from spool_tests.support import guarded
 from spool_tests.support.guarded import NOBODY, begun_in, is_gone, stat_of, text_of
+from spool_tests.support.mounts import WITHOUT_PROC
 from spool_tests.support.places import CHAPERONE, ROOT
 from spool_tests.support.runs import ask, final, live, log, py, sh, start, stdout
 from spool_tests.support.waiting import absent, need, until
@@ -212,9 +213,6 @@ def run_in(prefix, spool, program, **spec):
     path = spool.parent / "s.json"
     path.write_text(json.dumps({"id": "r", "program": program, **spec}))
     return subprocess.Popen([*prefix, *CHAPERONE, "run", str(path)], stdout=subprocess.DEVNULL)
-
-
-WITHOUT_PROC = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /proc && exec "$0" "$@"']
 
 
 @pytest.mark.root

@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 
+from spool_tests.support.mounts import links, over
 from spool_tests.support.waiting import absent
 
 PACKAGES = {
@@ -52,12 +53,7 @@ def in_place_of_sh(shell, directory):
     It sees the machine's /usr/bin through a directory in which `sh` is another link; nobody else
     does, and nothing is left when it has ended.
     """
-    link = os.path.join(directory, "bin", "sh")
-    os.mkdir(os.path.dirname(link))
-    os.chmod(os.path.dirname(link), 0o755)
-    os.symlink(path_of(shell), link)
-    mounted = 'mount -t overlay overlay -o "lowerdir=$0:/usr/bin" /usr/bin && exec "$@"'
-    return ("unshare", "--mount", "/bin/sh", "-c", mounted, os.path.dirname(link))
+    return over("/usr/bin", links(os.path.join(directory, "bin"), {"sh": path_of(shell)}))
 
 
 def remove():

@@ -14,6 +14,7 @@ from spool_tests.support.places import CHAPERONE
 from spool_tests.support.processes import SERVERS
 from spool_tests.support.waiting import absent, need
 
+AWK = 'BEGIN { exit system("kill -9 $$") != 265 }'  # 256 + 9
 _numbers = itertools.count()
 
 
@@ -27,7 +28,6 @@ class World:
         near (str): What `tracking` must be in the status of a run there; None where no chaperone is
             started there.
         far (str): The same for a far side there; None where none is tried.
-        ambiguous (bool): Whether its awk can't tell a signal from an exit code.
         needs (tuple): Programs without which it can't be had.
         flags (tuple): Of unshare(1), for namespaces that live as long as the world; () for none.
         entered (tuple): Which of them are entered, by nsenter(1).
@@ -48,7 +48,6 @@ class World:
     name: str
     near: str | None = "kernel"
     far: str | None = "kernel"
-    ambiguous: bool = False
     needs: tuple = ()
     flags: tuple = ()
     entered: tuple = ()
@@ -74,6 +73,7 @@ class Made:
         words (tuple): Before each argv in it.
         run_words (tuple): Before an argv in it that starts a run or a far side.
         command (list): What starts a chaperone in it.
+        tells_signals (bool): Whether its awk tells a signal from an exit code, as most do.
         uid (int): Whose its processes are.
         room (str): Where its spools are, as it sees it; None for the test's own.
         seen (str): The same directory, as we see it.
@@ -100,13 +100,15 @@ class Made:
                 self.room = os.path.join(self.place, world.room)
                 self.seen = f"/proc/{self.pid}/root{self.room}" if self.pid else self.room
             self._try(["true"] if world.near is None else [*self.command, "--version"])
+            argv = [*self.words, "/bin/sh", "-c", f"awk '{AWK}'"]
+            self.tells_signals = subprocess.run(argv, check=False).returncode == 0
         except BaseException:
             self.close()
             raise
 
     def _enter(self, world):
         """Make its namespaces, and keep them."""
-        text = f"set -e\n{{ {world.setup}\n}} >&2\necho made; exec cat"
+        text = f"set -e; {{ :; {world.setup}\n}} >&2; echo made; exec cat"
         env = {**os.environ, "TEST_TOKEN": "", "CHAPERONE_SPOOL": ""}  # of the test it outlives
         self._holder = subprocess.Popen(
             ["unshare", *world.flags, "/bin/sh", "-c", text, self.place],
@@ -178,16 +180,3 @@ def open_way(path):
     for each in (path, *path.parents):
         if each.stat().st_uid == os.geteuid() and not each.stat().st_mode & 1:
             each.chmod(each.stat().st_mode | 0o111)
-
-
-def links(directory, targets):
-    """A directory of symlinks, made: {name: target}; None hides a name where it is laid over."""
-    os.makedirs(directory, exist_ok=True)
-    os.chmod(directory, 0o755)
-    for name, target in targets.items():
-        path = os.path.join(directory, name)
-        if target is None:
-            os.mknod(path, 0o020000, os.makedev(0, 0))
-        else:
-            os.symlink(target, path)
-    return directory

@@ -9,19 +9,8 @@ import shutil
 import subprocess
 
 from spool_tests.support import fallbacks, pythons, shells
-from spool_tests.support.world import World, links
-
-OVER_USR_BIN = 'mount -t overlay overlay -o "lowerdir=$0:/usr/bin" /usr/bin && exec "$@"'
-
-
-def mounted(text, place="sh"):
-    """Words that run an argv where a mount was made that nothing else sees; `$0` is `place`."""
-    return ("unshare", "--mount", "/bin/sh", "-c", f'{text} && exec "$@"', place)
-
-
-def over(directory, place):
-    """Words that run an argv where names of `directory` are those of `place`."""
-    return mounted(f'mount -t overlay overlay -o "lowerdir=$0:{directory}" {directory}', place)
+from spool_tests.support.mounts import WITHOUT_PROC, links, mounted, over
+from spool_tests.support.world import World
 
 
 def applets(place, uid, **hidden):
@@ -49,7 +38,6 @@ def of_shells():
     for name in ("dash", "bash", "busybox", "mksh", "zsh"):
         yield World(
             name=f"sh-{name}",
-            ambiguous=name == "busybox",  # its shell takes its own awk, whatever PATH has
             needs=(name, "unshare"),
             words=lambda place, uid, name=name: shells.in_place_of_sh(name, place),
         )
@@ -154,7 +142,6 @@ def of_pythons():
 NAMESPACE = {"flags": ("--pid", "--fork", "--mount"), "needs": ("unshare", "nsenter")}
 OWN_PROC = "mount -t proc proc /proc"
 ENDS = "the namespace ends with its PID 1"
-HIDE_PROC = "mount -t tmpfs none /proc"
 
 WORLDS = [
     World(
@@ -163,7 +150,6 @@ WORLDS = [
             "test_kernel_tracks_where_all_tools_are_busybox",
             "test_busybox_awk_that_lies_is_found_out",
         ),
-        ambiguous=True,
         needs=("busybox", "unshare"),
         words=applets,
         short=True,
@@ -173,7 +159,6 @@ WORLDS = [
         also=("test_cookie_finds_what_left_the_group_where_the_kernel_does_not",),
         near=None,
         far="cookie",
-        ambiguous=True,
         needs=("busybox", "unshare"),
         words=lambda place, uid: applets(place, uid, perl=None, python3=None),
         short=True,
@@ -227,7 +212,7 @@ WORLDS = [
         near="group",
         far="group",
         needs=("unshare",),
-        words=lambda place, uid: mounted(HIDE_PROC),
+        words=lambda place, uid: WITHOUT_PROC,
         short=True,
     ),
     World(

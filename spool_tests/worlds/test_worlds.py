@@ -34,10 +34,9 @@ def cells(worlds):
     for world in worlds:
         near = [*NEAR, *world.more] if world.near else []
         far = [*FAR, *(name for name in world.more if name in ALSO_FAR)] if world.far else []
-        checks = [name for name in near if name not in world.but]
-        checks += [f"far_{name}" for name in far if name not in world.but]
-        for check in checks:
-            found.append(pytest.param(world, check, id=f"{world.name}-{check}"))
+        checks = [(name, name) for name in near] + [(name, f"far_{name}") for name in far]
+        for check in (check for name, check in checks if name not in world.but):
+            found.append(pytest.param(world, check, id=f"{world.name}:{check}"))
     return found
 
 
