@@ -1,10 +1,10 @@
 """
-Other interpreters: on PATH, of pyenv, or in a Debian of their own that `bin/test` has made.
+Other interpreters: on PATH, in the directories of CHAPERONE_PYTHONS (with colons between them), or
+in a Debian that `bin/test` has made.
 
 Knows: where they may be.  Must not know: what is run by them.
 """
 
-import glob
 import os
 import shutil
 import subprocess
@@ -40,9 +40,8 @@ def chroot():
 
 def _on_this_machine(minor):
     """The path of Python 3.`minor` outside that Debian; None where there is none."""
-    root = os.environ.get("PYENV_ROOT") or os.path.expanduser("~/.pyenv")
-    of_pyenv = glob.glob(f"{root}/versions/3.{minor}.*/bin/python3.{minor}")
-    for path in filter(None, [shutil.which(f"python3.{minor}"), *sorted(of_pyenv)]):
+    places = [os.environ.get("PATH", ""), *os.environ.get("CHAPERONE_PYTHONS", "").split(":")]
+    for path in filter(None, [shutil.which(f"python3.{minor}", path=at) for at in places if at]):
         code = "import sys; raise SystemExit(sys.version_info[:2] != (3, int(sys.argv[1])))"
         argv = [path, "-I", "-c", code, str(minor)]
         if subprocess.run(argv, capture_output=True, check=False).returncode == 0:
