@@ -150,6 +150,13 @@ def strings(value: Any, path: str) -> list[str]:
     return list(value)
 
 
+def argv(value: Any, path: str) -> list[str]:
+    """What execve takes: as `strings`, the first not empty."""
+    found = strings(value, path)
+    text(found[0], f"{path}[0]")
+    return found
+
+
 class OneOf:
     """A check that takes one of these words."""
 

@@ -33,12 +33,6 @@ SIGNALS = {
 }
 
 
-def _argv(value: Any, path: str) -> list[str]:
-    argv = checks.strings(value, path)
-    checks.text(argv[0], f"{path}[0]")
-    return argv
-
-
 def _env_name(name: object, path: str) -> str:
     if not isinstance(name, str) or not name:
         checks.fail(path, "a name", name)
@@ -128,18 +122,19 @@ def _remote(value: Any, path: str) -> dict[str, object]:
     from .hops import remote as hops  # 0.6 ms, and only a run behind hops needs it
 
     unchecked: tuple[Check, object] = (lambda value, path: value, None)  # hops.hops checks it
-    fields: dict[str, tuple[Check, object]] = {
-        **dict.fromkeys(hops.HOP_FIELDS, unchecked),
-        "supervise": (checks.boolean, True),
-        "remote_dir": (checks.OrNull(checks.text), None),
-    }
+    fields = {**dict.fromkeys(hops.HOP_FIELDS, unchecked), **REMOTE}
     remote = checks.Fields(fields)(value, path)
     given = {name: remote.pop(name) for name in hops.HOP_FIELDS}
     return {"hops": hops.hops(given, path), **remote}
 
 
+# What `remote` has besides its hops.
+REMOTE: dict[str, tuple[Check, object]] = {
+    "supervise": (checks.boolean, True),
+    "remote_dir": (checks.OrNull(checks.text), None),
+}
 _PROGRAM: dict[str, tuple[Check, object]] = {
-    "argv": (_argv, None),
+    "argv": (checks.argv, None),
     "command": (checks.text, None),
     "cwd": (checks.OrNull(checks.text), None),
     "env": (_env, checks.OBJECT),
@@ -149,7 +144,7 @@ _PROGRAM: dict[str, tuple[Check, object]] = {
     "rlimits": (_rlimits, checks.OBJECT),
     "merge_stderr": (checks.boolean, False),
 }
-_SPEC: dict[str, tuple[Check, object]] = {
+TABLE: dict[str, tuple[Check, object]] = {
     "id": (checks.OrNull(_id), None),
     "program": (checks.Fields(_PROGRAM), checks.REQUIRED),
     "remote": (checks.OrNull(_remote), None),
@@ -214,7 +209,9 @@ def signal_name(text: str) -> str | None:
     Returns:
         str: `SIGTERM`; None if there is no such signal.
     """
-    if text.isascii() and text.isdigit() and len(text) <= 3:
+    if not text.isascii():  # `ſ` is an S in upper case
+        return None
+    if text.isdigit() and len(text) <= 3:
         number = int(text)
         return (
             signal_name_of(number)
@@ -266,7 +263,7 @@ def checked(value: object, cwd: str) -> dict[str, Any]:
     Raises:
         SpecError: `PATH: want WANT, got GOT`, for the first field that is wrong.
     """
-    spec: dict[str, Any] = checks.Fields(_SPEC)(value, "")
+    spec: dict[str, Any] = checks.Fields(TABLE)(value, "")
     program = spec["program"]
     if (program["argv"] is None) == (program["command"] is None):
         got = "neither" if program["argv"] is None else "argv and command"

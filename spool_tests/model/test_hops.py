@@ -83,6 +83,23 @@ def test_hops_are_what_the_mode_means(remote, hops):
             "host: want none, because mode 'sudo' stays on this host, got 'a'",
         ),
         ({"mode": "sudo"}, "user: want a name that does not begin with '-', got null"),
+        (
+            {"mode": "sudo", "user": "b", "port": 0},
+            "port: want none, because mode 'sudo' stays on this host, got 0",
+        ),
+        ({"host": "\ud800"}, "host: want a name in plain text without '@', got '\\ud800'"),
+        (
+            {"host": "\udc80😀"},
+            "host: want a name in plain text without '@', got '\\udc80😀'",
+        ),
+        (
+            {"host": "a", "options": {"X": "b\ud800"}},
+            "options.X: want text or escaped bytes, got a lone surrogate at character 1",
+        ),
+        (
+            {"hops": [{"exec": {"argv": [""]}}]},
+            "hops[0].exec.argv[0]: want a non-empty string, got ''",
+        ),
         ({"host": "a", "options": {"a b": 1}}, "options: want names as in ssh_config, got 'a b'"),
         (
             {"host": "a", "options": {"A": "x\ny"}},

@@ -356,6 +356,11 @@ ID = "an id that matches [A-Za-z0-9][A-Za-z0-9._-]* and has at most 128 characte
         ("stop.signal", 15, "stop.signal: want a signal's name such as 'SIGTERM', got 15"),
         (
             "stop.signal",
+            "ſigterm",
+            "stop.signal: want a signal's name such as 'SIGTERM', got 'ſigterm'",
+        ),
+        (
+            "stop.signal",
             "SIGFOO",
             "stop.signal: want a signal's name such as 'SIGTERM', got 'SIGFOO'",
         ),

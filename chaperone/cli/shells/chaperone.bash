@@ -5,13 +5,14 @@
 #    source ~/.local/share/bash_completion/chaperone
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
-_shtab_chaperone_subparsers=(run exec adopt launcher check ls status tail follow read wait stop kill signal reap gc rm completion doctor)
+_shtab_chaperone_subparsers=(run exec adopt launcher check schema ls status tail follow read wait stop kill signal reap gc rm completion doctor)
 
 _shtab_chaperone_run_option_strings=(-h --help --host --env --env-file --cwd --label --stdin --survive --timeout --spool --id --detach --warm --exit-code)
 _shtab_chaperone_exec_option_strings=(-h --help --host --env --env-file --cwd --label --stdin --survive --timeout)
 _shtab_chaperone_adopt_option_strings=(-h --help --detach --spool)
 _shtab_chaperone_launcher_option_strings=(-h --help --idle --detach --spool)
 _shtab_chaperone_check_option_strings=(-h --help --host --env --env-file --cwd --label --stdin --survive --timeout --far-side --json)
+_shtab_chaperone_schema_option_strings=(-h --help)
 _shtab_chaperone_ls_option_strings=(-h --help --all --state --failed --label --host --since --until --json --spool)
 _shtab_chaperone_status_option_strings=(-h --help --spool)
 _shtab_chaperone_tail_option_strings=(-h --help -f --follow -n --lines --spool)
@@ -73,7 +74,7 @@ _shtab_chaperone_tail_pos_1_choices=(stdout stderr log)
 _shtab_chaperone_read_pos_1_choices=(stdout stderr log)
 _shtab_chaperone_signal_pos_1_choices=(TERM INT HUP QUIT USR1 USR2 STOP CONT KILL WINCH ALRM)
 _shtab_chaperone_completion_pos_0_choices=(bash zsh fish)
-_shtab_chaperone_pos_0_choices=(run exec adopt launcher check ls status tail follow read wait stop kill signal reap gc rm completion doctor)
+_shtab_chaperone_pos_0_choices=(run exec adopt launcher check schema ls status tail follow read wait stop kill signal reap gc rm completion doctor)
 
 _shtab_chaperone_run_pos_0_nargs='*'
 _shtab_chaperone_run__h_nargs=0
@@ -99,6 +100,8 @@ _shtab_chaperone_check___help_nargs=0
 _shtab_chaperone_check___survive_nargs=0
 _shtab_chaperone_check___far_side_nargs=0
 _shtab_chaperone_check___json_nargs=0
+_shtab_chaperone_schema__h_nargs=0
+_shtab_chaperone_schema___help_nargs=0
 _shtab_chaperone_ls_pos_0_nargs='*'
 _shtab_chaperone_ls__h_nargs=0
 _shtab_chaperone_ls___help_nargs=0

@@ -66,7 +66,7 @@ function _shtab_chaperone_using
   test "$_shtab_chaperone_cmdpath" = "$argv"
 end
 
-set -g _shtab_chaperone_commands run exec adopt launcher check ls status tail follow read wait stop kill signal reap gc rm completion doctor
+set -g _shtab_chaperone_commands run exec adopt launcher check schema ls status tail follow read wait stop kill signal reap gc rm completion doctor
 set -g _shtab_chaperone_opts_with_value --by --bytes --cursor --cwd --env --env-file --grace --host --id --idle --keep-failed --label --lines --max-bytes --offset --older --since --spool --state --stdin --timeout --until --wait -n
 
 complete -c chaperone -e
@@ -124,6 +124,8 @@ complete -c chaperone -n '_shtab_chaperone_using check' -l timeout -x -d 'stop i
 complete -c chaperone -n '_shtab_chaperone_using check' -l far-side -d 'print the text that is sent to the far side instead'
 complete -c chaperone -n '_shtab_chaperone_using check' -l json -d 'print the spec instead, as JSON'
 complete -c chaperone -n '_shtab_chaperone_using check; and test $_shtab_chaperone_npos -ge 0' -ka "(__fish_complete_path (commandline -ct))" -d 'a file with a spec as JSON; - is stdin'
+complete -c chaperone -n '_shtab_chaperone_using; and test $_shtab_chaperone_npos -eq 0' -a schema -d 'print the JSON Schema of a spec, for editors and generators'
+complete -c chaperone -n '_shtab_chaperone_using schema' -s h -l help -d 'its words'
 complete -c chaperone -n '_shtab_chaperone_using; and test $_shtab_chaperone_npos -eq 0' -a ls -d 'list the live runs and those not yet collected'
 complete -c chaperone -n '_shtab_chaperone_using ls' -s h -l help -d 'its words'
 complete -c chaperone -n '_shtab_chaperone_using ls' -l all -d 'the collected runs too'

@@ -24,6 +24,7 @@ _shtab_chaperone_commands() {
     reap:'publish the loss of runs whose chaperone died, sweep dead starts'
     rm:'delete runs that have ended, collected or not'
     run:'run a program and hold it to its end; print the run id first'
+    schema:'print the JSON Schema of a spec, for editors and generators'
     signal:'send a signal to a run'"'"'s program'
     status:'print the status of a run as JSON'
     stop:'stop runs: a signal, a grace, then SIGKILL; return when they ended'
@@ -214,6 +215,13 @@ _shtab_chaperone_run_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_chaperone_run_defaults_added=0
 
+_shtab_chaperone_schema_options=(
+  {-h,--help}"[its words]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_chaperone_schema_defaults_added=0
+
 _shtab_chaperone_signal_options=(
   {-h,--help}"[its words]"
   "--by[who asks, for the status\; default\: the user\'s name]:WORD:"
@@ -301,6 +309,7 @@ _shtab_chaperone() {
         reap) _arguments -C -s $_shtab_chaperone_reap_options ;;
         rm) _arguments -C -s $_shtab_chaperone_rm_options ;;
         run) _arguments -C -s $_shtab_chaperone_run_options ;;
+        schema) _arguments -C -s $_shtab_chaperone_schema_options ;;
         signal) _arguments -C -s $_shtab_chaperone_signal_options ;;
         status) _arguments -C -s $_shtab_chaperone_status_options ;;
         stop) _arguments -C -s $_shtab_chaperone_stop_options ;;

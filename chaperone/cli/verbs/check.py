@@ -1,5 +1,5 @@
 """
-The verb that says what a spec would do: check.
+The verbs that say what a spec would do, and what one may be: check, schema.
 
 Knows: what each field of a spec means to a reader.  Must not know: how it is done.
 """
@@ -53,6 +53,14 @@ def check(given: Given, terminal: Terminal) -> int:
         terminal.text(plan(spec, user_name(), list(payload.CONSTANT)))
     else:
         terminal.text(plan(spec, user_name(), spec["program"]["argv"]))
+    return os.EX_OK
+
+
+@verb("print the JSON Schema of a spec, for editors and generators")
+def schema(given: Given, terminal: Terminal) -> int:
+    from ...model import schema as schemas
+
+    terminal.text(f"{indented(schemas.of_spec())}\n")
     return os.EX_OK
 
 

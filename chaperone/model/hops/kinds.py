@@ -58,7 +58,7 @@ def _name(value: Any, path: str) -> str:
         checks.fail(path, "a name that does not begin with '-'", value)
     if any(char <= " " or char == "\x7f" or char.isspace() or char in _UNSAFE for char in value):
         checks.fail(path, "a name without white space, quotes or shell characters", value)
-    if "\udc80" <= max(value) <= "\udcff":
+    if any("\ud800" <= char <= "\udfff" for char in value):
         checks.fail(path, "a name in plain text without '@'", value)
     return value
 
@@ -90,6 +90,7 @@ def _options(value: Any, path: str) -> dict[str, Any]:
         for one in given if isinstance(given, list) else [given]:
             if not isinstance(one, (str, int, float)) or any(char in "\0\r\n" for char in str(one)):
                 checks.fail(f"{path}.{name}", "one line of text, a number, true or false", given)
+            checks.bytes_or_text(str(one), f"{path}.{name}")
     return dict(value)
 
 
@@ -246,7 +247,7 @@ class Exec(Kind):
     the program would end with it: its pipe is closed, and it gets SIGTERM.
     """
 
-    table: Table = {"argv": (checks.strings, checks.REQUIRED)}
+    table: Table = {"argv": (checks.argv, checks.REQUIRED)}
 
     def argv(self, argv: Sequence[str], log: str | None) -> list[str]:
         """The prefix as it is."""

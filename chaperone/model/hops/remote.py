@@ -47,8 +47,9 @@ def hops(remote: Mapping[str, Any], path: str = "") -> list[Hop]:
             raise SpecError(f"{checks.at(path, beside[0])}: {clash}")
         return list(fields["hops"])
     mode = fields["mode"] or MODES[0]
-    wrong = [name for name in ("host", "port", "options") if mode == "sudo" and fields[name]]
-    if wrong:
+    none: dict[str, Any] = {"host": None, "port": None, "options": {}}
+    wrong = [name for name in none if fields[name] not in (None, none[name])]
+    if mode == "sudo" and wrong:
         want = "none, because mode 'sudo' stays on this host"
         checks.fail(checks.at(path, wrong[0]), want, fields[wrong[0]])
     given = {name: fields[name] for name in ("host", "port", "options")}
