@@ -66,6 +66,9 @@ if TYPE_CHECKING:
         def output(self, stream: str, data: bytes) -> None:
             """Bytes of the program."""
 
+        def is_full(self, stream: str, freed: Callable[[], None]) -> bool:
+            """Whether no more can be taken now; then `freed` is called when it can."""
+
         def record(self, words: list[str]) -> None:
             """A record of the far side."""
 
@@ -162,17 +165,33 @@ class Outlet:
     Args:
         fd (int): Closed here.
         take: Called with what was read, and with b"" when it has ended.
+
+    Attributes:
+        is_paused (bool): Whether nothing is read now.
     """
 
     def __init__(self, loop: Loop, fd: int, take: Callable[[bytes], None]) -> None:
         self._loop, self._fd, self._take = loop, fd, take
         self._capacity = PIPE_BYTES
+        self.is_paused = False
         os.set_blocking(fd, False)
-        loop.watch(fd, select.POLLIN, self._readable)
+        self.resume()
 
     def is_open(self) -> bool:
         """Whether something may still come."""
         return self._fd >= 0
+
+    def pause(self) -> None:
+        """Read nothing until `resume`; what fills the pipe waits."""
+        if self.is_open():
+            self.is_paused = True
+            self._loop.unwatch(self._fd)
+
+    def resume(self) -> None:
+        """Read whatever comes."""
+        self.is_paused = False
+        if self.is_open():
+            self._loop.watch(self._fd, select.POLLIN, self._readable)
 
     def end(self) -> None:
         """Close it, as if it had ended now."""
@@ -288,9 +307,17 @@ class Connection:
             clean = self._farewell.feed(clean, bool(records))
         if clean:
             self._receiver.output(stream, clean)
+            outlet = self._outlets[stream == "stderr"]
+            # What is in the pipes of a client that has ended is all that there is.
+            if self._code is None and self._receiver.is_full(stream, outlet.resume):
+                outlet.pause()
         for words in records:
             if words:
                 self._receiver.record(words)
+
+    def is_held_up(self) -> bool:
+        """Whether the receiver has no room now for something that came, or may come."""
+        return any(outlet.is_paused for outlet in self._outlets)
 
     # -- its end
 
@@ -329,6 +356,8 @@ class Connection:
         self._loop.cancel(self._timer)
         # Something of the chain (a ProxyCommand) may hold the pipes a little longer, or for ever.
         self._timer = self._loop.later(LINGER_S, self._cut)
+        for outlet in self._outlets:
+            outlet.resume()
         self._look_closed()
 
     def _cut(self) -> None:

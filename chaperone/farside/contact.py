@@ -236,7 +236,7 @@ class FarSide:
 
     def here(self) -> tuple[int, int]:
         """The sizes of stdout and stderr here, with what was dropped."""
-        out, err = (stream.bytes + stream.dropped for stream in self._chaperone.streams.values())
+        out, err = (stream.taken for stream in self._chaperone.streams.values())
         return out, err
 
     # -- connections
@@ -357,12 +357,21 @@ class FarSide:
 
     def be_patient(self, event: Event) -> None:
         """For a short while: then the end of the connection ends what is there."""
-        self.timers.set("patience", PATIENCE_S, self._dialer.close)
+        self._be_patient(PATIENCE_S)
 
     def be_patient_with_the_rest(self, event: Event) -> None:
         """For as long as the far side may need for what was left."""
-        patience_s = event.seconds + SLACK_S + PATIENCE_S
-        self.timers.set("patience", patience_s, self._dialer.close)
+        self._be_patient(event.seconds + SLACK_S + PATIENCE_S)
+
+    def _be_patient(self, seconds: float) -> None:
+        self.timers.set("patience", seconds, lambda: self._lose_patience(seconds))
+
+    def _lose_patience(self, seconds: float) -> None:
+        # A slow reader of our own output, of a direct run, is no fault of the far side.
+        if self._dialer.is_held_up() and self._chaperone.is_running():
+            self._be_patient(seconds)
+        else:
+            self._dialer.close()
 
     def wait_for_start(self, event: Event) -> None:
         """Of the program, before the far side is believed to be gone."""

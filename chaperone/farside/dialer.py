@@ -111,6 +111,10 @@ class Dialer:
         if self._connection is not None:
             self._connection.send(line)
 
+    def is_held_up(self) -> bool:
+        """As `Connection.is_held_up`; False without one."""
+        return self._connection is not None and self._connection.is_held_up()
+
     def close(self) -> None:
         """End the connection, if there is one."""
         if self._connection is not None:

@@ -16,6 +16,7 @@ from .lives import Event
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from ..program.interface import Chaperone
@@ -124,6 +125,10 @@ class RemoteProgram:
         self._chaperone.streams[stream].write(data)
         if self._tail.sizes is not None:
             self._account.look_complete()
+
+    def is_full(self, stream: str, freed: Callable[[], None]) -> bool:
+        """As `Stream.is_full`."""
+        return self._chaperone.streams[stream].is_full(freed)
 
     def record(self, words: list[str]) -> None:
         """A record of the far side."""

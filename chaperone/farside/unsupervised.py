@@ -18,9 +18,11 @@ from .records import ending
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from ..program.interface import Chaperone
+    from ..program.streams import Stream
 
 
 class Plain:
@@ -132,8 +134,15 @@ class UnsupervisedProgram:
 
     def output(self, stream: str, data: bytes) -> None:
         """Bytes of the program, into its streams."""
+        self._stream(stream).write(data)
+
+    def is_full(self, stream: str, freed: Callable[[], None]) -> bool:
+        """As `Stream.is_full`."""
+        return self._stream(stream).is_full(freed)
+
+    def _stream(self, stream: str) -> Stream:
         merged = self._spec["program"]["merge_stderr"]
-        self._chaperone.streams["stdout" if merged else stream].write(data)
+        return self._chaperone.streams["stdout" if merged else stream]
 
     def record(self, words: list[str]) -> None:
         """There are none in a `Plain` dialogue."""

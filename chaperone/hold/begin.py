@@ -177,7 +177,12 @@ def hold(
 
         timeline.keep(run, chaperone.streams, chaperone.loop, chaperone.log)
     with chaperone:
-        return chaperone.hold()
+        code = chaperone.hold()
+        if any(stream.waiting for stream in chaperone.streams.values()):
+            from .direct import see_off
+
+            see_off(chaperone)
+        return code
 
 
 def _program(

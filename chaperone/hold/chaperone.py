@@ -59,6 +59,7 @@ class Chaperone:
     Attributes:
         loop (Loop): For the program to watch its fds with.
         streams (dict): `stdout` and `stderr`, for the program's bytes.
+        signal_fd (int): The numbers of the signals that came, a byte each.
     """
 
     def __init__(
@@ -71,13 +72,15 @@ class Chaperone:
     ) -> None:
         self.run, self.spec, self.status = run, spec, status
         self.loop = Loop()
+        limit = spec["output"]["max_bytes"]
         self.streams = {
-            name: Stream(fd, spec["output"]["max_bytes"], self._teller(name), self._full)
+            name: Stream(fd, limit, self._teller(name), self._full, self.loop)
             for name, fd in run.streams.items()
         }
         self.program = make_program(self)
         self._begun = begun
         self._wakeup: tuple[int, int] = os.pipe()
+        self.signal_fd = self._wakeup[0]
         self._requests = Reader()
         self._single: dict[int, tuple[float, int]] = {}  # of signals: came to us, less passed on
         self._started_at: float | None = None
@@ -405,18 +408,16 @@ class Chaperone:
             return
         final = self._with_sizes(final)
         if not self.run.is_in_place():
-            self.log(
-                f"the run is not at {self.run.path!r} any more: it was removed, moved or unmounted"
-            )
+            gone = "it was removed, moved or unmounted"
+            self.log(f"the run is not at {self.run.path!r} any more: {gone}")
         for pause_s in (*PUBLISH_AGAIN_S, None):
             try:
                 self.run.publish(final, self.spec["durable"])
                 self._exit = os.EX_OK
                 break
             except OSError as error:
-                self.log(
-                    f"unable to publish the status of run {final['run_id']!r}: {error.strerror}"
-                )
+                what = f"the status of run {final['run_id']!r}"
+                self.log(f"unable to publish {what}: {error.strerror}")
                 if pause_s is None or not self.run.is_there():
                     self._exit = os.EX_IOERR
                     break

@@ -7,13 +7,28 @@ Knows: fds 1 and 2.  Must not know: files, processes.
 from __future__ import annotations
 
 import os
+import select
+import stat
 import sys
+import time
+
+from ..cpython import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
     from ..program.guard import Guard
+    from .chaperone import Chaperone
+
+# How long the reader of our output may take nothing of it once the program is stopped and gone.
+PATIENCE_S = 1.0
+LAST_LINES_MS = 100  # for a reader that is there to take the last lines of the log
+_STOPPING = (int(signal.SIGTERM), int(signal.SIGINT))
+LINES_BYTES = 65_536  # of the log that wait for a stderr which takes nothing now
+
+
+_OURS = {"stdout": 1, "stderr": 2}
 
 
 class DirectRun:
@@ -26,8 +41,8 @@ class DirectRun:
 
     def __init__(self, run_id: str, key: str) -> None:
         self.run_id, self.key = run_id, key
-        self.streams = {"stdout": 1, "stderr": 2}
-        self.log_fd = 2
+        self.streams = {"stdout": _without_waiting(1), "stderr": _without_waiting(2)}
+        self._lines = b""
         self.control_fd = self.spool_fd = -1
         self.path, self.log_path = "", "/dev/stderr"
         self.final: dict[str, Any] | None = None
@@ -35,23 +50,33 @@ class DirectRun:
 
     def hand_to(self, guard: Guard, max_bytes: int | None) -> None:
         """Hand over to the guard where a dead chaperone's output goes."""
-        guard.take_run([*self.streams.values(), self.log_fd], max_bytes)
+        guard.take_run([*_OURS.values(), 2], max_bytes)
 
     def open_stream(self, stream: str) -> int:
-        """A further fd of a stream; the caller closes it."""
-        return os.dup(self.streams[stream])
+        """A further fd of a stream, as the program expects it; the caller closes it."""
+        return os.dup(_OURS[stream])
 
     def size_of(self, stream: str) -> int:
         """Nobody keeps the bytes, so nobody can cut them short."""
         return sys.maxsize
 
     def tell(self, line: bytes) -> bool:
-        """Its log is stderr."""
-        try:
-            os.write(self.log_fd, line)
-        except OSError:
-            pass
+        """Its log is stderr; what has no room there now is written with the next line."""
+        self._lines = (self._lines + line)[:LINES_BYTES]
+        self._write_lines()
         return True
+
+    def _write_lines(self, patience_ms: float = 0) -> None:
+        poll = select.poll()
+        poll.register(self.streams["stderr"], select.POLLOUT)
+        try:
+            while self._lines and poll.poll(patience_ms):
+                piece = self._lines[: select.PIPE_BUF]
+                self._lines = self._lines[os.write(self.streams["stderr"], piece) :]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._lines = b""
 
     def is_there(self) -> bool:
         """It has no place to vanish from."""
@@ -72,9 +97,55 @@ class DirectRun:
 
     def close(self) -> None:
         """Fds 1 and 2 stay the process's own."""
+        self._write_lines(LAST_LINES_MS)
+        for name, fd in self.streams.items():
+            if fd != _OURS[name]:
+                os.close(fd)
 
     def mark_start(self, monotonic_s: float) -> None:
         """Nobody adopts it."""
 
     def touch(self) -> None:
         """No far side is told about."""
+
+
+def _without_waiting(fd: int) -> int:
+    """
+    A pipe or a terminal opened a second time, so that a write never waits: O_NONBLOCK on our own fd
+    would be set for whoever shares it, the caller's shell for one. The same fd where that can't be
+    done: of a socket, without /proc, or where the terminal is another user's.
+    """
+    if not (stat.S_ISFIFO(os.fstat(fd).st_mode) or os.isatty(fd)):
+        return fd
+    try:
+        return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError:
+        return fd
+
+
+def see_off(chaperone: Chaperone) -> None:
+    """
+    Wait until the output of a program that has ended is read, as the end of any writer into a full
+    pipe waits. Once it is stopped, or by a signal now, it waits no longer than its reader is slow.
+    """
+    is_stopped = chaperone.status["stop"] is not None
+    last = time.monotonic()
+    while waiting := [stream for stream in chaperone.streams.values() if stream.waiting]:
+        poll = select.poll()
+        for stream in waiting:
+            poll.register(stream.fd, select.POLLOUT)
+        poll.register(chaperone.signal_fd, select.POLLIN)
+        left_s = last + PATIENCE_S - time.monotonic() if is_stopped else None
+        if left_s is not None and left_s <= 0:
+            for stream in waiting:
+                stream.give_up()
+            return
+        ready = [fd for fd, _ in poll.poll(None if left_s is None else left_s * 1000 + 1)]
+        if chaperone.signal_fd in ready:
+            came = os.read(chaperone.signal_fd, 512)
+            if not is_stopped and any(number in came for number in _STOPPING):
+                is_stopped, last = True, time.monotonic()
+        for stream in waiting:
+            if stream.fd in ready:
+                last = time.monotonic()
+                stream.flush()

@@ -228,8 +228,12 @@ class _Watch:
         if number == signal.SIGIO:
             self._receive()
         elif number in ANSWERED:
+            self._receive()
             try:
-                self._connection.send(bytes([number]))
+                if self._is_done:  # it hears us no more, but may wait for a reader of its output
+                    os.kill(self._chaperone, number)
+                else:
+                    self._connection.send(bytes([number]))
             except OSError:  # it has just ended; or is stopped, with more than enough to hear
                 pass
         elif number != signal.SIGCHLD:
@@ -258,9 +262,6 @@ class _Watch:
 
     def _chaperones_end(self) -> int | None:
         """The chaperone's wait status once it has ended; what others left to us is reaped."""
-        pid, wait_status = os.waitpid(self._chaperone, os.WNOHANG)
-        if pid:
-            return wait_status
         try:
             while (found := os.waitpid(-1, os.WNOHANG))[0]:
                 if found[0] == self._chaperone:

@@ -36,9 +36,11 @@ class Stream:
         told: Called with a sentence when bytes begin to be dropped, and when a full disk takes them
             again.
         full: Called once, when the first byte is dropped.
+        loop (Loop): Watches an fd that has a reader, which may be slow; a file needs none.
 
     Attributes:
         bytes (int): Written so far, and before us by an earlier chaperone of this run.
+        waiting (bytearray): What a slow reader has no room for now; of a file nothing.
         dropped (int): Not written, for the limit or because the disk refused them.
         heard_at (float): When the last byte came, in seconds on the monotonic clock; 0 before the
             first.
@@ -47,11 +49,21 @@ class Stream:
     """
 
     def __init__(
-        self, fd: int, max_bytes: int | None, told: Callable[[str], None], full: Callable[[], None]
+        self,
+        fd: int,
+        max_bytes: int | None,
+        told: Callable[[str], None],
+        full: Callable[[], None],
+        loop: Loop | None = None,
     ) -> None:
         found = os.fstat(fd)
+        is_file = stat.S_ISREG(found.st_mode)
         self.fd = fd
-        self.bytes = found.st_size if stat.S_ISREG(found.st_mode) else 0
+        self.bytes = found.st_size if is_file else 0
+        self.waiting = bytearray()
+        self._loop = loop
+        self._freed: Callable[[], None] = _do_nothing
+        self._may_block = not is_file and os.get_blocking(fd)
         self.dropped = 0
         self.heard_at = 0.0
         self.accepted: Callable[[int, int], None] | None = None
@@ -70,21 +82,72 @@ class Stream:
         """
         self.heard_at = time.monotonic()
         view = memoryview(data)
-        room = len(view) if self._max_bytes is None else max(0, self._max_bytes - self.bytes)
+        room = len(view)
+        if self._max_bytes is not None:
+            room = max(0, self._max_bytes - self.bytes - len(self.waiting))
         kept, over = view[:room], len(view) - room
-        while kept:
-            try:
-                count = os.write(self.fd, kept)
-            except BlockingIOError:  # a terminal or a pipe of a direct run, set so by someone else
-                select.select([], [self.fd], [])
-                continue
-            except OSError as error:
-                self._refuse(len(kept), error)
-                break
-            self._accept(count)
-            kept = kept[count:]
+        if kept and not self.waiting:
+            kept = self._put(kept)
+        if kept:
+            self.waiting += kept
+            if self._loop is not None:
+                self._loop.watch(self.fd, select.POLLOUT, lambda fd, events: self.flush())
         if over > 0:
             self._drop(over, f"its limit of {self._max_bytes} bytes is reached")
+
+    def _put(self, view: memoryview) -> memoryview:
+        """Write without waiting: what has no room now."""
+        while view:
+            try:
+                count = self._ask_and_write(view) if self._may_block else os.write(self.fd, view)
+            except BlockingIOError:
+                return view
+            except OSError as error:
+                self._refuse(len(view), error)
+                break
+            self._accept(count)
+            view = view[count:]
+        return view[:0]
+
+    def _ask_and_write(self, view: memoryview) -> int:
+        poll = select.poll()
+        poll.register(self.fd, select.POLLOUT)
+        if not poll.poll(0):
+            raise BlockingIOError
+        return os.write(self.fd, view[: select.PIPE_BUF])  # for which poll(2) has seen room
+
+    # -- a slow reader
+
+    @property
+    def taken(self) -> int:
+        """How many bytes came, written or not."""
+        return self.bytes + self.dropped + len(self.waiting)
+
+    def is_full(self, freed: Callable[[], None]) -> bool:
+        """Whether enough waits; then `freed` is called, once, when nothing does any more."""
+        full = len(self.waiting) >= BUFFER_BYTES
+        if full:
+            self._freed = freed
+        return full
+
+    def flush(self) -> None:
+        """Write what waits, as far as there is room."""
+        waiting, self.waiting = self.waiting, bytearray()
+        self.waiting += self._put(memoryview(waiting))
+        if not self.waiting:
+            self._free()
+
+    def give_up(self) -> None:
+        """Drop what waits: its reader takes nothing."""
+        count, self.waiting = len(self.waiting), bytearray()
+        self._free()
+        self._drop(count, "its reader takes nothing")
+
+    def _free(self) -> None:
+        if self._loop is not None:
+            self._loop.unwatch(self.fd)
+        freed, self._freed = self._freed, _do_nothing
+        freed()
 
     def _accept(self, count: int) -> None:
         if self._refused:
@@ -108,6 +171,10 @@ class Stream:
             self._full()
 
 
+def _do_nothing() -> None:
+    """No source has been stopped."""
+
+
 class Pump:
     """
     The read end of a pipe, read into a stream whenever it has bytes.
@@ -123,7 +190,7 @@ class Pump:
         self._capacity = PIPE_BYTES
         self._buffer = bytearray()  # made at the first byte: an idle run does not pay for it
         os.set_blocking(fd, False)
-        loop.watch(fd, select.POLLIN, self._ready)
+        self._watch()
 
     @property
     def fd(self) -> int:
@@ -132,6 +199,13 @@ class Pump:
 
     def _ready(self, fd: int, events: int) -> None:
         self._read()
+        # A full pipe makes the program wait, as it would without us.
+        if self._fd >= 0 and self._stream.is_full(self._watch):
+            self._loop.unwatch(self._fd)
+
+    def _watch(self) -> None:
+        if self._fd >= 0:
+            self._loop.watch(self._fd, select.POLLIN, self._ready)
 
     def _read(self) -> int:
         """Move what one read gets; 0 when nothing is there or the pipe has ended."""

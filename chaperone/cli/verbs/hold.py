@@ -80,18 +80,23 @@ class _Caller:
         if stderr is None:
             return
         if failure is not None:
-            from ...hold.inherited import PATIENCE_MS
-            from ..terminal import escaped
-
-            poll = select.poll()
-            poll.register(stderr, select.POLLOUT)
-            sentence = f"chaperone: {escaped(failure)}\n".encode()
-            try:
-                if poll.poll(PATIENCE_MS):  # a reader that is stuck must not keep us
-                    os.write(stderr, sentence[:PIPE_BUF])
-            except OSError:
-                pass
+            _note(stderr, failure)
         os.close(stderr)
+
+
+def _note(stderr: int, failure: str) -> None:
+    """Print why a program could not be run; a reader that is stuck must not keep us."""
+    from ...hold.inherited import PATIENCE_MS
+    from ..terminal import escaped
+
+    poll = select.poll()
+    poll.register(stderr, select.POLLOUT)
+    sentence = f"chaperone: {escaped(failure)}\n".encode()
+    try:
+        if poll.poll(PATIENCE_MS):
+            os.write(stderr, sentence[:PIPE_BUF])
+    except OSError:
+        pass
 
 
 def _exit_code(path: str, run_id: str) -> int:
@@ -113,7 +118,7 @@ def _exit_code(path: str, run_id: str) -> int:
     SPECS,
     *COMMAND,
 )
-def exec_(given: Given, terminal: Terminal) -> int:
+def exec_(given: Given, _: Terminal) -> int:
     import time
 
     from ...hold import begin, direct
@@ -138,7 +143,7 @@ def exec_(given: Given, terminal: Terminal) -> int:
     if final is None:
         raise TransitionError("unable to report how the program ended: nothing was recorded")
     if final["state"] != "terminated":
-        terminal.note(str((final["exception"] or {}).get("message")))
+        _note(2, str((final["exception"] or {}).get("message")))
     return statuses.exit_code(final)
 
 
