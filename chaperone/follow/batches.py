@@ -26,6 +26,8 @@ from . import pieces
 from .follower import Follower
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     import filelock
 
 BATCH_EVENTS = 256
@@ -178,11 +180,10 @@ class Outbox:
             whole = len(data) - pieces.incomplete(data)
             if whole < len(data):
                 self._tails[event.run_id, event.stream] = data[whole:]
-            return (
-                [_output(event.run_id, event.stream, event.offset - len(tail), data[:whole])]
-                if whole
-                else []
-            )
+            if not whole:
+                return []
+            offset = event.offset - len(tail)
+            return [_output(event.run_id, event.stream, offset, data[:whole], event.time)]
         left = []
         entry = self._follower.entry(event.run_id) or {}
         for stream in (
@@ -375,9 +376,12 @@ _KEPT = checks.Fields(
 )
 
 
-def _output(run_id: str, stream: str, offset: int, data: bytes) -> str:
+def _output(
+    run_id: str, stream: str, offset: int, data: bytes, time: datetime | None = None
+) -> str:
     line = {"event": "output", "run_id": run_id, "stream": stream, "offset": offset}
-    return json.dumps({**line, **pieces.fields(data)})
+    when = {} if time is None else {"time": pieces.timestamp(time)}
+    return json.dumps({**line, **when, **pieces.fields(data)})
 
 
 def _object(event: Event) -> dict[str, Any]:

@@ -9,14 +9,16 @@ from __future__ import annotations
 import errno
 import os
 import time
+from datetime import timedelta
 from typing import Any, Protocol
 
 from ..errors import NoRunError, SpoolError, UnreadableRunError
 from ..model import cursor as cursors
 from ..model import status as statuses
-from ..model.events import Changed, Ended, Event, Lost, Output, Shrank, Started, status_view
+from ..model.events import EPOCH, Changed, Ended, Event, Lost, Output, Shrank, Started, status_view
 from ..program.fds import owned
-from ..spool import format, locks, look
+from ..spool import format, look
+from ..spool.timeline import Timed
 from .descriptors import CLOSE_WRITE, IGNORED, MODIFY, MOVED_TO
 from .hub import OpenStreams, SharedStreams
 
@@ -60,6 +62,7 @@ class FollowedRun:
         "_lost_since",
         "_probe_s",
         "_status",
+        "_timed",
         "_turn",
         "asked_for",
         "entry",
@@ -95,6 +98,7 @@ class FollowedRun:
         self._final: dict[str, Any] | None = None
         self._probe_s = 0.0
         self._lost_since: float | None = None
+        self._timed: Timed | None = None
         self._lease_ends = 0.0
 
     def has_ended(self) -> bool:
@@ -126,6 +130,8 @@ class FollowedRun:
             int: Which hints it adds; 0 for an event that means nothing new.
         """
         if mask & MODIFY:
+            if name == format.TIMELINE:  # its lines say what there is of which stream
+                return sum(HINT_OF_STREAM[stream] for stream in self._follower.wanted)
             return HINT_OF_STREAM.get(name, 0) if name in self._follower.wanted else 0
         if mask & MOVED_TO:
             return HINT_LOOK if name in (format.LIVE_STATUS, format.FINAL_STATUS) else 0
@@ -208,6 +214,7 @@ class FollowedRun:
             self._follower.forget(self)
             return None
         self._identity = identity
+        self._timed = Timed() if format.found(fd, format.TIMELINE) else None
         if not cursors.is_waited_for(self.entry):
             return None
         self.entry = cursors.started(self.entry, key)
@@ -275,9 +282,7 @@ class FollowedRun:
         now = time.monotonic()
         if self._lost_since is None:
             self._lost_since, self._probe_s = now, FIRST_PROBE_S
-        if now - self._lost_since >= DRAIN_S or all(
-            _is_free(fd, stream) for stream in format.STREAMS
-        ):
+        if now - self._lost_since >= DRAIN_S or look.is_drained(fd):
             return True
         self._follower.look_again(self, self._probe_s)
         self._probe_s = min(self._probe_s * 2, 0.1)
@@ -327,7 +332,9 @@ class FollowedRun:
     # -- reading: bytes by offset
 
     def _read(self) -> Event | None:
-        """The next bytes, of the streams in turn."""
+        """The next bytes, of the streams in turn, or in the order in which they came."""
+        if self._timed is not None:
+            return self._read_timed(self._timed)
         for _ in format.STREAMS:
             stream = format.STREAMS[self._turn]
             self._turn = (self._turn + 1) % len(format.STREAMS)
@@ -337,25 +344,56 @@ class FollowedRun:
                     return event
         return None
 
-    def _read_stream(self, stream: str) -> Event | None:
+    def _read_timed(self, timed: Timed) -> Event | None:
+        offsets = {stream: self.entry.get(stream, 0) for stream in self._follower.wanted}
+        try:
+            fd = self._open(format.TIMELINE)
+        except FileNotFoundError:  # somebody removed it: what is left has no times
+            self._timed = None
+            return self._read()
+        piece = timed.piece(fd, offsets, self._readable, self._final is not None)
+        if piece is not None:
+            return self._read_stream(*piece)
+        if timed.again_s:
+            self._follower.look_again(self, timed.again_s)
+        # Nothing of them is new; but one may be shorter than it was.
+        events = (self._read_stream(stream, offset) for stream, offset in offsets.items())
+        return next((event for event in events if event is not None), None)
+
+    def _read_stream(
+        self, stream: str, until: int | None = None, ms: int | None = None
+    ) -> Event | None:
+        """The next bytes of a stream, not beyond `until`; `ms` is when they came, if known."""
         offset = self.entry.get(stream, 0)
         try:
-            fd = self._follower.streams.get(self.run_id, stream, lambda: self._opened(stream))
+            fd, end = self._open(stream), self._readable(stream)
         except FileNotFoundError:
             self.hints = self.hints & ~HINT_OF_STREAM[stream] | HINT_LOOK
             return None
         size = os.fstat(fd).st_size
-        end = size if self._final is None else min(size, _length(self._final, stream, size))
         if size < offset and end == size:
             self.entry = cursors.advanced(self.entry, stream, 0)
             return Shrank(run_id=self.run_id, stream=stream, offset=offset, size=size)
+        end = end if until is None else min(end, until)
         data = os.pread(fd, min(end - offset, CHUNK), offset) if end > offset else b""
-        if offset + len(data) >= end or not data:
+        if until is None and offset + len(data) >= end or not data:
             self.hints &= ~HINT_OF_STREAM[stream]
         if not data:
             return None
         self.entry = cursors.advanced(self.entry, stream, offset + len(data))
-        return Output(run_id=self.run_id, stream=stream, offset=offset, data=data)
+        when = None if ms is None else EPOCH + timedelta(milliseconds=ms)
+        return Output(run_id=self.run_id, stream=stream, offset=offset, data=data, time=when)
+
+    def _readable(self, stream: str) -> int:
+        """Up to which byte a stream may be delivered; 0 if somebody removed it."""
+        try:
+            size = os.fstat(self._open(stream)).st_size
+        except FileNotFoundError:
+            return 0
+        return size if self._final is None else min(size, _length(self._final, stream, size))
+
+    def _open(self, name: str) -> int:
+        return self._follower.streams.get(self.run_id, name, lambda: self._opened(name))
 
     def _opened(self, stream: str) -> int:
         try:
@@ -366,7 +404,7 @@ class FollowedRun:
             found = os.fstat(run_fd)
             if self._identity != (found.st_dev, found.st_ino):
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-            return look.open_stream(run_fd, stream)
+            return format.open_plain(run_fd, stream)
 
 
 class FollowerServices(Protocol):
@@ -405,15 +443,3 @@ def _length(status: dict[str, Any], stream: str, otherwise: int) -> int:
         counts.get("bytes") if isinstance(counts, dict) and status.get("state") != "lost" else None
     )
     return said if type(said) is int else otherwise
-
-
-def _is_free(run_fd: int, stream: str) -> bool:
-    """
-    Whether the stream is unlocked: a dead chaperone's guard locks it until the pipes are empty.
-    """
-    try:
-        fd = look.open_stream(run_fd, stream)
-    except FileNotFoundError:
-        return True
-    with owned(fd):
-        return locks.try_take(fd)

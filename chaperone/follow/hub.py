@@ -92,7 +92,7 @@ class OpenStreams:
 
     def drop(self, run_id: Hashable) -> None:
         """Close what is open of a run."""
-        for stream in format.STREAMS:
+        for stream in (*format.STREAMS, format.TIMELINE):
             fd = self._fds.pop((run_id, stream), None)
             if fd is not None:
                 os.close(fd)

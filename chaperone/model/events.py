@@ -78,12 +78,15 @@ class Output:
         stream (str): stdout or stderr.
         offset (int): Of the first byte, counted from the beginning of the stream.
         data (bytes): At most 1 MiB, as the program wrote them.
+        time (datetime): When the chaperone read them, to the millisecond, UTC; None for a run
+            without a timeline, and for bytes that its timeline has no line about.
     """
 
     run_id: str
     stream: str
     offset: int
     data: bytes = attrs.field(repr=False)
+    time: datetime | None = None
 
 
 @attrs.frozen(kw_only=True)

@@ -184,6 +184,23 @@ def stream_size(run_fd: int, stream: str) -> int:
         return 0
 
 
+def is_drained(run_fd: int) -> bool:
+    """
+    Whether both streams are unlocked: a dead chaperone's guard locks them until the pipes are
+    empty.
+    """
+    return all(_is_unlocked(run_fd, stream) for stream in format.STREAMS)
+
+
+def _is_unlocked(run_fd: int, stream: str) -> bool:
+    try:
+        fd = open_stream(run_fd, stream)
+    except FileNotFoundError:
+        return True
+    with owned(fd):
+        return locks.try_take(fd)
+
+
 def collect(spool_fd: int, run_id: str) -> None:
     """
     Take the entry of a run that has ended out of .ended/; nothing to do when it is not there.

@@ -2,7 +2,7 @@
 The timeline of a run: when the bytes of its streams came, a line for what was read of a stream
 within a millisecond. A run has one if its spec asks for it.
 
-Knows: the form of a line, the wall clock.  Must not know: processes, what reads or writes streams.
+Knows: the form of a line, clocks.  Must not know: processes, what reads or writes streams.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 
+from ..model import status as statuses
 from . import format
 
 TYPE_CHECKING = False
@@ -20,10 +21,19 @@ if TYPE_CHECKING:
     from ..program.streams import Stream
     from .run_directory import RunDirectory
 
+    Line = tuple[str, int, int, int]  # the stream, offset, end, milliseconds since the epoch
+    Piece = tuple[str, int, int | None]
+
 
 # How long a line waits for more bytes of its millisecond, if none of a later one come.
 GATHER_S = 0.001
 NUMBERS = {stream: number for number, stream in enumerate(format.STREAMS, 1)}  # as fds have them
+# How long a reader waits for a line, which comes 1 or 2 ms after its bytes: then the disk refused
+# it. On a busy host, or if the chaperone was stopped in between, it may come later.
+LINE_S = 0.1
+LINE_BYTES = 80  # more than the largest numbers take
+BLOCK = 65_536  # bytes that a reader takes at once: some 2,000 lines
+LATEST_MS = 253_402_300_799_999  # the end of the year 9999, the last that RFC 3339 can show
 
 
 class Timeline:
@@ -129,3 +139,150 @@ def keep(
         return
     run.timeline = Timeline(fd, loop, told)
     run.timeline.hear(streams)
+
+
+# -- how it is read
+
+
+class Reader:
+    """
+    The timeline of a run, as a reader takes it: from some offsets on, in the order in which the
+    bytes came. It keeps no file open: each call is given one.
+    """
+
+    def __init__(self) -> None:
+        self._at = 0
+        self._lines: list[Line] = []  # of the block before `_at`; the next one is the last
+
+    def begin(self, fd: int, offsets: Mapping[str, int]) -> None:
+        """
+        Find where to begin, backwards: the end of a long timeline costs no more than its end.
+
+        Args:
+            offsets (dict): Of each stream of which something is to be read, the first byte.
+        """
+        sought = dict(offsets)
+        self._at = os.fstat(fd).st_size
+        while self._at and sought:
+            start = max(0, self._at - BLOCK)
+            text = os.pread(fd, self._at - start, start)
+            # Where the block cuts a line, the rest of the line may look like a whole one.
+            cut = text.find(b"\n") + 1 if start else 0
+            for stream, offset, _, _ in _parsed(text[cut : text.rfind(b"\n") + 1]):
+                if offset <= sought.get(stream, -1):
+                    del sought[stream]
+            self._at = start + cut if cut < len(text) else start
+
+    def piece(
+        self, fd: int, offsets: Mapping[str, int], size_of: Callable[[str], int]
+    ) -> Piece | None:
+        """
+        Which bytes come next, and when they came.
+
+        Args:
+            offsets (dict): Of each stream that is read, how far it is.
+            size_of: Called with a stream; returns up to which byte it may be read.
+        Returns:
+            tuple: The stream, the end of these bytes, and milliseconds since the epoch: None for
+                bytes that no line is about. None where there is no further line yet.
+        """
+        while True:
+            while self._lines:
+                stream, offset, end, ms = self._lines[-1]
+                at = offsets.get(stream)
+                if at is not None:
+                    # A power failure may have left a line, and not the bytes that it is about.
+                    end = min(end, size_of(stream))
+                    if end > max(at, offset):
+                        return (stream, offset, None) if at < offset else (stream, end, ms)
+                self._lines.pop()
+            if not self._take_block(fd):
+                return None
+
+    def _take_block(self, fd: int) -> bool:
+        """Take the next whole lines; False where there are none."""
+        text = os.pread(fd, BLOCK, self._at)
+        size = text.rfind(b"\n") + 1
+        if not size and len(text) == BLOCK:  # no line is that long
+            size = BLOCK
+        self._at += size
+        self._lines = _parsed(text[:size])
+        self._lines.reverse()
+        return size > 0
+
+
+class Timed:
+    """
+    What of a run with a timeline is delivered next, while it grows: as by `Reader`, and bytes
+    without a line when it is certain, or has taken too long, that none will come.
+
+    Attributes:
+        again_s (float): After `piece` returned None: in how many seconds to ask again even if
+            nothing happens; 0 if that is not needed.
+    """
+
+    def __init__(self) -> None:
+        self._reader = Reader()
+        self._has_begun = False
+        self._due = 0.0
+        self._awaited: dict[str, int] = {}  # up to where bytes have no line when that is due
+        self.again_s = 0.0
+
+    def piece(
+        self, fd: int, offsets: Mapping[str, int], size_of: Callable[[str], int], is_over: bool
+    ) -> Piece | None:
+        """
+        The next bytes to deliver.
+
+        Args:
+            fd, offsets, size_of: As for `Reader.piece`.
+            is_over (bool): Whether every line that will ever be there is there now.
+        Returns:
+            tuple: As from `Reader.piece`; None if there are none, or they wait for their line.
+        """
+        if not self._has_begun:
+            self._has_begun = True
+            self._reader.begin(fd, {s: at for s, at in offsets.items() if at < size_of(s)})
+        found = self._reader.piece(fd, offsets, size_of)
+        return found or self._without_line(offsets, size_of, is_over)
+
+    def _without_line(
+        self, offsets: Mapping[str, int], size_of: Callable[[str], int], is_over: bool
+    ) -> Piece | None:
+        self.again_s = 0.0
+        now = time.monotonic()
+        is_due = 0 < self._due <= now
+        sizes = {stream: size_of(stream) for stream in offsets}
+        for stream, at in offsets.items():
+            due = self._awaited.get(stream, 0) if is_due else 0
+            end = sizes[stream] if is_over else min(due, sizes[stream])
+            if end > at:
+                return stream, end, None
+        if is_due:
+            self._due = 0.0
+        if not self._due and any(sizes[stream] > at for stream, at in offsets.items()):
+            self._due, self._awaited, self.again_s = now + LINE_S, sizes, LINE_S
+        return None
+
+
+_STREAMS = {b"%d" % number: stream for stream, number in NUMBERS.items()}
+
+
+def _parsed(text: bytes) -> list[Line]:
+    """The lines of a text that have the form of one."""
+    found = []
+    for line in text.split(b"\n"):
+        words = line.split(b" ")
+        # Longer numbers are none of ours, and int() refuses those of thousands of digits.
+        if len(words) != 4 or words[1] not in _STREAMS or len(line) > LINE_BYTES:
+            continue
+        if words[0].isdigit() and words[2].isdigit() and words[3].isdigit():
+            ms, offset, length = int(words[0]), int(words[2]), int(words[3])
+            if ms <= LATEST_MS:
+                found.append((_STREAMS[words[1]], offset, offset + length, ms))
+    return found
+
+
+def timestamp(ms: int) -> str:
+    """Milliseconds since the epoch as RFC 3339 has them: `2026-11-26T04:09:21.123Z`."""
+    return f"{statuses.timestamp(ms * 1_000_000)[:-4]}Z"

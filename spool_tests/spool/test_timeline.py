@@ -284,7 +284,7 @@ def test_run_that_is_adopted_goes_on_with_its_timeline(spool, tmp_path):
         sizes = {"stdout": 7 * number, "stderr": 4 * number}
         until(lambda sizes=sizes: all(timed(spool / "r", name) == sizes[name] for name in sizes))
         if number < 4:
-            os.kill(live(spool)["chaperone_pid"], signal.SIGKILL)
+            process.kill()
             process.wait(20)
         (tmp_path / f"go.{number}").touch()
         if number < 4:

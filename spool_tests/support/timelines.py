@@ -25,3 +25,19 @@ def timed(directory, stream):
             end, total = offset + length, total + length
     assert end <= (directory / stream).stat().st_size
     return total
+
+
+def pieces(found, offsets):
+    """
+    What is to be delivered from some offsets on, by all lines (stream, offset, end, ms) of a
+    timeline: (stream, offset, end, ms); ms is None for bytes that no line is about.
+    """
+    offsets, told = dict(offsets), []
+    for stream, offset, end, ms in found:
+        if stream not in offsets or end <= offsets[stream]:
+            continue
+        if offsets[stream] < offset:
+            told.append((stream, offsets[stream], offset, None))
+        told.append((stream, max(offset, offsets[stream]), end, ms))
+        offsets[stream] = end
+    return told
