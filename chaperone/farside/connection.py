@@ -51,6 +51,9 @@ if TYPE_CHECKING:
     class ConnectionOwner(Protocol):
         """What made a connection, and learns how it goes; all in the loop's thread."""
 
+        def waits(self, queue: str | None) -> None:
+            """An engine makes it wait, and says this; None: it waits no longer."""
+
         def connected(self) -> None:
             """It is ready: the payload goes out now."""
 
@@ -248,6 +251,7 @@ class Connection:
         self._owner, self._receiver = owner, receiver
         self.ready = False
         self._booted = b""  # what came on stderr before the ready word
+        self._queue: str | None = None
         self._farewell = Farewell(route)
         self._code: int | None = None
         self._over = False
@@ -301,6 +305,11 @@ class Connection:
             self._get_ready()
             if after:
                 self._take("stderr", after)
+            return
+        queue = self._route.queue(self._booted.decode("utf-8", "backslashreplace"))
+        if queue != self._queue:
+            self._queue = queue
+            self._owner.waits(queue)
 
     def _pass_on(self, stream: str, clean: bytes, records: list[list[str]]) -> None:
         if stream == "stderr" and (clean or records):
@@ -322,13 +331,7 @@ class Connection:
     # -- its end
 
     def close(self) -> None:
-        """
-        End it: close its pipe, then, after a while, a signal; at once where the far side does not
-        see the end of a pipe.
-        """
-        if not self._route.carries_eof:
-            self.terminate()
-            return
+        """End it: close its pipe, then, after a while, a signal."""
         self._inlet.close()
         self._loop.cancel(self._timer)
         if not self._over:
@@ -372,10 +375,11 @@ class Connection:
         written, said = self._farewell.end(self._code)
         if written:
             self._receiver.output("stderr", written)
+        noise = self._dialogue.noise()  # a client may say on stdout what it failed at
         if self.ready:
-            noise = self._booted + self._dialogue.noise()
+            noise = self._booted + noise
         else:
-            noise = self._booted.replace(self._dialogue.ready_word, b"")
+            noise = self._booted.replace(self._dialogue.ready_word, b"") or noise
         self._owner.closed(self._code, self.ready, noise + said)
 
 

@@ -50,12 +50,14 @@ class Contact:
     Attributes:
         up (bool): None before the first connection.
         drops (int): How often it went down.
+        queue (str): What an engine says while it makes the connection wait; None while none does.
     """
 
     def __init__(self, spec: dict[str, Any], loop: Loop) -> None:
         self._spec, self._loop = spec, loop
         self.up: bool | None = None
         self.drops = 0
+        self.queue: str | None = None
         self._since: str | None = None
         self._pause_s = 0.0
         self.heard()
@@ -66,6 +68,7 @@ class Contact:
 
     def went_up(self) -> None:
         """There is a connection."""
+        self.queue = None
         self.up, self._since, self._pause_s = True, statuses.timestamp(time.time_ns()), 0.0
 
     def went_down(self) -> None:
@@ -89,11 +92,13 @@ class Contact:
         """
         facts: dict[str, object] = {
             "argv": argv,
-            "pid": pid if self.up else None,
+            "pid": pid if self.up or self.queue is not None else None,
             "drops": self.drops,
-            "state": "up" if self.up else "down",
+            "state": "up" if self.up else "down" if self.queue is None else "queued",
             "since": self._since,
         }
+        if self.queue is not None:
+            facts["message"] = self.queue
         if self._spec["on_disconnect"] == "survive":
             facts["lease_until"] = None if self.up else self._after(self._spec["lease"])
         return facts

@@ -157,6 +157,21 @@ class Dialer:
     def _later(self, delay_s: float, attempts: Attempts) -> None:
         self._timer = self._chaperone.loop.later(delay_s, lambda: self._attempt(attempts))
 
+    def waits(self, queue: str | None) -> None:
+        """
+        In the queue of an engine no patience is used up, and no slot: the hops before it are
+        through.
+        """
+        loop = self._chaperone.loop
+        self._slots.leave()
+        loop.cancel(self._too_late)
+        self._too_late = None
+        assert self._attempts is not None and self._connection is not None
+        self._attempts.deadline = loop.now() + self._patience_s
+        if queue is None:
+            self._too_late = loop.at(self._attempts.deadline, self._connection.terminate)
+        self._owner.waits(queue)
+
     def connected(self) -> None:
         """Through: from here on nothing is tried again."""
         self._chaperone.loop.cancel(self._too_late)
@@ -185,7 +200,7 @@ class Dialer:
         attempts.refused = words
         stage, passing = self._route.refusal(words)
         pause_s = attempts.next_pause_s() * (0.5 + _chance())
-        by_a_hop = code in (*self._route.own_codes, -signal.SIGTERM)
+        by_a_hop = code in (*self._route.early_codes, -signal.SIGTERM)
         if attempts.given_up:
             self._owner.unreachable(*STOPPED)
         elif self._route.is_too_new(words):
@@ -206,7 +221,7 @@ class Dialer:
         no_shell = "unable to reach a shell on the far side"
         if self._chaperone.loop.now() >= attempts.deadline and not words:
             return "far-side", f"{no_shell}: no ready word within {self._patience_s:g} s"
-        if code < 0 or code in self._route.own_codes:
+        if code < 0 or code in self._route.early_codes:
             said = words or f"{self.argv[0]} ended with code {code} and no word"
             return "connect", f"unable to connect: {said}"
         said = f", said {words!r}" if words else ""

@@ -116,6 +116,11 @@ class RemoteProgram:
 
     # -- what comes from the far side
 
+    def waits(self, queue: str | None) -> None:
+        """An engine makes it wait."""
+        self._far.contact.queue = queue
+        self._chaperone.noted(connection=self._far.facts())
+
     def connected(self) -> None:
         """The payload is on its way: from now on the program may start."""
         self._happened(Event("connected"))

@@ -125,6 +125,11 @@ class UnsupervisedProgram:
 
     # -- what the connection brings
 
+    def waits(self, queue: str | None) -> None:
+        """An engine makes it wait."""
+        self._contact.queue = queue
+        self._chaperone.noted(connection=self._contact.facts(self._dialer.argv, self._dialer.pid()))
+
     def connected(self) -> None:
         """We were let in, as far as can be known: what is asked for runs now, with a pid of its own
         that is not known."""

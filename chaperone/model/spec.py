@@ -310,10 +310,9 @@ def _refuse_contradictions(spec: dict[str, Any]) -> None:
     if spec["on_disconnect"] == "survive" and spec["remote"] is not None:
         from .hops.route import Route
 
-        if not Route.of(spec["remote"]["hops"]).can_survive:
-            checks.fail(
-                "on_disconnect", "'kill' behind these hops: no program can outlive them", "survive"
-            )
+        why = Route.of(spec["remote"]["hops"]).dies_with_client
+        if why:
+            checks.fail("on_disconnect", f"'kill' behind {why}", "survive")
     if spec["output"]["through"] == "file":
         for name, wrong in (
             ("max_bytes", spec["output"]["max_bytes"] is not None),

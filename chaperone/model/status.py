@@ -158,7 +158,8 @@ class Status:
         {"argv": LIST, "pid": WHOLE, "drops": WHOLE, "state": TEXT, "since": TEXT}
     )
     """null for a local program; otherwise ``argv`` and ``pid`` of the connecting process,
-    ``drops``, ``state`` (``up``, ``down``) and ``since`` when"""
+    ``drops``, ``state`` (``up``, ``down``, ``queued``), ``since`` when, and while an engine makes
+    it wait its last words as ``message``"""
     exception: dict[str, Any] | None = field(
         {"stage": TEXT, "type": TEXT, "errno": WHOLE, "message": TEXT}
     )

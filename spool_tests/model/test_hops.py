@@ -25,6 +25,9 @@ def ssh(**fields):
     return {"ssh": {"host": "db3", "user": None, "port": None, "options": {}, **fields}}
 
 
+KEYS = "'ssh' or 'sudo' or 'srun' or 'docker' or 'podman' or 'exec'"
+
+
 @pytest.mark.parametrize(
     "remote, hops",
     [
@@ -112,15 +115,15 @@ def test_hops_are_what_the_mode_means(remote, hops):
         ({"hops": []}, "hops: want a non-empty list of hops, got a list"),
         (
             {"hops": [{"telnet": {}}]},
-            "hops[0]: want an object with one key, 'ssh' or 'sudo' or 'exec', got 'telnet'",
+            f"hops[0]: want an object with one key, {KEYS}, got 'telnet'",
         ),
         (
             {"hops": [{"ssh": {}, "sudo": {}}]},
-            "hops[0]: want an object with one key, 'ssh' or 'sudo' or 'exec', got 'ssh' and 'sudo'",
+            f"hops[0]: want an object with one key, {KEYS}, got 'ssh' and 'sudo'",
         ),
         (
             {"hops": ["db3"]},
-            "hops[0]: want an object with one key, 'ssh' or 'sudo' or 'exec', got 'db3'",
+            f"hops[0]: want an object with one key, {KEYS}, got 'db3'",
         ),
         ({"hops": [{"ssh": {}}]}, "hops[0].ssh.host: required field is missing"),
         (
@@ -336,33 +339,33 @@ def test_prefix_that_can_not_be_run_is_an_error(spool):
         )
 
 
-class Srun(kinds.Kind):
+class Job(kinds.Kind):
     """A kind that differs from the others in all that a kind may say."""
 
     table = {"job": (checks.text, checks.REQUIRED)}
-    carries_eof = can_survive = False
+    dies_with_client = "job, which is short-lived"
 
     def argv(self, argv, log):
-        return ["srun", "--jobid", self.fields["job"], *argv]
+        return ["enter", self.fields["job"], *argv]
 
     def leads(self, where, user):
         return f"in job {self.fields['job']}", user
 
 
 def test_further_kind_is_one_class(monkeypatch):
-    monkeypatch.setitem(routes.KINDS, "srun", Srun)
-    remote = {"hops": [{"ssh": {"host": "db3"}}, {"srun": {"job": "7"}}]}
+    monkeypatch.setitem(routes.KINDS, "job", Job)
+    remote = {"hops": [{"ssh": {"host": "db3"}}, {"job": {"job": "7"}}]}
     spec = {"program": {"argv": ["true"]}, "remote": remote}
     hops = specs.checked(spec, "/")["remote"]["hops"]
-    assert hops == [ssh(), {"srun": {"job": "7"}}]
+    assert hops == [ssh(), {"job": {"job": "7"}}]
     route = Route.of(hops)
-    assert route.argv(["a b"])[-1] == "exec srun --jobid 7 'a b'"
+    assert route.argv(["a b"])[-1] == "exec enter 7 'a b'"
     assert route.place("me") == "in job 7, as whom ssh makes us"
-    assert (route.carries_eof, route.can_survive) == (False, False)
+    assert route.dies_with_client == "job, which is short-lived"
     with pytest.raises(ValueError) as caught:
         specs.checked({**spec, "on_disconnect": "survive"}, "/")
     assert str(caught.value) == (
-        "on_disconnect: want 'kill' behind these hops: no program can outlive them, got 'survive'"
+        "on_disconnect: want 'kill' behind job, which is short-lived, got 'survive'"
     )
 
 

@@ -50,7 +50,7 @@ def shell_command(argv: Sequence[str]) -> str:
 # -- checks of fields that several kinds have
 
 
-def _name(value: Any, path: str) -> str:
+def name(value: Any, path: str) -> str:
     """
     A host or a user; not a word that ssh, sudo or a ProxyCommand's shell could misread.
     """
@@ -64,7 +64,7 @@ def _name(value: Any, path: str) -> str:
 
 
 def _host(value: Any, path: str) -> str:
-    if "@" in _name(value, path):
+    if "@" in name(value, path):
         checks.fail(path, "a name in plain text without '@'", value)
     return str(value)
 
@@ -107,11 +107,12 @@ class Kind:
     Attributes:
         table (dict): Its fields, as for `checks.Fields`.
         may_be_killed (bool): Whether SIGKILL of its process also ends what it started.
-        carries_eof (bool): Whether the end of its stdin reaches the far side.
-        can_survive (bool): Whether a program behind it can outlive it.
+        dies_with_client (str): Why a program behind it can't outlive it; "" where it can.
         own_codes (tuple): Exit codes that mean that it failed, not what it started.
+        early_codes (tuple): Further exit codes that mean so before it is through.
         refusals (tuple): (stage, texts): its messages after which another attempt can't help.
         passing (tuple): Its messages after which another attempt may help anyway.
+        queueing, queued (tuple): Its messages when an engine makes it wait, and when that ends.
         farewell (tuple): The text before and after the host in the line that it writes to stderr
             when its connection is lost; None if it writes none.
         slot_fields (tuple): Hops with the same values in these fields share a limit of connection
@@ -120,16 +121,29 @@ class Kind:
 
     table: Table
     may_be_killed = False
-    carries_eof = True
-    can_survive = True
+    dies_with_client = ""
     own_codes: tuple[int, ...] = ()
+    early_codes: tuple[int, ...] = ()
     refusals: tuple[tuple[str, tuple[str, ...]], ...] = ()
     passing: tuple[str, ...] = ()
+    queueing: tuple[str, ...] = ()
+    queued: tuple[str, ...] = ()
     farewell: tuple[bytes, bytes] | None = None
     slot_fields: tuple[str, ...] = ()
 
     def __init__(self, fields: Mapping[str, Any]) -> None:
         self.fields = fields
+
+    @classmethod
+    def checked(cls, value: Any, path: str) -> dict[str, Any]:
+        """
+        All fields of one hop of a spec, each checked or with its default.
+
+        Raises:
+            SpecError: `PATH: want WANT, got GOT`.
+        """
+        fields: dict[str, Any] = checks.Fields(cls.table)(value, path)
+        return fields
 
     def argv(self, argv: Sequence[str], log: str | None) -> list[str]:
         """The argv that runs `argv` behind this hop; `log` is a file for its messages, or None."""
@@ -157,7 +171,7 @@ class Ssh(Kind):
 
     table: Table = {
         "host": (_host, checks.REQUIRED),
-        "user": (checks.OrNull(_name), None),
+        "user": (checks.OrNull(name), None),
         "port": (checks.OrNull(_port), None),
         "options": (_options, checks.OBJECT),
     }
@@ -229,7 +243,7 @@ class Ssh(Kind):
 class Sudo(Kind):
     """A hop to another user of the same host. It is never killed: its child would live on."""
 
-    table: Table = {"user": (_name, checks.REQUIRED)}
+    table: Table = {"user": (name, checks.REQUIRED)}
     refusals = (("auth", ("sudo:",)),)
 
     def argv(self, argv: Sequence[str], log: str | None) -> list[str]:

@@ -61,7 +61,7 @@ def hops(remote: Mapping[str, Any], path: str = "") -> list[Hop]:
         "sudo": [{"sudo": user}],
     }
     return [
-        {kind: checks.Fields(KINDS[kind].table)(fields, path)}
+        {kind: KINDS[kind].checked(fields, path)}
         for hop in listed[mode]
         for kind, fields in hop.items()
     ]
@@ -73,7 +73,7 @@ def _hop(value: Any, path: str) -> Hop:
         want = f"an object with one key, {' or '.join(map(repr, KINDS))}"
         raise SpecError(f"{path}: want {want}, got {checks.cut(names) or checks.got(value)}")
     ((kind, fields),) = value.items()
-    return {kind: checks.Fields(KINDS[kind].table)(fields, checks.at(path, kind))}
+    return {kind: KINDS[kind].checked(fields, checks.at(path, kind))}
 
 
 def _list(value: Any, path: str) -> list[Hop]:

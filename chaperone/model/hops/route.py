@@ -7,6 +7,7 @@ A new kind is one more class in `KINDS`: no other file names a kind.
 
 from __future__ import annotations
 
+from .engines import Docker, Podman, Srun
 from .kinds import Exec, Ssh, Sudo
 
 TYPE_CHECKING = False
@@ -18,7 +19,14 @@ if TYPE_CHECKING:
 
     Hop = dict[str, dict[str, Any]]
 
-KINDS: dict[str, type[Kind]] = {"ssh": Ssh, "sudo": Sudo, "exec": Exec}
+KINDS: dict[str, type[Kind]] = {
+    "ssh": Ssh,
+    "sudo": Sudo,
+    "srun": Srun,
+    "docker": Docker,
+    "podman": Podman,
+    "exec": Exec,
+}
 
 
 class Route:
@@ -30,18 +38,20 @@ class Route:
 
     Attributes:
         own_codes (tuple): Exit codes that mean that a hop failed, not the program behind it.
+        early_codes (tuple): Exit codes that mean so before all hops are through.
         may_be_killed, farewell: As in `Kind`, of the first hop, which is the process that we start.
-        carries_eof, can_survive (bool): As in `Kind`; True if they are true of each hop.
+        dies_with_client (str): As in `Kind`, of the first hop that has a reason.
         slot_name (str): The slot of the first hop that limits connections; None if none does.
     """
 
     def __init__(self, hops: Sequence[Kind]) -> None:
         self._hops = hops
         self.own_codes = tuple(code for hop in hops for code in hop.own_codes)
+        early = tuple(code for hop in hops for code in hop.early_codes)
+        self.early_codes = (*self.own_codes, *early)
         self.may_be_killed = bool(hops) and hops[0].may_be_killed
         self.farewell = hops[0].farewell if hops else None
-        self.carries_eof = all(hop.carries_eof for hop in hops)
-        self.can_survive = all(hop.can_survive for hop in hops)
+        self.dies_with_client = next(filter(None, (hop.dies_with_client for hop in hops)), "")
         limited = [[hop.fields[name] for name in hop.slot_fields] for hop in hops]
         names = [",".join(str(value or "") for value in values) for values in limited if values]
         self.slot_name = names[0] if names else None
@@ -95,6 +105,23 @@ class Route:
     def older(self) -> Route:
         """The same route, without the options that old clients do not know."""
         return Route([hop.older() for hop in self._hops])
+
+    def queue(self, words: str) -> str | None:
+        """
+        Whether a hop waits in an engine's queue.
+
+        Args:
+            words (str): All that the hops said so far.
+        Returns:
+            str: The last line of it while one waits; None while none does.
+        """
+        waits, last = False, ""
+        for line in filter(None, map(str.strip, words.splitlines())):
+            last = line
+            for hop in self._hops:
+                waits = waits or any(sign in line for sign in hop.queueing)
+                waits = waits and not any(sign in line for sign in hop.queued)
+        return last if waits else None
 
     def announcing(self, word: str) -> Route | None:
         """

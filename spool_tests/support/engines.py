@@ -1,0 +1,363 @@
+"""
+Real engines, each from nothing in a directory of its own: Slurm on loopback, Docker and Podman with
+two images made here; nothing is left of them at the end.
+
+Knows: munge, Slurm, dockerd, podman, debootstrap.  Must not know: chaperone.
+"""
+
+import contextlib
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import time
+import uuid
+
+from spool_tests.support.processes import SERVERS, processes_with
+from spool_tests.support.waiting import need, until
+
+PATH = os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/sbin:/sbin"
+SLURM = """\
+ClusterName=here
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={directory}/munge/socket
+SlurmctldPort={ports[0]}
+SlurmdPort={ports[1]}
+StateSaveLocation={directory}/state
+SlurmdSpoolDir={directory}/spool
+SlurmctldPidFile={directory}/slurmctld.pid
+SlurmdPidFile={directory}/slurmd.pid
+SlurmctldLogFile={directory}/slurmctld.log
+SlurmdLogFile={directory}/slurmd.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SwitchType=switch/none
+MpiDefault=none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+SchedulerParameters=sched_interval=1,batch_sched_delay=1
+ReturnToService=2
+KillWait=2
+OverTimeLimit=0
+SlurmdTimeout=20
+SlurmdParameters=config_overrides
+NodeName={host} NodeAddr=127.0.0.1 CPUs=8 State=UNKNOWN
+PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+def run(*argv, check=True, **more):
+    """What a command says: (exit code, stdout and stderr)."""
+    done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **more)
+    assert not check or done.returncode == 0, (argv, done.stdout)
+    return done.returncode, done.stdout
+
+
+class Servers:
+    """The processes of an engine."""
+
+    def __init__(self, directory):
+        self.directory = pathlib.Path(directory)
+        self.directory.mkdir(mode=0o755, exist_ok=True)
+        self._processes = {}
+
+    def begin_all(self):
+        """Bring it up; `close` is called afterwards, however this ended."""
+
+    def begin(self, name, *argv):
+        """Start one, with a log of its own and nothing of the test in its environment."""
+        env = {k: v for k, v in os.environ.items() if k not in ("TEST_TOKEN", "CHAPERONE_SPOOL")}
+        with open(self.directory / f"{name}.out", "ab") as log:
+            process = subprocess.Popen(
+                [shutil.which(argv[0], path=PATH), *argv[1:]],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**env, "PATH": PATH},
+                start_new_session=True,
+            )
+        SERVERS.add(process.pid)
+        self._processes[name] = process
+        return process
+
+    def pid(self, name):
+        return self._processes[name].pid
+
+    def end(self, name):
+        process = self._processes.pop(name)
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        SERVERS.discard(process.pid)
+
+    def close(self):
+        for name in reversed(list(self._processes)):
+            self.end(name)
+
+
+class Slurm(Servers):
+    """
+    munged, slurmctld and one slurmd with eight CPUs.
+
+    Attributes:
+        env (dict): What srun and its friends need.
+    """
+
+    def __init__(self, directory):
+        need("munged", "slurmctld", "slurmd", "srun")
+        super().__init__(directory)
+        munge = self.directory / "munge"
+        munge.mkdir(mode=0o755)
+        for name in ("state", "spool"):
+            (self.directory / name).mkdir(mode=0o755)
+        key = munge / "key"
+        key.write_bytes(os.urandom(128))
+        key.chmod(0o400)
+        with socket.socket() as one, socket.socket() as two:
+            one.bind(("127.0.0.1", 0))
+            two.bind(("127.0.0.1", 0))
+            ports = one.getsockname()[1], two.getsockname()[1]
+        conf = self.directory / "slurm.conf"
+        host = socket.gethostname().partition(".")[0]
+        conf.write_text(SLURM.format(host=host, directory=self.directory, ports=ports))
+        self.env = {"SLURM_CONF": str(conf)}
+        self._conf = str(conf)
+
+    def begin_all(self):
+        munge = self.directory / "munge"
+        files = {f"--{name}-file={munge / name}" for name in ("key", "pid", "log", "seed")}
+        self.begin(
+            "munged", "munged", "--foreground", "--force", f"--socket={munge}/socket", *files
+        )
+        until((munge / "socket").exists)
+        self.begin("slurmctld", "slurmctld", "-D", "-f", self._conf)
+        self.begin_slurmd()
+        until(lambda: "idle" in self.ask("sinfo", "-h", "-o", "%T"), 40)
+
+    def begin_slurmd(self):
+        self.begin("slurmd", "slurmd", "-D", "-f", self._conf)
+
+    def ask(self, *argv):
+        """What one of Slurm's commands says."""
+        return run(*argv, check=False, env={**os.environ, **self.env})[1]
+
+    def jobs(self):
+        """The ids of all jobs that are there."""
+        return self.ask("squeue", "-h", "-o", "%A").split()
+
+    def close(self):
+        for job in self.jobs():
+            self.ask("scancel", "--signal=KILL", job)
+        with contextlib.suppress(AssertionError):
+            until(lambda: not self.jobs(), 10)
+        super().close()
+
+
+def busybox_tree(directory):
+    """A root filesystem whose tools are all busybox's."""
+    need("busybox")
+    root = pathlib.Path(directory)
+    for name in ("bin", "tmp", "etc", "root", "proc", "dev", "sys"):
+        (root / name).mkdir(parents=True)
+    (root / "tmp").chmod(0o1777)
+    busybox = shutil.which("busybox", path=PATH)
+    assert "not a dynamic" in run("ldd", busybox, check=False)[1], "needs busybox-static"
+    shutil.copy(busybox, root / "bin/busybox")
+    for name in run(busybox, "--list")[1].split():
+        if name != "busybox":
+            (root / "bin" / name).symlink_to("busybox")
+    (root / "etc/passwd").write_text("root:x:0:0::/root:/bin/sh\netl:x:1000:1000::/tmp:/bin/sh\n")
+
+
+def debian_tree(directory):
+    """A minimal Debian, by debootstrap, with the user etl."""
+    need("debootstrap")
+    run("debootstrap", "--variant=minbase", "bookworm", str(directory))
+    with open(f"{directory}/etc/passwd", "a") as file:
+        file.write("etl:x:1000:1000::/tmp:/bin/sh\n")
+
+
+TREES = {"busybox": busybox_tree, "debian": debian_tree}
+
+
+def archive(directory, name):
+    """The tar file of a tree, made once; others that want it meanwhile wait."""
+    from filelock import FileLock
+
+    path = pathlib.Path(directory) / f"{name}.tar"
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            tree = pathlib.Path(directory) / name
+            TREES[name](tree)
+            run("tar", "-C", str(tree), "-cf", f"{path}.new", ".")
+            shutil.rmtree(tree)
+            os.rename(f"{path}.new", path)
+    return path
+
+
+class Containers(Servers):
+    """
+    An engine of containers, with the images `busybox:1` and `debian:1` on demand.
+
+    Attributes:
+        env (dict): What its client needs.
+    """
+
+    program = ""
+
+    def __init__(self, directory, archives):
+        need(self.program)
+        super().__init__(directory)
+        self._archives, self._images, self._names = archives, set(), []
+        self.env = {}
+
+    def ask(self, *argv, check=True):
+        """What the client says."""
+        return run(self.program, *argv, check=check, env={**os.environ, **self.env})[1]
+
+    def image(self, name):
+        """An image, made if it is not there."""
+        if name not in self._images:
+            self.ask("import", str(archive(self._archives, name)), f"{name}:1")
+            self._images.add(name)
+        return f"{name}:1"
+
+    def container(self, name):
+        """
+        The name of a new container of an image, which runs until `close`. Its first process reaps
+        nothing, as that of many an image.
+        """
+        called = f"box{os.getpid()}-{len(self._names)}"
+        self.ask(
+            "run",
+            "--detach",
+            "--network",
+            "none",
+            "--name",
+            called,
+            self.image(name),
+            "sleep",
+            "100000",
+        )
+        self._names.append(called)
+        return called
+
+    def close(self):
+        names = self.ask("ps", "--all", "--quiet", check=False).split()
+        for name in names:
+            self.ask("rm", "--force", name, check=False)
+        super().close()
+        for _ in range(50):  # a mount of a container that has just ended
+            shutil.rmtree(self.directory, ignore_errors=True)
+            if not self.directory.exists():
+                break
+            time.sleep(0.1)
+
+
+class Docker(Containers):
+    """A dockerd of its own."""
+
+    program = "docker"
+
+    def __init__(self, directory, archives):
+        need("dockerd")
+        super().__init__(directory, archives)
+        at = self.directory
+        self.env = {"DOCKER_HOST": f"unix://{at}/socket", "DOCKER_CONFIG": str(at / "client")}
+
+    def begin_all(self):
+        at = self.directory
+        self.begin(
+            "dockerd",
+            "dockerd",
+            "--host",
+            f"unix://{at}/socket",
+            "--data-root",
+            str(at / "data"),
+            "--exec-root",
+            str(at / "exec"),
+            "--pidfile",
+            str(at / "pid"),
+            "--bridge",
+            "none",
+            "--iptables=false",
+            "--storage-driver",
+            "overlay2",
+        )
+        until(lambda: "Server Version" in self.ask("info", check=False), 40)
+
+
+class Podman(Containers):
+    """Podman with a storage of its own."""
+
+    program = "podman"
+
+    def __init__(self, directory, archives):
+        super().__init__(directory, archives)
+        at = self.directory
+        (at / "storage.conf").write_text(
+            f'[storage]\ndriver = "overlay"\ngraphroot = "{at}/data"\nrunroot = "{at}/run"\n'
+        )
+        # crun takes no hybrid cgroups; limits above this machine's are refused.
+        limits = '"nofile=1024:1024", "nproc=1024:1024"'
+        (at / "containers.conf").write_text(
+            f'[containers]\ndefault_ulimits = [{limits}]\nnetns = "none"\n'
+            f'[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\nruntime = "runc"\n'
+            f'tmp_dir = "{at}/tmp"\n'
+        )
+        self.env = {
+            "CONTAINERS_STORAGE_CONF": str(at / "storage.conf"),
+            "CONTAINERS_CONF": str(at / "containers.conf"),
+        }
+
+
+class Way:
+    """
+    A way to run something by an engine.
+
+    Attributes:
+        name (str): Such as `srun` or `docker exec busybox`.
+        engine: As in this module.
+        remote (dict): Of a spec.
+        image (str): Of a container; None without one.
+        survives (bool): Whether it can outlive its client.
+    """
+
+    def __init__(self, name, engine, hop, image=None, container=None):
+        self.name, self.engine, self.image, self.container = name, engine, image, container
+        self.remote = {"hops": [hop]}
+        self.survives = container is not None
+
+
+def way_of(name, request):
+    kind, *rest = name.split()
+    engine = request.getfixturevalue("slurm" if kind == "srun" else kind)
+    if kind == "srun":
+        return Way(name, engine, {"srun": {}})
+    how, image = rest
+    if how == "run":
+        return Way(name, engine, {kind: {"image": engine.image(image)}}, image)
+    container = engine.container(image)
+    return Way(name, engine, {kind: {"container": container}}, image, container)
+
+
+def word():
+    """Seconds of a sleep that belong to one test alone."""
+    return f"{90000 + uuid.uuid4().int % 9000}.{os.getpid()}"
+
+
+def sleepers(name):
+    return {
+        pid: command
+        for pid, command in processes_with(f"sleep\0{name}".encode()).items()
+        if command.startswith("sleep")
+    }
