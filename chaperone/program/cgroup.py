@@ -1,7 +1,7 @@
 """
-How often the kernel's OOM killer has struck in this process's cgroup.
+How many processes the kernel's OOM killer has killed in the cgroup of this process.
 
-Knows: /proc/self/cgroup, the files of cgroup v1 and v2.  Must not know: what is held there.
+Knows: /proc/self/cgroup, the files of cgroup v1 and v2.  Must not know: runs, programs.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ ROOT = "/sys/fs/cgroup"
 
 def counter() -> str | None:
     """
-    The file that counts the OOM kills of our memory cgroup; None where there is none.
+    The file that counts the OOM kills of our memory cgroup; None if there is none.
 
-    In v2 that is the nearest cgroup above us that has the controller. Where a container shows a
-    cgroup as the root of its mount, its path there is looked up in /proc/self/mountinfo.
+    In v2 it belongs to the nearest cgroup above us that has the memory controller. A container may
+    show a cgroup as the root of its mount; then /proc/self/mountinfo says where it is.
     Source: cgroups(7), proc(5).
     """
     try:
@@ -47,7 +47,7 @@ def _first(mount: str, path: str, name: str, climb: bool) -> str | None:
 
 
 def _path_below(mount: str, path: str) -> str | None:
-    """A cgroup's path below a mount that shows a part of the hierarchy alone."""
+    """The path of a cgroup below a mount that shows only a part of the hierarchy."""
     try:
         mounts = [line.split(" ") for line in _text("/proc/self/mountinfo").splitlines()]
     except OSError:
@@ -59,7 +59,7 @@ def _path_below(mount: str, path: str) -> str | None:
 
 
 def oom_kills(path: str | None) -> int | None:
-    """How many the file counts by now; None where it can't be read."""
+    """How many OOM kills the file counts; None if it can't be read."""
     try:
         lines = _text(path or "").splitlines()
     except OSError:

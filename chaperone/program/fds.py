@@ -15,16 +15,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..cpython import socket
 
-SOL_SOCKET, SCM_RIGHTS = (
-    1,
-    1,
-)  # not asked of a socket module here, which not every user has imported
+# Numbers, because not every caller has imported a socket module.
+SOL_SOCKET, SCM_RIGHTS = 1, 1
 SENT_FDS = 8  # most in one message
-F_SETPIPE_SZ = (
-    1031  # fcntl(2); Python names it from 3.10 on, but only where it was built with a new libc
-)
+# fcntl(2). Python 3.10 and later have the name, but only if it was built with a new libc.
+F_SETPIPE_SZ = 1031
 PIPE_BYTES = 65_536  # a new pipe's capacity, pipe(7)
-WIDE_PIPE_BYTES = 1_048_576  # so that a writer of bursts goes on while the disk is busy
+WIDE_PIPE_BYTES = 1_048_576  # a program that writes in bursts can go on while the disk is busy
 
 
 class owned:
@@ -34,7 +31,7 @@ class owned:
     Args:
         fd (int): As from open(2).
 
-    `with owned(os.open(...)) as fd:`. A class, because contextlib costs the holding path too much.
+    `with owned(os.open(...)) as fd:`. It is a class because a chaperone can't afford contextlib.
     """
 
     __slots__ = ("fd",)
@@ -51,10 +48,10 @@ class owned:
 
 def above_stderr(fd: int) -> int:
     """
-    Move an fd away from 0, 1 and 2, so that a child's three can be set in any order.
+    Move an fd above 0, 1 and 2, so that those of a child can be set in any order.
 
     Returns:
-        int: The fd, or in place of it, which is then closed, a copy.
+        int: The same fd, or a copy; then the fd itself is closed.
     """
     if fd > 2:
         return fd
@@ -64,12 +61,12 @@ def above_stderr(fd: int) -> int:
 
 def widened(fd: int) -> int:
     """
-    Give a pipe that fills up more room. Not before: 32 idle runs would use up what
-    pipe-user-pages-soft grants a user, and every later pipe of theirs would be two pages.
+    Give more room to a pipe that fills up. A new pipe does not get it: 32 idle runs would use up
+    pipe-user-pages-soft, and every later pipe of that user would have only two pages.
 
     Returns:
-        int: Its capacity in bytes; where the kernel refuses, one byte more than a new pipe has, so
-            that it is not asked again.
+        int: Its capacity in bytes. If the kernel refuses, one byte more than a new pipe has, so
+            that the caller does not ask again.
     """
     try:
         return fcntl.fcntl(fd, F_SETPIPE_SZ, WIDE_PIPE_BYTES)
@@ -79,7 +76,7 @@ def widened(fd: int) -> int:
 
 def send_fds(connection: socket.socket, message: bytes, fds: list[int]) -> None:
     """
-    Send a message with some fds; they stay the caller's.
+    Send a message and copies of some fds; the caller still closes its own.
 
     Source: unix(7), SCM_RIGHTS; until they are received they count against RLIMIT_NOFILE.
     """

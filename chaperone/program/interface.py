@@ -1,9 +1,9 @@
 """
-What joins a chaperone, the program it holds and the place where the run is kept: each knows the
-others by these Protocols alone.
+How a chaperone, its program and the place where the run is kept know each other: only by these
+Protocols.
 
-Knows: what each is asked.  Must not know: who does it.  Imported by type checkers alone: `typing`
-would cost a start 5 ms.
+Knows: the calls.  Must not know: the classes that have them.
+Only type checkers import it: `typing` would make a start 5 ms slower.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ class Program(Protocol):
 
     def start(self) -> None:
         """
-        Start it, or set out to; what becomes of it is told to the chaperone.
+        Start the program, or begin to; the chaperone gets `started`, or `failed`, later.
 
         Raises:
             StartError: If it could not be started; nothing is left running.
         """
 
     def children_changed(self) -> None:
-        """SIGCHLD came: a child of this process may have ended."""
+        """SIGCHLD arrived: a child of this process may have ended."""
 
     def signal(self, signum: int) -> None:
-        """Send a signal to the program alone."""
+        """Send a signal only to the program."""
 
     def stop(self, signum: int) -> None:
-        """Send a signal to the program and to all that it started."""
+        """Send a signal to the program and to everything that it started."""
 
     def kill(self) -> None:
-        """End the program and all that it started, now."""
+        """End the program and everything that it started, now."""
 
     def finish(self, grace_s: float) -> None:
         """
-        The program has ended: end what it left running, or leave it alone, then tell `finished`.
+        The program has ended: end what it left running, or leave it alone, then call `finished`.
 
         Args:
-            grace_s (float): How long what it left may take, in seconds.
+            grace_s (float): How many seconds the leftovers have before SIGKILL.
         """
 
 
@@ -68,19 +68,19 @@ class Chaperone(Protocol):
         """The spool's directory; -1 for a run without a spool."""
 
     def open_stream(self, stream: str) -> int:
-        """A further fd of a stream, for the program itself; the caller closes it."""
+        """One more fd of a stream, for the program itself; the caller closes it."""
 
     def log(self, text: str) -> None:
         """Write a line into the run's log."""
 
     def started(self, pid: int | None, **facts: object) -> None:
-        """The program was started; `facts` are further fields of the status."""
+        """The program was started; `facts` are more fields of the status."""
 
     def resumed(self, pid: int, **facts: object) -> None:
         """The program of an adopted run was found again."""
 
     def noted(self, **facts: object) -> None:
-        """Facts changed that are no change of state."""
+        """Facts changed, and the state did not."""
 
     def not_started(self, error: StartError) -> None:
         """The program could not be started, and that is proven."""
@@ -89,45 +89,46 @@ class Chaperone(Protocol):
         self, stage: str, message: str, *, started: bool | None = False, stay: bool = False
     ) -> None:
         """
-        The program could not be run; `started` is None where it may have been. `stay` as for
+        The program could not be run; `started` is None if it may have been. `stay` as for
         `finished`.
         """
 
     def program_ended(self) -> None:
-        """The program has ended; its leftovers have not."""
+        """The program has ended; its leftovers may still run."""
 
     def ended(self, wait_status: int | None, **facts: object) -> None:
-        """How it ended: as from wait4(2), or None where `facts` say it."""
+        """How it ended: as from wait4(2), or None if `facts` say it."""
 
     def finished(
         self, leftovers: int | None = 0, complete: bool = True, stay: bool = False
     ) -> None:
         """
-        Everything is over, the last bytes are in. With `stay` the chaperone stays until `leave`.
+        Everything has ended and the last bytes were received. With `stay` the chaperone stays until
+        `leave`.
         """
 
     def lost(self, message: str, gone_by: str | None = None, *, stage: str = "connection") -> None:
-        """The connection went for good, or the program can't be ended: its outcome is unknown."""
+        """The connection is lost for good, or the program can't be ended: no outcome is known."""
 
     def signalled(self, number: int, passed_on: bool = False) -> None:
-        """A signal came, to the chaperone or to its guard, which passed it on."""
+        """A signal arrived at the chaperone, or at its guard, which passed it on."""
 
     def guard_died(self) -> None:
-        """The guard was killed, the pid that a scheduler knows: the program is to end now."""
+        """The guard, whose pid the scheduler knows, was killed: end the program now."""
 
     def leave(self) -> None:
         """
-        Hold the run no longer: its final status is published, and nothing is to be done any more.
+        Stop holding the run: its final status is published, and nothing is left to do.
         """
 
     def is_published(self) -> bool:
-        """Whether the final status is."""
+        """Whether the final status is published."""
 
     def is_running(self) -> bool:
-        """Whether the program was started and its end was not asked for."""
+        """Whether the program was started and no stop was requested."""
 
     def heard_from_far_side(self) -> None:
-        """The far side said something: it has a whole lease again."""
+        """The far side answered: its lease begins again."""
 
     def stopped_by_far_side(self, reason: str) -> None:
         """The far side ends the program by itself: `disconnect` or `lease`."""
@@ -139,12 +140,12 @@ class RunStore(Protocol):
     process's own streams.
 
     Attributes:
-        run_id, key (str): The run's.
-        path, log_path (str): The run directory and its log by name.
+        run_id, key (str): The id and the key of the run.
+        path, log_path (str): The paths of the run directory and of its log.
         streams (dict): `stdout` and `stderr` to fds.
-        control_fd, spool_fd (int): Where requests come from, the spool's directory; -1 for none.
-        started_at (float): For an adopted run: its program's start on the monotonic clock; None
-            where that is not known.
+        control_fd, spool_fd (int): The FIFO for requests, the spool's directory; -1 for none.
+        started_at (float): For an adopted run: the start of its program on the monotonic clock;
+            None if that is not known.
     """
 
     run_id: str
@@ -159,22 +160,22 @@ class RunStore(Protocol):
     def log_path(self) -> str: ...
 
     def open_stream(self, stream: str) -> int:
-        """A further fd of a stream; the caller closes it."""
+        """One more fd of a stream; the caller closes it."""
 
     def size_of(self, stream: str) -> int:
-        """How long a stream is, in bytes."""
+        """The length of a stream, in bytes."""
 
     def tell(self, line: bytes) -> bool:
-        """Append a line to the log; False where the disk did not take it now."""
+        """Append a line to the log; False if the disk refused it for now."""
 
     def is_there(self) -> bool:
-        """Whether something can still be published there."""
+        """Whether a status can still be published there."""
 
     def is_in_place(self) -> bool:
         """Whether its path still leads to it."""
 
     def replace_running(self, status: dict[str, Any]) -> str | None:
-        """Replace the live status; why it failed, or None."""
+        """Replace the live status; returns why that failed, or None."""
 
     def publish(self, status: dict[str, Any], durable: bool = False) -> None:
         """
@@ -185,13 +186,13 @@ class RunStore(Protocol):
         """
 
     def end(self, durable: bool = False) -> None:
-        """Clear what only a live run has."""
+        """Remove what only a live run has."""
 
     def close(self) -> None:
         """Close every fd."""
 
     def mark_start(self, monotonic_s: float) -> None:
-        """Keep when the program was started, for an adopter."""
+        """Record when the program was started, for a chaperone that adopts the run."""
 
     def touch(self) -> None:
-        """Keep that the far side was heard now."""
+        """Record that the far side was heard now."""

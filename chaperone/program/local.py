@@ -1,7 +1,7 @@
 """
-A program on this host: spawned, watched, stopped with all that it started, its guard beside it.
+A program on this host: how it is spawned, watched and stopped, with everything that it started.
 
-Knows: pidfds, pipes, what a run's processes are.  Must not know: the spool, statuses.
+Knows: pidfds, pipes, which processes belong to a run.  Must not know: the spool, statuses.
 """
 
 from __future__ import annotations
@@ -22,21 +22,14 @@ if TYPE_CHECKING:
     from .guard import Guard
     from .interface import Chaperone
 
-LEFTOVER_GRACE_S = (
-    5.0  # what the program leaves running gets TERM and this long, or the stop's grace if shorter
-)
-LOOK_AGAIN_S, LOOKS = (
-    0.1,
-    50,
-    # where the kernel does not tell what the program left: 5 s, as long as the leftovers themselves
-    # would get
-)
-KILL_AGAIN_S = (
-    0.02,
-    1.0,
-    # SIGKILL is sent again from 20 ms to 1 s apart: to forks that raced, and not to spin on a
-    # process in D state
-)
+# What the program leaves running gets SIGTERM, and SIGKILL after this time, or after the stop's
+# grace if that is shorter.
+LEFTOVER_GRACE_S = 5.0
+# If what the program left can't be listed now: look again for 5 s, as long as leftovers would get.
+LOOK_AGAIN_S, LOOKS = 0.1, 50
+# SIGKILL is sent again, first after 20 ms and at last every second: a process may have forked just
+# before it died, and a process in D state must not make us spin.
+KILL_AGAIN_S = 0.02, 1.0
 
 
 class LocalProgram:
@@ -45,10 +38,11 @@ class LocalProgram:
 
     Args:
         spec (dict): Canonical.
-        chaperone (Chaperone): Told what happens: `started`, `ended`, `finished`.
-        inherited (dict): `env` (dict of bytes) and `umask` (int) as the chaperone was started with.
-        guard (Guard): What is above this process and has the run's streams; None where it can't
-            have one.
+        chaperone (Chaperone): Called when something happens: `started`, `ended`, `finished`.
+        inherited (dict): The `env` (dict of bytes) and `umask` (int) that the chaperone was started
+            with.
+        guard (Guard): The process above this one, which has the run's streams; None if there is
+            none.
     """
 
     def __init__(
@@ -79,8 +73,8 @@ class LocalProgram:
 
     def start(self) -> None:
         """
-        Spawn the program; where its standard input is a FIFO that is still silent, as soon as it is
-        not.
+        Spawn the program. If its stdin is a FIFO without a writer, wait for the first byte or the
+        end of it.
 
         Raises:
             StartError: If the program could not be started; nothing is left running.
@@ -119,7 +113,7 @@ class LocalProgram:
         except BaseException as error:
             for pump in self._pumps:
                 pump.close()
-            if isinstance(error, OSError):  # no descriptor, no memory: nothing was spawned
+            if isinstance(error, OSError):  # out of fds or memory: nothing was spawned
                 raise StartError(
                     "spawn",
                     f"unable to start the program: {error.strerror}",
@@ -136,14 +130,12 @@ class LocalProgram:
         try:
             self._pidfd = os.pidfd_open(self.pid)
             self._chaperone.loop.watch(self._pidfd, select.POLLIN, self._program_ended)
-        except (
-            OSError
-        ):  # no descriptor is left: SIGCHLD tells as well, and of every other child, too
+        except OSError:  # out of fds: SIGCHLD reports its end too
             pass
         self._chaperone.started(self.pid, tracking="kernel" if self._sees_orphans else "group")
 
     def _make_outputs(self, merge: bool) -> tuple[int, int]:
-        """The program's ends of stdout and stderr; our ends are pumped into the streams."""
+        """The program's ends of stdout and stderr; pumps read our ends into the streams."""
         if self._spec["output"]["through"] == "file":
             stdout = self._chaperone.open_stream("stdout")
             return stdout, os.dup(stdout) if merge else self._chaperone.open_stream("stderr")
@@ -194,8 +186,8 @@ class LocalProgram:
 
     def _program_ended(self, fd: int, events: int) -> None:
         """
-        It is a zombie now. It stays one until its leftovers are gone: that pins its pid and its
-        group's number.
+        It is a zombie now, and stays one until its leftovers are gone: so its pid and the number of
+        its group can't be reused.
         """
         self._chaperone.loop.unwatch(fd)
         self._has_ended = True
@@ -207,7 +199,7 @@ class LocalProgram:
         self._chaperone.program_ended()
 
     def children_changed(self) -> None:
-        """SIGCHLD: take orphans that ended, and see whether that was the last one."""
+        """SIGCHLD arrived: reap orphans that ended, and see whether that was the last one."""
         if (
             self._pidfd < 0 < self.pid
             and not self._has_ended
@@ -217,13 +209,13 @@ class LocalProgram:
             return
         try:
             processes.reap_orphans((self.pid,))
-        except OSError:  # no descriptor is left to list them by: the next look takes them
+        except OSError:  # out of fds, so they can't be listed: the next look reaps them
             return
         if self._finishing and self._left() == []:
             self._finished()
 
     def signal(self, signum: int) -> None:
-        """Signal the program alone."""
+        """Signal only the program."""
         self._killed_by_us |= signum == signal.SIGKILL
         processes.signal_each([self.pid] if self._is_begun() else [], signum)
 
@@ -236,7 +228,7 @@ class LocalProgram:
         self._chaperone.failed("stopped", "stopped before the program was started")
 
     def stop(self, signum: int) -> None:
-        """Signal the program's group, and whatever was re-parented to us from elsewhere."""
+        """Signal the program's group, and the orphans of other groups that became our children."""
         if not self._is_begun():
             self._never_begin()
             return
@@ -248,12 +240,12 @@ class LocalProgram:
                 for pid in (processes.children(os.getpid()) if self._sees_orphans else ())
                 if processes.group_of(pid) != self.pid
             ]
-        except OSError:  # unknown: the SIGKILL that comes after the grace looks again
+        except OSError:  # they can't be listed: the SIGKILL after the grace looks again
             return
         processes.signal_each(strays, signum)
 
     def kill(self) -> None:
-        """SIGKILL to the whole tree, again and again until nothing is left."""
+        """Send SIGKILL to the whole tree, again and again until nothing is left."""
         if not self._is_begun():
             self._never_begin()
             return
@@ -277,8 +269,8 @@ class LocalProgram:
 
     def _left(self) -> list[int] | None:
         """
-        What lives below us, but for a program that has ended; None where the kernel does not tell:
-        it never does, or there is no descriptor now.
+        The living processes below us, without a program that has ended. None if they can't be
+        listed: the kernel has no such list, or no fd is free now.
         """
         if not self._sees_orphans:
             self._blind = "the kernel does not list them"
@@ -292,18 +284,18 @@ class LocalProgram:
             return None
 
     def _give_up(self, why: str) -> None:
-        """The program itself can't be killed: how it ends is not waited for."""
+        """The program itself can't be killed: do not wait for its end."""
         self._chaperone.loop.unwatch(self._pidfd)
         self._release()
         self._chaperone.lost(f"unable to stop the program: {why}", stage="stop")
 
     def finish(self, grace_s: float) -> None:
         """
-        The program has ended: end what it left running, or leave it alone, then tell `finished`.
+        The program has ended: end what it left running, or leave it alone, then call `finished`.
 
         Args:
-            grace_s (float): What remains of a stop's grace, or the stop's whole grace where none
-                was asked for.
+            grace_s (float): What is left of the grace of a stop; without a stop, the whole grace of
+                the spec.
         """
         self._finishing = True
         left = self._left()
@@ -321,8 +313,8 @@ class LocalProgram:
 
     def _finish_blindly(self, grace_s: float) -> None:
         """
-        Nobody knows what it left: look again for a while, for what is short may not stay so; the
-        outcome matters more than the rest.
+        What it left can't be listed. Look again for a while, because a lack of fds may pass; then
+        report the outcome, which matters more than the leftovers.
         """
         if self._looks and self._sees_orphans:
             self._looks -= 1
@@ -335,12 +327,12 @@ class LocalProgram:
         self._finished()
 
     def _finished(self) -> None:
-        """Nobody writes any more that we wait for: what the pipes hold now is the rest."""
+        """No process writes any more that we wait for: what the pipes hold now is the rest."""
         self._finishing = False
         self._release()
         wait_status, rusage = processes.reaped(self.pid)
         if rusage["maxrss"] is not None and rusage["maxrss"] <= self._own_maxrss_kib * 1024:
-            # The kernel counts the memory of the chaperone that it was spawned from as its own.
+            # The kernel counts the memory of the chaperone, which spawned it, as the program's.
             rusage["maxrss"] = None
         self._chaperone.ended(
             wait_status,
@@ -352,7 +344,7 @@ class LocalProgram:
         self._chaperone.finished(leftovers=self._leftovers)
 
     def _release(self) -> None:
-        """Let go of the pipes, with what they hold, of the guard, and of the pidfd."""
+        """Drain and close the pipes, dismiss the guard, and close the pidfd."""
         self._chaperone.loop.cancel(self._kill_timer)
         for pump in self._pumps:
             pump.drain()

@@ -1,7 +1,7 @@
 """
-One poll for everything a chaperone waits for: fds and deadlines to callbacks.
+An event loop: one poll(2) for all fds and deadlines that a chaperone waits for.
 
-Knows: poll(2), the monotonic clock.  Must not know: what is waited for.
+Knows: poll(2), the monotonic clock.  Must not know: what a callback does.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ if TYPE_CHECKING:
     Ready = Callable[[int, int], None]
     Due = Callable[[], None]
 
-LONGEST_S = (
-    86_400.0  # poll(2) takes milliseconds in an int; a later deadline is looked at again once a day
-)
+# poll(2) takes milliseconds in an int: for a later deadline the loop wakes up once a day.
+LONGEST_S = 86_400.0
 
 
 class Loop:
-    """Callbacks run one after the other in `run`; none is ever entered from inside another."""
+    """Calls callbacks, one after the other; it never calls one from inside another."""
 
     def __init__(self) -> None:
         self._poll = select.poll()
@@ -33,23 +32,23 @@ class Loop:
 
     @staticmethod
     def now() -> float:
-        """Seconds on the monotonic clock: wall-clock steps change no deadline."""
+        """Seconds on the monotonic clock: a step of the wall clock moves no deadline."""
         return time.monotonic()
 
     def watch(self, fd: int, events: int, callback: Ready) -> None:
         """
-        Call back whenever an fd is ready; to watch it again changes what for.
+        Call back whenever an fd is ready. A second call for the same fd replaces the first.
 
         Args:
-            fd (int): Stays the caller's.
+            fd (int): The caller closes it.
             events (int): As for poll(2): select.POLLIN ...
-            callback: Called with the fd and the events that came; POLLHUP and POLLERR come unasked.
+            callback: Called with the fd and its events; poll(2) always reports POLLHUP and POLLERR.
         """
         self._poll.register(fd, events)
         self._ready[fd] = callback
 
     def unwatch(self, fd: int) -> None:
-        """Forget an fd before it is closed; nothing to do when it is not watched."""
+        """Stop watching an fd, before it is closed; does nothing if it is not watched."""
         if self._ready.pop(fd, None) is not None:
             self._poll.unregister(fd)
 
@@ -58,7 +57,7 @@ class Loop:
         Call back once, at a time on the monotonic clock.
 
         Args:
-            when (float): Seconds, as `now` tells them.
+            when (float): Seconds, on the clock of `now`.
         Returns:
             int: A handle for `cancel`.
         """
@@ -67,41 +66,41 @@ class Loop:
         return self._last
 
     def later(self, seconds: float, callback: Due) -> int:
-        """Call back once, after some seconds: a handle for `cancel`."""
+        """Call back once, after some seconds; returns a handle for `cancel`."""
         return self.at(self.now() + seconds, callback)
 
     def cancel(self, handle: int | None) -> None:
-        """Forget a deadline; nothing to do when it has passed or is None."""
+        """Cancel a deadline; does nothing if it has passed or is None."""
         if handle is not None:
             self._due.pop(handle, None)
 
     def end(self) -> None:
-        """Make `run` return after the callback that is running."""
+        """Make `run` return after the current callback."""
         self._ended = True
 
     def has_ended(self) -> bool:
         """
-        Whether `end` was called: a callback that goes through several things asks before each.
+        Whether `end` was called; a callback that does several things asks before each of them.
         """
         return self._ended
 
     def run(self) -> None:
-        """Wait and call back, until `end` is called; not at all where it was called before."""
+        """Wait and call back until `end` is called; returns at once if it was called before."""
         while not self._ended:
-            # Twice: a poll that a signal interrupted past its time (SIGCONT, say) says "nothing"
-            # without having looked, and what has arrived must be heard before a deadline is called
-            # missed.
+            # Twice: if a signal (SIGCONT, say) interrupts a poll whose time is over, it returns
+            # nothing and has not looked. What has arrived must be handled before a deadline is
+            # called missed.
             for fd, events in self._poll.poll(self._patience()) or self._poll.poll(0):
-                callback = self._ready.get(
-                    fd
-                )  # an earlier callback of this round may have forgotten it
+                callback = self._ready.get(fd)
+                # None if an earlier callback of this round has unwatched it.
                 if callback is not None and not self._ended:
                     callback(fd, events)
             self._pass_deadlines()
 
     def _patience(self) -> int | None:
         """
-        Milliseconds until the next deadline, rounded up so that it has passed then; None for ever.
+        Milliseconds until the next deadline, rounded up so that it has passed by then; None if
+        there is no deadline.
         """
         if not self._due:
             return None

@@ -1,5 +1,5 @@
 """
-The processes below this one: which there are, how one ended, and signals to all of them.
+The descendants of this process: which exist, how one ended, and how to signal all of them.
 
 Knows: /proc, process groups, subreapers.  Must not know: runs, specs, pipes.
 """
@@ -17,10 +17,11 @@ PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 def become_subreaper() -> bool:
     """
-    Make every orphan among our descendants our child, so that none can leave the tree.
+    Have the kernel make us the parent of every orphan among our descendants, so that none leaves
+    the tree.
 
     Returns:
-        bool: False where the kernel does not do that.
+        bool: False if the kernel refuses.
     Source: prctl(2).
     """
     return prctl(PR_SET_CHILD_SUBREAPER, 1) == 0
@@ -28,10 +29,10 @@ def become_subreaper() -> bool:
 
 def is_proc_ours() -> bool:
     """
-    Whether /proc shows the processes of our own pid namespace: in another's, a number that it shows
-    is some other process here.
+    Whether /proc shows our own pid namespace. In a /proc of another namespace, a pid means another
+    process than it does here.
 
-    Source: proc(5), NSpid: one number, and it is ours; Pid where the kernel has no NSpid.
+    Source: proc(5), NSpid: one number, and it is ours; Pid if the kernel has no NSpid.
     """
     try:
         with owned(os.open("/proc/self/status", os.O_RDONLY)) as fd:
@@ -46,7 +47,7 @@ def is_proc_ours() -> bool:
 
 
 def open_children() -> int:
-    """An fd that lists our children, read from its start; -1 where there is no such list."""
+    """An fd that lists our children, read from offset 0; -1 if the kernel has no such list."""
     us = os.getpid()
     try:
         return os.open(f"/proc/self/task/{us}/children", os.O_RDONLY) if is_proc_ours() else -1
@@ -56,10 +57,10 @@ def open_children() -> int:
 
 def children(pid: int) -> list[int]:
     """
-    The children of a process, zombies too; [] when it is gone.
+    The children of a process, with zombies; [] if the process is gone.
 
     Raises:
-        OSError: If they can't be listed, which does not mean that there are none.
+        OSError: If they can't be listed; there may be some.
     Source: proc(5), /proc/PID/task/TID/children.
     """
     found: list[int] = []
@@ -81,10 +82,10 @@ def children(pid: int) -> list[int]:
 
 def descendants(pid: int, but: tuple[int, ...] = ()) -> list[int]:
     """
-    All processes below one, parents before children.
+    All descendants of a process, parents before children.
 
     Args:
-        but (tuple): Pids that are left out together with what is below them.
+        but (tuple): Pids that are left out, with their descendants.
     """
     found: list[int] = []
     waiting = [pid]
@@ -99,9 +100,9 @@ def descendants(pid: int, but: tuple[int, ...] = ()) -> list[int]:
 
 def is_living(pid: int) -> bool:
     """
-    Whether a process runs: not one that is gone, nor a zombie, unless threads of it live on.
+    Whether a process runs. A zombie does not, unless it has other threads that do.
 
-    Source: proc(5), /proc/PID/stat: its 3rd field and its 20th.
+    Source: proc(5), /proc/PID/stat, fields 3 and 20.
     """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
@@ -112,7 +113,7 @@ def is_living(pid: int) -> bool:
 
 
 def is_held(pid: int) -> bool:
-    """Whether its tracer keeps a process from dying, or from being taken by its parent."""
+    """Whether a tracer keeps a process from dying, or its parent from reaping it."""
     try:
         with open(f"/proc/{pid}/status", "rb") as file:
             text = file.read()
@@ -124,7 +125,7 @@ def is_held(pid: int) -> bool:
 
 
 def reap_orphans(but: tuple[int, ...]) -> None:
-    """Take the zombies that were re-parented to us, so that they are not counted as alive."""
+    """Reap the zombies that were re-parented to us, so that they are not counted as alive."""
     for pid in children(os.getpid()):
         if pid not in but:
             try:
@@ -135,11 +136,11 @@ def reap_orphans(but: tuple[int, ...]) -> None:
 
 def reaped(pid: int) -> tuple[int, dict[str, float | None]]:
     """
-    Take a child that has ended: its wait status, undecoded, and its rusage.
+    Reap a child that has ended.
 
     Returns:
-        tuple: The rusage has times in seconds, and maxrss in bytes where getrusage(2) tells it in
-            KiB.
+        tuple: Its wait status, as of wait(2), and its rusage: times in seconds, and maxrss in bytes
+            (getrusage(2) has KiB).
     """
     _, wait_status, usage = os.wait4(pid, 0)
     return wait_status, {
@@ -157,19 +158,17 @@ def reaped(pid: int) -> tuple[int, dict[str, float | None]]:
 
 def signal_group(group: int, signum: int) -> None:
     """
-    Signal a process group that we made; nothing to do when it is gone.
+    Signal a process group that we made; does nothing if it is gone.
 
     Raises:
-        ValueError: For a group that can't be one of ours: 1 would be everybody.
+        ValueError: For a group that can't be ours: 1 would mean every process.
     """
     if group <= 1:
         raise ValueError(f"unable to signal process group {group}: want one above 1")
     try:
         os.killpg(group, signum)
-    except (
-        ProcessLookupError,
-        PermissionError,
-    ):  # gone, or made of programs of another user: the tree tells
+    # It is gone, or belongs to another user: a look at the tree shows what lives.
+    except (ProcessLookupError, PermissionError):
         pass
 
 
@@ -178,10 +177,10 @@ def signal_each(pids: list[int], signum: int) -> list[int]:
     Signal processes one by one.
 
     Args:
-        pids (list): Our own descendants: while we do not reap them, their numbers can't be someone
-            else's.
+        pids (list): Our own descendants. Until we reap them, the kernel gives their pids to no
+            other process.
     Returns:
-        list: Those that refused because they run as another user.
+        list: Those that can't be signalled because they run as another user.
     """
     refused = []
     for pid in pids:
@@ -195,7 +194,7 @@ def signal_each(pids: list[int], signum: int) -> list[int]:
 
 
 def group_of(pid: int) -> int | None:
-    """The process group of a process, None when it is gone."""
+    """The process group of a process; None if the process is gone."""
     try:
         return os.getpgid(pid)
     except ProcessLookupError:
@@ -203,29 +202,27 @@ def group_of(pid: int) -> int | None:
 
 
 def reset_signals() -> None:
-    """Every signal to its default, none blocked: as a program expects to be started."""
+    """Set every signal to its default and block none, as a program expects at its start."""
     signal.set_wakeup_fd(-1)
     for number in range(1, signal.NSIG):
-        if signal.getsignal(number) not in (
-            signal.SIG_DFL,
-            None,
-        ):  # None: libc keeps it; to ask first saves 120 system calls
+        # None: libc uses it. To look first saves 120 system calls.
+        if signal.getsignal(number) not in (signal.SIG_DFL, None):
             signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def outcome(wait_status: int) -> dict[str, object]:
     """
-    What a raw wait status says, as fields of a status.
+    A raw wait status as fields of a status.
 
     Args:
-        wait_status (int): As from wait4(2), of a process that ended.
+        wait_status (int): From wait4(2), of a process that ended.
     Returns:
-        dict: `status`, `core_dump`, and of `return_code` (0..255) and `signal` (`SIGKILL`) exactly
-            one that is not None.
+        dict: `status`, `core_dump`, `return_code` (0..255) and `signal` (`SIGKILL`); exactly one of
+            the last two is not None.
     Source: wait(2).
     """
-    from ..model import spec as specs  # here: the guard has this module, and no specs
+    from ..model import spec as specs  # here, because the guard needs this module but no specs
 
     number = wait_status & 0x7F
     return {

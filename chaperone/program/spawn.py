@@ -1,8 +1,8 @@
 """
-How a program's process comes to be: its standard input, a session of its own, its fds and limits,
-and which path an exec failed at.
+How the process of a program is made: its stdin, its own session, its fds and limits, and which path
+could not be executed.
 
-Knows: posix_spawn, fork, exec, files of the near side.  Must not know: what becomes of it.
+Knows: posix_spawn, fork, exec, files of this host.  Must not know: what the program does later.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def encoded(text: str) -> bytes:
-    """What a spec's text is to a program: UTF-8 whatever the locale, escaped bytes as they were."""
+    """A text of a spec as bytes: UTF-8 in every locale; escaped bytes become what they were."""
     return text.encode("utf-8", "surrogateescape")
 
 
@@ -39,15 +39,15 @@ def spawned(
     Start a program.
 
     Args:
-        program (dict): Of a canonical spec.
-        argv (list): What it is started as; `argv[0]` is looked for on the PATH of `env`.
-        env (dict): All of its environment.
-        umask (int): Its own.
-        fds (tuple): Its stdin, stdout and stderr; they stay the caller's.
+        program (dict): From a canonical spec.
+        argv (list): Its words; `argv[0]` is looked for on the PATH of `env`.
+        env (dict): Its whole environment.
+        umask (int): Its umask.
+        fds (tuple): Its stdin, stdout and stderr; the caller closes them.
     Returns:
-        int: Its pid, which is its process group and session too.
+        int: Its pid, which is also its process group and session.
     Raises:
-        StartError: If it could not be executed; which path it is about, and errno.
+        StartError: If it could not be executed; with the path that failed, and errno.
     """
     return (_forked if program["rlimits"] else _spawned)(program, argv, env, umask, fds)
 
@@ -60,10 +60,11 @@ def _spawned(
     fds: tuple[int, int, int],
 ) -> int:
     """
-    The program's pid, by posix_spawn: a vfork, which takes 0.2 ms where our own fork takes 1 to 2.
+    Start it by posix_spawn, and return its pid. That is a vfork, which takes 0.2 ms; a fork takes 1
+    to 2.
 
-    It knows no cwd and no umask, so they are ours for that moment: there are no threads that could
-    notice.
+    posix_spawn can't set the cwd and the umask, so this process takes them for that moment; it has
+    no other threads that could notice.
     """
     moves = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(fds)]
 
@@ -101,19 +102,19 @@ def _forked(
     fds: tuple[int, int, int],
 ) -> int:
     """
-    The program's pid, by fork: the only way to set limits, for a hard limit once lowered can't be
-    raised again.
+    Start it by fork, and return its pid. Limits can only be set in the child, because this process
+    could not raise a hard limit again.
     """
-    report, reporting = os.pipe()
+    reading, reporting = os.pipe()
     pid = os.fork()
     if not pid:
         _become(program, argv, umask, env, fds, reporting)
     os.close(reporting)
-    with open(report, "rb") as file:
-        told = file.read()  # ends at the exec, which closes the other end
-    if told:
+    with open(reading, "rb") as file:
+        report = file.read()  # ends at the exec, which closes the other end
+    if report:
         os.waitpid(pid, 0)
-        number, _, sentence = told.decode("utf-8", "surrogateescape").partition(" ")
+        number, _, sentence = report.decode("utf-8", "surrogateescape").partition(" ")
         failure = OSError(int(number), "")
         raise StartError("spawn", sentence, failure.errno, type(failure).__name__)
     return pid
@@ -127,11 +128,10 @@ def _become(
     fds: tuple[int, int, int],
     reporting: int,
 ) -> NoReturn:
-    """Turn this forked child into the program, or tell over the pipe what failed and end."""
+    """Turn this forked child into the program; or write what failed into the pipe, and exit."""
     doing = "start a session"
-    said = (
-        b"%d unable to start the program: out of memory" % errno.ENOMEM
-    )  # made while there is some
+    # Made now, while there is memory.
+    said = b"%d unable to start the program: out of memory" % errno.ENOMEM
     try:
         os.setsid()
         processes.reset_signals()
@@ -151,9 +151,9 @@ def _become(
         said = encoded(f"{error.errno or 0} unable to {doing}: {error.strerror}")
     except ValueError as error:  # setrlimit: a hard limit above ours
         said = encoded(f"{errno.EPERM} unable to {doing}: {error}")
-    except MemoryError:  # by a limit that was just set
+    except MemoryError:  # because of a limit that was just set
         pass
-    except BaseException as error:  # noqa: BLE001  whatever it is, this child is no chaperone
+    except BaseException as error:  # noqa: BLE001  this child must not go on as a chaperone
         said = encoded(f"0 unable to {doing}: {error!r}")
     finally:
         try:
@@ -164,8 +164,7 @@ def _become(
 
 def _first(name: bytes, env: dict[bytes, bytes], execute: Callable[[bytes], int]) -> int:
     """
-    Execute the first file on the program's own PATH that can be; the error names the path it is
-    about.
+    Execute the first file on the program's PATH that can be executed; an error names its path.
     """
     path = env.get(b"PATH", os.fsencode(os.defpath))
     searched = b"/" not in name
@@ -194,7 +193,7 @@ def _first(name: bytes, env: dict[bytes, bytes], execute: Callable[[bytes], int]
 
 
 def _interpreter(path: bytes) -> str | None:
-    """What the first line of an existing script asks for, None where there is no such file."""
+    """The interpreter that an existing file needs; None if there is no such file."""
     try:
         with open(path, "rb") as file:
             head = file.read(256)
@@ -208,18 +207,17 @@ def _interpreter(path: bytes) -> str | None:
     )
 
 
-# -- standard input: opened, waited for, and for a program that is not here measured before it is
-# sent
+# -- standard input: opened, waited for, and measured before it is sent to a far side
 
 
 def open_stdin(stdin: str | dict[str, str] | None) -> int:
     """
-    Open a standard input, without waiting for anybody.
+    Open a program's stdin, without waiting for a writer.
 
     Args:
-        stdin (str | dict): As in a canonical spec: a text, a file, or /dev/null.
+        stdin (str | dict): As in a canonical spec: a text, a file, or None for /dev/null.
     Returns:
-        int: An fd at its first byte, not blocking; the caller closes it.
+        int: A non-blocking fd, at its first byte; the caller closes it.
     Raises:
         StartError: If it can't be opened, or the text can't be kept in memory.
     """
@@ -247,12 +245,10 @@ def _in_memory(text: bytes) -> int:
 
 def is_stdin_awaited(fd: int) -> bool:
     """
-    Whether this is a FIFO with a name into which nobody has written yet, and which nobody has let
-    go of.
+    Whether this is a named FIFO that no process has written to, or closed, yet.
 
-    open(2) would wait there for a writer, and a chaperone that waits in it hears no stop. A pipe
-    that we inherited is
-    none: its writer is there, or has been.
+    open(2) would wait for a writer, and a chaperone that waits there can't answer a stop. A pipe
+    that we inherited is not meant: it has a writer, or had one.
     """
     found = os.fstat(fd)
     if not stat.S_ISFIFO(found.st_mode) or found.st_dev == _pipes_device():
@@ -263,7 +259,7 @@ def is_stdin_awaited(fd: int) -> bool:
 
 
 def _pipes_device() -> int:
-    """Where pipes without a name are: no file of a filesystem is there."""
+    """The device of unnamed pipes, which no file of a filesystem has."""
     ends = os.pipe()
     try:
         return os.fstat(ends[0]).st_dev
@@ -273,7 +269,7 @@ def _pipes_device() -> int:
 
 
 class Stdin:
-    """What is to be sent; nothing until `open`."""
+    """The stdin that is sent to a far side; nothing until `open`."""
 
     def __init__(self) -> None:
         self._fd = -1
@@ -286,7 +282,7 @@ class Stdin:
         Args:
             stdin (str | dict): As in a canonical spec.
         Raises:
-            StartError: If it can't be opened, or has no size.
+            StartError: If it can't be opened, or is not a regular file.
         """
         if stdin is None:
             return
