@@ -52,12 +52,16 @@ REAPER = (
 WORD_BYTES = 131_072  # MAX_ARG_STRLEN of execve(2) where a page has 4 KiB
 NO_HURRY_S = 10.0  # a lease is looked at this often at most
 
-with open(f"{os.path.dirname(__file__)}/supervisor.sh", encoding="ascii") as _file:
-    # Now: when a run ends, the package may be gone. Comments and indentation are for who reads the
-    # file.
-    SUPERVISOR = "".join(
-        line.strip() + "\n" for line in _file if line.strip() and not line.lstrip().startswith("#")
-    )
+
+def _text(name: str) -> str:
+    """A file of sh without its comments and indentation, which are for a reader of the file."""
+    with open(f"{os.path.dirname(__file__)}/{name}", encoding="ascii") as file:
+        lines = [line.strip() for line in file]
+    return "".join(f"{line}\n" for line in lines if line and not line.startswith("#"))
+
+
+# Read now: when a run ends, the package may be gone.
+SUPERVISOR = _text("sh/cgroup.sh") + _text("supervisor.sh")
 
 
 def quoted(value: str | bytes) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
     from ..model.hops.route import Route
@@ -279,6 +280,15 @@ def outcome(words: list[str]) -> dict[str, Any]:
         "ambiguous": unsure,
         "rusage": rusage,
     }
+
+
+def oom_counted(words: Sequence[str]) -> bool | None:
+    """
+    Whether the kernel counted an OOM kill in the program's cgroup while it ran, by the words of an
+    `end` record; None if that can't be known.
+    """
+    found = [word[4:] for word in words if word.startswith("oom=")]
+    return int(found[0]) > 0 if found and found[0].isdigit() else None
 
 
 def _times(words: list[str]) -> dict[str, float | None] | None:

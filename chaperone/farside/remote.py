@@ -8,6 +8,7 @@ statuses.
 
 from __future__ import annotations
 
+from ..cpython import signal
 from ..model.hops.route import Route
 from . import lives, payload, records
 from .contact import FarSide
@@ -84,6 +85,7 @@ class RemoteProgram:
             self._far.set_out()
             return
         connection = self._resumed["connection"] or {}
+        self._account.is_killed = self._resumed["stop"] is not None
         self._far.contact.drops = int(connection.get("drops") or 0) + 1
         for name, stream in self._chaperone.streams.items():
             stream.dropped = max(stream.dropped, (self._resumed[name] or {}).get("dropped") or 0)
@@ -95,10 +97,12 @@ class RemoteProgram:
 
     def signal(self, signum: int) -> None:
         """Signal the program alone."""
+        self._account.is_killed |= signum == signal.SIGKILL
         self._happened(Event("signal", number=signum))
 
     def stop(self, signum: int) -> None:
         """Signal the program's group and whatever left it."""
+        self._account.is_killed |= signum == signal.SIGKILL
         self._happened(Event("stop", number=signum))
 
     def kill(self) -> None:
@@ -106,6 +110,7 @@ class RemoteProgram:
         SIGKILL to everything, until nothing is left; where no answer comes, by the end of the
         connection.
         """
+        self._account.is_killed = True
         self._happened(Event("kill"))
 
     def finish(self, grace_s: float) -> None:
@@ -169,6 +174,9 @@ class Account:
         far (FarSide): Has the connection.
         tail (Tail): What was said of the end.
         happen: Called with an event that follows from others.
+
+    Attributes:
+        is_killed (bool): Whether a SIGKILL was asked for, or the far side may have sent one itself.
     """
 
     def __init__(
@@ -181,6 +189,7 @@ class Account:
     ) -> None:
         self._spec, self._chaperone, self._far, self._tail = spec, chaperone, far, tail
         self._happen = happen
+        self.is_killed = False
         self._kept: Event | None = None
         self._failure = ("", "")
         self._reason = ""  # why the outcome can't be known
@@ -251,7 +260,12 @@ class Account:
 
     def record_end(self, event: Event) -> None:
         """How it ended; the chaperone asks us to `finish` then."""
-        facts = records.outcome(list(event.said[1:]))
+        words = list(event.said[1:])
+        facts = records.outcome(words)
+        if (counted := records.oom_counted(words)) is False:
+            facts["oom"] = False
+        elif counted and not self.is_killed and not facts["ambiguous"]:
+            facts["oom"] = True
         self._chaperone.ended(facts.pop("wait_status"), **facts)
         self._chaperone.program_ended()
 
@@ -365,6 +379,7 @@ class Account:
 
     def log_loss(self, event: Event) -> None:
         """The far side does not hear us, and ends the program by itself."""
+        self.is_killed = True
         why = event.said[1] if len(event.said) > 1 else "eof"
         causes = {
             "eof": "can't hear us any more",

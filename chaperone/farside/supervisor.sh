@@ -172,14 +172,23 @@ run_program() {
   exec 8>&- 9>&-
 }
 
+# How it ended, and by how much the count of OOM kills has moved, where there is one.
+say_end() {
+  count_kills
+  say end $outcome ${before:+${kills:+"oom=$((kills - before))"}}
+}
+
 # These signals get a handler, as an ignored one would stay ignored in the program; the reader holds the pipe that is our output.
 run() {
   trap : TERM INT HUP QUIT
   exec 3<&0 6>&1 >/dev/null
+  find_counter
+  count_kills
+  before=$kills
   case $life in
   kill)
     run_program >&5 2>&4
-    say end $outcome
+    say_end
     echo "$nonce eof" >&5
     ;;
   survive)
@@ -188,7 +197,7 @@ run() {
     {
       {
         run_program 2>&7 7>&-
-        say end $outcome
+        say_end
       } | cat >>"$dir/out" 3<&- 4>&- 6>&-
     } 7>&1 | cat >>"$dir/err" 3<&- 4>&- 6>&-
     say eof $(size out) $(size err)
@@ -380,7 +389,7 @@ take_stdin() {
 }
 
 # -v: without it bash takes a function of that name, where there is no such variable.
-unset -v why self word words one two done count attached old booted outcome table next member list found line number parent group session born \
+unset -v why self word words rest one two done kinds mount cgroup counter root point kills before count attached old booted outcome table next member list found line number parent group session born \
   seen kids home inside outside hurt spared setsid proc boot_id birth tracking children tool tools link attacher
 pid=-1
 exec 3<&0 4>&2 5>&1 </dev/null >/dev/null 2>&1

@@ -19,6 +19,7 @@ from chaperone.launch import start as starting
 from chaperone.program import guard as guards
 from chaperone.program import processes
 from spool_tests.support import guarded
+from spool_tests.support.cgroups import memory_cgroup
 from spool_tests.support.guarded import NOBODY, begun_in, is_gone, stat_of, text_of
 from spool_tests.support.mounts import WITHOUT_PROC
 from spool_tests.support.places import CHAPERONE, ROOT
@@ -401,26 +402,6 @@ def test_oom_kill_in_the_programs_cgroup_is_said(spool, asked):
     finally:
         until(lambda: not text_of(f"{group}/cgroup.procs"))
         os.rmdir(group)
-
-
-def memory_cgroup(name):
-    """A cgroup of 60 MB below our own, v1 or v2."""
-    lines = [line.split(":", 2) for line in text_of("/proc/self/cgroup").splitlines()]
-    v1 = next((path for _, kinds, path in lines if "memory" in kinds.split(",")), None)
-    own = next(path for number, _, path in lines if number == "0" or v1) if v1 is None else v1
-    top = "/sys/fs/cgroup" if v1 is None else "/sys/fs/cgroup/memory"
-    group = f"{top}{own.rstrip('/')}/chaperone-{os.getpid()}-{name}"
-    limits = ["memory.max", "memory.swap.max"] if v1 is None else ["memory.limit_in_bytes"]
-    try:
-        os.mkdir(group)
-        for limit in limits:
-            with open(f"{group}/{limit}", "w") as file:
-                file.write("60000000")
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.rmdir(group)
-        absent("a memory cgroup of our own")
-    return group
 
 
 # -- what a spawn and a start refuse
