@@ -27,7 +27,7 @@ def spec_text(verb: str, given: Given, argv: list[str]) -> bytes:
         argv (list): The words after `--`.
     Raises:
         UsageError: If there are none, or an option can't be understood.
-        NoSpecError, SpecError: If a file of variables can't be read, or a line of it is wrong.
+        NoInputError, SpecError: If a file of variables can't be read, or a line of it is wrong.
     """
     if not argv:
         raise UsageError(f"unable to understand 'chaperone {verb}': there is no command after --")

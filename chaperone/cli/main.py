@@ -14,7 +14,7 @@ import sys
 
 from .. import errors
 from ..cpython import signal
-from .verb import NoSpecError, UsageError, verbs_in
+from .verb import NoInputError, UsageError, verbs_in
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -234,7 +234,7 @@ def _exit_code(name: str, error: Exception) -> int:
     faults = (
         (UsageError, os.EX_USAGE),
         (errors.SpecError, os.EX_DATAERR),
-        ((NoSpecError, errors.NoRunError), os.EX_NOINPUT),
+        ((NoInputError, errors.NoRunError), os.EX_NOINPUT),
         (errors.RunExistsError, os.EX_CANTCREAT),
         (errors.BusyError, os.EX_TEMPFAIL),
         (errors.SpoolError, os.EX_CANTCREAT if name in ("run", "adopt") else os.EX_IOERR),

@@ -28,8 +28,8 @@ class UsageError(ChaperoneError, ValueError):
     """The caller's fault: a command line that no verb takes."""
 
 
-class NoSpecError(ChaperoneError):
-    """The caller's fault: a spec that can't be read as bytes."""
+class NoInputError(ChaperoneError):
+    """The caller's fault: what a verb is to read, a spec or a timeline, is not there."""
 
 
 # -- declaring a verb
@@ -128,7 +128,7 @@ def specs_given(verb: str, given: Given, at_most: int | None = None) -> list[tup
         list: (name for messages, JSON).
     Raises:
         UsageError: If it is neither, or both.
-        NoSpecError: If a file can't be read.
+        NoInputError: If a file can't be read.
     """
     files = given.specs
     takes = f"it takes {'SPEC files' if at_most is None else 'one SPEC file'}, or -- and a command"
@@ -154,16 +154,18 @@ def read_spec(name: str) -> bytes:
     Args:
         name (str): A file; `-` is stdin.
     Raises:
-        NoSpecError: If it can't be read.
+        NoInputError: If it can't be read.
         SpecError: If it is larger than any spec may be.
     """
     try:
         return read_file("spec", name)
-    except NoSpecError as error:
+    except NoInputError as error:
         import shutil
 
         command = "/" not in name and shutil.which(name)
-        raise NoSpecError(f"{error}; put -- before a command" if command else str(error)) from error
+        raise NoInputError(
+            f"{error}; put -- before a command" if command else str(error)
+        ) from error
 
 
 def read_file(what: str, name: str) -> bytes:
@@ -185,5 +187,5 @@ def read_file(what: str, name: str) -> bytes:
             if fd:
                 os.close(fd)
     except OSError as error:
-        raise NoSpecError(f"unable to read {what} {name!r}: {error.strerror}") from error
+        raise NoInputError(f"unable to read {what} {name!r}: {error.strerror}") from error
     return b"".join(pieces)

@@ -146,6 +146,7 @@ complete -c chaperone -n '_shtab_chaperone_using; and test $_shtab_chaperone_npo
 complete -c chaperone -n '_shtab_chaperone_using tail' -s h -l help -d 'its words'
 complete -c chaperone -n '_shtab_chaperone_using tail' -s f -l follow -d 'go on until the runs have ended'
 complete -c chaperone -n '_shtab_chaperone_using tail' -s n -l lines -x -d 'how many lines; all for everything [10]'
+complete -c chaperone -n '_shtab_chaperone_using tail' -l timestamps -d 'before each line when it came, of runs with output.timeline'
 complete -c chaperone -n '_shtab_chaperone_using tail' -l spool -xka "(__fish_complete_directories)" -d 'the spool; default: $CHAPERONE_SPOOL, then ./spool'
 complete -c chaperone -n '_shtab_chaperone_using tail; and test $_shtab_chaperone_npos -ge 0' -ka "(__chaperone_outputs)" -d 'run ids, or prefixes that fit no other run'
 complete -c chaperone -n '_shtab_chaperone_using tail; and test $_shtab_chaperone_npos -ge 0' -ka "stdout stderr log" -d 'stdout, stderr or log; default: stdout and stderr, each to ours'

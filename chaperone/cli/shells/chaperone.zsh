@@ -258,6 +258,7 @@ _shtab_chaperone_tail_options=(
   {-h,--help}"[its words]"
   {-f,--follow}"[go on until the runs have ended]"
   {-n,--lines}"[how many lines\; all for everything \[10\]]:N:"
+  "--timestamps[before each line when it came, of runs with output.timeline]"
   "--spool[the spool\; default\: \$CHAPERONE_SPOOL, then .\/spool]:DIR:_files -/"
   "*:run ids, or prefixes that fit no other run: _chaperone_outputs"
   ":stdout, stderr or log\; default\: stdout and stderr, each to ours:(stdout stderr log)"

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 
 from ...errors import SpoolError
 from ...model import status as statuses
 from ...program.fds import owned
 from ...spool import format, look
 from ..common import add_site_packages, found_id
-from ..verb import RUNS, SPOOL, Argument, UsageError, spool_path, verb
+from ..verb import RUNS, SPOOL, Argument, NoInputError, UsageError, spool_path, verb
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 BLOCK = 16_384  # bytes that `tail` reads at once backwards: ten lines are seldom longer
 READ_BYTES = 1 << 20
+LINE_PAUSE_S = 0.005  # the line of a timeline is written some 2 ms after its bytes
+UNTIMED = "-"
 
 
 class _Source:
@@ -47,13 +50,22 @@ class _Printer:
     """
     Where streams are printed: one that was named on stdout, of both each on its own; with the name
     of its run before it where there are several, as tail(1) has it for files.
+
+    Args:
+        has_times (bool): Whether each line has the time of its first byte before it.
     """
 
-    def __init__(self, terminal: Terminal, is_named: bool, are_several: bool) -> None:
+    def __init__(
+        self, terminal: Terminal, is_named: bool, are_several: bool, has_times: bool
+    ) -> None:
         self._terminal, self._is_named, self._are_several = terminal, is_named, are_several
+        self._has_times = has_times
         self._last: dict[int, str] = {}
+        self._begun: set[tuple[str, str]] = set()  # streams in the middle of a line
 
-    def print(self, run_id: str, stream: str, data: bytes) -> None:
+    def print(self, run_id: str, stream: str, data: bytes, when: str = UNTIMED) -> None:
+        if self._has_times and data:
+            data = self._stamped((run_id, stream), data, f"{when} ".encode())
         fd = 2 if stream == "stderr" and not self._is_named else 1
         last = self._last.get(fd)
         if self._are_several and data and last != run_id:
@@ -61,6 +73,15 @@ class _Printer:
             self._terminal.data(f"{blank}==> {run_id} <==\n".encode(), fd)
         self._last[fd] = run_id
         self._terminal.data(data, fd)
+
+    def _stamped(self, of: tuple[str, str], data: bytes, stamp: bytes) -> bytes:
+        before = b"" if of in self._begun else stamp
+        lines = data.replace(b"\n", b"\n" + stamp)
+        if data.endswith(b"\n"):
+            self._begun.discard(of)
+            return before + lines[: -len(stamp)]
+        self._begun.add(of)
+        return before + lines
 
     def note(self, run_id: str, sentence: str) -> None:
         self._terminal.note(f"run {run_id!r}: {sentence}" if self._are_several else sentence)
@@ -83,6 +104,11 @@ class _Printer:
         default="10",
         help="how many lines; all for everything [10]",
     ),
+    Argument(
+        "--timestamps",
+        action="store_true",
+        help="before each line when it came, of runs with output.timeline",
+    ),
     SPOOL,
 )
 def tail(given: Given, terminal: Terminal) -> int:
@@ -92,16 +118,23 @@ def tail(given: Given, terminal: Terminal) -> int:
         words, streams = words[:-1], words[-1:]
     if given.follow and streams[0] == format.LOG:
         raise UsageError("unable to follow stream 'log': want stdout or stderr")
+    if given.timestamps and streams[0] == format.LOG:
+        raise UsageError("unable to print the times of 'log': its lines have their own")
     lines = _line_count(given.lines)
     sources = []
     with owned(format.open_spool(spool_path(given))) as spool_fd:
         run_ids = dict.fromkeys(found_id(spool_fd, word) for word in words)
-        printer = _Printer(terminal, is_named, len(run_ids) > 1)
+        printer = _Printer(terminal, is_named, len(run_ids) > 1, given.timestamps)
+        for run_id in run_ids if given.timestamps else ():
+            _require_timeline(spool_fd, run_id)
         for run_id in run_ids:
             with owned(format.open_run(spool_fd, run_id)) as run_fd:
                 source = _Source(run_id, run_fd, streams)
-                for stream in streams:
-                    _print_last_lines(printer, source, run_fd, stream, lines)
+                if given.timestamps:
+                    _print_last_pieces(printer, source, run_fd, streams, lines)
+                else:
+                    for stream in streams:
+                        _print_last_lines(printer, source, run_fd, stream, lines)
                 sources.append(source)
             if not given.follow:
                 _note_gaps(printer, source.status, streams, source.ends)
@@ -147,6 +180,43 @@ def _print_last_lines(
             offset += len(data)
 
 
+def _require_timeline(spool_fd: int, run_id: str) -> None:
+    with owned(format.open_run(spool_fd, run_id)) as run_fd:
+        if not format.found(run_fd, format.TIMELINE):
+            why = "it has no timeline; its spec would need output.timeline"
+            raise NoInputError(f"unable to print the times of run {run_id!r}: {why}")
+
+
+def _print_last_pieces(
+    printer: _Printer, source: _Source, run_fd: int, streams: Sequence[str], lines: int | None
+) -> None:
+    """As `_print_last_lines`, of all streams in the order in which they came."""
+    import contextlib
+
+    from ...spool.timeline import Timed, timestamp
+
+    with contextlib.ExitStack() as stack:
+        line_fd = stack.enter_context(owned(format.open_plain(run_fd, format.TIMELINE)))
+        fds, offsets = {}, {}
+        for stream in streams:
+            with contextlib.suppress(FileNotFoundError):
+                fds[stream] = stack.enter_context(owned(look.open_stream(run_fd, stream)))
+                end = source.ends[stream]
+                offsets[stream] = 0 if lines is None else _start_of_lines(fds[stream], end, lines)
+        timed, is_over = Timed(), source.status["state"] in statuses.FINAL
+        while any(offsets[stream] < source.ends[stream] for stream in offsets):
+            piece = timed.piece(line_fd, offsets, source.ends.__getitem__, is_over)
+            if piece is None:
+                time.sleep(LINE_PAUSE_S)
+                continue
+            stream, end, ms = piece
+            offset = offsets[stream]
+            data = os.pread(fds[stream], min(READ_BYTES, end - offset), offset)
+            when = UNTIMED if ms is None else timestamp(ms)
+            printer.print(source.run_id, stream, data, when)
+            offsets[stream] = offset + len(data) if data else source.ends[stream]
+
+
 def _start_of_lines(fd: int, end: int, lines: int) -> int:
     """
     Where the last lines begin, read backwards: a stream of many GB costs no more than its end.
@@ -176,6 +246,7 @@ def _follow(
     """Print what comes after the ends that were seen, until all runs have ended."""
     add_site_packages(terminal)
     from ...follow.follower import Follower
+    from ...follow.pieces import timestamp
     from ...model import cursor, events
 
     live = {source.run_id: source for source in sources}
@@ -189,7 +260,8 @@ def _follow(
         for event in follower:
             ends = live[event.run_id].ends
             if isinstance(event, events.Output) and event.stream in streams:
-                printer.print(event.run_id, event.stream, event.data)
+                when = UNTIMED if event.time is None else timestamp(event.time)
+                printer.print(event.run_id, event.stream, event.data, when)
                 ends[event.stream] = event.offset + len(event.data)
             elif isinstance(event, events.Shrank) and event.stream in streams:
                 printer.note(
