@@ -212,8 +212,9 @@ class Battery:
         """End what a check that failed has left."""
         for process in self._started:
             for pid in [process.pid, *processes.descendants(process.pid)][::-1]:
-                if process.poll() is None:
-                    os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    if process.poll() is None:
+                        os.kill(pid, signal.SIGKILL)
             process.wait()
             process.stdout.close()
             process.stderr.close()
@@ -221,9 +222,12 @@ class Battery:
 
 
 def innermost(pid):
-    """The pid of a process in its own pid namespace."""
-    with open(f"/proc/{pid}/status") as file:
-        return next(int(line.split()[-1]) for line in file if line.startswith("NSpid:"))
+    """The pid of a process in its own pid namespace; None when it is gone."""
+    try:
+        with open(f"/proc/{pid}/status") as file:
+            return next(int(line.split()[-1]) for line in file if line.startswith("NSpid:"))
+    except (FileNotFoundError, ProcessLookupError):
+        return None
 
 
 # -- the checks

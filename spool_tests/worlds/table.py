@@ -72,6 +72,7 @@ def of_filesystems():
         )
 
 
+HIDEPID = mounted("mount -t proc -o hidepid=2 proc /proc")
 SUDOERS = {
     "sudo": "",
     "sudo-without-session": "Defaults !use_pty,!pam_session,!pam_setcred\n",
@@ -91,23 +92,25 @@ def of_raisers():
             os.chmod(f"{directory}/{name}", 0o644 if name == "passwd" else 0o400)
         return over("/etc", directory)
 
-    def setuid(place, uid):
-        shutil.copy("/usr/bin/setpriv", f"{place}/raised")
-        os.chmod(f"{place}/raised", 0o4755)
-        return ()
+    for name, more in (("setuid", ()), ("setuid-hidepid", HIDEPID)):
 
-    yield World(
-        name="setuid",
-        also=(
-            "test_what_it_may_not_kill_keeps_nobody_waiting_and_is_named",
-            "test_program_of_another_uid_is_alive",
-        ),
-        needs=("setpriv",),
-        words=setuid,
-        user=True,
-        raiser="{place}/raised --reuid=0 --regid=0 --clear-groups",
-        more=("raised",),
-    )
+        def setuid(place, uid, more=more):
+            shutil.copy("/usr/bin/setpriv", f"{place}/raised")
+            os.chmod(f"{place}/raised", 0o4755)
+            return more
+
+        yield World(
+            name=name,
+            also=(
+                "test_what_it_may_not_kill_keeps_nobody_waiting_and_is_named",
+                "test_program_of_another_uid_is_alive",
+            ),
+            needs=("setpriv", "unshare"),
+            words=setuid,
+            user=True,
+            raiser="{place}/raised --reuid=0 --regid=0 --clear-groups",
+            more=("raised",),
+        )
     for name, defaults in SUDOERS.items():
         yield World(
             name=name,
@@ -218,7 +221,7 @@ WORLDS = [
     World(
         name="hidepid",
         needs=("unshare", "setpriv"),
-        words=lambda place, uid: mounted("mount -t proc -o hidepid=2 proc /proc"),
+        words=lambda place, uid: HIDEPID,
         user=True,
         short=True,
     ),
