@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from .model.hops.remote import build_program as build_program
     from .model.status import Counts as Counts
     from .model.status import Status as Status
+    from .types import SpecDict as SpecDict
+    from .types import StatusDict as StatusDict
 
 # The one list of the public names: each module, and what it gives.
 _ROOMS = {
@@ -52,6 +54,7 @@ _ROOMS = {
     "interface": ("FollowerLike", "RunLike", "SpoolLike"),
     "model.events": ("Changed", "Counts", "Ended", "Lost", "Output", "Shrank", "Started", "Status"),
     "model.hops.remote": ("build_command", "build_program"),
+    "types": ("SpecDict", "StatusDict"),
 }
 
 __all__ = sorted(name for names in _ROOMS.values() for name in names)  # noqa: PLE0605

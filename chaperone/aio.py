@@ -13,7 +13,8 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
-from typing import Any, overload
+from typing import Any, TypeVar, overload
+from weakref import WeakValueDictionary
 
 from . import api
 from .errors import SpecError
@@ -22,6 +23,9 @@ from .follow.followed import CHUNK
 from .model.events import Ended, Event, Lost, Output, Status
 from .model.request import Request
 from .spool import format, gc
+from .types import SpecDict
+
+Value = TypeVar("Value")
 
 
 class Spool:
@@ -45,7 +49,7 @@ class Spool:
 
     async def start(
         self,
-        spec: dict[str, Any],
+        spec: SpecDict | dict[str, Any],
         warm: bool = False,
         env: dict[str, str] | None = None,
         cwd: str | None = None,
@@ -101,9 +105,8 @@ class Spool:
         uncollected: bool = False,
     ) -> gc.Summary:
         """As `chaperone.Spool.gc`, in the executor of the loop; `progress` is called there."""
-        return await asyncio.to_thread(
-            self._spool.gc, older_s, keep_failed_s, max_bytes, dry_run, progress, uncollected
-        )
+        given = (older_s, keep_failed_s, max_bytes, dry_run, progress, uncollected)
+        return await _alone(self.path, lambda: self._spool.gc(*given))
 
 
 class Run:
@@ -209,7 +212,7 @@ class Run:
 
     async def delete(self) -> None:
         """As `chaperone.Run.delete`, in the executor of the loop."""
-        await asyncio.to_thread(self._run.delete)
+        await _alone(self.spool_path, self._run.delete)
 
 
 class Follower:
@@ -278,6 +281,18 @@ class Follower:
     def is_over(self) -> bool:
         """As `chaperone.Follower.is_over`."""
         return self._follower.is_over()
+
+
+_sweeps: WeakValueDictionary[tuple[asyncio.AbstractEventLoop, str], asyncio.Lock]
+_sweeps = WeakValueDictionary()
+
+
+async def _alone(spool_path: str, call: Callable[[], Value]) -> Value:
+    """Make a call in the executor; those of one loop that sweep a spool wait for each other."""
+    name = (asyncio.get_running_loop(), spool_path)
+    lock = _sweeps.setdefault(name, asyncio.Lock())
+    async with lock:
+        return await asyncio.to_thread(call)
 
 
 def _run(run: api.Run) -> Run:

@@ -24,6 +24,7 @@ from .model.events import Ended, Lost, Output, Status, status_view
 from .model.request import Request
 from .program.fds import owned
 from .spool import format, gc, look
+from .types import SpecDict
 
 
 class Spool:
@@ -43,7 +44,7 @@ class Spool:
 
     def start(
         self,
-        spec: dict[str, Any],
+        spec: SpecDict | dict[str, Any],
         warm: bool = False,
         env: dict[str, str] | None = None,
         cwd: str | None = None,
@@ -52,7 +53,7 @@ class Spool:
         Start a run. With an `id` in the spec a retry is safe, because an id never runs twice.
 
         Args:
-            spec (dict): As in docs/spec.rst; not changed.
+            spec (dict): As in docs/spec.rst; not changed. `chaperone.SpecDict` has its fields.
             warm (bool): Use the spool's launcher, and start it if there is none; it is six times as
                 fast as a cold start.
             env (dict): The environment that the program inherits; None for that of this process.

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, overload, runtime_checkable
 
 from .model.events import Event, Status
+from .types import SpecDict
 
 
 class FollowerLike(Protocol):
@@ -57,7 +58,7 @@ class SpoolLike(Protocol):
 
     def start(
         self,
-        spec: dict[str, Any],
+        spec: SpecDict | dict[str, Any],
         warm: bool = False,
         env: dict[str, str] | None = None,
         cwd: str | None = None,

@@ -1,18 +1,13 @@
 """
-The public names as a caller sees them: which spool `chaperone.Spool` is, and what type checkers
-know of it.
+The public names as a caller sees them: which spool `chaperone.Spool` is.
 """
 
 import pickle
-import subprocess
-import sys
 
 import pytest
 
 import chaperone
 from chaperone import api
-from spool_tests.support.places import ROOT
-from spool_tests.support.waiting import absent
 
 
 def test_spool_of_a_path_is_one_on_this_host(spool):
@@ -45,49 +40,3 @@ def test_spool_of_a_url_is_refused_as_long_as_there_are_no_agents(url):
         chaperone.Spool(url)
     why = "a URL is an agent's, and this version has none"
     assert str(caught.value) == f"unable to open spool {url!r}: {why}"
-
-
-CONSUMER = """
-from datetime import datetime
-import chaperone
-
-def count(spool: chaperone.SpoolLike) -> int:
-    run = spool.start({"program": {"argv": ["true"]}})
-    with spool.follow(spool.cursor(), runs=[run.run_id]) as events:
-        for event in events:
-            if isinstance(event, chaperone.Ended):
-                events.collect(event.run_id)
-    return len(spool.all())
-
-def show(status: chaperone.Status) -> tuple[int | None, datetime | None, int | None]:
-    return status.pid, status.start_time, status.stdout.bytes
-
-spool = chaperone.Spool("spool")
-here: chaperone.Run = spool["r"]
-anywhere: chaperone.RunLike = here
-count(spool)
-show(here.status())
-spool.gc(older_s=60)
-here.status().pid = 5
-"""
-
-
-@pytest.mark.once
-def test_strict_type_checker_takes_a_caller_and_its_mistake(tmp_path):
-    try:
-        import mypy  # noqa: F401
-    except ImportError:
-        absent("no mypy: bin/venv installs it")
-    (tmp_path / "caller.py").write_text(CONSUMER)
-    checked = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--cache-dir", tmp_path / "cache", "caller.py"],
-        cwd=tmp_path,
-        env={"MYPYPATH": ROOT, "PATH": "/usr/bin:/bin"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    line = CONSUMER[: CONSUMER.index("here.status().pid = 5")].count("\n") + 1
-    mistake = f'caller.py:{line}: error: Property "pid" defined in "Status" is read-only  [misc]'
-    mine = [line for line in checked.stdout.splitlines() if line.startswith("caller.py")]
-    assert mine == [mistake], checked.stdout + checked.stderr

@@ -12,7 +12,7 @@ from .terminal import amount, duration, escaped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..model.status import StatusDict
+    from typing import Any
 
 COLUMNS = ("ID", "STATE", "HOST", "AGE", "ELAPSED", "OUTCOME", "BYTES", "PROGRAM OR REASON")
 HERE = "here"
@@ -29,7 +29,9 @@ COLOURS = {
 }  # terminated: green if 0, otherwise red
 
 
-def table(runs: list[tuple[StatusDict, str]], now: float, width: int | None, colour: bool) -> str:
+def table(
+    runs: list[tuple[dict[str, Any], str]], now: float, width: int | None, colour: bool
+) -> str:
     """
     The runs, one a line below a heading.
 
@@ -76,7 +78,7 @@ def _with_short_ids(rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
     return [(shown[row[0]], *row[1:]) for row in rows]
 
 
-def _row(status: StatusDict, host: str, now: float) -> tuple[str, ...]:
+def _row(status: dict[str, Any], host: str, now: float) -> tuple[str, ...]:
     created, started = moment_ns(status["create_time"]), moment_ns(status["start_time"])
     elapsed = status["elapsed"]
     if not isinstance(elapsed, (int, float)):
@@ -96,7 +98,7 @@ def _row(status: StatusDict, host: str, now: float) -> tuple[str, ...]:
     )
 
 
-def outcome(status: StatusDict) -> str:
+def outcome(status: dict[str, Any]) -> str:
     """
     How it ended: `0`, `3`, `SIGSEGV (core)`, `SIGTERM (timeout)`, the stage of an error; what asked
     for the stop in brackets; `-` while it is not known.
@@ -111,7 +113,7 @@ def outcome(status: StatusDict) -> str:
     return ("-" if known is None else str(known)) + (f" ({', '.join(marks)})" if marks else "")
 
 
-def program(status: StatusDict) -> str:
+def program(status: dict[str, Any]) -> str:
     """The argv as it would be typed into a shell, a `command` as it is; `-` where it is unknown."""
     argv = status["program"].get("argv")
     if not isinstance(argv, list):
@@ -121,7 +123,7 @@ def program(status: StatusDict) -> str:
     return " ".join(quoted(word if isinstance(word, str) else repr(word)) for word in argv)
 
 
-def _colour(status: StatusDict) -> int:
+def _colour(status: dict[str, Any]) -> int:
     if status["state"] == "terminated":
         return GREEN if status["return_code"] == 0 else RED
     return COLOURS[status["state"]]

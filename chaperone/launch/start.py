@@ -22,10 +22,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from ..types import SpecDict
+
 
 def start(
     spool_path: str,
-    spec: dict[str, Any],
+    spec: SpecDict | dict[str, Any],
     warm: bool = False,
     env: dict[str, str] | None = None,
     cwd: str | None = None,

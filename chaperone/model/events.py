@@ -34,8 +34,10 @@ def status_view(status: dict[str, Any]) -> Status:
         status (dict): As from `chaperone.spool.look`, or any JSON object: a field that is missing
             or invalid is None, or has its value for "unknown" if it can't be None.
     """
-    seen = {name: _VIEWS[f.view](status.get(name), f) for name, f in statuses.FIELDS.items()}
-    return Status(raw=status, **seen)
+    seen: dict[str, Any] = {"raw": status}
+    for name, field in statuses.FIELDS.items():
+        seen[name] = _VIEWS[field.view](status.get(name), field)
+    return Status(**seen)
 
 
 def _counts(value: object, field: statuses.Field) -> Counts:

@@ -13,12 +13,21 @@ from . import spec as specs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
     from typing import Any
 
     from attrs import frozen
 
-    StatusDict = dict[str, Any]  # a status as on disk; `Status` is how a reader sees it
+    from ..types import (
+        StatusConnection,
+        StatusDict,
+        StatusException,
+        StatusProgram,
+        StatusRusage,
+        StatusStop,
+    )
+
 else:
 
     def frozen(**options):
@@ -137,7 +146,7 @@ class Status:
     """the name of the run directory"""
     state: str = field(TEXT, "starting", None)
     """see above"""
-    program: dict[str, Any] = field(
+    program: StatusProgram = field(
         {"argv": LIST, "cwd": TEXT, "env": LIST}, unknown={"argv": None, "cwd": None, "env": []}
     )
     """``argv``, ``cwd``, and in ``env`` the names that the spec sets, never the values"""
@@ -154,13 +163,13 @@ class Status:
     """identifies the boot of that host, as in /proc/sys/kernel/random/boot_id"""
     pid: int | None = field(WHOLE)
     """the program's process id, where it runs"""
-    connection: dict[str, Any] | None = field(
+    connection: StatusConnection | None = field(
         {"argv": LIST, "pid": WHOLE, "drops": WHOLE, "state": TEXT, "since": TEXT}
     )
     """null for a local program; otherwise ``argv`` and ``pid`` of the connecting process,
     ``drops``, ``state`` (``up``, ``down``, ``queued``), ``since`` when, and while an engine makes
     it wait its last words as ``message``"""
-    exception: dict[str, Any] | None = field(
+    exception: StatusException | None = field(
         {"stage": TEXT, "type": TEXT, "errno": WHOLE, "message": TEXT}
     )
     """null, or why the run is ``error`` or ``lost``: ``stage``, ``type`` and ``errno`` of a failed
@@ -176,10 +185,10 @@ class Status:
     oom: bool | None = field(BOOL)
     """true for a SIGKILL that was not requested while the kernel counted an OOM kill in the
     program's cgroup; false without such a signal or count; null if it can't be known"""
-    rusage: dict[str, Any] | None = field({})
+    rusage: StatusRusage | None = field({})
     """``utime`` and ``stime`` in seconds, ``maxrss`` in bytes, and counts as of getrusage(2); null,
     or null in parts, if it can't be known"""
-    stop: dict[str, Any] | None = field({"signal": TEXT, "reason": TEXT, "by": TEXT, "time": TEXT})
+    stop: StatusStop | None = field({"signal": TEXT, "reason": TEXT, "by": TEXT, "time": TEXT})
     """null, or ``signal``, ``reason`` (request, timeout, idle, lease, disconnect, output, guard),
     ``by`` (the word that the requester gave) and ``time``"""
     started: bool | None = field(BOOL)
@@ -209,7 +218,7 @@ class Status:
     elapsed: float | None = field(NUMBER)
     """seconds from start to end, on a monotonic clock"""
 
-    raw: dict[str, Any]
+    raw: StatusDict
     """The whole status as it is on disk, with fields of newer writers."""
 
     def is_final(self) -> bool:
@@ -225,7 +234,7 @@ class Status:
 FIELDS = {name: f for name, f in vars(Status).items() if isinstance(f, Field)}
 
 
-def last_known(value: object, run_id: str) -> StatusDict:
+def last_known(value: object, run_id: str) -> dict[str, Any]:
     """
     A usable status of what was read, which a newer or an older version, or a broken disk, may have
     written.
@@ -244,7 +253,7 @@ def last_known(value: object, run_id: str) -> StatusDict:
     return {**given, **known, "run_id": run_id}
 
 
-def final_known(value: object, run_id: str) -> StatusDict | None:
+def final_known(value: object, run_id: str) -> dict[str, Any] | None:
     """
     The final status of a run, as read from disk.
 
@@ -261,7 +270,7 @@ def final_known(value: object, run_id: str) -> StatusDict | None:
     return status
 
 
-def exit_code(status: StatusDict) -> int:
+def exit_code(status: Mapping[str, Any]) -> int:
     """The exit code of `wait` and `exec`: the program's, 128+n for signal n, otherwise 125."""
     if status["state"] != "terminated":
         return 125

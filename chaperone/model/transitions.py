@@ -14,7 +14,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from .status import StatusDict
 
 TRANSITIONS = {
     "starting": ("running", "error", "lost", "unattended"),
@@ -34,7 +33,7 @@ WORD_LENGTH = 100  # characters of a word from outside, such as the requester of
 
 def starting(
     spec: dict[str, Any], chaperone_pid: int, chaperone_host: str, boot_id: str | None, now_ns: int
-) -> StatusDict:
+) -> dict[str, Any]:
     """
     The first status of a run: its directory exists, its program was not started yet.
 
@@ -55,7 +54,7 @@ def starting(
     }
 
 
-def with_facts(status: StatusDict, /, **facts: object) -> StatusDict:
+def with_facts(status: dict[str, Any], /, **facts: object) -> dict[str, Any]:
     """The status with new facts that do not change its state, such as a lost connection."""
     if status["state"] in statuses.FINAL:
         raise TransitionError(f"unable to record more of run {status['run_id']!r}: it has ended")
@@ -65,14 +64,16 @@ def with_facts(status: StatusDict, /, **facts: object) -> StatusDict:
     return {**status, **facts}
 
 
-def _moved(status: StatusDict, state: str, /, **facts: object) -> StatusDict:
+def _moved(status: dict[str, Any], state: str, /, **facts: object) -> dict[str, Any]:
     if state not in TRANSITIONS[status["state"]]:
         move = f"run {status['run_id']!r} from {status['state']!r} to {state!r}"
         raise TransitionError(f"unable to change the state of {move}: no such transition")
     return {**with_facts(status, **facts), "state": state}
 
 
-def running(status: StatusDict, pid: int | None, now_ns: int, /, **facts: object) -> StatusDict:
+def running(
+    status: dict[str, Any], pid: int | None, now_ns: int, /, **facts: object
+) -> dict[str, Any]:
     """
     The program was started, or was adopted: `running`. An earlier `start_time` stays.
 
@@ -86,8 +87,8 @@ def running(status: StatusDict, pid: int | None, now_ns: int, /, **facts: object
 
 
 def stopping(
-    status: StatusDict, signal: str, reason: str, by: str | None, now_ns: int
-) -> StatusDict:
+    status: dict[str, Any], signal: str, reason: str, by: str | None, now_ns: int
+) -> dict[str, Any]:
     """
     A stop was requested: `stopping`; a run that is `starting` stays so.
 
@@ -108,7 +109,7 @@ def stopping(
     return _moved(status, "stopping", stop={**stop, "signal": signal})
 
 
-def terminated(status: StatusDict, complete: bool) -> StatusDict:
+def terminated(status: dict[str, Any], complete: bool) -> dict[str, Any]:
     """The final status of a program that ran to its end: by a return code, or by a signal."""
     if (status["return_code"] is None) == (status["signal"] is None):
         raise TransitionError(
@@ -118,8 +119,8 @@ def terminated(status: StatusDict, complete: bool) -> StatusDict:
 
 
 def failed(
-    status: StatusDict, stage: str, message: str, now_ns: int, /, **facts: object
-) -> StatusDict:
+    status: dict[str, Any], stage: str, message: str, now_ns: int, /, **facts: object
+) -> dict[str, Any]:
     """
     The final status of a program that could not be run.
 
@@ -142,12 +143,12 @@ def failed(
 
 
 def lost(
-    status: StatusDict,
+    status: dict[str, Any],
     message: str,
     gone_by: str | None = None,
     now_ns: int | None = None,
     stage: str = "chaperone",
-) -> StatusDict:
+) -> dict[str, Any]:
     """
     The final status of a run whose outcome is unknown; its output may be incomplete.
 
@@ -172,7 +173,7 @@ def lost(
     )
 
 
-def unattended(status: StatusDict) -> StatusDict:
+def unattended(status: dict[str, Any]) -> dict[str, Any]:
     """What a reader concludes: the chaperone died, and the program may run until its lease ends."""
     return _moved(status, "unattended")
 
@@ -185,7 +186,7 @@ def _exception(stage: str, message: str, kind: object, errno: object) -> dict[st
     return {"stage": stage, "type": word, "errno": errno, "message": cut}
 
 
-def fitted(status: StatusDict, room: int) -> str:
+def fitted(status: dict[str, Any], room: int) -> str:
     """
     A status as text that fits into the reserved room (rule W5).
 

@@ -128,4 +128,4 @@ def _end(given: Given, terminal: Terminal, ask: Callable[[Run], object]) -> int:
 
 
 def _message(final: Status) -> str:
-    return str((final.exception or {}).get("message"))
+    return str(final.exception and final.exception["message"])

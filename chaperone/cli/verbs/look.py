@@ -22,7 +22,8 @@ from ..verb import A_RUN, SPOOL, Argument, UsageError, spool_path, verb
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ...model.status import StatusDict
+    from typing import Any
+
     from ..terminal import Terminal
     from ..verb import Given
 
@@ -88,7 +89,7 @@ def _wanted_ids(spool_fd: int, given: Given) -> tuple[list[str], int]:
     return sorted(uncollected), len(collected)
 
 
-def _fits(status: StatusDict, given: Given) -> bool:
+def _fits(status: dict[str, Any], given: Given) -> bool:
     name, equals, value = (given.label or "").partition("=")
     labels = status["labels"]
     if name and (name not in labels or (equals and labels[name] != value)):
@@ -107,7 +108,7 @@ def status(given: Given, terminal: Terminal) -> int:
     return os.EX_OK
 
 
-def _status(spool_fd: int, run_id: str) -> StatusDict:
+def _status(spool_fd: int, run_id: str) -> dict[str, Any]:
     """A run's status, its streams as long as they are now where their end is not yet recorded."""
     with owned(format.open_run(spool_fd, run_id)) as run_fd:
         _, found = look.look(run_fd, run_id)
@@ -121,7 +122,7 @@ def _status(spool_fd: int, run_id: str) -> StatusDict:
     return found
 
 
-def _host(spool_fd: int, run_id: str, found: StatusDict) -> str:
+def _host(spool_fd: int, run_id: str, found: dict[str, Any]) -> str:
     """The host where its program is: `here`, a chaperone's elsewhere, or where its hops lead."""
     if found["connection"] is None and found["start_time"] is not None:
         remote = None

@@ -25,7 +25,8 @@ from .read import end_of, gaps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ...model.status import StatusDict
+    from typing import Any
+
     from ..terminal import Terminal
     from ..verb import Given
 
@@ -168,7 +169,7 @@ def _read(run_fd: int, asked: _Asked, end: int, may_grow: bool) -> bytes:
 
 
 def _as_json(asked: _Asked, piece: _Piece) -> dict[str, object]:
-    status: StatusDict = piece.status
+    status: dict[str, Any] = piece.status
     outcome = tables.outcome(status) if status["state"] in statuses.FINAL else "-"
     return {
         "run_id": asked.run_id,

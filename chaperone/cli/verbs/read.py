@@ -19,9 +19,9 @@ from ..verb import RUNS, SPOOL, Argument, NoInputError, UsageError, spool_path, 
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+    from typing import Any
 
-    from ...model.status import StatusDict
     from ..terminal import Terminal
     from ..verb import Given
 
@@ -151,7 +151,7 @@ def _line_count(text: str) -> int | None:
     return int(text)
 
 
-def end_of(run_fd: int, found: StatusDict, stream: str) -> int:
+def end_of(run_fd: int, found: dict[str, Any], stream: str) -> int:
     """
     How far a reader goes: to the length that a final status records, because what was left running
     may still write.
@@ -280,7 +280,7 @@ def _follow(
 
 
 def _note_gaps(
-    printer: _Printer, found: StatusDict, streams: Sequence[str], sizes: dict[str, int]
+    printer: _Printer, found: Mapping[str, Any], streams: Sequence[str], sizes: dict[str, int]
 ) -> None:
     for stream in streams:
         if stream in format.STREAMS:
@@ -288,7 +288,7 @@ def _note_gaps(
                 printer.note(found["run_id"], sentence)
 
 
-def gaps(found: StatusDict, stream: str, size: int) -> list[str]:
+def gaps(found: Mapping[str, Any], stream: str, size: int) -> list[str]:
     """
     What is missing of a stream, as sentences.
 
