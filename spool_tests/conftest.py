@@ -11,12 +11,13 @@ import os
 import signal
 import stat
 import subprocess
+import sys
 import time
 import uuid
 
 import pytest
 
-from spool_tests.support.places import CHAPERONE
+from spool_tests.support.places import CHAPERONE, ROOT
 from spool_tests.support.processes import SERVERS, children, open_fds, processes_with, reap_children
 from spool_tests.support.rows import rows
 
@@ -211,6 +212,20 @@ def chaperone(spool):
         )
 
     return run
+
+
+@pytest.fixture
+def on_path(tmp_path, monkeypatch):
+    """A directory, with `chaperone` and the `python3` that runs it on PATH."""
+    (tmp_path / "bin").mkdir()
+    os.symlink(f"{ROOT}/bin/chaperone", tmp_path / "bin/chaperone")
+    # Not a link: that would not find what is installed beside the interpreter.
+    python = tmp_path / "bin/python3"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", ROOT)
+    return tmp_path
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 
 import docutils.core
 import pytest
@@ -20,35 +19,13 @@ import chaperone as api
 from chaperone.hold import chaperone
 from chaperone.program import guard
 from chaperone.spool import run_directory
+from spool_tests.support.pages import blocks, typed
 from spool_tests.support.places import ROOT
 from spool_tests.support.waiting import need
 
 pytestmark = pytest.mark.once
 PAGES = [pathlib.Path(ROOT, "README.rst"), *sorted(pathlib.Path(ROOT, "docs").glob("*.rst"))]
 HELLO = '{"id": "hello", "program": {"command": "echo Hello; echo trouble >&2; exit 3"}}\n'
-
-
-def blocks(path, language):
-    """The code blocks of a language in a page, dedented."""
-    found = re.findall(
-        rf"^\.\. code-block:: {language}\n((?:\n|    .*\n)+)", path.read_text() + "\n", re.M
-    )
-    return [textwrap.dedent(block).strip("\n") + "\n" for block in found]
-
-
-def typed(block):
-    """
-    A transcript as [(command, what it printed)]; a command goes on in lines that begin with "> ".
-    """
-    found = []
-    for line in block.splitlines():
-        if line.startswith("$ "):
-            found.append([line[2:], ""])
-        elif line.startswith("> ") and not found[-1][1]:
-            found[-1][0] += "\n" + line[2:]
-        else:
-            found[-1][1] += line + "\n"
-    return found
 
 
 def comparable(text):
@@ -61,17 +38,9 @@ def comparable(text):
 
 
 @pytest.fixture
-def place(spool, tmp_path, monkeypatch):
+def place(spool, on_path, tmp_path, monkeypatch):
     """A directory with the example's spec, `chaperone` on PATH, the spool at its default place."""
     need("jq")
-    (tmp_path / "bin").mkdir()
-    os.symlink(f"{ROOT}/bin/chaperone", tmp_path / "bin/chaperone")
-    # Not a link: that would not find what is installed beside the interpreter.
-    python = tmp_path / "bin/python3"
-    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-    python.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
-    monkeypatch.setenv("PYTHONPATH", ROOT)
     monkeypatch.delenv("CHAPERONE_SPOOL")
     (tmp_path / "hello.json").write_text(HELLO)
     return tmp_path

@@ -1,8 +1,32 @@
 """
-Code blocks and tables of a page.
+Code blocks, transcripts and tables of a page.
 """
 
 import re
+import textwrap
+
+
+def blocks(path, language):
+    """The code blocks of a language in a page, dedented."""
+    found = re.findall(
+        rf"^\.\. code-block:: {language}\n((?:\n|    .*\n)+)", path.read_text() + "\n", re.M
+    )
+    return [textwrap.dedent(block).strip("\n") + "\n" for block in found]
+
+
+def typed(block):
+    """
+    A transcript as [(command, what it printed)]; a command goes on in lines that begin with "> ".
+    """
+    found = []
+    for line in block.splitlines():
+        if line.startswith("$ "):
+            found.append([line[2:], ""])
+        elif line.startswith("> ") and not found[-1][1]:
+            found[-1][0] += "\n" + line[2:]
+        else:
+            found[-1][1] += line + "\n"
+    return found
 
 
 def table(page, head):
