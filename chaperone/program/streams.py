@@ -33,7 +33,7 @@ class Stream:
     Args:
         fd (int): A file with O_APPEND, or anything that can be written to; the caller closes it.
         max_bytes (int): How many bytes are kept, from the first one on; None for all.
-        told: Called with a sentence when bytes begin to be dropped, and when a full disk takes
+        report: Called with a sentence when bytes begin to be dropped, and when a full disk takes
             bytes again.
         full: Called once, when the first byte is dropped.
         loop (Loop): Watches an fd whose reader may be slow; a file needs none.
@@ -53,7 +53,7 @@ class Stream:
         self,
         fd: int,
         max_bytes: int | None,
-        told: Callable[[str], None],
+        report: Callable[[str], None],
         full: Callable[[], None],
         loop: Loop | None = None,
     ) -> None:
@@ -69,7 +69,7 @@ class Stream:
         self.heard_at = 0.0
         self.accepted: Callable[[int, int], None] | None = None
         self._max_bytes = max_bytes
-        self._told, self._full = told, full
+        self._report, self._full = report, full
         self._refused = 0  # dropped by the disk since it last took a byte
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -151,7 +151,7 @@ class Stream:
 
     def _accept(self, count: int) -> None:
         if self._refused:
-            self._told(
+            self._report(
                 f"{self._refused} bytes were dropped at offset {self.bytes}; "
                 "the disk takes bytes again"
             )
@@ -167,7 +167,7 @@ class Stream:
     def _drop(self, count: int, why: str) -> None:
         first, self.dropped = not self.dropped, self.dropped + count
         if first:
-            self._told(f"bytes are dropped from offset {self.bytes} on: {why}")
+            self._report(f"bytes are dropped from offset {self.bytes} on: {why}")
             self._full()
 
 

@@ -6,16 +6,16 @@ The on-disk format of a spool, version 1: the only module that knows a file name
       .ended/RUNID         the same entry, moved here when the run has ended, until it is collected
       .RUNID.RANDOM.new/   being built      .RUNID.RANDOM.gone/   being deleted
       RUNID/               0700, files 0600; complete from the moment it is visible
-        spec.json          what was asked, with the run's key; written once
-        lock               flock held by the chaperone as long as it lives: its pulse
+        spec.json          what to run and how, with the run's key; written once
+        lock               locked (flock) by the chaperone as long as it lives: its pulse
         control            FIFO: requests to the chaperone, one a line
         running.json       the status so far; replaced whole
         .status            room reserved for the final status
         stdout stderr log  append-only bytes
         timeline           when they came, where the spec asks for it; append-only lines
-        status.json        the final status: there if and only if the run has ended
+        status.json        the final status; it exists if and only if the run has ended
 
-The rules W1-W5 and R1-R6 that this module keeps are told in docs/spool-format.rst.
+docs/spool-format.rst has the rules W1-W5 and R1-R6 that this module keeps.
 Knows: files, locks, JSON.  Must not know: processes, signals, ssh, the clock.
 """
 
@@ -62,12 +62,12 @@ FILE = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
 
 def failure(verb: str, error: OSError) -> SpoolError:
-    """The one sentence for what the system refused: `unable to VERB: reason`."""
+    """The error for a system call that failed: `unable to VERB: reason`."""
     return SpoolError(f"unable to {verb}: {error.strerror}", error.errno)
 
 
 def found(directory_fd: int, name: str) -> os.stat_result | None:
-    """What is there under a name, itself if it is a symlink; None if nothing is."""
+    """The stat result of a name, without following a symlink; None if there is no such name."""
     try:
         return os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
     except (FileNotFoundError, NotADirectoryError):
@@ -82,12 +82,12 @@ def open_spool(path: str, create: bool = False) -> int:
     Open a spool.
 
     Args:
-        path (str): Absolute or relative; a symlink to the spool is followed, none inside it is.
-        create (bool): Make it, 0700, if it is not there; its parent must be.
+        path (str): Absolute or relative. A symlink to the spool is followed, but none inside it.
+        create (bool): Make the spool, 0700, if it is missing; its parent must exist.
     Returns:
-        int: A directory's fd; the caller closes it.
+        int: The fd of the directory; the caller closes it.
     Raises:
-        SpoolError: If it is not there, is no directory, belongs to someone else, or others may
+        SpoolError: If it is missing, is not a directory, belongs to another user, or others may
             write to it.
     """
     try:
@@ -121,7 +121,7 @@ def open_spool(path: str, create: bool = False) -> int:
 
 
 def make_directory(path: str, dir_fd: int | None) -> None:
-    """Make a directory that is ours alone; nothing to do when something of that name is there."""
+    """Make a directory, 0700; does nothing if the name exists."""
     try:
         os.mkdir(path, 0o700, dir_fd=dir_fd)
     except FileExistsError:
@@ -130,13 +130,13 @@ def make_directory(path: str, dir_fd: int | None) -> None:
 
 def open_entries(spool_fd: int, name: str) -> int:
     """
-    Open `.running`, `.ended` or `.connect`, and nothing that a planted symlink leads to.
+    Open `.running`, `.ended` or `.connect`; never what a planted symlink points to.
 
     Returns:
-        int: A directory's fd; the caller closes it.
+        int: The fd of the directory; the caller closes it.
     Raises:
-        FileNotFoundError: If it is not there.
-        SpoolError: If it is no directory of ours.
+        FileNotFoundError: If it is missing.
+        SpoolError: If it is not a directory of this user.
     """
     try:
         fd = os.open(name, DIRECTORY, dir_fd=spool_fd)
@@ -148,7 +148,7 @@ def open_entries(spool_fd: int, name: str) -> int:
 
 
 def _owned_by_us(fd: int, what: str) -> int:
-    """The same fd; where it is of another user's directory it is closed, and that is an error."""
+    """The same fd; if another user owns the directory, it is closed and SpoolError is raised."""
     uid = os.geteuid()
     if os.fstat(fd).st_uid != uid:
         os.close(fd)
@@ -181,24 +181,24 @@ def live_ids(spool_fd: int, prefixes: tuple[str, ...] = ("",)) -> list[str]:
 
 
 def ended_ids(spool_fd: int, prefixes: tuple[str, ...] = ("",)) -> list[str]:
-    """The ids in .ended/: runs that have ended and were not collected."""
+    """The ids in .ended/: runs that have ended and are not collected."""
     return _entries(spool_fd, ENDED, prefixes)
 
 
 def all_ids(spool_fd: int, prefixes: tuple[str, ...] = ("",)) -> list[str]:
-    """The ids of all run directories, the collected ones too: costs as much as there is history."""
+    """The ids of all run directories, also of collected runs; the cost grows with the history."""
     return _ids(spool_fd, prefixes)
 
 
 def has_lock(spool_fd: int, run_id: str) -> bool:
-    """Whether a run's lock is there, held or not: it goes with the last step of an ending."""
+    """Whether a run has its lock file, locked or not; the last step of an ending deletes it."""
     return found(spool_fd, f"{run_id}/{LOCK}") is not None
 
 
 def hidden_directories(spool_fd: int, kind: str) -> list[str]:
     """
-    The names of run directories that are being built (NEW) or deleted (GONE), or whose maker died
-    at it.
+    The names of run directories that are being built (NEW) or deleted (GONE), also of those that a
+    dead process left so.
     """
     # .RUNID.RANDOM: `.launcher.new` is a socket that is being made.
     return sorted(
@@ -227,20 +227,21 @@ def entered(spool_fd: int, names: Iterable[str] | None) -> Iterator[tuple[str, s
 
 def where_entered(spool_fd: int, run_id: str) -> str | None:
     """
-    Where the id stands: RUNNING, ENDED, or None if it is in neither, because it was collected;
-    costs the same however many there are.
+    Which directory has the entry of a run: RUNNING, ENDED, or None if the run was collected. The
+    cost does not grow with the number of entries.
     """
-    # An ending moves the entry, and then removes the lock. An entry in RUNNING of a run that has
-    # ended to its last step was left there by a second starter of the id, which died.
-    # The lock first: in the other order an ending between our looks would seem to be collected.
+    # An ending moves the entry, and then deletes the lock. If a run has ended completely and is in
+    # RUNNING, another starter of its id left the entry there and died.
+    # Look for the lock first: in the other order, a run that ends between our two looks would seem
+    # to be collected.
     is_over = not has_lock(spool_fd, run_id) and found(spool_fd, f"{run_id}/{FINAL_STATUS}")
-    # In the order in which the entries move: one that is moving is seen in either.
+    # In the order in which entries move: so an entry that is being moved is found.
     places = (ENDED,) if is_over else (RUNNING, ENDED)
     return next((where for where in places if found(spool_fd, f"{where}/{run_id}")), None)
 
 
 def remove_entry(spool_fd: int, name: str, run_id: str) -> bool:
-    """Take an entry out of RUNNING or ENDED; False if it is not there."""
+    """Remove an entry from RUNNING or ENDED; False if it is not there."""
     try:
         with owned(open_entries(spool_fd, name)) as fd:
             os.unlink(run_id, dir_fd=fd)
@@ -257,15 +258,15 @@ def remove_entry(spool_fd: int, name: str, run_id: str) -> bool:
 
 def sweep_entry(spool_fd: int, running_fd: int, run_id: str) -> bool:
     """
-    Take an entry that no run needs out of .running/.
+    Remove an entry that no run needs from .running/.
 
-    Only while no starter is at work (rule W1): an entry may be there a moment before its run, and
-    two starters of one id share one. While a starter works the entry stays for the next `reap`.
+    This is done only while no starter works (rule W1): an entry appears a moment before its run,
+    and two starters of one id share an entry. Otherwise the entry stays for the next `reap`.
 
     Args:
-        running_fd (int): Of .running/; the lock on it is taken exclusively, or lost.
+        running_fd (int): Of .running/. Its lock is taken exclusively; a shared one may be lost.
     Returns:
-        bool: Whether it was removed: its run is not there, or has ended completely.
+        bool: Whether it was removed: its run does not exist, or has ended completely.
     """
     try:
         if not locks.try_take(running_fd):
@@ -285,16 +286,16 @@ def sweep_entry(spool_fd: int, running_fd: int, run_id: str) -> bool:
 
 def open_plain(directory_fd: int, name: str, flags: int = os.O_RDONLY) -> int:
     """
-    Open one of our own files in a run directory.
+    Open a file of a run directory.
 
     Args:
         flags (int): As for open(2).
     Returns:
         int: Its fd; the caller closes it.
     Raises:
-        FileNotFoundError: If it is not there.
-        SpoolError: If it can't be opened (the control FIFO: ENXIO when nobody reads it), or is a
-            planted link or someone else's.
+        FileNotFoundError: If it is missing.
+        SpoolError: If it can't be opened (the control FIFO: ENXIO if no process reads it), is a
+            planted link, or belongs to another user.
     """
     try:
         fd = os.open(name, flags | FILE, 0o600, dir_fd=directory_fd)
@@ -304,7 +305,8 @@ def open_plain(directory_fd: int, name: str, flags: int = os.O_RDONLY) -> int:
         raise failure(f"open {name!r}", error) from error
     ours, kind = os.fstat(fd), stat.S_IFIFO if name == CONTROL else stat.S_IFREG
     is_ours = stat.S_IFMT(ours.st_mode) == kind and ours.st_uid == os.geteuid()
-    # A second link is a backup's (`cp -al`, rsnapshot), or was planted: by who may write here.
+    # A second link belongs to a backup (`cp -al`, rsnapshot); or it was planted, by a user who may
+    # write to this directory.
     if not is_ours or (ours.st_nlink > 1 and os.fstat(directory_fd).st_mode & 0o022):
         os.close(fd)
         want = "FIFO" if kind == stat.S_IFIFO else "file"
@@ -315,20 +317,20 @@ def open_plain(directory_fd: int, name: str, flags: int = os.O_RDONLY) -> int:
 
 
 def create_plain(directory_fd: int, name: str, flags: int = os.O_WRONLY) -> int:
-    """Make a file that was not there; its fd, which the caller closes."""
+    """Create a new file, and return its fd; the caller closes it."""
     return os.open(name, flags | os.O_CREAT | os.O_EXCL | FILE, 0o600, dir_fd=directory_fd)
 
 
 def unlink(name: str, dir_fd: int) -> None:
-    """Remove a file, if that can be done."""
+    """Delete a file; a failure is ignored."""
     try:
         os.unlink(name, dir_fd=dir_fd)
-    except OSError:  # reap sweeps a file that is left behind; it never hides the status
+    except OSError:  # `reap` deletes a file that is left here; it never hides the status
         pass
 
 
 def remove_tree(spool_fd: int, name: str) -> None:
-    """Delete a directory of plain files; one that is not there is no error."""
+    """Delete a directory that contains only files; a failure is ignored."""
     try:
         fd = os.open(name, DIRECTORY, dir_fd=spool_fd)
     except OSError:
@@ -343,7 +345,7 @@ def remove_tree(spool_fd: int, name: str) -> None:
 
 
 def read_json(directory_fd: int, name: str) -> object:
-    """The value, or None where the file is missing, torn or no JSON."""
+    """The JSON value of a file; None if the file is missing, torn or not JSON."""
     try:
         with owned(open_plain(directory_fd, name)) as fd:
             if os.fstat(fd).st_size > jsontext.LIMIT:
@@ -354,18 +356,18 @@ def read_json(directory_fd: int, name: str) -> object:
         return None
 
 
-# -- how a reader looks
+# -- run directories, as a reader opens them
 
 
 def open_run(spool_fd: int, run_id: str) -> int:
     """
-    Open a run directory to look into it.
+    Open a run directory.
 
     Returns:
-        int: A directory's fd; the caller closes it.
+        int: The fd of the directory; the caller closes it.
     Raises:
-        NoRunError: If it is not there.
-        SpoolError: If it is no directory of ours.
+        NoRunError: If there is no such run.
+        SpoolError: If it is not a directory of this user.
     """
     if not is_run_id(run_id):
         raise NoRunError(f"unable to find run {run_id!r}: that is not a valid run id", errno.ENOENT)
@@ -379,6 +381,6 @@ def open_run(spool_fd: int, run_id: str) -> int:
 
 
 def is_path_of(spool_fd: int, run_id: str, run_fd: int) -> bool:
-    """Whether the run directory at that name still is the one that was opened."""
+    """Whether the run directory with this name is still the one that was opened."""
     now = found(spool_fd, run_id)
     return now is not None and os.path.samestat(now, os.fstat(run_fd))

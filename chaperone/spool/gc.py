@@ -1,8 +1,8 @@
 """
-Retention: which ended runs are deleted, and deleting them so that no reader, no other gc and no
-crash is harmed.
+Retention: which ended runs are deleted, and how, so that no reader, no other gc and no crash can do
+harm.
 
-Knows: ages, sizes, what may stand in the way.  Must not know: the command line.
+Knows: ages, sizes, what may hinder a deletion.  Must not know: the command line.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Ended:
     An ended run that may be deleted.
 
     Attributes:
-        ended_s (float): When its status was published, seconds since the epoch.
-        bytes (int): What it takes on disk.
-        failed (bool): It did not end with code 0; False where nobody asked.
-        uncollected (bool): Its entry is there: no scheduler has committed its ending.
+        ended_s (float): When its status was published, in seconds since the epoch.
+        bytes (int): Its size on disk; 0 if it was not asked for.
+        failed (bool): Whether it did not end with code 0; False if that was not asked for.
+        uncollected (bool): Whether it still has its entry: no scheduler has committed its ending.
     """
 
     run_id: str
@@ -46,18 +46,18 @@ class Ended:
 @attrs.frozen(kw_only=True)
 class Summary:
     """
-    What gc did, or with `dry_run` would have done.
+    What gc did, or would do without `dry_run`.
 
     Attributes:
-        removed (list): Run ids, oldest first.
+        removed (list): The ids of the deleted runs, oldest first.
         freed (int): Bytes on disk.
-        kept (int): Ended runs that are still there.
-        kept_bytes (int): What they take; more than `max_bytes` where `keep_failed_s` protects them.
-            0 where nobody asked.
-        spared (int): Those of the kept runs that were to be deleted, but no scheduler has collected
-            them.
-        live (int): Runs that live, may be adopted, or wait for `reap`: never touched.
-        swept (int): Deletions that another gc had left half done.
+        kept (int): How many ended runs are left.
+        kept_bytes (int): Their size on disk, 0 if it was not asked for. It is more than `max_bytes`
+            if `keep_failed_s` protects them.
+        spared (int): How many of the kept runs were not deleted only because no scheduler has
+            collected them.
+        live (int): How many runs live, can be adopted, or wait for `reap`; gc never touches them.
+        swept (int): How many deletions of a gc that died were finished.
         failed (list): Sentences about what could not be deleted.
     """
 
@@ -84,20 +84,20 @@ def gc(
     Delete ended runs that were collected.
 
     Args:
-        spool_path (str): A spool that is there.
-        older_s (float): Those that ended longer ago, seconds; None for none by age.
-        keep_failed_s (float): But those that failed only if they ended longer ago than this,
-            whatever else is asked.
-        max_bytes (int): Then the oldest, until what is left takes no more on disk; live runs are
-            not counted.
-        dry_run (bool): Delete nothing; it looks even while another gc or reap is at work.
-        progress: Called with how many runs were looked at or deleted, and of how many.
-        uncollected (bool): Delete the runs, too, that no scheduler has collected. Without this they
-            are spared: the scheduler that is to take their ending may only be late.
+        spool_path (str): Of an existing spool.
+        older_s (float): Delete runs that ended more than so many seconds ago; None for none by age.
+        keep_failed_s (float): Keep failed runs that ended less than so many seconds ago, whatever
+            the other arguments say.
+        max_bytes (int): Then delete the oldest, until the ended runs take no more than this on
+            disk; live runs are not counted.
+        dry_run (bool): Delete nothing. This works even while another gc or reap works.
+        progress: Called with how many runs were looked at or deleted, and how many there are.
+        uncollected (bool): Also delete runs that no scheduler has collected. Otherwise they are
+            spared: their scheduler may only be late.
     Returns:
-        Summary: Also of a second gc that was killed in between: it goes on where the first one was.
+        Summary: What was deleted and what is left.
     Raises:
-        BusyError: If another gc or reap is at work.
+        BusyError: If another gc or reap works.
         SpoolError: If the spool can't be used.
     """
     report = progress or (lambda done, of: None)
@@ -140,7 +140,8 @@ def _sentence(verb: str, error: OSError) -> str:
     return str(error if isinstance(error, SpoolError) else format.failure(verb, error))
 
 
-# What comes before a run may be deleted; a chaperone that has published its end is soon gone.
+# What a user must do before a run in this state can be deleted. A chaperone that has published the
+# end of its run is gone soon: then it is enough to wait.
 FIRST = {"unattended": "adopt", "lost": "reap"} | dict.fromkeys(statuses.LIVE, "stop")
 
 
@@ -149,13 +150,13 @@ def delete(spool_path: str, run_id: str) -> int:
     Delete one run that has ended, collected or not.
 
     Args:
-        spool_path (str): A spool that is there.
-        run_id (str): A whole id.
+        spool_path (str): Of an existing spool.
+        run_id (str): Its whole id.
     Returns:
-        int: The bytes on disk that are free now.
+        int: How many bytes on disk became free.
     Raises:
-        NoRunError: If it is not there.
-        BusyError: If a gc or reap is at work.
+        NoRunError: If it does not exist.
+        BusyError: If a gc or reap works.
         SpoolError: If it is live, unattended or not reaped yet (errno EBUSY), or can't be deleted.
     """
     with owned(format.open_spool(spool_path)) as spool_fd, sweep(spool_fd, spool_path):
@@ -181,7 +182,7 @@ def _looked(
     spool_fd: int, ask_failed: bool, ask_bytes: bool, report: Callable[[int, int], None]
 ) -> tuple[list[Ended], int, list[str]]:
     """
-    The ended runs, the number of the others, and sentences about those that can't be looked into.
+    The ended runs, how many others there are, and sentences about those that can't be read.
     """
     ended, live, failed = [], 0, []
     ids = format.all_ids(spool_fd)
@@ -203,8 +204,8 @@ def _looked(
 
 def _ended(spool_fd: int, run_id: str, ask_failed: bool, ask_bytes: bool) -> Ended | None:
     """
-    None where it is not certain that it has ended: a live run, an adoptable one, a lost one that
-    nobody reaped.
+    None if it is not certain that the run has ended: it lives, can be adopted, or is lost and not
+    reaped.
     """
     with owned(format.open_run(spool_fd, run_id)) as run_fd:
         ended_s = look.ended_at(run_fd)
@@ -230,7 +231,7 @@ def _chosen(
     keep_failed_s: float | None,
     max_bytes: int | None,
 ) -> list[Ended]:
-    """Those of the free ones to delete, oldest first."""
+    """Which of the `free` runs to delete, oldest first."""
     free = [
         run
         for run in free
@@ -254,12 +255,12 @@ def _removed(spool_fd: int, run_id: str) -> int:
     """
     Delete one ended run.
 
-    Its entry goes first: after the rename a new run may have the name. The rename makes the id free
-    and takes the run from all that look by path; a reader that holds an fd can't take it for a lost
-    one, because status.json is the last file to go.
+    Its entry is deleted first, because after the rename a new run may have the name. The rename
+    frees the id, and hides the run from readers that use its path. A reader with an fd can't take
+    it for a lost run, because status.json is the last file that is deleted.
 
     Returns:
-        int: The bytes that are free now.
+        int: How many bytes became free.
     """
     with (
         owned(format.open_run(spool_fd, run_id)) as run_fd,
@@ -279,8 +280,8 @@ def _removed(spool_fd: int, run_id: str) -> int:
 @contextlib.contextmanager
 def _held_lock(run_fd: int, run_id: str) -> Iterator[bool]:
     """
-    Hold the lock of a run whose ending is half done, so that no reap works on it; False where the
-    run has none any more.
+    Hold the lock of a run whose ending is incomplete, so that no reap works on it; yields False if
+    the run has no lock any more.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -297,8 +298,8 @@ def _held_lock(run_fd: int, run_id: str) -> Iterator[bool]:
 
 def _sweep_running(spool_fd: int, run_id: str) -> None:
     """
-    Remove the entry of a run whose ending was half done: it dangles now. Where a starter is at work
-    it stays until the next `reap`.
+    Remove the entry of a run whose ending was incomplete: it points to nothing now. While a starter
+    works, it stays until the next `reap`.
     """
     with owned(format.open_entries(spool_fd, format.RUNNING)) as running_fd:
         format.sweep_entry(spool_fd, running_fd, run_id)
@@ -306,8 +307,8 @@ def _sweep_running(spool_fd: int, run_id: str) -> None:
 
 def _swept(spool_fd: int) -> tuple[int, list[str]]:
     """
-    Finish what a killed gc began; what can't be deleted is reported, and keeps no other run from
-    going.
+    Finish the deletions of a gc that was killed. What can't be deleted is reported, and does not
+    hinder the others.
     """
     swept, failed = 0, []
     for name in format.hidden_directories(spool_fd, format.GONE):
@@ -321,19 +322,19 @@ def _swept(spool_fd: int) -> tuple[int, list[str]]:
 
 def _deleted(parent_fd: int, name: str) -> int:
     """
-    Delete a directory with all that is in it, whatever somebody put there; no symlink is followed.
-    The bytes that are free now.
+    Delete a directory and everything in it; no symlink is followed. Returns how many bytes became
+    free.
     """
     with owned(os.open(name, format.DIRECTORY, dir_fd=parent_fd)) as fd:
-        # Directories first, and each one in it is moved up and waits for its turn: neither the
-        # stack nor the number of open files limits how deep they may be.
+        # Directories first. Directories inside them are moved up and wait for their turn, so that
+        # neither the stack nor the number of open files limits the depth.
         waiting = _directories(fd)
         freed = 0
         while waiting:
             freed += _flattened(fd, waiting.pop(), waiting)
         files = dict(_files(fd))
-        # Readers with an fd: without the lock, with the status it has ended; without the spec it is
-        # being deleted.
+        # For readers with an fd: a run without its lock, with its status, has ended; without its
+        # spec it is being deleted.
         for file in sorted(
             files, key=lambda file: (file == format.FINAL_STATUS, file == format.SPEC)
         ):
@@ -348,8 +349,8 @@ def _directories(fd: int) -> list[str]:
 
 def _flattened(top_fd: int, name: str, waiting: list[str]) -> int:
     """
-    Delete a directory in the one that is being deleted, but for its own directories: move these
-    there, and add their new names to those that wait. The bytes that are free now.
+    Delete a directory inside the one that is being deleted. Its own directories are moved up, and
+    their new names are added to `waiting`. Returns how many bytes became free.
     """
     freed = 0
     with owned(os.open(name, format.DIRECTORY, dir_fd=top_fd)) as fd:
@@ -370,7 +371,7 @@ def _unlinked(fd: int, name: str, found: os.stat_result) -> int:
 
 
 def _files(fd: int) -> Iterator[tuple[str, Any]]:
-    """What is in a directory, as (name, stat result)."""
+    """The contents of a directory, as (name, stat result)."""
     for name in os.listdir(fd):
         try:
             yield name, os.stat(name, dir_fd=fd, follow_symlinks=False)

@@ -15,37 +15,38 @@ LAST_PAUSE_S = 0.05  # a guard drains its pipes for seconds: 20 tries a second c
 
 
 def take(fd: int) -> None:
-    """Lock a file exclusively, however long that takes; closing its last fd frees it."""
+    """Lock a file exclusively; waits as long as it takes. Closing the last fd unlocks it."""
     fcntl.flock(fd, fcntl.LOCK_EX)
 
 
 def share(fd: int) -> None:
-    """Lock a file together with others that share it, however long that takes."""
+    """Lock a file shared; waits as long as it takes."""
     fcntl.flock(fd, fcntl.LOCK_SH)
 
 
 def try_take(fd: int) -> bool:
-    """Lock a file exclusively, without waiting; False where another holds or shares the lock."""
+    """Lock a file exclusively, without waiting; False if it is locked, exclusively or shared."""
     return _tried(fd, fcntl.LOCK_EX)
 
 
 def try_share(fd: int) -> bool:
     """
-    Lock a file shared, without waiting; False where another holds the lock.
+    Lock a file shared, without waiting; False if it is locked exclusively.
 
-    This is the probe of rule R4: two of them never disturb each other.
+    This is the probe of rule R4: two probes never disturb each other.
     """
     return _tried(fd, fcntl.LOCK_SH)
 
 
 def take_within(fd: int, patience_s: float) -> bool:
     """
-    Lock a file exclusively, and wait some seconds for those that hold or share the lock.
+    Lock a file exclusively, and wait some seconds until it is unlocked.
 
-    Polled, because flock(2) waits for ever and an alarm would need a signal of this process.
+    It polls, because flock(2) waits without a limit, and an alarm would need a signal of this
+    process.
 
     Returns:
-        bool: False where the lock was not free within `patience_s`; at least one try is made.
+        bool: False if the file was not unlocked within `patience_s`; at least one try is made.
     """
     deadline = time.monotonic() + patience_s
     pause_s = FIRST_PAUSE_S
@@ -59,10 +60,10 @@ def take_within(fd: int, patience_s: float) -> bool:
 
 def try_take_for_process(fd: int) -> bool:
     """
-    Lock a file for this process alone, without waiting; False where another process holds it.
+    Lock a file for this process, without waiting; False if another process has locked it.
 
-    A lock of fcntl(2), not of flock(2): a forked child does not inherit it, and it falls as soon as
-    this process closes any fd of the file.
+    This is a lock of fcntl(2), not of flock(2): a forked child does not inherit it, and it ends as
+    soon as this process closes any fd of the file.
     """
     try:
         fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,9 +1,8 @@
 """
-How a reader looks into a run: its lock, its lease, its status, its streams; and how it asks
-something of it.
+How a reader looks at a run: its lock, its lease, its status, its streams; and how it sends a
+request to it.
 
-Knows: rules R1 to R5, clocks, and what tells one boot of this host from the next.  Must not know:
-processes, signals, ssh.
+Knows: rules R1 to R5, clocks, the boot id of this host.  Must not know: processes, signals, ssh.
 """
 
 from __future__ import annotations
@@ -30,11 +29,10 @@ PREAD = 1024 * 1024  # bytes
 
 def pulse(run_fd: int) -> bool | None:
     """
-    Whether the chaperone lives: a probe that disturbs neither it nor other probes (rule R4).
+    Whether the chaperone lives. The probe disturbs neither the chaperone nor other probes (R4).
 
     Returns:
-        bool: True while the lock is held, False when it is free; None when there is no lock any
-            more.
+        bool: True if the lock is held, False if it is free; None if the lock file is gone.
     """
     try:
         fd = format.open_plain(run_fd, format.LOCK)
@@ -45,20 +43,20 @@ def pulse(run_fd: int) -> bool | None:
 
 
 def read_spec(run_fd: int) -> dict[str, Any]:
-    """The spec with `version` and `key`; {} where it can't be read."""
+    """The spec with `version` and `key`; {} if it can't be read."""
     value = format.read_json(run_fd, format.SPEC)
     return value if isinstance(value, dict) else {}
 
 
 def key_in(run_fd: int) -> str:
-    """A run's key, by an fd of its run directory; "" where it can't be read."""
+    """The key of a run, by an fd of its run directory; "" if it can't be read."""
     key = read_spec(run_fd).get("key")
     return key if isinstance(key, str) else ""
 
 
 def key_of(spool_fd: int, run_id: str) -> str | None:
     """
-    The key of the run directory of that name; "" where it can't be read, None if there is none.
+    The key of a run, by its id; "" if it can't be read, None if there is no such run.
     """
     try:
         fd = format.open_run(spool_fd, run_id)
@@ -70,7 +68,8 @@ def key_of(spool_fd: int, run_id: str) -> str | None:
 
 def key_at(path: str, run_id: str) -> str | None:
     """
-    The random key of a run, "" where it can't be read; None if there is no such run, or no spool.
+    The key of a run, by the path of its spool; "" if it can't be read, None if there is no such
+    run or no spool.
     """
     try:
         spool_fd = format.open_spool(path)
@@ -81,7 +80,7 @@ def key_at(path: str, run_id: str) -> str | None:
 
 
 def read_final(run_fd: int, run_id: str) -> dict[str, Any] | None:
-    """The published final status; None where there is none."""
+    """The published final status; None if there is none."""
     return statuses.final_known(format.read_json(run_fd, format.FINAL_STATUS), run_id)
 
 
@@ -95,23 +94,23 @@ def read_live(run_fd: int, run_id: str) -> dict[str, Any]:
 
 
 def ended_at(run_fd: int) -> float | None:
-    """When a final status was published, seconds since the epoch; None if none was."""
+    """When the final status was published, in seconds since the epoch; None if it was not."""
     final = format.found(run_fd, format.FINAL_STATUS)
     return None if final is None else final.st_mtime
 
 
 def look(run_fd: int, run_id: str) -> tuple[bool, dict[str, Any]]:
     """
-    The state of a run as a reader may conclude it (rules R1 and R3).
+    The status of a run, as a reader concludes it (rules R1 and R3).
 
     Args:
         run_fd (int): From `open_run`.
     Returns:
-        tuple: Whether its chaperone lives, and a status; `lost` or `unattended` where that has to
-            be concluded.
+        tuple: Whether its chaperone lives, and the status; its state is `lost` or `unattended` if
+            the chaperone died.
     Raises:
         NoRunError: If the run directory is being deleted.
-        SpoolError: If somebody planted in it what is not ours.
+        SpoolError: If one of its files is a planted link or belongs to another user.
     """
     for again in (False, True):
         alive = pulse(run_fd)
@@ -120,13 +119,12 @@ def look(run_fd: int, run_id: str) -> tuple[bool, dict[str, Any]]:
         if final is not None:
             return False, final
         if not alive or status["create_time"] is not None or again:
-            break  # else it may have ended between our looks: then now status.json is there
+            break  # otherwise it may have ended between our looks, and status.json exists now
     if alive:
         return True, status
     spec = read_spec(run_fd)
-    if (
-        not spec and pulse(run_fd) is None
-    ):  # gc takes lock and spec away before status.json, whatever was there at our first look
+    # gc deletes the lock and the spec before status.json; ask again, as our first look may be old.
+    if not spec and pulse(run_fd) is None:
         raise NoRunError(f"unable to look into run {run_id!r}: it is being deleted", errno.ENOENT)
     if leased_s(run_fd, spec, status["boot_id"]) > 0:
         return False, transitions.unattended(status)
@@ -135,8 +133,8 @@ def look(run_fd: int, run_id: str) -> tuple[bool, dict[str, Any]]:
 
 def leased_s(run_fd: int, spec: dict[str, Any], boot: str | None) -> float:
     """
-    As `left_s`, by the times of the lock, which the chaperone touches whenever it hears from the
-    far side.
+    As `left_s`, with the times of the lock, which the chaperone sets whenever it hears the far
+    side.
     """
     lock = format.found(run_fd, format.LOCK)
     return 0.0 if lock is None else left_s(lock, spec, boot)
@@ -144,10 +142,11 @@ def leased_s(run_fd: int, spec: dict[str, Any], boot: str | None) -> float:
 
 def open_stream(run_fd: int, stream: str) -> int:
     """
-    Open a stream to read it by offset.
+    Open a stream for reading.
 
     Raises:
-        SpoolError, FileNotFoundError: If it is not there or not ours.
+        FileNotFoundError: If it is missing.
+        SpoolError: If it is not a file of this user.
     """
     if stream not in (*format.STREAMS, format.LOG):
         raise SpoolError(
@@ -176,7 +175,7 @@ def read_stream(run_fd: int, stream: str, offset: int, size: int) -> bytes:
 
 
 def stream_size(run_fd: int, stream: str) -> int:
-    """How many bytes a stream has; 0 where it is not there: an empty log goes when the run ends."""
+    """How many bytes a stream has; 0 if it is missing, as an empty log is after the run's end."""
     try:
         with owned(open_stream(run_fd, stream)) as fd:
             return os.fstat(fd).st_size
@@ -203,10 +202,10 @@ def _is_unlocked(run_fd: int, stream: str) -> bool:
 
 def collect(spool_fd: int, run_id: str) -> None:
     """
-    Take the entry of a run that has ended out of .ended/; nothing to do when it is not there.
+    Remove the entry of an ended run from .ended/; does nothing if it is not there.
 
-    If its chaperone was killed before it could move the entry, it is taken out of .running/: else
-    the run would come back for the next follower, who would deliver its end a second time.
+    If the chaperone was killed before it could move the entry, it is removed from .running/.
+    Otherwise the next follower would find the run again, and deliver its end a second time.
     """
     if not is_run_id(run_id) or format.remove_entry(spool_fd, format.ENDED, run_id):
         return
@@ -224,11 +223,11 @@ def collect(spool_fd: int, run_id: str) -> None:
 
 def request(run_fd: int, run_id: str, asked: Request) -> None:
     """
-    Write a request to a run's control FIFO.
+    Write a request into the control FIFO of a run.
 
     Raises:
-        NoRunError: If no chaperone is there to read it.
-        SpecError: If it can't be meant so.
+        NoRunError: If its chaperone is not running.
+        SpecError: If the request is invalid.
         SpoolError: If it can't be written.
     """
     data = asked.line(run_id)
@@ -250,41 +249,40 @@ def request(run_fd: int, run_id: str, asked: Request) -> None:
 
 def stamp() -> tuple[float, float]:
     """
-    Now, as the atime and the mtime that say when the far side was last heard.
+    The current time, as the atime and the mtime that record when the far side was last heard.
 
     Returns:
-        tuple: Seconds since boot, which no step of the wall clock changes, and since the epoch,
-            which a boot does not end.
+        tuple: Seconds since the boot, which a step of the wall clock does not change; and seconds
+            since the epoch, which are still valid after a boot.
     """
     return time.clock_gettime(time.CLOCK_BOOTTIME), time.time()
 
 
 def left_s(heard: os.stat_result, spec: dict[str, Any], boot: str | None) -> float:
     """
-    How long a run may still live on without its chaperone.
+    For how many seconds a run may still live without its chaperone.
 
     Args:
         heard (os.stat_result): With the times of `stamp`.
-        spec (dict): As in spec.json; anything.
+        spec (dict): From spec.json, not checked.
         boot (str): The `boot_id` of its last status.
     Returns:
-        float: Seconds; not above 0 when its lease is over, or for a run that ends with its
-            chaperone.
+        float: Seconds. 0 or less if its lease is over, or if the run ends with its chaperone.
     """
     lease_s = spec.get("lease")
     if spec.get("on_disconnect") != "survive" or not isinstance(lease_s, (int, float)):
         return 0.0
     since_boot, now = stamp()
-    # Reading a file may change its atime to the time of day, which is far more than the time since
-    # any boot.
+    # A read may set the atime of a file to the time since the epoch, which is far more than the
+    # time since any boot.
     same_boot = boot is not None and boot == boot_id() and heard.st_atime <= since_boot
     return lease_s - (since_boot - heard.st_atime if same_boot else now - heard.st_mtime)
 
 
 def boot_id() -> str | None:
-    """What tells one boot of this host from the next; None where the kernel does not say."""
+    """A random id that this host has until its next boot; None if the kernel gives none."""
     try:
-        # Not open(): what that touches is 55 KiB of each warm run.
+        # Not open(): it would make 55 KiB more of memory private to each warm run.
         with owned(os.open("/proc/sys/kernel/random/boot_id", os.O_RDONLY)) as fd:
             return os.read(fd, 64).decode("ascii").strip()
     except OSError:

@@ -1,9 +1,9 @@
 """
-Recovering what dead chaperones and dead starters left: missing outcomes, endings half done, build
+Repairs what dead chaperones and dead starters left: missing outcomes, incomplete endings, build
 directories.
 
-Knows: the order of the writes, who may have died between two of them.  Must not know: how a program
-is reached.  It signals nobody.
+Knows: the order of the writes, and what a death between two of them leaves.  Must not know: how a
+program is reached.  It sends no signal.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Reaped:
 
     Attributes:
         run_id (str): The run; for `swept` without a run, the name of what was removed.
-        done (str): `lost` (a final status was published), `finished` (an ending was), `swept`
-            (leftovers were removed), or nothing was to be done: `alive`, `ended`, `unattended` (it
-            may be adopted), `waiting` (its guard is still at work); or `failed`.
+        done (str): `lost` (its final status was published), `finished` (its ending was completed),
+            `swept` (leftovers were removed), `failed`; or nothing was done: `alive`, `ended`,
+            `unattended` (it can be adopted), `waiting` (its guard still works).
         says (str): The same as a sentence.
     """
 
@@ -53,15 +53,15 @@ def reap(spool_path: str, run_ids: list[str] | None = None) -> list[Reaped]:
     half done (rule R6).
 
     Args:
-        spool_path (str): A spool that is there.
-        run_ids (list): Only these, each under its own lock, whatever else is at work; None for a
-            sweep of all that may need it, and of what was left of starts that died.
+        spool_path (str): Of an existing spool.
+        run_ids (list): Only these runs, each under its own lock, also while another sweep works.
+            None for a sweep of all runs that may need it, and of what dead starters left.
     Returns:
         list: Of `Reaped`, in the order of the ids.
     Raises:
-        BusyError: If another sweep is at work.
+        BusyError: If another sweep works.
         SpoolError: If the spool can't be used.
-        NoRunError: If one of `run_ids` is not there.
+        NoRunError: If one of `run_ids` does not exist.
     """
     with owned(format.open_spool(spool_path)) as spool_fd:
         for name in (format.RUNNING, format.ENDED):
@@ -83,7 +83,7 @@ def _reaped_all(spool_fd: int, path: str, others: list[str]) -> Iterator[Reaped]
     for run_id in sorted({*format.live_ids(spool_fd), *others}):
         try:
             yield _reaped(spool_fd, path, run_id)
-        # A start that died before its run appeared, or gc took the run: `_swept` clears it.
+        # Its starter died before the run appeared, or gc deleted the run: `_swept` clears up.
         except NoRunError:
             pass
 
@@ -114,7 +114,7 @@ def _reaped(spool_fd: int, path: str, run_id: str) -> Reaped:
 
 
 def _needs_nothing(spool_fd: int, run_fd: int, run_id: str) -> tuple[str, str] | None:
-    """Why a run is left as it is, as `Reaped` has it; None where its lock is to be taken."""
+    """Why a run is left as it is, as (done, says); None if its lock is to be taken."""
     pulse = look.pulse(run_fd)
     if pulse:
         return "alive", "its chaperone is running"
@@ -148,13 +148,13 @@ def _adoptable_s(run_fd: int, run_id: str) -> float:
 
 
 def _recovered(run: RunDirectory) -> tuple[str, str]:
-    """What was done for a run whose lock we hold, and a sentence."""
+    """Repair a run whose lock we hold; returns (done, says)."""
     spec = look.read_spec(run.fd)
     durable = spec.get("durable") is True
     final = look.read_final(run.fd, run.run_id)
     if final is not None:
-        # In neither place: if this host was booted since, a power cut may have taken the entry;
-        # otherwise it was collected.
+        # A run without an entry was collected; but if this host was booted since, a power failure
+        # may have lost the entry.
         if final["boot_id"] != look.boot_id() and not run.has_entry():
             run.enter()
         run.end(durable)
@@ -175,7 +175,7 @@ def _recovered(run: RunDirectory) -> tuple[str, str]:
 def _lost(
     run: RunDirectory, spec: dict[str, Any], status: dict[str, Any], left_s: float
 ) -> dict[str, Any]:
-    """The final status, with all that is still known."""
+    """The final status, with everything that is still known."""
     now_ns = time.time_ns()
     message = transitions.DIED
     gone_by = None
@@ -195,8 +195,8 @@ def _lost(
 
 def _far_end_s(spec: dict[str, Any], lease_s: object) -> float | None:
     """
-    In how many seconds the far side has certainly ended the program by itself; None where nothing
-    there would.
+    After how many seconds the far side has certainly ended the program by itself; None if nothing
+    there does.
     """
     stop, remote = spec.get("stop"), spec.get("remote")
     grace_s = stop.get("grace_period") if isinstance(stop, dict) else None
@@ -234,6 +234,6 @@ def _swept_directory(name: str, is_gone: bool) -> Reaped:
     if is_gone:
         says = "it was removed: its chaperone died before the run appeared"
         return Reaped(run_id=name, done="swept", says=says)
-    # Planted: no starter makes anything but a directory of files.
+    # It was planted: a starter makes only directories that contain files.
     says = "it is left as it is: want a directory that contains only files"
     return Reaped(run_id=name, done="failed", says=says)

@@ -22,32 +22,33 @@ if TYPE_CHECKING:
     from ..program.guard import Guard
     from .timeline import Timeline
 
-# Of the log, kept for a disk that refuses: some hundred lines, as much as a pipe's buffer.
+# Bytes of the log that are kept while the disk refuses them: some hundred lines.
 UNWRITTEN_BYTES = 65_536
 
 
 class RunDirectory:
     """
-    A run directory as its chaperone holds it: locked from before it is visible until its last file
+    A run directory as its chaperone holds it: locked before it is visible, and until its last file
     is written.
 
     Attributes:
         run_id (str): Its name.
-        key (str): Random; tells a reused id apart.
+        key (str): Random; it distinguishes the run from a later one with the same id.
         streams (dict): `stdout` and `stderr` to fds, O_APPEND.
         log_fd, control_fd (int): The log, O_APPEND; the FIFO, read and write, non-blocking.
-        path (str): As the spool's path was given, for programs that must open a file by name.
+        path (str): Below the path of the spool as it was given, for programs that open a file by
+            name.
         started_at (float): For an adopted run: when its program was started, on the monotonic clock
-            of this boot; None where that is not known.
-        timeline (Timeline): Closed with the run; None for a run that keeps none.
+            of this boot; None if that is not known.
+        timeline (Timeline): Closed with the run; None if the run has none.
     """
 
     def __init__(
         self, spool_fd: int, path: str, run_id: str, key: str, fd: int, lock_fd: int
     ) -> None:
         """
-        For `create` and `take_over`: `fd` and `lock_fd` become its own, of `spool_fd` it keeps a
-        copy.
+        `create` and `take_over` make it. It closes `fd` and `lock_fd`, and keeps a copy of
+        `spool_fd`.
         """
         self.spool_fd = os.dup(spool_fd)
         self.path = path
@@ -70,13 +71,13 @@ class RunDirectory:
 
     def tell(self, line: bytes) -> bool:
         """
-        Append to the log; what the disk does not take now is tried again with the next line, and
-        when the run ends, up to UNWRITTEN_BYTES of it.
+        Append a line to the log. If the disk refuses it, it is tried again with the next line and
+        at the end of the run; at most UNWRITTEN_BYTES are kept.
 
         Args:
-            line (bytes): With its newline; b"" to try only what waits.
+            line (bytes): With its newline; b"" to try only what was refused before.
         Returns:
-            bool: Whether the disk took it.
+            bool: Whether the disk took everything.
         """
         self._unwritten += line
         try:
@@ -91,8 +92,8 @@ class RunDirectory:
 
     def hand_to(self, guard: Guard, max_bytes: int | None) -> None:
         """
-        Hand over to the guard what a dead chaperone's output goes to, and the file for its word: an
-        fd of `lock` that was opened for it alone, and so without the lock.
+        Give the guard the streams and the log, so that it can go on if this chaperone dies; and an
+        fd of `lock` for its word, opened again and therefore without the lock.
 
         Args:
             max_bytes (int): How much of a stream is kept; None for all.
@@ -101,7 +102,7 @@ class RunDirectory:
             guard.take_run([*self.streams.values(), self.log_fd, word], max_bytes)
 
     def guards_word(self) -> list[int] | None:
-        """The processes that a dead chaperone's guard had to leave; None where it left no word."""
+        """The pids that a dead chaperone's guard could not kill; None if it left no word."""
         line, end, _ = os.pread(self.lock_fd, 65_536, 0).partition(b"\n")
         first, *rest = line.split() or [b""]
         if not end or first != b"left" or not all(word.isdigit() for word in rest):
@@ -110,25 +111,25 @@ class RunDirectory:
 
     def open_stream(self, stream: str) -> int:
         """
-        A further O_APPEND fd of a stream, to be given to the program itself; the caller closes it.
+        One more fd of a stream, O_APPEND, for the program itself; the caller closes it.
         """
         fd = format.open_plain(self.fd, stream, os.O_WRONLY | os.O_APPEND)
-        # The program must not see a flag that only guards us against planted FIFOs.
+        # Without O_NONBLOCK: we need it only against planted FIFOs, the program must not have it.
         os.set_blocking(fd, True)
         return fd
 
     def replace_running(self, status: dict[str, Any]) -> str | None:
         """
-        Replace running.json; it stays as it was where that fails, for no bookkeeping may harm the
+        Replace running.json. If that fails the old one stays, because bookkeeping must not harm the
         run (rule W5).
 
         Returns:
-            str: Why it failed; None when it did not.
+            str: Why it failed; None if it did not.
         """
         try:
             try:
                 fd = format.create_plain(self.fd, format.BUILDING)
-            # Left by a chaperone that was killed here, or planted: we never write into it.
+            # It is left from a chaperone that was killed here, or planted: never write into it.
             except FileExistsError:
                 os.unlink(format.BUILDING, dir_fd=self.fd)
                 fd = format.create_plain(self.fd, format.BUILDING)
@@ -142,11 +143,11 @@ class RunDirectory:
 
     def publish(self, status: dict[str, Any], durable: bool = False) -> None:
         """
-        Make the final status appear, streams' ends first (rules W3 and W4), into the room that was
-        reserved.
+        Publish the final status, after the end of each stream (rules W3 and W4). It is written into
+        the room that was reserved for it.
 
         Raises:
-            OSError: If it can't appear; the run then stays without a final status.
+            OSError: If it can't be published; then the run has no final status.
         """
         if self.timeline is not None:
             self.timeline.end()
@@ -158,7 +159,7 @@ class RunDirectory:
         os.ftruncate(self._reserved_fd, len(text))
         lines = () if self.timeline is None else (self.timeline.fd,)
         for fd in (*self.streams.values(), *lines, self._reserved_fd):
-            # An empty stream has no end that could be lost, and each fsync writes to the journal.
+            # An empty stream has nothing to lose, and each fsync writes to the journal.
             if os.fstat(fd).st_size:
                 _sync(fd)
         os.rename(format.RESERVED, format.FINAL_STATUS, src_dir_fd=self.fd, dst_dir_fd=self.fd)
@@ -167,8 +168,8 @@ class RunDirectory:
 
     def _find_reserved(self) -> None:
         """
-        If `.status` was removed or replaced, make it again: what is written into an unlinked file
-        would never appear.
+        If `.status` was removed or replaced, make it again: a status in an unlinked file could not
+        be published.
         """
         there = format.found(self.fd, format.RESERVED)
         if there is None or not os.path.samestat(there, os.fstat(self._reserved_fd)):
@@ -179,10 +180,10 @@ class RunDirectory:
 
     def end(self, durable: bool = False) -> None:
         """
-        Clear what only a live run has, move its entry to .ended/, release the lock last (rule W4).
+        Delete what only a live run has, move its entry to .ended/, unlock last (rule W4).
 
-        The outcome is published by now, so nothing is raised any more: where the entry can't be
-        moved the lock file stays, and `reap` finishes the ending.
+        The outcome is published, so nothing raises here. If the entry can't be moved, the lock file
+        stays, and `reap` finishes the ending.
         """
         for name in (format.CONTROL, format.LIVE_STATUS, format.BUILDING, format.RESERVED):
             format.unlink(name, self.fd)
@@ -195,8 +196,8 @@ class RunDirectory:
 
     def _move_entry(self, durable: bool) -> bool:
         """
-        From .running/ to .ended/; one that is in neither was collected, for the status has been
-        visible for a while.
+        Move the entry from .running/ to .ended/. If it is not there, it was collected already: the
+        status was visible before.
         """
         try:
             with (
@@ -213,7 +214,7 @@ class RunDirectory:
         return True
 
     def close(self) -> None:
-        """Close every fd; the lock goes last, and with it the pulse."""
+        """Close every fd; the lock is last, and ends the pulse."""
         if self.timeline is not None:
             self.timeline.close()
             self.timeline = None
@@ -226,27 +227,26 @@ class RunDirectory:
                 setattr(self, name, -1)
 
     def size_of(self, stream: str) -> int:
-        """How long a stream is on disk, in bytes."""
+        """The length of a stream on disk, in bytes."""
         return os.fstat(self.streams[stream]).st_size
 
     def has_entry(self) -> bool:
-        """Whether the run has its entry, in .running/ or already in .ended/."""
+        """Whether the run has an entry, in .running/ or in .ended/."""
         return format.where_entered(self.spool_fd, self.run_id) is not None
 
     def enter(self) -> None:
-        """Make the entry in .running/ again, if it is not there; `end` moves it on."""
+        """Make the entry in .running/ again if it is missing; `end` moves it to .ended/."""
         with owned(format.open_entries(self.spool_fd, format.RUNNING)) as fd:
             _enter(fd, self.run_id)
 
     def is_there(self) -> bool:
         """
-        Whether the run directory still has a name: nothing can be published into one that was
-        removed.
+        Whether the run directory still exists: nothing can be published in a removed one.
         """
         return os.fstat(self.fd).st_nlink > 0
 
     def is_in_place(self) -> bool:
-        """Whether its path still leads to it; True where that can't be told."""
+        """Whether its path still leads to it; True if that can't be known."""
         try:
             return os.path.samestat(os.stat(self.path), os.fstat(self.fd))
         except OSError as error:
@@ -254,8 +254,8 @@ class RunDirectory:
 
     def touch(self) -> None:
         """
-        Record when the far side was last heard, as the times of `lock`; where the disk refuses, an
-        earlier time stays, and the run is not harmed. Times need no room on a full disk.
+        Record that the far side was heard now, in the times of `lock`, which need no room on a full
+        disk. If the disk refuses, the earlier time stays, and the run goes on.
         """
         try:
             os.utime(self.lock_fd, look.stamp())
@@ -264,31 +264,32 @@ class RunDirectory:
 
     def mark_start(self, monotonic_s: float) -> None:
         """
-        Record when the program was started, for an adopter, as the atime of `.status`: nothing
-        reads that file, so that nothing changes its atime.
+        Record when the program was started, for a chaperone that adopts the run: in the atime of
+        `.status`. Nothing reads that file, so nothing else changes its atime.
         """
         try:
             os.utime(self._reserved_fd, (monotonic_s, os.fstat(self._reserved_fd).st_mtime))
-        except OSError:  # then an adopter takes the wall clock
+        except OSError:  # then a chaperone that adopts the run uses the wall clock
             pass
 
     def read_start(self) -> None:
-        """Learn what `mark_start` recorded, to adopt a run in the boot in which it was started."""
+        """Read what `mark_start` recorded; it is valid in the same boot of this host."""
         self.started_at = os.fstat(self._reserved_fd).st_atime
 
     def is_ended(self) -> bool:
-        """Whether the final status is published; asked while the lock is held, it stays so."""
+        """Whether the final status is published; while we hold the lock, the answer stays true."""
         return look.read_final(self.fd, self.run_id) is not None
 
     def open_files(self, flags: int) -> None:
         """
-        Open what a chaperone writes to; O_CREAT makes what is not there, O_EXCL refuses what is.
+        Open the files that a chaperone writes to; O_CREAT makes missing ones, O_EXCL refuses
+        existing ones.
         """
         for stream in format.STREAMS:
             self.streams[stream] = format.open_plain(
                 self.fd, stream, os.O_WRONLY | os.O_APPEND | flags
             )
-            # Shared with the guard, so that `reap` and `adopt` wait until the pipes are drained.
+            # The guard shares this lock, so `reap` and `adopt` wait until it has drained the pipes.
             locks.share(self.streams[stream])
         self.log_fd = format.open_plain(self.fd, format.LOG, os.O_WRONLY | os.O_APPEND | flags)
         try:
@@ -304,7 +305,7 @@ class RunDirectory:
 def _sync(fd: int) -> None:
     try:
         os.fsync(fd)
-    # EIO here loses what a power cut would lose; to give up the outcome as well would lose more.
+    # After EIO here, a power failure may lose bytes; to drop the outcome too would lose more.
     except OSError:
         pass
 
@@ -321,21 +322,22 @@ def create(
     made: Callable[[RunDirectory], None] = lambda run: None,
 ) -> RunDirectory:
     """
-    Make a run directory appear, already locked (rule W1); the rename alone decides who starts a
-    run.
+    Make a run directory visible, locked from the start (rule W1). The rename decides which of
+    several starters of an id wins.
 
     Args:
-        path (str): The spool's, absolute; made if it is not there.
-        spec (dict): Canonical, its `id` filled in; as it is to be kept in spec.json.
-        secrets (dict): The spec as it is to be run, for the size of what the final status repeats.
+        path (str): The spool's path, absolute; the spool is made if it is missing.
+        spec (dict): Canonical, with its `id`, as it is kept in spec.json.
+        secrets (dict): The spec with its secrets: the final status repeats parts of it, and needs
+            room for them.
         status (dict): `starting`.
-        key (str): Random; stays with the run.
-        made: Called when all of it is there, and no reader can see it yet.
+        key (str): Random; it stays with the run.
+        made: Called when all files exist, before a reader can see them.
     Returns:
         RunDirectory: Visible and locked.
     Raises:
-        RunExistsError: If there is a run of that id.
-        SpecError: If spec.json would be too large to be read back.
+        RunExistsError: If there is a run with that id.
+        SpecError: If spec.json would be too large to be read again.
         SpoolError: If it can't be created; nothing is left behind.
     """
     run_id = spec["id"]
@@ -398,12 +400,12 @@ def _build(
         spool_fd, path, spec["id"], key, os.open(building, format.DIRECTORY, dir_fd=spool_fd), -1
     )
     try:
-        # Lock before any reader can see it: a follower's probe could make our own attempt fail.
+        # Lock before a reader can see it: a follower's probe could make our own attempt fail.
         run.lock_fd = format.create_plain(run.fd, format.LOCK, os.O_RDWR)
         locks.take(run.lock_fd)
         os.utime(run.lock_fd, look.stamp())
         text = (jsontext.dumps({"version": format.VERSION, "key": key, **spec}) + "\n").encode()
-        if len(text) > jsontext.LIMIT:  # nobody could read it back
+        if len(text) > jsontext.LIMIT:  # it could not be read again
             want = f"want {jsontext.WITHIN_LIMIT} in {format.SPEC!r}"
             raise SpecError(f"unable to create run {spec['id']!r}: {want}, got {len(text)} bytes")
         with owned(format.create_plain(run.fd, format.SPEC)) as spec_fd:
@@ -413,8 +415,8 @@ def _build(
         run.open_files(os.O_CREAT | os.O_EXCL)
         if spec["output"]["timeline"]:
             os.close(format.create_plain(run.fd, format.TIMELINE))
-        # The status repeats argv, cwd, names and labels, and over ssh the connection's argv: about
-        # the spec's text twice.
+        # The status repeats argv, cwd, names and labels, and over ssh the connection's argv: at
+        # most about twice the text of the spec.
         run.room = format.RESERVE + 2 * len(jsontext.dumps(secrets))
         os.posix_fallocate(run._reserved_fd, 0, run.room)
         unwritten = run.replace_running(status)
@@ -431,7 +433,8 @@ def _build(
 def _enter(running_fd: int, run_id: str) -> None:
     try:
         os.symlink(f"../{run_id}", run_id, dir_fd=running_fd)
-    # Another starter's of the same id, dead or alive: while we hold the lock, no reap sweeps it.
+    # It is from another starter of the id, dead or alive. No reap deletes it while we share the
+    # lock of .running/.
     except FileExistsError:
         pass
 

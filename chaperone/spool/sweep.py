@@ -1,7 +1,7 @@
 """
-One sweep of a spool at a time: `reap` and `gc` pass over all of it alone.
+One sweep of a spool at a time: `reap` and `gc` go through all runs, and never together.
 
-Knows: the file whose lock says that a sweep is at work, and whose times what it left.
+Knows: the file whose lock means that a sweep works, and whose times say what the last one left.
 Must not know: what a sweep does.
 """
 
@@ -16,25 +16,25 @@ from collections.abc import Iterator
 from ..errors import BusyError
 from . import format, look
 
-# A directory that changed so shortly before our look may change again without a new time: the
-# clock of a filesystem ticks every 4 to 10 ms, and some keep whole seconds alone.
+# A directory that has just changed may change again without a new mtime: the clock of a filesystem
+# ticks every 4 to 10 ms, and some store only whole seconds.
 TICK_NS = 2_000_000_000
 
 
 class Memory:
     """
-    What the last whole sweep of a spool has left to look at. The times of the sweep's lock keep it:
-    the atime says in which boot that sweep was, the mtime when the spool or `.ended` had changed.
+    What the last complete sweep has left for the next one. The times of the lock file store it: the
+    atime says in which boot that sweep was, the mtime when the spool or `.ended` last changed.
 
     Args:
-        spool_fd (int): The lock is there, and not taken yet: some versions of filelock empty the
-            file then, which changes its mtime.
+        spool_fd (int): Of a spool whose lock file exists and is not locked yet: some versions of
+            filelock empty the file when they lock it, which changes its mtime.
 
     Attributes:
-        is_of_this_boot (bool): Whether there was one since this host was booted, so that no power
-            cut can have taken an entry since.
-        nothing_changed (bool): Whether since then no run appeared, ended or was deleted, so that
-            there is nothing to look at but the live runs.
+        is_of_this_boot (bool): Whether there was a sweep since the last boot of this host, so that
+            no power failure can have lost an entry since.
+        nothing_changed (bool): Whether no run has appeared, ended or been deleted since, so that
+            only the live runs need a look.
     """
 
     def __init__(self, spool_fd: int) -> None:
@@ -49,7 +49,7 @@ class Memory:
         self.nothing_changed = self.is_of_this_boot and kept.st_mtime_ns == self._changed_ns
 
     def keep(self) -> None:
-        """This sweep was whole, and left nothing for the next one but the live runs."""
+        """Record that this sweep was complete: only the live runs are left for the next one."""
         if self._boot_ns is None:
             return
         is_settled = time.time_ns() - self._changed_ns > TICK_NS
@@ -66,22 +66,22 @@ def sweep(spool_fd: int, spool_path: str) -> Iterator[Memory]:
     """
     Be the only sweep of a spool while a block runs.
 
-    Of two, one could delete a run, a new run of that id could start, and the other would delete
-    that one.
+    If there were two, one could delete a run, a new run with that id could start, and the other
+    would delete the new run.
 
     Args:
         spool_fd (int): From `format.open_spool`.
-        spool_path (str): The same spool's.
+        spool_path (str): The path of the same spool.
     Yields:
-        Memory: What the last one has left to look at.
+        Memory: What the last sweep has left to look at.
     Raises:
-        BusyError: If another sweep is at work.
-        SpoolError: If the lock's file can't be made, or is a planted link or someone else's.
+        BusyError: If another sweep works.
+        SpoolError: If the lock file can't be made, is a planted link, or belongs to another user.
     """
-    import filelock  # here, because it takes 50 ms and most of those who import this never sweep
+    import filelock  # here, because it takes 50 ms and most processes with this module never sweep
 
-    # We look first: a filelock before 3.20 follows a planted symlink and empties what it leads to.
-    # No other user can plant one after our look, because the spool is ours alone to write to.
+    # Look first: filelock before 3.20 follows a planted symlink and empties the file behind it. No
+    # other user can plant one after this look, because only we can write to the spool.
     os.close(format.open_plain(spool_fd, format.SWEEP_LOCK, os.O_RDWR | os.O_CREAT))
     memory = Memory(spool_fd)
     path = os.path.join(spool_path, format.SWEEP_LOCK)

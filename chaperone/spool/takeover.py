@@ -1,8 +1,8 @@
 """
-Taking a run over whose chaperone has died, to record its end or to go on with it (rule R6).
+Takes over a run whose chaperone died, to record its end or to hold it further (rule R6).
 
-Knows: locks, and how long to wait for them.  Must not know: processes, signals, ssh, what becomes
-of the run.
+Knows: locks, and how long to wait for them.  Must not know: processes, signals, ssh, what is done
+with the run.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import time
 from . import format, locks, look
 from .run_directory import RunDirectory
 
-# Of the guard: 200 looks of 50 ms and more for what left the group, then 2 s for a pipe that stays
-# open.
+# A guard takes at most so long: 10 s for processes that die slowly, then what its pipes still hold.
 GUARD_S = 15.0
 
 
@@ -22,16 +21,16 @@ def take_over(
     spool_fd: int, path: str, run_id: str, patience_s: float = 1.0
 ) -> RunDirectory | None:
     """
-    Take the lock of a run whose chaperone has died (rule R6).
+    Take the lock of a run whose chaperone died (rule R6).
 
     Args:
-        spool_fd (int): From `spool.open_spool`; stays the caller's.
-        path (str): The spool's.
-        patience_s (float): How long readers' probes, which hold the lock for microseconds, may
-            stand in the way.
+        spool_fd (int): From `format.open_spool`; the caller closes it.
+        path (str): The path of the spool.
+        patience_s (float): How long to wait for the probes of readers, which hold the lock for
+            microseconds.
     Returns:
-        RunDirectory: Locked; it may have a final status already, see `is_ended`. None if somebody
-            holds the lock, or there is none.
+        RunDirectory: Locked; it may have a final status already, see `is_ended`. None if another
+            process holds the lock, or there is no lock.
     Raises:
         NoRunError: If there is no such run.
         SpoolError: If its files can't be opened.
@@ -39,10 +38,10 @@ def take_over(
     run_fd = format.open_run(spool_fd, run_id)
     lock_fd = -1
     try:
-        # To write, so that its close is an event for followers.
+        # For writing, so that followers get an event when it is closed.
         lock_fd = format.open_plain(run_fd, format.LOCK, os.O_RDWR)
         if (
-            locks.try_share(lock_fd)  # first: a try to take it would make a probe say "alive"
+            locks.try_share(lock_fd)  # first: while we try to take it, a probe would say "alive"
             and locks.take_within(lock_fd, patience_s)
             and _is_still(spool_fd, run_id, run_fd, lock_fd)
         ):
@@ -72,7 +71,7 @@ def take_over(
 
 
 def _is_still(spool_fd: int, run_id: str, run_fd: int, lock_fd: int) -> bool:
-    """Whether what we have locked is still the lock of the run of that name."""
+    """Whether the file that we locked is still the lock of the run with this name."""
     lock = format.found(run_fd, format.LOCK)
     return (
         lock is not None
@@ -83,16 +82,16 @@ def _is_still(spool_fd: int, run_id: str, run_fd: int, lock_fd: int) -> bool:
 
 def wait_for_guard(run: RunDirectory, patience_s: float = GUARD_S) -> bool:
     """
-    Wait until a dead chaperone's guard has killed the program's group and drained its pipes into
-    the streams.
+    Wait until the guard of a dead chaperone has killed the program's processes and drained its
+    pipes into the streams.
 
     Args:
         run (RunDirectory): From `take_over`.
     Returns:
-        bool: Whether the streams are final; a guard that still works holds a lock on them.
+        bool: Whether the streams are final; while a guard works, it shares a lock on them.
     """
     deadline = time.monotonic() + patience_s
     free = [locks.take_within(fd, deadline - time.monotonic()) for fd in run.streams.values()]
     for fd in run.streams.values():
-        locks.share(fd)  # as from the start: the guard of the next chaperone shares it
+        locks.share(fd)  # as at the start of a run: the guard of the next chaperone shares it
     return all(free)

@@ -1,6 +1,6 @@
 """
-The timeline of a run: when the bytes of its streams came, a line for what was read of a stream
-within a millisecond. A run has one if its spec asks for it.
+The timeline of a run: when the bytes of its streams arrived. It has a line for the bytes of a
+stream that were read within a millisecond. A run has one if its spec asks for it.
 
 Knows: the form of a line, clocks.  Must not know: processes, what reads or writes streams.
 """
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     Piece = tuple[str, int, int | None]
 
 
-# How long a line waits for more bytes of its millisecond, if none of a later one come.
+# How long a line waits for more bytes of its millisecond, if no later bytes arrive.
 GATHER_S = 0.001
 NUMBERS = {stream: number for number, stream in enumerate(format.STREAMS, 1)}  # as fds have them
-# How long a reader waits for a line, which comes 1 or 2 ms after its bytes: then the disk refused
-# it. On a busy host, or if the chaperone was stopped in between, it may come later.
+# How long a reader waits for a line, which comes 1 or 2 ms after its bytes. After that, the disk
+# has refused it; or the host is busy, or the chaperone was stopped, and the line comes later.
 LINE_S = 0.1
 LINE_BYTES = 80  # more than the largest numbers take
 BLOCK = 65_536  # bytes that a reader takes at once: some 2,000 lines
@@ -40,19 +40,19 @@ class Timeline:
     """
     The timeline of a run, as its chaperone writes it.
 
-    The bytes of a stream are written first, then the line about them, so that a line never claims
-    what is not there. A line that the disk refuses is dropped, and the streams are not harmed: what
-    no line is about has no time.
+    The bytes of a stream are written first, then the line about them, so that a line is never about
+    missing bytes. A line that the disk refuses is dropped; the streams are not harmed, and the time
+    of those bytes is unknown.
 
     Args:
-        fd (int): O_APPEND, and to be read; becomes its own.
+        fd (int): For reading and writing, O_APPEND; `close` closes it.
         loop (Loop): Has the deadline by which a line is written.
-        told: Called with a sentence when lines begin to be dropped, and when that is over.
+        report: Called with a sentence when lines begin to be dropped, and when that is over.
     """
 
-    def __init__(self, fd: int, loop: Loop, told: Callable[[str], None]) -> None:
+    def __init__(self, fd: int, loop: Loop, report: Callable[[str], None]) -> None:
         self.fd = fd
-        self._loop, self._told = loop, told
+        self._loop, self._report = loop, report
         self._ms = 0
         self._gathered: dict[int, list[int]] = {}  # of this millisecond: offset and length
         self._timer: int | None = None
@@ -62,7 +62,7 @@ class Timeline:
         self._is_torn = size > 0 and os.pread(fd, 1, size - 1) != b"\n"
 
     def hear(self, streams: Mapping[str, Stream]) -> None:
-        """Take part in all that is written to these streams from now on."""
+        """Record everything that is written to these streams from now on."""
         for name, stream in streams.items():
             stream.accepted = self._recorder(NUMBERS[name])
 
@@ -95,7 +95,7 @@ class Timeline:
         self._ms = 0
 
     def _write(self, line: bytes, count: int) -> None:
-        """Append a line about so many bytes, after the end of what may be half a line."""
+        """Append a line about `count` bytes; if the file ends with half a line, end that first."""
         data = b"\n" + line if self._is_torn else line
         written = 0
         try:
@@ -105,21 +105,21 @@ class Timeline:
             if written:
                 self._is_torn = data[written - 1 : written] != b"\n"
             if not self._dropped:
-                self._told(f"timeline: lines are dropped from now on: {error.strerror}")
+                self._report(f"timeline: lines are dropped from now on: {error.strerror}")
             self._dropped += count
             return
         self._is_torn = False
-        self._tell_dropped("the disk takes lines again")
+        self._report_dropped("the disk takes lines again")
 
-    def _tell_dropped(self, why: str) -> None:
+    def _report_dropped(self, why: str) -> None:
         if self._dropped:
-            self._told(f"timeline: lines about {self._dropped} bytes were dropped, {why}")
+            self._report(f"timeline: lines about {self._dropped} bytes were dropped, {why}")
             self._dropped = 0
 
     def end(self) -> None:
-        """No more bytes come: write what was gathered, and count what is missing."""
+        """No more bytes will come: write what was gathered, and report dropped lines."""
         self.flush()
-        self._tell_dropped("the run has ended")
+        self._report_dropped("the run has ended")
 
     def close(self) -> None:
         """Write what was gathered, and close the file."""
@@ -128,26 +128,26 @@ class Timeline:
 
 
 def keep(
-    run: RunDirectory, streams: Mapping[str, Stream], loop: Loop, told: Callable[[str], None]
+    run: RunDirectory, streams: Mapping[str, Stream], loop: Loop, report: Callable[[str], None]
 ) -> None:
     """Write a run's timeline from now on; if that can't be opened, the run goes on without it."""
     try:
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT
         fd = format.open_plain(run.fd, format.TIMELINE, flags)
     except OSError as error:
-        told(f"timeline: no line is written: {error}")
+        report(f"timeline: no line is written: {error}")
         return
-    run.timeline = Timeline(fd, loop, told)
+    run.timeline = Timeline(fd, loop, report)
     run.timeline.hear(streams)
 
 
-# -- how it is read
+# -- reading it
 
 
 class Reader:
     """
-    The timeline of a run, as a reader takes it: from some offsets on, in the order in which the
-    bytes came. It keeps no file open: each call is given one.
+    Reads the timeline of a run, from some offsets on, in the order in which the bytes arrived. It
+    keeps no file open: each call gets an fd.
     """
 
     def __init__(self) -> None:
@@ -156,17 +156,18 @@ class Reader:
 
     def begin(self, fd: int, offsets: Mapping[str, int]) -> None:
         """
-        Find where to begin, backwards: the end of a long timeline costs no more than its end.
+        Find where to begin. It searches backwards: the end of a long timeline is found without
+        reading the rest.
 
         Args:
-            offsets (dict): Of each stream of which something is to be read, the first byte.
+            offsets (dict): For each stream to read, the offset of its first byte.
         """
         sought = dict(offsets)
         self._at = os.fstat(fd).st_size
         while self._at and sought:
             start = max(0, self._at - BLOCK)
             text = os.pread(fd, self._at - start, start)
-            # Where the block cuts a line, the rest of the line may look like a whole one.
+            # If the block begins inside a line, the rest of it may look like a whole line.
             cut = text.find(b"\n") + 1 if start else 0
             for stream, offset, _, _ in _parsed(text[cut : text.rfind(b"\n") + 1]):
                 if offset <= sought.get(stream, -1):
@@ -177,21 +178,21 @@ class Reader:
         self, fd: int, offsets: Mapping[str, int], size_of: Callable[[str], int]
     ) -> Piece | None:
         """
-        Which bytes come next, and when they came.
+        Which bytes come next, and when they arrived.
 
         Args:
-            offsets (dict): Of each stream that is read, how far it is.
+            offsets (dict): For each stream that is read, up to which byte it was delivered.
             size_of: Called with a stream; returns up to which byte it may be read.
         Returns:
-            tuple: The stream, the end of these bytes, and milliseconds since the epoch: None for
-                bytes that no line is about. None where there is no further line yet.
+            tuple: The stream, the end of these bytes, and when they arrived, in milliseconds since
+                the epoch; that is None if no line is about them. None if there is no line yet.
         """
         while True:
             while self._lines:
                 stream, offset, end, ms = self._lines[-1]
                 at = offsets.get(stream)
                 if at is not None:
-                    # A power failure may have left a line, and not the bytes that it is about.
+                    # A power failure may have kept a line and lost its bytes.
                     end = min(end, size_of(stream))
                     if end > max(at, offset):
                         return (stream, offset, None) if at < offset else (stream, end, ms)
@@ -200,10 +201,10 @@ class Reader:
                 return None
 
     def _take_block(self, fd: int) -> bool:
-        """Take the next whole lines; False where there are none."""
+        """Read the next whole lines; False if there are none."""
         text = os.pread(fd, BLOCK, self._at)
         size = text.rfind(b"\n") + 1
-        if not size and len(text) == BLOCK:  # no line is that long
+        if not size and len(text) == BLOCK:  # damage: no line is that long
             size = BLOCK
         self._at += size
         self._lines = _parsed(text[:size])
@@ -213,12 +214,12 @@ class Reader:
 
 class Timed:
     """
-    What of a run with a timeline is delivered next, while it grows: as by `Reader`, and bytes
-    without a line when it is certain, or has taken too long, that none will come.
+    Which bytes of a run with a timeline to deliver next, while the run goes on. Bytes without a
+    line are delivered when their line can't come any more, or has taken too long.
 
     Attributes:
-        again_s (float): After `piece` returned None: in how many seconds to ask again even if
-            nothing happens; 0 if that is not needed.
+        again_s (float): After `piece` returned None: after how many seconds to call it again even
+            if nothing happens; 0 if that is not needed.
     """
 
     def __init__(self) -> None:
@@ -236,7 +237,7 @@ class Timed:
 
         Args:
             fd, offsets, size_of: As for `Reader.piece`.
-            is_over (bool): Whether every line that will ever be there is there now.
+            is_over (bool): Whether no more lines will come.
         Returns:
             tuple: As from `Reader.piece`; None if there are none, or they wait for their line.
         """
@@ -269,11 +270,11 @@ _STREAMS = {b"%d" % number: stream for stream, number in NUMBERS.items()}
 
 
 def _parsed(text: bytes) -> list[Line]:
-    """The lines of a text that have the form of one."""
+    """The valid lines of a text."""
     found = []
     for line in text.split(b"\n"):
         words = line.split(b" ")
-        # Longer numbers are none of ours, and int() refuses those of thousands of digits.
+        # We write no longer numbers, and int() refuses those with thousands of digits.
         if len(words) != 4 or words[1] not in _STREAMS or len(line) > LINE_BYTES:
             continue
         if words[0].isdigit() and words[2].isdigit() and words[3].isdigit():
