@@ -70,6 +70,14 @@ def _open_fds() -> list[int]:
         return list(range(os.sysconf("SC_OPEN_MAX")))
 
 
+def leads_a_group() -> bool:
+    """
+    Whether it is a job of an interactive shell: it may not make a session, and the shell waits for
+    just this pid.
+    """
+    return os.getpgrp() == os.getpid() != os.getsid(0)
+
+
 def needs_guard(spec: dict[str, Any]) -> bool:
     """
     Whether a run is one that a guard stands above: its program runs here and does not survive.

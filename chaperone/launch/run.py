@@ -11,7 +11,7 @@ import os
 from ..cpython import signal
 from ..errors import SpecError
 from ..hold.begin import canonical_spec, hold_new_run, new_id
-from ..hold.inherited import print_run_id, shed_inherited_state
+from ..hold.inherited import leads_a_group, print_run_id, shed_inherited_state
 from ..model import jsontext
 from .process import exit_code, visible_or_ended
 
@@ -104,7 +104,7 @@ def adopt(
 
 def _each(calls: list[Call], detach: bool, visible: Visible) -> int:
     """Hold a run in this process; of several, or where it can't be held here, each in a child."""
-    if not detach and len(calls) == 1 and not _leads_a_group():
+    if not detach and len(calls) == 1 and not leads_a_group():
         return calls[0](visible)
     children: list[tuple[int, int]] = []
     for call in calls:
@@ -163,14 +163,6 @@ def _both(visible: Visible, telling: int) -> Visible:
         os.close(telling)
 
     return tell
-
-
-def _leads_a_group() -> bool:
-    """
-    Whether it is a job of an interactive shell: it may not make a session, and the shell waits for
-    just this pid.
-    """
-    return os.getpgrp() == os.getpid() != os.getsid(0)
 
 
 def _ended(children: list[tuple[int, int]]) -> list[int]:

@@ -44,13 +44,25 @@ def run(given: Given, _: Terminal) -> int:
     if given.exit_code and leaves:
         reason = "--exit-code waits for the end of the run, which --detach and --warm don't"
         raise UsageError(f"unable to understand 'chaperone run': {reason}")
-    from ...hold.inherited import print_run_id
-    from ...launch import run as runs
+    from ...hold import inherited as shedding
 
     if leaves:
+        from ...launch import run as runs
+
         return runs.run(texts, path, given.id, given.detach, os.getcwd(), warm=given.warm)
-    caller = _Caller(print_run_id)
-    code = runs.run(texts, path, given.id, False, os.getcwd(), caller.visible, begun=caller.begun)
+    caller = _Caller(shedding.print_run_id)
+    cwd = os.getcwd()
+    if len(texts) > 1 or shedding.leads_a_group():
+        from ...launch import run as runs
+
+        code = runs.run(texts, path, given.id, False, cwd, caller.visible, begun=caller.begun)
+    else:  # without what several runs need
+        from ...hold import begin
+
+        ((name, text),) = texts
+        shed = shedding.shed_inherited_state()
+        spec = begin.canonical_spec(name, text, cwd)
+        code = begin.hold_new_run(spec, path, given.id, shed, caller.visible, begun=caller.begun)
     if given.exit_code and code == os.EX_OK and caller.run_id is not None:
         return _exit_code(path, caller.run_id)
     return code
