@@ -51,7 +51,10 @@ def serve(spool_path: str, idle_s: float | None, detach: bool) -> int:
         SpoolError: If the spool can't be used, or has a launcher already.
     """
     # Now: otherwise each chaperone would import it, later, and perhaps from a newer package.
+    import resource  # noqa: F401
+
     from ..farside import remote  # noqa: F401
+    from ..model import request  # noqa: F401
 
     shed_inherited_state()
     reading, telling = os.pipe()

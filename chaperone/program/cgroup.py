@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 
+from .fds import contents
+
 ROOT = "/sys/fs/cgroup"
 
 
@@ -20,7 +22,7 @@ def counter() -> str | None:
     Source: cgroups(7), proc(5).
     """
     try:
-        lines = _text("/proc/self/cgroup").splitlines()
+        lines = _lines("/proc/self/cgroup")
     except OSError:
         return None
     found = [line.split(":", 2) for line in lines if line.count(":") >= 2]
@@ -49,7 +51,7 @@ def _first(mount: str, path: str, name: str, climb: bool) -> str | None:
 def _path_below(mount: str, path: str) -> str | None:
     """The path of a cgroup below a mount that shows only a part of the hierarchy."""
     try:
-        mounts = [line.split(" ") for line in _text("/proc/self/mountinfo").splitlines()]
+        mounts = [line.split(" ") for line in _lines("/proc/self/mountinfo")]
     except OSError:
         return None
     for fields in mounts:
@@ -61,13 +63,12 @@ def _path_below(mount: str, path: str) -> str | None:
 def oom_kills(path: str | None) -> int | None:
     """How many OOM kills the file counts; None if it can't be read."""
     try:
-        lines = _text(path or "").splitlines()
+        lines = _lines(path or "")
     except OSError:
         return None
     counts = [line.split()[1] for line in lines if line.startswith("oom_kill ")]
     return int(counts[0]) if counts and counts[0].isdigit() else None
 
 
-def _text(path: str) -> str:
-    with open(path, "rb") as file:
-        return file.read().decode("utf-8", "surrogateescape")
+def _lines(path: str) -> list[str]:
+    return contents(path).decode("utf-8", "surrogateescape").splitlines()

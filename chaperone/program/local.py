@@ -7,7 +7,6 @@ Knows: pidfds, pipes, which processes belong to a run.  Must not know: the spool
 from __future__ import annotations
 
 import os
-import resource
 import select
 
 from ..cpython import signal
@@ -79,10 +78,7 @@ class LocalProgram:
         Raises:
             StartError: If the program could not be started; nothing is left running.
         """
-        children_fd = processes.open_children() if processes.become_subreaper() else -1
-        self._sees_orphans = children_fd >= 0
-        if self._sees_orphans:
-            os.close(children_fd)
+        self._sees_orphans = processes.become_subreaper()
         if self._guard is not None:
             self._chaperone.loop.watch(self._guard.fd, select.POLLIN, self._guard_spoke)
         self._stdin = spawn.open_stdin(self._spec["program"]["stdin"])
@@ -124,7 +120,11 @@ class LocalProgram:
         finally:
             for fd in set(ends):
                 os.close(fd)
+        # From here on the program does not wait for us any more.
+        import resource
+
         self._own_maxrss_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        self._sees_orphans = self._sees_orphans and processes.lists_children()
         if self._guard is not None:
             self._guard.take_group(self.pid)
         try:

@@ -10,7 +10,7 @@ import errno
 import os
 
 from ..cpython import prctl, signal
-from .fds import owned
+from .fds import contents
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
@@ -35,8 +35,7 @@ def is_proc_ours() -> bool:
     Source: proc(5), NSpid: one number, and it is ours; Pid if the kernel has no NSpid.
     """
     try:
-        with owned(os.open("/proc/self/status", os.O_RDONLY)) as fd:
-            text = os.read(fd, 16_384)
+        text = contents("/proc/self/status")
     except OSError:
         return False
     for name in (b"\nNSpid:", b"\nPid:"):
@@ -55,6 +54,14 @@ def open_children() -> int:
         return -1
 
 
+def lists_children() -> bool:
+    """Whether /proc shows what our children are."""
+    children_fd = open_children()
+    if children_fd >= 0:
+        os.close(children_fd)
+    return children_fd >= 0
+
+
 def children(pid: int) -> list[int]:
     """
     The children of a process, with zombies; [] if the process is gone.
@@ -68,8 +75,7 @@ def children(pid: int) -> list[int]:
     try:
         for task in os.listdir(f"/proc/{pid}/task"):
             try:
-                with open(f"/proc/{pid}/task/{task}/children", "rb") as file:
-                    found += map(int, file.read().split())
+                found += map(int, contents(f"/proc/{pid}/task/{task}/children").split())
                 seen = True
             except (ProcessLookupError, FileNotFoundError):  # this thread has ended
                 continue
@@ -105,8 +111,7 @@ def is_living(pid: int) -> bool:
     Source: proc(5), /proc/PID/stat, fields 3 and 20.
     """
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
+        fields = contents(f"/proc/{pid}/stat").rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return False
     return fields[0] not in (b"Z", b"X") or int(fields[17]) > 1
@@ -115,8 +120,7 @@ def is_living(pid: int) -> bool:
 def is_held(pid: int) -> bool:
     """Whether a tracer keeps a process from dying, or its parent from reaping it."""
     try:
-        with open(f"/proc/{pid}/status", "rb") as file:
-            text = file.read()
+        text = contents(f"/proc/{pid}/status")
     except OSError:
         return False
     state = text.partition(b"\nState:")[2].split(None, 1)[:1]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import select
 import stat
 
@@ -133,6 +132,8 @@ def _become(
     # Made now, while there is memory.
     said = b"%d unable to start the program: out of memory" % errno.ENOMEM
     try:
+        import resource
+
         os.setsid()
         processes.reset_signals()
         doing = "pass stdin, stdout and stderr on"
