@@ -9,12 +9,12 @@ costs as much as an interpreter's start and would stay in memory as long as the 
 from __future__ import annotations
 
 import gc
-import os
 import sys
 
 from .. import errors
-from ..cpython import signal
-from .verb import NoInputError, UsageError, verbs_in
+from ..cpython import os, signal
+from ..program.fds import NULL
+from .verb import NoSpecError, UsageError, verbs_in
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def _fill_standard_fds() -> None:
         try:
             os.set_inheritable(fd, True)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, flags), True)  # the lowest free number: this one
+            os.set_inheritable(os.open(NULL, flags), True)  # the lowest free number: this one
 
 
 def _perform(name: str, words: list[str]) -> int:

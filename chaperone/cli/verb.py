@@ -7,8 +7,9 @@ On the lean path of `chaperone run`, so it imports nothing heavy, and has no mor
 
 from __future__ import annotations
 
-import os
+import sys
 
+from ..cpython import environ, os
 from ..errors import ChaperoneError, SpecError
 from ..model.jsontext import LIMIT, WITHIN_LIMIT
 
@@ -115,7 +116,9 @@ def spool_path(given: Given) -> str:
     if given.spool == "":
         # Usually an unset variable of the shell; gc would then delete from ./spool.
         raise UsageError("unable to understand '--spool': want a directory, got ''")
-    return given.spool or os.environ.get("CHAPERONE_SPOOL") or "spool"
+    encoding = sys.getfilesystemencoding()
+    named = environ.get(b"CHAPERONE_SPOOL", b"").decode(encoding, "surrogateescape")
+    return given.spool or named or "spool"
 
 
 def specs_given(verb: str, given: Given, at_most: int | None = None) -> list[tuple[str, bytes]]:

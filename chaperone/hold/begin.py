@@ -8,14 +8,15 @@ Knows: sessions, the kinds of programs.  Must not know: how a program is held, o
 from __future__ import annotations
 
 import gc
-import os
 import time
 
+from ..cpython import os
 from ..errors import SpecError
 from ..model import jsontext, transitions
 from ..model import spec as specs
 from ..model import status as statuses
 from ..program import guard as guards
+from ..program.fds import NULL
 from ..program.local import LocalProgram
 from ..spool import look, run_directory
 from .chaperone import Chaperone
@@ -100,9 +101,8 @@ def hold_new_run(
         "guard_pid": None if guard is None else guard.pid,
     }
     kept = spec if spec["keep_secrets"] else specs.without_secrets(spec)
-    null = os.open(
-        os.devnull, os.O_RDWR
-    )  # now: once the run is there, want of a descriptor must not end us
+    # Now: once the run is there, want of a descriptor must not end us.
+    null = os.open(NULL, os.O_RDWR)
     max_bytes = spec["output"]["max_bytes"]
     directory = run_directory.create(
         spool_path,

@@ -8,11 +8,10 @@ name.
 
 from __future__ import annotations
 
-import os
 import select
 import time
 
-from ..cpython import signal
+from ..cpython import os, signal
 from ..errors import StartError
 from ..model import spec as specs
 from ..model import status as statuses

@@ -7,12 +7,12 @@ Knows: inherited fds, signals, stdout.  Must not know: how a run is held.
 
 from __future__ import annotations
 
-import os
 import select
 import stat
 import sys
 
-from ..cpython import environ, signal
+from ..cpython import environ, os, signal
+from ..program.fds import NULL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def shed_inherited_state() -> dict[str, Any]:
     """
     signal.pthread_sigmask(signal.SIG_SETMASK, ALL_SIGNALS)
     # Closed fds first: else the lock becomes fd 0, and the program inherits our pulse.
-    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+    while (fd := os.open(NULL, os.O_RDWR)) <= 2:
         os.set_inheritable(fd, True)
     os.close(fd)
     for number in ALL_SIGNALS:
@@ -99,7 +99,7 @@ def detach_from_caller(null: int | None = None) -> None:
     Args:
         null (int): An fd of /dev/null, closed here; None to open one.
     """
-    null = os.open(os.devnull, os.O_RDWR) if null is None else null
+    null = os.open(NULL, os.O_RDWR) if null is None else null
     for fd in range(3):
         if not os.isatty(fd) and not (fd == 2 and _is_named_file(fd)):
             os.dup2(null, fd)

@@ -6,9 +6,7 @@ Knows: /proc/self/cgroup, the files of cgroup v1 and v2.  Must not know: runs, p
 
 from __future__ import annotations
 
-import os
-
-from .fds import contents
+from .fds import contents, exists
 
 ROOT = "/sys/fs/cgroup"
 
@@ -36,12 +34,12 @@ def counter() -> str | None:
 def _first(mount: str, path: str, name: str, climb: bool) -> str | None:
     if ".." in path.split("/"):  # another namespace's
         return None
-    if not os.path.isdir(mount + path):
+    if not exists(mount + path):
         path = _path_below(mount, path) or path
-        if not os.path.isdir(mount + path):
+        if not exists(mount + path):
             return None
     path = path.rstrip("/")
-    while not os.path.exists(f"{mount}{path}/{name}"):
+    while not exists(f"{mount}{path}/{name}"):
         if not climb or not path:
             return None
         path = path.rpartition("/")[0]

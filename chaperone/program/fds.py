@@ -8,8 +8,9 @@ Knows: close(2), fcntl(2), SCM_RIGHTS.  Must not know: what is read or written.
 from __future__ import annotations
 
 import fcntl
-import os
 import sys
+
+from ..cpython import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 # Numbers, because not every caller has imported a socket module.
 SOL_SOCKET, SCM_RIGHTS = 1, 1
+NULL = "/dev/null"
 SENT_FDS = 8  # most in one message
 # fcntl(2). Python 3.10 and later have the name, but only if it was built with a new libc.
 F_SETPIPE_SZ = 1031
@@ -44,6 +46,15 @@ class owned:
 
     def __exit__(self, *error: object) -> None:
         os.close(self.fd)
+
+
+def exists(path: str | bytes) -> bool:
+    """Whether something has that name, itself if it is a symlink."""
+    try:
+        os.lstat(path)
+    except OSError:
+        return False
+    return True
 
 
 def contents(path: str) -> bytes:

@@ -9,15 +9,14 @@ It imports nothing late: it may outlive the package.
 from __future__ import annotations
 
 import fcntl
-import os
 import select
 import stat
 import time
 
-from ..cpython import prctl, signal, socket
+from ..cpython import os, prctl, signal, socket
 from ..errors import StartError
 from . import processes
-from .fds import owned, receive_fds, send_fds
+from .fds import NULL, owned, receive_fds, send_fds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -207,7 +206,7 @@ class _Watch:
             fd = self._connection.fileno()
             fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
             fcntl.fcntl(fd, fcntl.F_SETFL, os.O_NONBLOCK | os.O_ASYNC)
-            with owned(os.open(os.devnull, os.O_RDWR)) as null:  # the caller's pipes are not ours
+            with owned(os.open(NULL, os.O_RDWR)) as null:  # the caller's pipes are not ours
                 for number in range(3):
                     os.dup2(null, number)
             os.chdir("/")

@@ -6,10 +6,9 @@ Knows: pidfds, pipes, which processes belong to a run.  Must not know: the spool
 
 from __future__ import annotations
 
-import os
 import select
 
-from ..cpython import signal
+from ..cpython import os, signal
 from ..errors import StartError
 from . import cgroup, processes, spawn
 from .streams import Pump

@@ -7,9 +7,8 @@ Knows: /proc, process groups, subreapers.  Must not know: runs, specs, pipes.
 from __future__ import annotations
 
 import errno
-import os
 
-from ..cpython import prctl, signal
+from ..cpython import os, prctl, signal
 from .fds import contents
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h

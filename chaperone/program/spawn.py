@@ -8,13 +8,13 @@ Knows: posix_spawn, fork, exec, files of this host.  Must not know: what the pro
 from __future__ import annotations
 
 import errno
-import os
 import select
 import stat
 
-from ..cpython import signal
+from ..cpython import os, signal
 from ..errors import StartError
 from . import processes
+from .fds import NULL, exists
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def _first(name: bytes, env: dict[bytes, bytes], execute: Callable[[bytes], int]
     """
     Execute the first file on the program's PATH that can be executed; an error names its path.
     """
-    path = env.get(b"PATH", os.fsencode(os.defpath))
+    path = env.get(b"PATH", b"/bin:/usr/bin")  # the default of os.get_exec_path()
     searched = b"/" not in name
     candidates = (
         [directory + b"/" + name for directory in path.split(b":") if directory]
@@ -176,7 +176,7 @@ def _first(name: bytes, env: dict[bytes, bytes], execute: Callable[[bytes], int]
     )
     denied: OSError | None = None
     for candidate in candidates:
-        if searched and not os.path.lexists(candidate):
+        if searched and not exists(candidate):
             continue
         try:
             return execute(candidate)
@@ -202,7 +202,7 @@ def _interpreter(path: bytes) -> str | None:
         return None
     words = head.partition(b"\n")[0][2:].split()
     return (
-        repr(os.fsdecode(words[0]))
+        repr(words[0].decode("utf-8", "surrogateescape"))
         if head.startswith(b"#!") and words
         else "(the loader its ELF header names)"
     )
@@ -226,7 +226,7 @@ def open_stdin(stdin: str | dict[str, str] | None) -> int:
     try:
         if isinstance(stdin, str):
             return _in_memory(stdin.encode("utf-8", "surrogateescape"))
-        path = os.devnull if stdin is None else stdin["file"]
+        path = NULL if stdin is None else stdin["file"]
         doing = f"open stdin {path!r}"
         return os.open(encoded(path), os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
@@ -240,7 +240,7 @@ def _in_memory(text: bytes) -> int:
     view = memoryview(text)
     while view:
         view = view[os.write(fd, view) :]
-    os.lseek(fd, 0, os.SEEK_SET)
+    os.lseek(fd, 0, 0)
     return fd
 
 
@@ -289,7 +289,7 @@ class Stdin:
             return
         self._fd = open_stdin(stdin)
         found = os.fstat(self._fd)
-        if not stat.S_ISREG(found.st_mode) and stdin != {"file": os.devnull}:
+        if not stat.S_ISREG(found.st_mode) and stdin != {"file": NULL}:
             path = stdin["file"] if isinstance(stdin, dict) else None
             raise StartError(
                 "spawn",

@@ -8,11 +8,11 @@ Knows: file descriptors, pipes.  Must not know: which program writes, or file na
 from __future__ import annotations
 
 import errno
-import os
 import select
 import stat
 import time
 
+from ..cpython import os
 from .fds import PIPE_BYTES, widened
 
 TYPE_CHECKING = False

@@ -22,9 +22,9 @@ Knows: files, locks, JSON.  Must not know: processes, signals, ssh, the clock.
 from __future__ import annotations
 
 import errno
-import os
 import stat
 
+from ..cpython import os
 from ..errors import NoRunError, SpoolError
 from ..model import jsontext
 from ..model.spec import is_run_id
@@ -383,4 +383,9 @@ def open_run(spool_fd: int, run_id: str) -> int:
 def is_path_of(spool_fd: int, run_id: str, run_fd: int) -> bool:
     """Whether the run directory with this name is still the one that was opened."""
     now = found(spool_fd, run_id)
-    return now is not None and os.path.samestat(now, os.fstat(run_fd))
+    return now is not None and is_same_file(now, os.fstat(run_fd))
+
+
+def is_same_file(one: os.stat_result, other: os.stat_result) -> bool:
+    """Whether two looks met the same file, whatever its names."""
+    return (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)

@@ -8,9 +8,9 @@ Knows: rules R1 to R5, clocks, the boot id of this host.  Must not know: process
 from __future__ import annotations
 
 import errno
-import os
 import time
 
+from ..cpython import os
 from ..errors import NoRunError, SpoolError
 from ..model import status as statuses
 from ..model import transitions

@@ -7,8 +7,8 @@ Knows: the order of the writes (rules W1-W5).  Must not know: processes, signals
 from __future__ import annotations
 
 import errno
-import os
 
+from ..cpython import os
 from ..errors import RunExistsError, SpecError, SpoolError
 from ..model import jsontext, transitions
 from ..program.fds import owned
@@ -172,7 +172,7 @@ class RunDirectory:
         be published.
         """
         there = format.found(self.fd, format.RESERVED)
-        if there is None or not os.path.samestat(there, os.fstat(self._reserved_fd)):
+        if there is None or not format.is_same_file(there, os.fstat(self._reserved_fd)):
             format.unlink(format.RESERVED, self.fd)
             fd = format.create_plain(self.fd, format.RESERVED, os.O_RDWR)
             os.close(self._reserved_fd)
@@ -248,7 +248,7 @@ class RunDirectory:
     def is_in_place(self) -> bool:
         """Whether its path still leads to it; True if that can't be known."""
         try:
-            return os.path.samestat(os.stat(self.path), os.fstat(self.fd))
+            return format.is_same_file(os.stat(self.path), os.fstat(self.fd))
         except OSError as error:
             return error.errno not in (errno.ENOENT, errno.ENOTDIR)
 

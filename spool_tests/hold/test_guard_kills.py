@@ -19,6 +19,7 @@ from chaperone.launch import start as starting
 from chaperone.program import guard as guards
 from chaperone.program import processes
 from spool_tests.support import guarded
+from spool_tests.support.calls import replace_call
 from spool_tests.support.cgroups import memory_cgroup
 from spool_tests.support.guarded import NOBODY, begun_in, is_gone, stat_of, text_of
 from spool_tests.support.mounts import WITHOUT_PROC
@@ -268,7 +269,11 @@ def test_proc_of_another_pid_namespace_is_not_believed(spool):
 
 def test_kernel_that_lists_no_children_is_not_taken_for_none(monkeypatch):
     listdir = os.listdir
-    monkeypatch.setattr(os, "listdir", lambda path: [] if path.endswith("/task") else listdir(path))
+
+    def empty(path):
+        return [] if path.endswith("/task") else listdir(path)
+
+    replace_call(monkeypatch, "listdir", empty)
     with pytest.raises(FileNotFoundError, match="/proc does not list our children"):
         processes.children(os.getpid())
     assert processes.children(1) == []
@@ -349,7 +354,7 @@ def test_sigkill_of_an_exec_leaves_nothing(spool, tmp_path):
 
 
 def test_guard_that_can_not_be_forked_is_an_error_in_a_sentence(spool, monkeypatch, tmp_path):
-    monkeypatch.setattr(os, "fork", refused)
+    replace_call(monkeypatch, "fork", refused)
     with pytest.raises(StartError, match="^unable to start a chaperone: Resource temp"):
         guards.fork(leave_session=False)
     code = "import ctypes; ctypes.CDLL(None).prctl(36, 0, 0, 0, 0)"

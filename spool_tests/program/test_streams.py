@@ -7,6 +7,7 @@ import pytest
 
 from chaperone.program.loop import Loop
 from chaperone.program.streams import PIPE_BYTES, Pump, Stream
+from spool_tests.support.calls import replace_call
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def test_a_disk_that_refuses_makes_a_hole_that_is_told(file, monkeypatch):
             raise answer
         return write(fd, data[:answer])
 
-    monkeypatch.setattr(os, "write", limited)
+    replace_call(monkeypatch, "write", limited)
     for piece in (b"abcde", b"fgh", b"ij"):
         out.write(piece)
     assert content(file) == b"abcij" and (out.bytes, out.dropped, out.full) == (5, 5, [True])

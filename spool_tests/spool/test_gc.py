@@ -23,6 +23,7 @@ from chaperone.errors import BusyError, NoRunError, RunExistsError, SpoolError
 from chaperone.spool import format, gc, look
 from chaperone.spool import reap as reaping
 from spool_tests.support import disk
+from spool_tests.support.calls import replace_call
 from spool_tests.support.places import ROOT
 from spool_tests.support.processes import open_fds
 
@@ -341,7 +342,7 @@ def test_reader_with_an_fd_never_takes_a_deleted_run_for_a_lost_one(spool, monke
                     seen.append("deleted")
                 return real(*arguments, **fds)
 
-            monkeypatch.setattr(os, name, looked)
+            replace_call(monkeypatch, name, looked)
         delete(spool, older_s=-1)
         assert format.found(spool_fd, "r") is None
         os.close(run_fd)

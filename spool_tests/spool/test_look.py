@@ -22,6 +22,7 @@ from chaperone.model import status as statuses
 from chaperone.model.request import Request
 from chaperone.spool import format, look
 from spool_tests.support import disk
+from spool_tests.support.calls import replace_call
 from spool_tests.support.places import ROOT
 
 # -- R1, R3: lock, then status, then the rest
@@ -35,7 +36,7 @@ def test_reader_looks_at_the_lock_first_and_at_the_outcome_next(spool, monkeypat
         opened.append(name)
         return real(name, *rest, **keywords)
 
-    monkeypatch.setattr(os, "open", recorded)
+    replace_call(monkeypatch, "open", recorded)
     look.look(run.fd, "r")
     assert opened == ["lock", "status.json", "running.json"]
     run.close()
@@ -55,7 +56,7 @@ def test_run_that_ends_while_it_is_looked_at_is_live_or_ended_but_never_lost(
 
     def ending(name, *rest, **keywords):
         if name == moment:
-            monkeypatch.setattr(os, "open", real)
+            replace_call(monkeypatch, "open", real)
             run.publish(disk.terminated(run))
             if steps == "cleared":
                 for file in ("control", "running.json", ".running.json", "log"):
@@ -64,7 +65,7 @@ def test_run_that_ends_while_it_is_looked_at_is_live_or_ended_but_never_lost(
                 run.end()
         return real(name, *rest, **keywords)
 
-    monkeypatch.setattr(os, "open", ending)
+    replace_call(monkeypatch, "open", ending)
     alive, status = look.look(run_fd, "r")
     assert (alive, status["state"]) in ((True, "running"), (False, "terminated")) and status[
         "pid"

@@ -17,6 +17,7 @@ from chaperone.model.request import Request
 from chaperone.spool import locks, look, takeover
 from chaperone.spool import reap as reaping
 from spool_tests.support import disk
+from spool_tests.support.calls import replace_call
 from spool_tests.support.places import ROOT
 from spool_tests.support.processes import open_fds
 from spool_tests.support.waiting import until
@@ -534,7 +535,7 @@ def test_full_disk_is_told_and_the_run_is_reaped_when_there_is_room(spool, monke
         def full(*_):
             raise OSError(28, os.strerror(28))
 
-        patch.setattr(os, "pwrite", full)
+        replace_call(patch, "pwrite", full)
         (found,) = reaping.reap(str(spool))
     assert (found.done, found.says) == (
         "failed",

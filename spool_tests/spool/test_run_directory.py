@@ -17,6 +17,7 @@ from chaperone.model import jsontext
 from chaperone.spool import format, look
 from chaperone.spool import reap as reaping
 from spool_tests.support import disk
+from spool_tests.support.calls import replace_call
 from spool_tests.support.directories import ENDED_FILES
 from spool_tests.support.processes import open_fds
 
@@ -59,7 +60,7 @@ def test_run_directory_appears_complete_locked_and_entered(spool, monkeypatch):
             seen.append(source)
         return real(source, target, **fds)
 
-    monkeypatch.setattr(os, "rename", rename)
+    replace_call(monkeypatch, "rename", rename)
     run = disk.create(spool)
     assert seen == [f".r.{run.key}.new"] and free(spool / ".running")
     run.close()
@@ -74,7 +75,7 @@ def test_starter_is_at_work_from_before_it_makes_anything(spool, monkeypatch):
             seen.append(free(spool / ".running"))
         return real(name, *mode, **fds)
 
-    monkeypatch.setattr(os, "mkdir", mkdir)
+    replace_call(monkeypatch, "mkdir", mkdir)
     disk.create(spool).close()
     assert seen == [False]
 
@@ -174,7 +175,7 @@ def test_loser_of_a_race_never_takes_the_winners_entry(spool, monkeypatch, momen
                 disk.end(winner[0])
         return real(*arguments, **fds)
 
-    monkeypatch.setattr(os, moment, overtaken)
+    replace_call(monkeypatch, moment, overtaken)
     with pytest.raises(RunExistsError):
         disk.create(spool)
     where = ".ended" if ends else ".running"
@@ -267,7 +268,7 @@ def test_failed_start_leaves_nothing(spool, monkeypatch):
 
         before = open_fds(str(spool))
         with monkeypatch.context() as patch:
-            patch.setattr(os, "open", failing)
+            replace_call(patch, "open", failing)
             try:
                 disk.end(disk.create(spool, f"r{number}"))
             except SpoolError as error:
@@ -402,7 +403,7 @@ def calls(monkeypatch):
             made.append(f"{name} {told}")
             return real(first, *rest, **keywords)
 
-        monkeypatch.setattr(os, name, call)
+        replace_call(monkeypatch, name, call)
     return made
 
 

@@ -15,6 +15,7 @@ from chaperone.model import status as statuses
 from chaperone.spool import format, run_directory
 from chaperone.spool import reap as reaping
 from spool_tests.support import disk
+from spool_tests.support.calls import replace_call
 from spool_tests.support.directories import ENDED_FILES
 from spool_tests.support.places import ROOT
 from spool_tests.support.processes import open_fds
@@ -132,7 +133,7 @@ def test_entry_that_cant_be_moved_leaves_the_ending_to_reap(spool, monkeypatch):
         return real(source, target, **fds)
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "rename", refusing)
+        replace_call(patch, "rename", refusing)
         disk.end(run)
     assert (
         disk.seen(spool)[1]["state"] == "terminated"
@@ -148,6 +149,7 @@ def test_entry_that_cant_be_moved_leaves_the_ending_to_reap(spool, monkeypatch):
 
 SMALL = """
 import errno, os, sys, time
+from chaperone import cpython
 from chaperone.model import jsontext
 from chaperone.model import status as statuses
 from chaperone.model import transitions
@@ -184,7 +186,7 @@ real = os.ftruncate
 def truncated(fd, length):  # whatever room is given up, somebody else takes at once
     real(fd, length)
     fill()
-os.ftruncate = truncated
+cpython.os.ftruncate = truncated
 run.publish(final)
 run.end()
 alive, found = disk.seen(spool)

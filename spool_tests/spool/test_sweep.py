@@ -11,6 +11,7 @@ from chaperone.errors import NoRunError
 from chaperone.spool import format, look
 from chaperone.spool import reap as reaping
 from spool_tests.support import disk
+from spool_tests.support.calls import replace_call
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def calls(monkeypatch):
         return call
 
     for name in ("open", "stat", "fstat", "access", "listdir", "scandir", "unlink"):
-        monkeypatch.setattr(os, name, counting(name, getattr(os, name)))
+        replace_call(monkeypatch, name, counting(name, getattr(os, name)))
 
     def called(function):
         counted.clear()

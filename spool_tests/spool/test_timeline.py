@@ -11,6 +11,7 @@ from chaperone.program.loop import Loop
 from chaperone.program.streams import Stream
 from chaperone.spool.timeline import Timeline
 from spool_tests.support import disk
+from spool_tests.support.calls import replace_call
 from spool_tests.support.runs import final, held, live, log, py, sh, start
 from spool_tests.support.surviving import adopt
 from spool_tests.support.timelines import lines, timed
@@ -110,7 +111,7 @@ class Disk:
             self.room -= count
             return count
 
-        monkeypatch.setattr(os, "write", write)
+        replace_call(monkeypatch, "write", write)
 
 
 @pytest.mark.parametrize("room", range(25))

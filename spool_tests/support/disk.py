@@ -17,6 +17,7 @@ from chaperone.model import status as statuses
 from chaperone.model import transitions
 from chaperone.program import processes
 from chaperone.spool import format, look, run_directory
+from spool_tests.support.calls import HOMES
 
 # What changes the disk or a lock: every step between two of these is one that a crash may end at.
 CHANGING = (
@@ -178,7 +179,8 @@ class Calls:
     def __init__(self, monkeypatch=None, kill_at=None, names=CHANGING):
         self.made = []
         self._count, self._kill_at = 0, kill_at
-        for module, name in [*((os, name) for name in names), (fcntl, "flock")]:
+        by_name = [(module, name) for module in HOMES for name in names]
+        for module, name in [*by_name, (fcntl, "flock")]:
             replacement = self._recording(name, getattr(module, name))
             monkeypatch.setattr(module, name, replacement) if monkeypatch else setattr(
                 module, name, replacement

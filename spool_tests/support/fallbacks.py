@@ -29,7 +29,7 @@ FORCED = {
     "_signal": HIDDEN.format(public="signal", private="_signal"),
     "_socket": HIDDEN.format(public="socket", private="_socket"),
     "_ctypes": HIDDEN.format(public="ctypes", private="_ctypes"),
-    "posix": "import os, posix, sys; del posix.environ\n",
+    "posix": HIDDEN.format(public="os, shutil", private="posix"),
 }
 FORCED["all"] = "".join(FORCED[name] for name in FORCED if " " not in name)
 

@@ -7,9 +7,9 @@ Read without argparse: what is imported here is in the memory of a chaperone as 
 
 from __future__ import annotations
 
-import os
 import select
 
+from ...cpython import os
 from ...errors import TransitionError
 from ..verb import COMMAND, RUNS, SPECS, SPOOL, Argument, UsageError, specs_given, spool_path, verb
 
@@ -39,7 +39,7 @@ PIPE_BUF = 4_096  # bytes that poll(2) promises room for, pipe(7)
 )
 def run(given: Given, _: Terminal) -> int:
     texts = specs_given("run", given)
-    path = os.path.abspath(spool_path(given))
+    path = _absolute(spool_path(given))
     leaves = given.detach or given.warm
     if given.exit_code and leaves:
         reason = "--exit-code waits for the end of the run, which --detach and --warm don't"
@@ -66,6 +66,17 @@ def run(given: Given, _: Terminal) -> int:
     if given.exit_code and code == os.EX_OK and caller.run_id is not None:
         return _exit_code(path, caller.run_id)
     return code
+
+
+def _absolute(path: str) -> str:
+    """As os.path.abspath: to import that takes 1.7 ms."""
+    parts: list[str] = []
+    for part in (path if path.startswith("/") else f"{os.getcwd()}/{path}").split("/"):
+        if part == "..":
+            del parts[-1:]
+        elif part not in ("", "."):
+            parts.append(part)
+    return "/" + "/".join(parts)
 
 
 class _Caller:
@@ -170,7 +181,7 @@ def adopt(given: Given, _: Terminal) -> int:
     from ...launch import run as runs
     from ..common import found_ids
 
-    path = os.path.abspath(spool_path(given))
+    path = _absolute(spool_path(given))
     run_ids = found_ids(given, given.runs) if given.runs else adopting.unattended(path)
     return runs.adopt(path, run_ids, given.detach)
 
@@ -185,7 +196,7 @@ def launcher(given: Given, _: Terminal) -> int:
     from ...launch import launcher as launchers
 
     idle_s = None if given.idle is None else _seconds("--idle", given.idle)
-    return launchers.serve(os.path.abspath(spool_path(given)), idle_s, given.detach)
+    return launchers.serve(_absolute(spool_path(given)), idle_s, given.detach)
 
 
 def _seconds(option: str, text: str) -> float:
