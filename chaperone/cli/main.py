@@ -14,7 +14,7 @@ import sys
 from .. import errors
 from ..cpython import os, signal
 from ..program.fds import NULL
-from .verb import NoSpecError, UsageError, verbs_in
+from .verb import NoInputError, UsageError, verbs_in
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
