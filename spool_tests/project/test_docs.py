@@ -4,6 +4,7 @@ What the docs say is what happens: their transcripts are typed, their Python is 
 Knows: reStructuredText as far as code blocks go.  Must not know: what the commands do.
 """
 
+import json
 import os
 import pathlib
 import re
@@ -16,11 +17,14 @@ import docutils.core
 import pytest
 
 import chaperone as api
+from chaperone.cli import arguments
+from chaperone.cli.verb import SPOOL
 from chaperone.hold import chaperone
 from chaperone.program import guard
 from chaperone.spool import run_directory
 from spool_tests.support.pages import blocks, typed
 from spool_tests.support.places import ROOT
+from spool_tests.support.tmux import Pane
 from spool_tests.support.waiting import need
 
 pytestmark = pytest.mark.once
@@ -69,6 +73,65 @@ def test_transcripts_of_a_page_happen_as_printed(path, place):
     assert [(command, comparable(text)) for (command, _), text in zip(steps, got, strict=True)] == [
         (command, comparable(text)) for command, text in steps
     ]
+
+
+def cut(line, whole):
+    """Whether a row of a table is the whole one, or its beginning."""
+    return line == whole or (line.endswith("…") and whole.startswith(line[:-1].rstrip()))
+
+
+def test_rows_of_a_page_fit_80_columns(place):
+    """Tables are cut, not wrapped; a JSON object is the same, and a sentence may be wrapped."""
+    need("tmux")
+    page = pathlib.Path(ROOT, "docs/command-line.rst")
+    script, shown = "", []
+    for block in blocks(page, "console"):
+        for command, printed in typed(block):
+            verb = re.match(r"chaperone (ls|read|run|rm|tail) ", f"{command} ")
+            if verb is None:
+                script += f"{{\n{command}\n}} >/dev/null 2>&1\n{AT_HUMAN_SPEED}\n"
+            else:
+                shown.append((verb[1], command, printed, f"{script}{AT_HUMAN_SPEED}\n{command}"))
+                script = ""
+    with Pane(place, 80, [step for *_, step in shown]) as pane:
+        for number, (verb, command, printed, _) in enumerate(shown):
+            rows, lines = pane.shown(number)
+            whole = [comparable(line) for line in printed.splitlines()] or [""]
+            if verb == "ls":
+                got = [comparable(row) for row in rows]
+                assert len(got) == len(whole) and all(map(cut, got, whole)), (command, rows)
+            elif verb == "read":
+                assert json.loads("".join(lines)) == json.loads(printed), command
+            else:
+                assert [comparable(line) for line in lines] == whole, command
+
+
+def test_help_fits_80_columns(place):
+    need("tmux")
+    helps = "\n".join(f"chaperone {verb} --help" for verb in ["", *arguments.VERBS])
+    with Pane(place, 80, [helps]) as pane:
+        rows, lines = pane.shown(0)
+    assert sum("usage: " in row for row in rows) == 1 + len(arguments.VERBS)
+    assert rows == lines
+
+
+def test_each_word_of_the_verbs_that_look_and_run_is_in_a_transcript():
+    """And so pinned by the tests above."""
+    transcripts = [
+        command
+        for path in PAGES
+        for block in blocks(path, "console")
+        for text, _ in typed(block)
+        for command in re.findall(r"chaperone (?:ls|read|run|exec|check|rm|tail) [^|;]*", text)
+    ]
+    kinds = {"run": ("run", "exec", "check")}  # they take the same command
+    for name in ("ls", "read", "run", "rm", "tail"):
+        options = [
+            each for each in arguments.VERBS[name].arguments if each.is_option and each != SPOOL
+        ]
+        used = [text for text in transcripts if text.split()[1] in kinds.get(name, (name,))]
+        words = {word for text in used for word in text.split()}
+        assert [each.names for each in options if not {*each.names} & words] == [], name
 
 
 @pytest.mark.parametrize("page", ["README.rst", "docs/following.rst"])
