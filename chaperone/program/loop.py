@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 # poll(2) takes milliseconds in an int: for a later deadline the loop wakes up once a day.
 LONGEST_S = 86_400.0
 
+# How long nothing comes until it is quiet: the least that poll(2) waits.
+QUIET_MS = 1
+
 
 class Loop:
     """Calls callbacks, one after the other; it never calls one from inside another."""
@@ -27,6 +30,7 @@ class Loop:
         self._poll = select.poll()
         self._ready: dict[int, Ready] = {}
         self._due: dict[int, tuple[float, Due]] = {}
+        self._quiet: Due | None = None
         self._last = 0
         self._ended = False
 
@@ -74,6 +78,13 @@ class Loop:
         if handle is not None:
             self._due.pop(handle, None)
 
+    def when_quiet(self, callback: Due) -> None:
+        """
+        Call back once, when nothing has come for a millisecond. Other than a deadline, it costs a
+        busy loop no look at a clock.
+        """
+        self._quiet = callback
+
     def end(self) -> None:
         """Make `run` return after the current callback."""
         self._ended = True
@@ -90,11 +101,15 @@ class Loop:
             # Twice: if a signal (SIGCONT, say) interrupts a poll whose time is over, it returns
             # nothing and has not looked. What has arrived must be handled before a deadline is
             # called missed.
-            for fd, events in self._poll.poll(self._patience()) or self._poll.poll(0):
+            came = self._poll.poll(self._patience()) or self._poll.poll(0)
+            for fd, events in came:
                 callback = self._ready.get(fd)
                 # None if an earlier callback of this round has unwatched it.
                 if callback is not None and not self._ended:
                     callback(fd, events)
+            if not came and self._quiet is not None and not self._ended:
+                quiet, self._quiet = self._quiet, None
+                quiet()
             self._pass_deadlines()
 
     def _patience(self) -> int | None:
@@ -102,6 +117,8 @@ class Loop:
         Milliseconds until the next deadline, rounded up so that it has passed by then; None if
         there is no deadline.
         """
+        if self._quiet is not None:
+            return QUIET_MS
         if not self._due:
             return None
         wait_s = min(when for when, _ in self._due.values()) - self.now()

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     Piece = tuple[str, int, int | None]
 
 
-# How long a line waits for more bytes of its millisecond, if no later bytes arrive.
-GATHER_S = 0.001
 NUMBERS = {stream: number for number, stream in enumerate(format.STREAMS, 1)}  # as fds have them
 # How long a reader waits for a line, which comes 1 or 2 ms after its bytes. After that, the disk
 # has refused it; or the host is busy, or the chaperone was stopped, and the line comes later.
@@ -46,7 +44,7 @@ class Timeline:
 
     Args:
         fd (int): For reading and writing, O_APPEND; `close` closes it.
-        loop (Loop): Has the deadline by which a line is written.
+        loop (Loop): Calls when no bytes arrive that would end a millisecond.
         report: Called with a sentence when lines begin to be dropped, and when that is over.
     """
 
@@ -55,7 +53,6 @@ class Timeline:
         self._loop, self._report = loop, report
         self._ms = 0
         self._gathered: dict[int, list[int]] = {}  # of this millisecond: offset and length
-        self._timer: int | None = None
         self._dropped = 0  # bytes that no line is about, since the disk last took a line
         # A chaperone that was killed, or a full disk, may have left half a line.
         size = os.fstat(fd).st_size
@@ -84,11 +81,10 @@ class Timeline:
     def _begin(self, ms: int) -> None:
         self.flush()
         self._ms = ms
-        self._timer = self._loop.later(GATHER_S, self.flush)
+        self._loop.when_quiet(self.flush)
 
     def flush(self) -> None:
         """Write what was gathered."""
-        self._loop.cancel(self._timer)
         for number, (offset, count) in self._gathered.items():
             self._write(b"%d %d %d %d\n" % (self._ms, number, offset, count), count)
         self._gathered.clear()
