@@ -15,6 +15,7 @@ ROWS = {
     "heap": following.heap,
     "memory": starting.memory,
     "capture": capturing.capture,
+    "timeline": capturing.timeline,
     "ssh-capture": remoting.capture,
     "ssh-cost": remoting.cost,
     "ssh-starts": remoting.starts,
