@@ -338,10 +338,16 @@ class Connection:
             self._timer = self._loop.later(LINGER_S, self.terminate)
 
     def terminate(self) -> None:
-        """As `close`, now; for a chain that has nothing more to say."""
+        """
+        As `close`, now; for a chain that has nothing more to say.
+
+        Without a hop it is our ends that go: the shell there is a run's subreaper, which must live.
+        """
         self._inlet.close()
         self._loop.cancel(self._timer)
-        if self._code is None and not self._over:
+        if self._route.is_here:
+            self._cut()
+        elif self._code is None and not self._over:
             signal.pidfd_send_signal(self._pidfd, signal.SIGTERM)
             self._timer = self._loop.later(LINGER_S, self._insist)
 
@@ -368,11 +374,14 @@ class Connection:
             outlet.end()
 
     def _look_closed(self) -> None:
-        if self._over or self._code is None or any(one.is_open() for one in self._outlets):
+        if self._over or any(one.is_open() for one in self._outlets):
+            return
+        if self._code is None and not self._route.is_here:
             return
         self._over = True
         self._loop.cancel(self._timer)
-        written, said = self._farewell.end(self._code)
+        code = self._code or 0
+        written, said = self._farewell.end(code)
         if written:
             self._receiver.output("stderr", written)
         noise = self._dialogue.noise()  # a client may say on stdout what it failed at
@@ -380,7 +389,7 @@ class Connection:
             noise = self._booted + noise
         else:
             noise = self._booted.replace(self._dialogue.ready_word, b"") or noise
-        self._owner.closed(self._code, self.ready, noise + said)
+        self._owner.closed(code, self.ready, noise + said)
 
 
 def _spawn(argv: list[str]) -> tuple[int, int, list[int]]:

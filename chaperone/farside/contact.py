@@ -36,6 +36,9 @@ BEGIN_S = 60.0
 DEAD_S = 5.0
 # for what the far side writes on its way out, after all of the program's own output is here
 CUT_OFF_S = 0.1
+# heartbeats: then what passed them on is gone, though the connection is there; there are four to a
+# lease, and another connection takes its time
+UNANSWERED = 2
 PAUSES_S = (0.2, 30.0)  # between attempts to come into contact again: the first, and the longest
 
 
@@ -48,6 +51,7 @@ class Contact:
         loop (Loop): For its clock.
 
     Attributes:
+        survives (bool): Whether the program lives on without a connection.
         up (bool): None before the first connection.
         drops (int): How often it went down.
         queue (str): What an engine says while it makes the connection wait; None while none does.
@@ -55,6 +59,7 @@ class Contact:
 
     def __init__(self, spec: dict[str, Any], loop: Loop) -> None:
         self._spec, self._loop = spec, loop
+        self.survives = spec["on_disconnect"] == "survive"
         self.up: bool | None = None
         self.drops = 0
         self.queue: str | None = None
@@ -99,7 +104,7 @@ class Contact:
         }
         if self.queue is not None:
             facts["message"] = self.queue
-        if self._spec["on_disconnect"] == "survive":
+        if self.survives:
             facts["lease_until"] = None if self.up else self._after(self._spec["lease"])
         return facts
 
@@ -141,7 +146,7 @@ class ControlLine:
     def __init__(self, dialer: Dialer, contact: Contact, timers: Timers) -> None:
         self._dialer, self._contact, self._timers = dialer, contact, timers
         self._waiting: list[str] = []
-        self._beats = 0
+        self._beats = self._answered = 0
 
     def ask(self, line: str) -> None:
         """Send a line, once; what was asked for and not sent yet is not asked for twice."""
@@ -153,11 +158,20 @@ class ControlLine:
     def begin(self) -> None:
         """The far side hears us: send what waits, and then heartbeats."""
         waiting, self._waiting = self._waiting, []
+        self._answered = self._beats
         for line in waiting:
             self.ask(line)
         self._beat()
 
+    def answered(self) -> None:
+        """The far side has answered a heartbeat."""
+        self._answered = self._beats
+
     def _beat(self) -> None:
+        # Where it is to survive; else the end of the lease is the end of it all.
+        if self._contact.survives and self._beats - self._answered >= UNANSWERED:
+            self._dialer.terminate()
+            return
         self._beats += 1
         self._dialer.send(f"h {self._beats}")
         self._timers.set("beat", self._contact.beat_s(), self._beat)
@@ -216,6 +230,7 @@ class FarSide:
         self._stdin = Stdin()
         self._missing = ""  # what the far side seems to have lost
         self._rest = ""  # how we asked for what the program left
+        self._is_killed = False
 
     def prepare(self, cookie: str, umask: int) -> None:
         """
@@ -260,6 +275,8 @@ class FarSide:
         """Connect to a program that was sent before."""
         if self._rest and self._tail.left is None:
             self._line.ask(self._rest)
+        if self._is_killed:  # what was written as the connection broke was not heard
+            self._line.ask("z")
         self._dial("attach")
 
     def _dial(self, life: str) -> None:
@@ -290,6 +307,10 @@ class FarSide:
     def note_connection(self, event: Event) -> None:
         """Into the status."""
         self._chaperone.noted(connection=self.facts())
+
+    def note_answer(self, event: Event) -> None:
+        """Heartbeats get through."""
+        self._line.answered()
 
     def count_drop(self, event: Event) -> None:
         """A connection was lost."""
@@ -337,6 +358,7 @@ class FarSide:
 
     def ask_to_kill(self, event: Event) -> None:
         """SIGKILL to all of it, until nothing is left."""
+        self._is_killed = True
         self._line.ask("z")
 
     def ask_for_the_rest(self, event: Event) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 #   unsent     nothing was sent: no program can have been started
 #   abandoned  the same, and no attempt is wanted any more
 #   sent       the payload went out; whether the program was started is not known yet
-#   unwanted   the same, and a stop came
+#   unwanted   the same, and a stop came: it is sent when the program starts
 #   running    the program was started
 #   ended      how it ended is recorded; what it left running is asked for
 #   refused    the far side could not start it
@@ -44,8 +44,9 @@ unsent | connected | | sent
 unsent, abandoned | stop, kill | give up | abandoned
 unsent, abandoned | unreachable | report unreachable | over
 abandoned | connected | | unwanted
-sent | stop, kill | close | unwanted
-unwanted, refused | stop, kill | close | =
+sent, unwanted | stop | | unwanted
+sent, unwanted | kill | be patient | unwanted
+refused | stop, kill | close | =
 sent, unwanted | start | stop waiting, report start, take kept end | running
 sent, unwanted | end, no end | stop waiting, keep end | =
 sent, unwanted | dead | wait for start | =
@@ -78,7 +79,8 @@ refused | end, no end, dead, refused, failed | | =
 sent, unwanted, running, alone, refused | left alone | | =
 any | signal | ask to signal | =
 any | hello | greet | =
-any | out, beat | | =
+any | out | | =
+any | beat | note answer | =
 unsent, abandoned | start, end, no end, refused, failed, never, dead | call it odd | =
 unsent, abandoned | lost, left, drained, bye | call it odd | =
 running, ended, alone | refused, failed | call it odd | =
@@ -97,8 +99,10 @@ unsent, abandoned | stop, kill | give up | abandoned
 unsent, abandoned | unreachable | report unreachable | over
 abandoned | connected | | unwanted
 unsure, adopted, resuming, running, ended | connected | | =
-sent | stop, kill | close | unwanted
-unwanted, unsure, adopted, unbegun, unfound, refused | stop, kill | close | =
+sent, unwanted | stop | | unwanted
+sent, unwanted | kill | be patient | unwanted
+unsure, adopted | stop, kill | | =
+unbegun, unfound, refused | stop, kill | close | =
 sent, unwanted, unsure | start | stop waiting, report start, take kept end | running
 adopted, resuming | start | stop waiting, report resumed, take kept end | running
 sent, unwanted, unsure, adopted | end, no end | stop waiting, keep end | =
@@ -159,7 +163,8 @@ sent, unwanted, unsure, adopted, resuming, running, ended | bye | hang up | =
 unbegun, unfound, untold, partial, refused, clearing | bye | hang up | =
 any | signal | ask to signal | =
 any | hello | greet | =
-any | out, beat | | =
+any | out | | =
+any | beat | note answer | =
 unsent, abandoned | start, end, no end, refused, failed, never, dead | call it odd | =
 unsent, abandoned | lost, left, sizes, short, bye | call it odd | =
 resuming, running, ended, untold, partial | refused, failed | call it odd | =

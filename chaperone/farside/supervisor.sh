@@ -198,8 +198,8 @@ run() {
       {
         run_program 2>&7 7>&-
         say_end
-      } | cat >>"$dir/out" 3<&- 4>&- 6>&-
-    } 7>&1 | cat >>"$dir/err" 3<&- 4>&- 6>&-
+      } | cat >>"$dir/out" 3<&- 4>&- 6>&- || say short out
+    } 7>&1 | cat >>"$dir/err" 3<&- 4>&- 6>&- || say short err
     say eof $(size out) $(size err)
     ;;
   esac
@@ -322,7 +322,7 @@ control() {
   [ "$done" ] || end_all "$grace"
   # Not before: whatever may become of D, the program has to be ended.
   wait "$watcher"
-  [ "$life" = survive ] && rm -rf "$dir"
+  [ "$life" = kill ] || rm -rf "$dir"
 }
 
 # -- A: one connection to a run that survives it
@@ -341,12 +341,15 @@ attach() {
   pipe=control
   [ -p control ] || pipe=/dev/null
   while read -r word one two <&3; do
-    [ "$word" = h ] && { supervised || say dead; same control 3 || say dead control; same said 4 || say dead said; say beat "$one"; }
+    [ "$word" = h ] && { copying || break; supervised || say dead; same control 3 || say dead control; same said 4 || say dead said; say beat "$one"; }
     [ -p control ] && echo "$word $one $two" >&7
     [ "$word" = c ] && { cleared; break; }
   done 7<>"$pipe"
   kill -KILL $tails
 }
+
+# Whether what copies still does: without it the near side waits for ever, unless it comes anew. Where a file is gone that is said instead.
+copying() { [ ! "$proc" ] || [ ! -e out ] || [ ! -e err ] || [ ! -e said ] || for old in $tails; do look "$old" || return 1; done; }
 
 # Its directory proves that a pid is not somebody else's.
 detach() {
@@ -388,6 +391,18 @@ take_stdin() {
   exec 0<&9 8>&- 9<&-
 }
 
+# Where R was killed D ends the run, and finds it by S: so S stays until D, its child by then, has ended.
+stay() {
+  [ "$tracking" = kernel ] && look $$ || return
+  home=$session
+  while kids=; read -r kids <"$children"; [ "$kids" ]; do
+    for member in $kids; do
+      look "$member" && [ "$session" = "$home" ] && { nap; continue 2; }
+    done
+    return
+  done
+}
+
 # -v: without it bash takes a function of that name, where there is no such variable.
 unset -v why self word words rest one two done kinds mount cgroup counter root point kills before count attached old booted outcome table next member list found line number parent group session born \
   seen kids home inside outside hurt spared setsid proc boot_id birth tracking children tool tools link attacher
@@ -416,7 +431,7 @@ link=/proc/self/fd/7
   (umask 077; mkfifo "$link") || { say fail lease; exit 0; }
 }
 case $life in
-kill) run | control ;;
+kill) run | control || stay ;;
 survive)
   # mkdir decides whether this is the one start: a second one, or one that was overtaken by an `attach`, is refused.
   (umask 077; mkdir -p "${dir%/*}"; mkdir "$dir" && mkfifo "$dir/control" && : >"$dir/out" && : >"$dir/err" && : >"$dir/said") || { say fail directory; exit 0; }
@@ -424,7 +439,7 @@ survive)
   attach &
   attacher=$!
   exec 3<>"$dir/control" 4>>"$dir/said" 5>&-
-  run | control
+  run | control || stay
   wait "$attacher"
   ;;
 attach)

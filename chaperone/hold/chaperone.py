@@ -157,6 +157,7 @@ class Chaperone:
         self.run.mark_start(self._started_at)
         self._watch_limits()
         self._begun(None)
+        self._ask_again()
 
     def _watch_limits(self) -> None:
         timeouts = self.spec["timeouts"]
@@ -180,8 +181,13 @@ class Chaperone:
             started_at = now - max(0, now_ns - (now_ns if start_ns is None else start_ns)) / 1e9
         self._started_at = started_at
         self._watch_limits()
-        if self.status["stop"] is not None:  # its grace is not known any more: a new one
-            self.stop(self.status["stop"]["reason"])
+        self._ask_again()
+
+    def _ask_again(self) -> None:
+        """A stop came before there was a program, or to a chaperone that died: it is asked now."""
+        if (stop := self.status["stop"]) is not None:
+            is_kill = stop["signal"] == "SIGKILL" or self.loop.now() >= self._stop_by
+            self._kill(stop["reason"]) if is_kill else self.stop(stop["reason"])
 
     def noted(self, **facts: object) -> None:
         """Facts changed that are no change of state."""
@@ -398,10 +404,7 @@ class Chaperone:
         return {**status, **sizes}
 
     def _publish(self, final: dict[str, Any], stay: bool = False) -> None:
-        """
-        Publish and end (rule W4). A disk that refuses is asked again: the outcome exists nowhere
-        but here.
-        """
+        """Publish and end (rule W4). Until a disk takes it, the outcome exists nowhere but here."""
         if self.is_published():  # a final status stays: a broken far side may say two ends
             if not stay:
                 self.leave()
@@ -432,9 +435,7 @@ class Chaperone:
         return self._exit == os.EX_OK
 
     def leave(self) -> None:
-        """
-        The final status is published: clear what only a live run has, and hold the run no longer.
-        """
+        """Published: clear what only a live run has, and hold the run no longer."""
         self.run.end(self.spec["durable"])
         self.loop.end()
 

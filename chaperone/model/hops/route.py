@@ -37,6 +37,7 @@ class Route:
         hops (list): Of `Kind`, nearest first. An empty list means this host and this user.
 
     Attributes:
+        is_here (bool): Whether there is no hop: what we start is the shell at its end.
         own_codes (tuple): Exit codes that mean that a hop failed, not the program behind it.
         early_codes (tuple): Exit codes that mean so before all hops are through.
         may_be_killed, farewell: As in `Kind`, of the first hop, which is the process that we start.
@@ -46,6 +47,7 @@ class Route:
 
     def __init__(self, hops: Sequence[Kind]) -> None:
         self._hops = hops
+        self.is_here = not hops
         self.own_codes = tuple(code for hop in hops for code in hop.own_codes)
         early = tuple(code for hop in hops for code in hop.early_codes)
         self.early_codes = (*self.own_codes, *early)
