@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from chaperone.program import processes
 from spool_tests.support import guarded
 from spool_tests.support.calls import replace_call
 from spool_tests.support.cgroups import memory_cgroup
-from spool_tests.support.guarded import NOBODY, begun_in, is_gone, stat_of, text_of
+from spool_tests.support.guarded import NOBODY, as_nobody, begun_in, is_gone, stat_of, text_of
 from spool_tests.support.mounts import WITHOUT_PROC
 from spool_tests.support.places import CHAPERONE, ROOT
 from spool_tests.support.runs import ask, final, live, log, py, sh, start, stdout
@@ -148,25 +147,6 @@ def test_chaperone_waits_for_nothing_that_it_may_not_kill(spool, tmp_path, how):
             )
     finally:
         os.kill(root, signal.SIGKILL)
-
-
-def as_nobody(tmp_path):
-    """A program that makes a root process of what a plain user starts; a spool of that user."""
-    raised = tmp_path / "raised"
-    shutil.copy("/usr/bin/setpriv", raised)
-    raised.chmod(0o4755)
-    place = tmp_path / "nobody"
-    place.mkdir(0o700)
-    os.chown(place, 65534, 65534)
-    for path in (tmp_path, *tmp_path.parents):
-        if path.stat().st_uid == 0 and not path.stat().st_mode & 1:
-            path.chmod(path.stat().st_mode | 0o111)
-    if (
-        subprocess.run([*NOBODY, str(raised), "--reuid=0", "id", "-u"], capture_output=True).stdout
-        != b"0\n"
-    ):
-        absent("a filesystem that heeds setuid, and a path that every user may go")
-    return f"{raised} --reuid=0 --regid=0 --clear-groups", place
 
 
 def started_as_nobody(place, spec):

@@ -2,14 +2,36 @@
 Trees of processes below a guard.
 """
 
+import os
+import shutil
+import subprocess
 import sys
 
 import pytest
 
 from spool_tests.support.runs import running
-from spool_tests.support.waiting import until
+from spool_tests.support.waiting import absent, until
 
 NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+
+
+def as_nobody(tmp_path):
+    """A program that makes a root process of what a plain user starts; a spool of that user."""
+    raised = tmp_path / "raised"
+    shutil.copy("/usr/bin/setpriv", raised)
+    raised.chmod(0o4755)
+    place = tmp_path / "nobody"
+    place.mkdir(0o700)
+    os.chown(place, 65534, 65534)
+    for path in (tmp_path, *tmp_path.parents):
+        if path.stat().st_uid == 0 and not path.stat().st_mode & 1:
+            path.chmod(path.stat().st_mode | 0o111)
+    if (
+        subprocess.run([*NOBODY, str(raised), "--reuid=0", "id", "-u"], capture_output=True).stdout
+        != b"0\n"
+    ):
+        absent("a filesystem that heeds setuid, and a path that every user may go")
+    return f"{raised} --reuid=0 --regid=0 --clear-groups", place
 
 
 def stat_of(pid):
