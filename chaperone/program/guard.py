@@ -273,11 +273,15 @@ class _Watch:
 
     def _end_all(self) -> None:
         """Kill it, and save what the pipes still hold."""
-        self._children_fd = processes.open_children() if self._sees_orphans else -1
-        if self._children_fd >= 0:
-            left: list[int] | None = self._kill_all()
-        else:
+        # First its group, which is all of most runs: then /proc need not be read, 0.2 ms.
+        if self._strike_group() and _child_ended(PAUSE_S[0]):
+            self._reap()
+        left: list[int] | None = []
+        if not self._sees_orphans:
             left = self._kill_group()
+        elif self._foreign or self._has_children():
+            self._children_fd = processes.open_children()
+            left = self._kill_all() if self._children_fd >= 0 else self._kill_group()
         self._drain()
         self._leave_word(left)
 
@@ -289,8 +293,6 @@ class _Watch:
         when its memory is freed.
         """
         begun, pause_s = time.monotonic(), PAUSE_S[0]
-        self._strike_group()
-        self._reap()
         while self._has_children():
             refused = self._strike()
             if _child_ended(pause_s):
