@@ -203,7 +203,7 @@ class Run:
         return await self._end(Request("kill", by=by), wait)
 
     async def _end(self, request: Request, wait: bool) -> Status:
-        ended = self._run.request_end(request, wait)
+        ended = api.request_end(self._run, request, wait)
         return ended or (await self.wait() if wait else self._run.status())
 
     async def signal(self, name: str | int, by: str | None = None) -> None:

@@ -309,41 +309,15 @@ class Run:
             NoRunError: If the chaperone is not running.
         """
         text = str(int(name)) if isinstance(name, int) else name
-        self.request(Request("signal", signal=text, by=by))
+        with self._opened() as run_fd:
+            look.request(run_fd, self.run_id, Request("signal", signal=text, by=by))
 
     def delete(self) -> None:
         """Delete it, collected or not; raises as `chaperone.spool.gc.delete`, BusyError too."""
         gc.delete(self.spool_path, self.run_id)
 
     def _end(self, request: Request, wait: bool) -> Status:
-        return self.request_end(request, wait) or (self.wait() if wait else self.status())
-
-    def request_end(self, request: Request, wait: bool) -> Status | None:
-        """
-        Request a stop or a kill, without waiting.
-
-        Args:
-            wait (bool): Whether the caller waits afterwards, also if the chaperone has just gone.
-        Returns:
-            Status: Of a run that had ended before; otherwise None.
-        """
-        try:
-            self.request(request)
-        except NoRunError:
-            status = self.status()
-            if status.is_final():
-                return status
-            if status.state == "unattended":
-                why = "its chaperone died, and its program may be running; adopt it first"
-                raise NoRunError(f"unable to ask run {self.run_id!r}: {why}") from None
-            if not wait:
-                raise
-        return None
-
-    def request(self, request: Request) -> None:
-        """Write a request (chaperone.model.request.Request) into the control FIFO."""
-        with self._opened() as run_fd:
-            look.request(run_fd, self.run_id, request)
+        return request_end(self, request, wait) or (self.wait() if wait else self.status())
 
     def _opened(self) -> owned:
         with owned(format.open_spool(self.spool_path)) as spool_fd:
@@ -352,6 +326,30 @@ class Run:
 
 _OFFSET = checks.Number(0, whole=True, most=cursors.LARGEST_OFFSET), checks.REQUIRED
 _PIECE = checks.Fields({"offset": _OFFSET, "size": _OFFSET})
+
+
+def request_end(run: Run, request: Request, wait: bool) -> Status | None:
+    """
+    Request a stop or a kill, without waiting.
+
+    Args:
+        wait (bool): Whether the caller waits afterwards, also if the chaperone has just gone.
+    Returns:
+        Status: Of a run that had ended before; otherwise None.
+    """
+    try:
+        with run._opened() as run_fd:
+            look.request(run_fd, run.run_id, request)
+    except NoRunError:
+        status = run.status()
+        if status.is_final():
+            return status
+        if status.state == "unattended":
+            why = "its chaperone died, and its program may be running; adopt it first"
+            raise NoRunError(f"unable to ask run {run.run_id!r}: {why}") from None
+        if not wait:
+            raise
+    return None
 
 
 def wait_each(runs: Sequence[Run], timeout: float | None = None) -> Iterator[tuple[Run, Status]]:

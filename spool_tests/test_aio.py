@@ -60,7 +60,7 @@ def test_calls_and_arguments_are_those_of_the_blocking_ones(mine, theirs):
 
     found, expected = calls(mine), calls(theirs)
     # What a loop has no use for, and what other modules of the package ask.
-    for name in ("request", "request_end", "fileno", "anext", "is_uncollected"):
+    for name in ("fileno", "anext", "is_uncollected"):
         expected.pop(name, None)
     for name in ("watch", "unwatch", "forget", "look_again"):  # of a FollowedRun
         expected.pop(name, None)
