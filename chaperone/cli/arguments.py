@@ -1,8 +1,8 @@
 """
-The table of all verbs, and their words read by argparse; what argparse would print is raised.
+The table of all verbs, and their parsers, which raise what argparse would print.
 
-Knows: argparse, the families of verbs.  Must not know: what a verb does.
-A verb is declared in its file of verbs/ alone; the table is put together here.
+Knows: argparse, the files of verbs.  Must not know: what a verb does.
+A verb is declared only in its file in verbs/; this module collects them.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ outcome in a directory.
 
 """
 FOOT = """
-chaperone VERB --help tells more.
+chaperone VERB --help has more.
 
-Exit codes: 0 done (run: the outcome is recorded, whatever it was). wait and
+Exit codes: 0 done (run: the outcome is recorded, whatever it is). wait and
 exec: the program's own code, 128+n for signal n, 125 if it could not be run or
-if it is not known how it ended. Otherwise as in sysexits.h: 64 usage, 65 a bad
-spec, 66 no such run or spec, 70 a bug of ours, 71 the system, 73 the run exists
-or can't be created, 74 the disk.
+its end is unknown. Errors as in sysexits.h: 64 invalid command line, 65 invalid
+spec, 66 no such run or spec, 70 a bug in chaperone, 71 a system call failed,
+73 the run exists or can't be created, 74 the disk, 75 try again later.
 """
 
 # What other tools call it.
@@ -55,7 +55,7 @@ MEANT = {
 
 
 class HelpAsked(Exception):
-    """Not an error: the help of a verb is wanted, not its work."""
+    """Not an error: the caller wants the help of the verb."""
 
 
 def help_text() -> str:
@@ -67,10 +67,10 @@ def help_text() -> str:
 
 def verb_named(name: str) -> Verb:
     """
-    The verb that is typed so.
+    The verb with this name.
 
     Raises:
-        UsageError: If there is none; it says which one was meant, where that is near.
+        UsageError: If there is none; it suggests a similar name.
     """
     if name in VERBS:
         return VERBS[name]
@@ -103,7 +103,7 @@ def near_miss(word: str, names: Iterable[str]) -> str:
 
 
 def parser(verb: Verb) -> argparse.ArgumentParser:
-    """The words of one verb, as argparse reads them."""
+    """The argparse parser of a verb."""
     import argparse
 
     class Parser(argparse.ArgumentParser):
@@ -133,7 +133,7 @@ def parser(verb: Verb) -> argparse.ArgumentParser:
 
 def parsed(verb: Verb, words: Sequence[str]) -> argparse.Namespace:
     """
-    What the words behind a verb mean.
+    Parse the words after a verb.
 
     Raises:
         UsageError: One sentence.

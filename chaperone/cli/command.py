@@ -1,7 +1,7 @@
 """
-A command line as a spec: what `run --host db3 --env A=1 -- CMD ARG...` stands for.
+Makes a spec of a command line such as `run --host db3 --env A=1 -- CMD ARG...`.
 
-Knows: the fields of a spec that have an option.  Must not know: what they mean to a program.
+Knows: the fields of a spec that have an option.  Must not know: what they do.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def spec_text(verb: str, given: Given, argv: list[str]) -> bytes:
     """
-    The spec as JSON; only the fields that were given are in it.
+    The spec as JSON; it contains only the fields that were given.
 
     Args:
         given: The options of `common.COMMAND`.
@@ -62,14 +62,14 @@ def _pairs(option: str, texts: list[str] | None) -> dict[str, str]:
     pairs = {}
     for text in texts or ():
         name, equals, value = text.partition("=")
-        if not name or not equals:  # what is given may be a secret in the wrong place
+        if not name or not equals:  # not shown: it may be a secret in the wrong place
             raise UsageError(f"unable to understand {option!r}: want NAME=VALUE")
         pairs[name] = value
     return pairs
 
 
 def _remote(text: str) -> dict[str, object]:
-    """`[USER@]HOST[:PORT]`; an IPv6 address stands in brackets where a port follows."""
+    """`[USER@]HOST[:PORT]`; an IPv6 address needs brackets if a port follows."""
     user, at, place = text.rpartition("@")
     host, colon, port = place, "", ""
     if place.startswith("["):
@@ -98,7 +98,7 @@ def _variables(name: str) -> dict[str, str]:
         if not line or line[0] in "#;":
             continue
         variable, equals, value = (part.strip() for part in line.partition("="))
-        if not equals or not variable or " " in variable:  # the line may have a secret in it
+        if not equals or not variable or " " in variable:  # not shown: it may contain a secret
             raise SpecError(f"unable to read variables {name!r}: line {number}: want NAME=VALUE")
         if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
             value = value[1:-1]

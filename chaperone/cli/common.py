@@ -1,7 +1,7 @@
 """
-What verbs share: run ids, ages, who we are, the packages that a lean start left out.
+What several verbs use: run ids, ages, the user's name, packages that a quick start leaves out.
 
-Knows: the spool of a verb's words.  Must not know: any one verb.
+Knows: the spool that was given.  Must not know: a particular verb.
 """
 
 from __future__ import annotations
@@ -63,18 +63,18 @@ def _beginning_with(spool_fd: int, text: str) -> list[str]:
 
 
 def found_ids(given: Given, texts: list[str]) -> list[str]:
-    """The runs of the spool that words mean, each once."""
+    """The ids of the runs that words mean, each once."""
     with owned(format.open_spool(spool_path(given))) as spool_fd:
         return list(dict.fromkeys(found_id(spool_fd, text) for text in texts))
 
 
 def user_name() -> str:
-    """Ours."""
+    """The name of the user of this process."""
     import pwd
 
     try:
         return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:  # a container's uid without a name
+    except KeyError:  # a uid without a name, in a container
         return str(os.geteuid())
 
 
@@ -136,7 +136,7 @@ def quantity(option: str, text: str, units: dict[str, int], want: str) -> float:
     return value
 
 
-# -- what a lean start left out
+# -- what a quick start leaves out
 
 
 def add_site_packages(terminal: Terminal) -> None:

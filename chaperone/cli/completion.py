@@ -1,9 +1,9 @@
 """
-The completion scripts of shells, made by shtab from the table of verbs.
+Makes the completion scripts of shells from the table of verbs, with shtab.
 
-Knows: shtab, what each metavar stands for.  Must not know: what a verb does.
-They are shipped: `python -m chaperone.cli.completion` writes them again, and needs shtab. They
-start no chaperone, because a Tab key should answer at once: run ids are names in the spool.
+Knows: shtab, what each metavar means.  Must not know: what a verb does.
+The scripts are shipped; `python -m chaperone.cli.completion` writes them again, and needs shtab.
+They start no chaperone, so that the Tab key answers at once: run ids are names in the spool.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SIGNALS = ("TERM", "INT", "HUP", "QUIT", "USR1", "USR2", "STOP", "CONT", "KILL",
 WORDS = {"STREAM": (*format.STREAMS, format.LOG), "SIG": SIGNALS}
 ENTRIES = {"RUN": ".", "LIVE": format.RUNNING}  # of which directory in the spool the names are
 
-# The ids in the spool that the line names so far, else in the default one.
+# The ids in the spool that the command line names, or in the default one.
 PREAMBLE = {
     "bash": """\
 _chaperone_entries() {
@@ -94,7 +94,7 @@ def made(shell: str) -> str:
                 action.complete = fits[metavar]  # type: ignore[attr-defined]
     script = shtab.complete(parser, shell, preamble=PREAMBLE[shell])
     if shell == "zsh":
-        # shtab completes the first of several words alone, and takes `source` for an autoload.
+        # shtab completes only the first of several words, and takes `source` for an autoload.
         script = script.replace('"(*)::', '"*:').replace('"(*):', '"*:')
         script = script.replace(
             "zsh_eval_context[-1] == eval", "zsh_eval_context[-1] == (eval|file)"

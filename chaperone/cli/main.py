@@ -1,9 +1,10 @@
 """
-The command line: argv to the call of one verb, and what went wrong to a sentence and an exit code.
+The command line: it calls the verb that argv names, and makes a sentence and an exit code of an
+error.
 
 Knows: argv, exit codes.  Must not know: what a verb does, or how it prints.
-On the lean path of `chaperone run`: the verbs that hold programs are read by hand, for argparse
-costs as much as an interpreter's start and would stay in memory as long as the run.
+The words of verbs that hold programs are parsed here, without argparse, which takes as long as the
+start of an interpreter and would stay in memory as long as the run.
 """
 
 from __future__ import annotations
@@ -24,39 +25,39 @@ if TYPE_CHECKING:
     from .terminal import Terminal
     from .verb import Argument, Given, Verb
 
-LEAN = ("run", "exec", "adopt", "launcher")  # the verbs of verbs/hold.py
+LEAN = ("run", "exec", "adopt", "launcher")  # verbs/hold.py: they must start quickly
 
 
 def main(words: list[str] | None = None) -> int:
     """
-    Do what the command line says.
+    Run the command line.
 
     Args:
         words (list): Without the program's name; None for `sys.argv`.
     Returns:
-        int: The exit code. When the reader of our stdout has gone or Ctrl-C comes we die of the
-            signal instead, as other tools do.
+        int: The exit code. If the reader of our stdout is gone, or at Ctrl-C, the process dies of
+            the signal instead, as other tools do.
     """
     _fill_standard_fds()
-    # No cleaning up is ever due, so no KeyboardInterrupt either; a verb that holds a program sets
-    # handlers of its own.
+    # Nothing needs cleaning up, so KeyboardInterrupt is not needed; a verb that holds a program
+    # sets its own handlers.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     words = sys.argv[1:] if words is None else words
     name = words[0] if words else ""
     try:
         return _perform(name, words[1:])
-    except Exception as error:  # noqa: BLE001  the last one to answer: each becomes an exit code
+    except Exception as error:  # noqa: BLE001  each error becomes an exit code here
         return _fault(name, error)
 
 
 def _fill_standard_fds() -> None:
     """
-    Put something on closed fds 0-2: otherwise the next file we open is taken for stdin, stdout or
-    stderr.
+    Open something on closed fds 0-2; otherwise the next file that we open would be used as stdin,
+    stdout or stderr.
 
-    The wrong way round, so that a reader or writer there gets an error, and nothing is taken for
-    written.
+    stdin is opened for writing and the others for reading, so that using them fails, and nothing
+    seems to be written.
     """
     for fd, flags in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_RDONLY)):
         try:
@@ -95,7 +96,7 @@ def _perform(name: str, words: list[str]) -> int:
 
 
 class _LaterTerminal:
-    """A `Terminal` that is made at its first use: most verbs of the lean path print nothing."""
+    """A `Terminal` that is made when it is first used: `run` prints nothing by it."""
 
     def __getattr__(self, name: str) -> object:
         from .terminal import Terminal
@@ -116,11 +117,11 @@ class _Given:
 
 def parsed(verb: Verb, words: list[str]) -> Given | None:
     """
-    What the words behind a lean verb mean. Options are written out, before or after the other
-    words; after `--` nothing is an option.
+    Parse the words after a verb that holds programs. Options can't be shortened, and may come
+    before or after the other words; after `--` no word is an option.
 
     Returns:
-        object: An attribute for each argument, by its `dest`; None where --help is asked for.
+        object: An attribute for each argument, by its `dest`; None if --help was given.
     Raises:
         UsageError: One sentence.
     """
@@ -173,7 +174,7 @@ def _set(given: Given, verb: Verb, argument: Argument, value: Any, rest: Iterato
 
 
 def _set_others(given: Given, verb: Verb, others: list[str]) -> None:
-    """The words that stand by themselves: a lean verb takes any number of them, or none."""
+    """Set the positional arguments; these verbs take any number of them, or none."""
     taker = next((argument for argument in verb.arguments if not argument.is_option), None)
     if taker is not None:
         setattr(given, taker.dest, others)
@@ -194,13 +195,13 @@ def _misunderstood(
 
 
 def _fault(name: str, error: Exception) -> int:
-    """Say what went wrong in a sentence; return the exit code that says whose fault it is."""
+    """Print a sentence about an error; return its exit code, which says who must act."""
     try:
         from .terminal import Terminal, escaped
 
         terminal = Terminal()
         code = _exit_code(name, error)
-    except OSError:  # no descriptor is left to read a module by
+    except OSError:  # out of fds: no module can be read
         text = bytes(byte if 32 <= byte < 127 else 63 for byte in str(error).encode())
         os.write(2, b"chaperone: " + text + b"\n")
         return os.EX_OSERR
@@ -222,7 +223,7 @@ def _reason(error: Exception) -> str:
     if not isinstance(error, OSError) or error.strerror is None:
         return str(error)
     if error.filename is None:
-        # getcwd(2) has no file to name.
+        # getcwd(2) names no file.
         is_gone = isinstance(error, FileNotFoundError) and os.stat(".").st_nlink == 0
         return "the working directory was deleted" if is_gone else error.strerror
     return f"{error.filename!r}: {error.strerror}"

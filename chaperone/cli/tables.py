@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 COLUMNS = ("ID", "STATE", "HOST", "AGE", "ELAPSED", "OUTCOME", "BYTES", "PROGRAM OR REASON")
 HERE = "here"
-WIDE = 100  # columns of a terminal in which whole ids leave room for a program
-GENERATED = len("20261123T201426")  # of a generated id: with its second it is seldom ambiguous
+WIDE = 100  # columns of a terminal that is wide enough for whole ids and a program
+GENERATED = len("20261123T201426")  # of a generated id: up to the second it is seldom ambiguous
 RED, GREEN, YELLOW, CYAN = 31, 32, 33, 36
 COLOURS = {
     "starting": CYAN,
@@ -33,18 +33,17 @@ def table(
     runs: list[tuple[dict[str, Any], str]], now: float, width: int | None, colour: bool
 ) -> str:
     """
-    The runs, one a line below a heading.
+    A table of runs, one a line below a heading.
 
     Args:
-        runs (list): Of each its status, and the host where its program is, `here` for this one; the
-            hosts are shown as soon as one is another.
+        runs (list): (status, host of the program); the host is `here` for this host. Hosts are
+            shown if one of them is another.
         now (float): Seconds since the epoch.
-        width (int): Of the terminal: a line is cut there, and ids that were generated are cut in a
-            narrow one; None for whole lines.
-        colour (bool): Whether states may have one.
+        width (int): Columns of the terminal: lines are cut there, and on a narrow one generated ids
+            are shortened; None for whole lines.
+        colour (bool): Whether states are coloured.
     Returns:
-        str: Safe for a terminal, with a newline at its end; the heading alone where there are no
-            runs.
+        str: Safe for a terminal, with a newline at its end; only the heading if there are no runs.
     """
     rows = [COLUMNS, *(tuple(map(escaped, _row(status, host, now))) for status, host in runs)]
     if width is not None and width < WIDE:
@@ -67,7 +66,7 @@ def table(
 
 
 def _with_short_ids(rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """The generated ids cut, but not so short that one of the others begins in the same way."""
+    """The rows with shortened generated ids; each is still the prefix of no other id."""
     ids = [row[0] for row in rows]
     shown = {}
     for run_id in ids:
@@ -100,8 +99,8 @@ def _row(status: dict[str, Any], host: str, now: float) -> tuple[str, ...]:
 
 def outcome(status: dict[str, Any]) -> str:
     """
-    How it ended: `0`, `3`, `SIGSEGV (core)`, `SIGTERM (timeout)`, the stage of an error; what asked
-    for the stop in brackets; `-` while it is not known.
+    How a run ended: `0`, `3`, `SIGSEGV (core)`, or the stage of an error; after a stop with its
+    reason, `SIGTERM (timeout)`; `-` while it is not known.
     """
     known = None
     if status["state"] == "terminated":
@@ -114,7 +113,7 @@ def outcome(status: dict[str, Any]) -> str:
 
 
 def program(status: dict[str, Any]) -> str:
-    """The argv as it would be typed into a shell, a `command` as it is; `-` where it is unknown."""
+    """The argv as one would type it in a shell, a `command` as it is; `-` if it is unknown."""
     argv = status["program"].get("argv")
     if not isinstance(argv, list):
         return "-"

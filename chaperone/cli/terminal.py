@@ -1,7 +1,7 @@
 """
-stdout and stderr as the verbs write to them, and text that no terminal takes for a command.
+How verbs print: on stdout and stderr, and so that no text controls the terminal.
 
-Knows: write(2), terminals, how they read text.  Must not know: files, processes, the clock's date.
+Knows: write(2), terminals, how they read text.  Must not know: files, processes, the date.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ PROGRESS_S = 0.1  # often enough to look alive, seldom enough to cost nothing
 
 
 class OutputError(ChaperoneError):
-    """Our stdout takes no more, for another reason than that its reader has gone."""
+    """Our stdout can't be written to, and not because its reader is gone."""
 
 
 class Terminal:
     """
-    Where a verb prints; nothing else of the command line does. What stderr can't take is lost.
+    Prints for the verbs; no other part of the command line prints. What stderr refuses is lost.
 
     Raises, in each call that writes to stdout:
-        OutputError: If stdout can't take it. Where its reader has gone we die of SIGPIPE, as other
-            tools do.
+        OutputError: If stdout can't be written to. If its reader is gone, the process dies of
+            SIGPIPE, as other tools do.
     """
 
     def __init__(self) -> None:
-        self._progress_at = time.monotonic()  # what is done at once needs no line
+        self._progress_at = time.monotonic()  # quick work shows no progress
         self._progress_shown = False
 
     def data(self, data: bytes, fd: int = 1) -> None:
@@ -56,22 +56,22 @@ class Terminal:
         self.data(text.encode("utf-8", "backslashreplace"))
 
     def line(self, text: str) -> None:
-        """Print a line; what could move a cursor is escaped."""
+        """Print a line; characters that could move a cursor are escaped."""
         self.text(f"{escaped(text)}\n")
 
     def note(self, sentence: str) -> None:
-        """Say a sentence on stderr."""
+        """Print a sentence on stderr."""
         self.data(f"chaperone: {escaped(sentence)}\n".encode(), 2)
 
     def progress(self, done: int, of: int) -> None:
-        """Show how far it is on one line of a terminal's stderr, which is written over."""
+        """Show progress on stderr, if that is a terminal, in one line that is overwritten."""
         now = time.monotonic()
         if now - self._progress_at >= PROGRESS_S and os.isatty(2):
             self._progress_at, self._progress_shown = now, True
             self.data(f"\r{done} of {of} runs\x1b[K".encode(), 2)
 
     def wipe_progress(self) -> None:
-        """Clear that line, if it was shown."""
+        """Clear the progress line, if it was shown."""
         if self._progress_shown:
             self.data(b"\r\x1b[K", 2)
 
@@ -81,14 +81,14 @@ class Terminal:
         return os.isatty(1)
 
     def width(self) -> int | None:
-        """How many columns it has; None where it is no terminal, or doesn't say."""
+        """How many columns stdout has; None if it is not a terminal or does not say."""
         try:
             return os.get_terminal_size(1).columns or None
         except OSError:
             return None
 
     def may_colour(self) -> bool:
-        """Whether it is a terminal that takes colour, and NO_COLOR is not set (no-color.org)."""
+        """Whether stdout is a terminal with colour, and NO_COLOR is not set (no-color.org)."""
         dumb = os.environ.get("TERM", "dumb") == "dumb"
         return os.isatty(1) and not dumb and not os.environ.get("NO_COLOR")
 
@@ -113,11 +113,12 @@ def _die_of(number: int) -> NoReturn:
 
 def escaped(text: str) -> str:
     """
-    Text without control characters, unfinished bytes or marks that turn the writing round.
+    Text that a terminal can show as it is: without control characters, single bytes, or marks that
+    change the direction of writing.
 
     Returns:
-        str: What is not printable as `\\x1b` or `\\u202e`; a surrogate that stands for a byte as
-            that byte, `\\xff`.
+        str: Characters that are not printable are `\\x1b` or `\\u202e`; a surrogate that means a
+            byte is that byte, `\\xff`.
     """
     if text.isprintable():
         return text
@@ -134,7 +135,7 @@ def _escape(char: str) -> str:
 
 
 def indented(value: object) -> str:
-    """A value as indented JSON: the same value, and nothing in it that moves a cursor."""
+    """A value as indented JSON, without characters that could move a cursor."""
     import json
 
     def shown(char: str) -> str:
@@ -149,7 +150,7 @@ def indented(value: object) -> str:
 
 
 def amount(count: object) -> str:
-    """Bytes as `812`, `9.8K`, `153M`: powers of 1,024; `-` for what is no number."""
+    """Bytes as `812`, `9.8K`, `153M`, in powers of 1,024; `-` if it is not a number."""
     if not isinstance(count, int):
         return "-"
     size: float = count

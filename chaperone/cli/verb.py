@@ -1,8 +1,8 @@
 """
-What a verb of the command line is, and the words that most of them share: a spool, specs, runs.
+How a verb of the command line is declared, and the arguments that several verbs share.
 
-Knows: the shape of a command line.  Must not know: any one verb, or how its words are read.
-On the lean path of `chaperone run`, so it imports nothing heavy, and has no more than that needs.
+Knows: the form of a command line.  Must not know: a particular verb, or how its words are parsed.
+`chaperone run` imports it, so it imports nothing heavy and contains only what `run` needs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class UsageError(ChaperoneError, ValueError):
-    """The caller's fault: a command line that no verb takes."""
+    """The caller made a mistake: an invalid command line."""
 
 
 class NoInputError(ChaperoneError):
@@ -38,13 +38,13 @@ class NoInputError(ChaperoneError):
 
 class Argument:
     """
-    An option of a verb, or a word that stands by itself.
+    An option of a verb, or a positional argument.
 
     Args:
-        names (str): `-n`, `--lines` of an option; `runs` of words that stand by themselves.
+        names (str): `-n`, `--lines` for an option; `runs` for a positional argument.
         how: `help`, `metavar`, `nargs`, `action`, `default`, `type` as argparse takes them. The
-            metavars say what a shell completes: SPEC and FILE a file, DIR a directory, RUN and LIVE
-            run ids, STREAM, SIG and SHELL one of a few words.
+            metavar also says what a shell completes: SPEC and FILE mean a file, DIR a directory,
+            RUN and LIVE run ids, STREAM, SIG and SHELL one of a few words.
     Attributes:
         dest (str): The attribute of `given` that has the value.
     """
@@ -60,15 +60,15 @@ class Argument:
 
 class Verb:
     """
-    A verb, declared by `@verb` above the function that does it.
+    A verb, declared by `@verb` above its function.
 
     Attributes:
         name (str): As it is typed.
         call: The function: (given, terminal) to the exit code.
         summary (str): One line for `chaperone --help`.
         arguments (tuple): In the order of `chaperone VERB --help`.
-        takes_command (bool): Whether a command may stand after `--`. `given.command` is the spec
-            that it stands for, JSON as bytes; None where there is no `--`.
+        takes_command (bool): Whether a command may follow after `--`. `given.command` is its spec,
+            JSON as bytes; None if there is no `--`.
     """
 
     def __init__(self, call: Call, summary: str, arguments: tuple[Argument, ...]) -> None:
@@ -80,12 +80,12 @@ class Verb:
 
 
 def verb(summary: str, *arguments: Argument) -> Callable[[Call], Verb]:
-    """Make a verb of the function below, which is called as the verb is (`exec_` is `exec`)."""
+    """Make a verb of the function below; the verb has the function's name (`exec_` is `exec`)."""
     return lambda call: Verb(call, summary, arguments)
 
 
 def verbs_in(family: types.ModuleType) -> dict[str, Verb]:
-    """The verbs that a module of `verbs/` declares, by name, in the order of its text."""
+    """The verbs that a module of `verbs/` declares, by name, in the order of their declaration."""
     return {found.name: found for found in vars(family).values() if isinstance(found, Verb)}
 
 
@@ -93,28 +93,28 @@ SPOOL = Argument(
     "--spool", metavar="DIR", help="the spool; default: $CHAPERONE_SPOOL, then ./spool"
 )
 SPECS = Argument("specs", metavar="SPEC", nargs="*", help="a file with a spec as JSON; - is stdin")
-# What a command after `--` is given, in the place of a spec's fields.
+# The options of a command after `--`; each sets a field of its spec.
 COMMAND = (
-    Argument("--host", metavar="[USER@]HOST[:PORT]", help="run it there, over ssh"),
-    Argument("--env", metavar="NAME=VALUE", action="append", help="a variable; may come again"),
-    Argument("--env-file", metavar="FILE", action="append", help="variables, a line each"),
-    Argument("--cwd", metavar="DIR", help="its working directory"),
-    Argument("--label", metavar="NAME=VALUE", action="append", help="a label; may come again"),
-    Argument("--stdin", metavar="FILE", help="a file here for its stdin; default: empty"),
-    Argument("--survive", action="store_true", help="it may outlive its chaperone"),
-    Argument("--timeout", metavar="AGE", help="stop it then: 90s, 30m, 12h, 7d"),
+    Argument("--host", metavar="[USER@]HOST[:PORT]", help="run the command on that host, over ssh"),
+    Argument("--env", metavar="NAME=VALUE", action="append", help="set a variable; repeatable"),
+    Argument("--env-file", metavar="FILE", action="append", help="set variables, one a line"),
+    Argument("--cwd", metavar="DIR", help="the working directory of the command"),
+    Argument("--label", metavar="NAME=VALUE", action="append", help="set a label; repeatable"),
+    Argument("--stdin", metavar="FILE", help="its stdin, a file on this host; default: empty"),
+    Argument("--survive", action="store_true", help="let the command outlive its chaperone"),
+    Argument("--timeout", metavar="AGE", help="stop it after this time: 90s, 30m, 12h, 7d"),
 )
-A_RUN = "a run id, or a prefix that fits no other run"
-RUNS = "run ids, or prefixes that fit no other run"
+A_RUN = "a run id, or a prefix of one run id only"
+RUNS = "run ids, or prefixes of one run id each"
 
 
-# -- what is given
+# -- the values of arguments
 
 
 def spool_path(given: Given) -> str:
-    """The spool that is meant: `--spool`, else $CHAPERONE_SPOOL, else ./spool."""
+    """The path of the spool: `--spool`, or $CHAPERONE_SPOOL, or ./spool."""
     if given.spool == "":
-        # Usually an unset variable of the shell; gc would then delete from ./spool.
+        # It usually comes from an unset shell variable; gc would then delete from ./spool.
         raise UsageError("unable to understand '--spool': want a directory, got ''")
     encoding = sys.getfilesystemencoding()
     named = environ.get(b"CHAPERONE_SPOOL", b"").decode(encoding, "surrogateescape")
@@ -123,14 +123,14 @@ def spool_path(given: Given) -> str:
 
 def specs_given(verb: str, given: Given, at_most: int | None = None) -> list[tuple[str, bytes]]:
     """
-    The specs that the words of a verb stand for: of its SPEC files, or of a command after `--`.
+    The specs that a verb got: those of its SPEC files, or that of the command after `--`.
 
     Args:
         at_most (int): How many SPEC files the verb takes; None for any number.
     Returns:
         list: (name for messages, JSON).
     Raises:
-        UsageError: If it is neither, or both.
+        UsageError: If there are neither files nor a command, or both.
         NoInputError: If a file can't be read.
     """
     files = given.specs
@@ -172,7 +172,7 @@ def read_spec(name: str) -> bytes:
 
 
 def read_file(what: str, name: str) -> bytes:
-    """The bytes of a file, `what` for messages; as `read_spec`."""
+    """The bytes of a file, as `read_spec`; `what` names the kind of file in messages."""
     pieces = []
     size = 0
     try:

@@ -10,26 +10,26 @@
 
 _shtab_chaperone_commands() {
   local _commands=(
-    adopt:'take over runs that outlived their chaperone, hold them to the end'
-    check:'say what would be run, hop by hop, or the one thing that is wrong'
+    adopt:'take over runs whose chaperone died; stay until they end'
+    check:'show what would run, hop by hop, or the first error of the spec'
     completion:'print the completion script of a shell'
     doctor:'say what this machine, the spool or a far side lacks, and a remedy'
-    exec:'run a program with its streams as ours, exit as it does; no spool'
-    follow:'print all events as lines of JSON, for other languages'
+    exec:'run a program on this stdout and stderr, without a spool'
+    follow:'print all events as lines of JSON, for programs in any language'
     gc:'delete ended runs'
-    kill:'SIGKILL runs, with all that they started; return when they ended'
-    launcher:'start runs from a warm image, for callers that ask by --warm'
-    ls:'list the live runs and those not yet collected'
-    read:'print a part of a run'"'"'s output, and where the next begins, as JSON'
-    reap:'publish the loss of runs whose chaperone died, sweep dead starts'
+    kill:'send SIGKILL to all processes of runs; wait for their end'
+    launcher:'fork chaperones quickly, for callers that use --warm'
+    ls:'list the live runs, and the ended runs that are not collected'
+    read:'print a part of a run'"'"'s output and the next offset, as JSON'
+    reap:'record runs whose chaperone died as lost; clear failed starts'
     rm:'delete runs that have ended, collected or not'
-    run:'run a program and hold it to its end; print the run id first'
+    run:'run a program and stay until it ends; print the run id first'
     schema:'print the JSON Schema of a spec, for editors and generators'
     signal:'send a signal to a run'"'"'s program'
     status:'print the status of a run as JSON'
-    stop:'stop runs: a signal, a grace, then SIGKILL; return when they ended'
-    tail:'print the end of the output of runs, as their programs wrote it'
-    wait:'wait for runs to end, exit as the worst of them'
+    stop:'stop runs: a signal, a grace, then SIGKILL; wait for their end'
+    tail:'print the last lines of the output of runs'
+    wait:'wait for runs to end; exit with their highest exit code'
   )
   _describe 'chaperone commands' _commands
 }
@@ -44,9 +44,9 @@ _shtab_chaperone_defaults_added=0
 
 _shtab_chaperone_adopt_options=(
   {-h,--help}"[its words]"
-  "--detach[return when they are taken over]"
+  "--detach[return as soon as they are taken over]"
   "--spool[the spool\; default\: \$CHAPERONE_SPOOL, then .\/spool]:DIR:_files -/"
-  "*:run ids, or prefixes that fit no other run\; default\: all that are unattended: _chaperone_entries ."
+  "*:run ids, or prefixes of one run id each\; default\: all that are unattended: _chaperone_entries ."
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -54,16 +54,16 @@ _shtab_chaperone_adopt_defaults_added=0
 
 _shtab_chaperone_check_options=(
   {-h,--help}"[its words]"
-  "--host[run it there, over ssh]:[USER@]HOST[:PORT]:"
-  "*--env[a variable\; may come again]:NAME=VALUE:"
-  "*--env-file[variables, a line each]:FILE:_files"
-  "--cwd[its working directory]:DIR:_files -/"
-  "*--label[a label\; may come again]:NAME=VALUE:"
-  "--stdin[a file here for its stdin\; default\: empty]:FILE:_files"
-  "--survive[it may outlive its chaperone]"
-  "--timeout[stop it then\: 90s, 30m, 12h, 7d]:AGE:"
-  "--far-side[print the text that is sent to the far side instead]"
-  "--json[print the spec instead, as JSON]"
+  "--host[run the command on that host, over ssh]:[USER@]HOST[:PORT]:"
+  "*--env[set a variable\; repeatable]:NAME=VALUE:"
+  "*--env-file[set variables, one a line]:FILE:_files"
+  "--cwd[the working directory of the command]:DIR:_files -/"
+  "*--label[set a label\; repeatable]:NAME=VALUE:"
+  "--stdin[its stdin, a file on this host\; default\: empty]:FILE:_files"
+  "--survive[let the command outlive its chaperone]"
+  "--timeout[stop it after this time\: 90s, 30m, 12h, 7d]:AGE:"
+  "--far-side[print the text that would be sent to the far side]"
+  "--json[print the spec as JSON]"
   "*:a file with a spec as JSON\; - is stdin:_files"
 )
 
@@ -89,14 +89,14 @@ _shtab_chaperone_doctor_defaults_added=0
 
 _shtab_chaperone_exec_options=(
   {-h,--help}"[its words]"
-  "--host[run it there, over ssh]:[USER@]HOST[:PORT]:"
-  "*--env[a variable\; may come again]:NAME=VALUE:"
-  "*--env-file[variables, a line each]:FILE:_files"
-  "--cwd[its working directory]:DIR:_files -/"
-  "*--label[a label\; may come again]:NAME=VALUE:"
-  "--stdin[a file here for its stdin\; default\: empty]:FILE:_files"
-  "--survive[it may outlive its chaperone]"
-  "--timeout[stop it then\: 90s, 30m, 12h, 7d]:AGE:"
+  "--host[run the command on that host, over ssh]:[USER@]HOST[:PORT]:"
+  "*--env[set a variable\; repeatable]:NAME=VALUE:"
+  "*--env-file[set variables, one a line]:FILE:_files"
+  "--cwd[the working directory of the command]:DIR:_files -/"
+  "*--label[set a label\; repeatable]:NAME=VALUE:"
+  "--stdin[its stdin, a file on this host\; default\: empty]:FILE:_files"
+  "--survive[let the command outlive its chaperone]"
+  "--timeout[stop it after this time\: 90s, 30m, 12h, 7d]:AGE:"
   "*:a file with a spec as JSON\; - is stdin:_files"
 )
 
@@ -105,7 +105,7 @@ _shtab_chaperone_exec_defaults_added=0
 
 _shtab_chaperone_follow_options=(
   {-h,--help}"[its words]"
-  "--cursor[go on from there\; each batch is answered on stdin with its number, then its ended runs are collected]:FILE:_files"
+  "--cursor[go on from this file\; read the number of each committed batch from stdin, and collect its ended runs]:FILE:_files"
   "--spool[the spool\; default\: \$CHAPERONE_SPOOL, then .\/spool]:DIR:_files -/"
 )
 
@@ -114,11 +114,11 @@ _shtab_chaperone_follow_defaults_added=0
 
 _shtab_chaperone_gc_options=(
   {-h,--help}"[its words]"
-  "--older[those that ended longer ago\: 7d, 12h, 90s]:AGE:"
-  "--keep-failed[but those that did not exit with 0 only if they ended longer ago than this]:AGE:"
-  "--max-bytes[then the oldest, until the rest takes no more\: 10G, 500M]:SIZE:"
-  "--uncollected[the runs, too, that no scheduler has collected]"
-  "--dry-run[delete nothing, print the ids]"
+  "--older[delete runs that ended longer ago\: 7d, 12h, 90s]:AGE:"
+  "--keep-failed[keep runs that did not exit with 0 for this long]:AGE:"
+  "--max-bytes[then delete the oldest until the others take no more\: 10G, 500M]:SIZE:"
+  "--uncollected[also delete runs that no scheduler has collected]"
+  "--dry-run[delete nothing\; print the ids]"
   "--spool[the spool\; default\: \$CHAPERONE_SPOOL, then .\/spool]:DIR:_files -/"
 )
 
@@ -127,10 +127,10 @@ _shtab_chaperone_gc_defaults_added=0
 
 _shtab_chaperone_kill_options=(
   {-h,--help}"[its words]"
-  "--no-wait[return when it was asked for, not when it is done]"
-  "--by[who asks, for the status\; default\: the user\'s name]:WORD:"
+  "--no-wait[return at once, not when the runs have ended]"
+  "--by[the requester, for the status\; default\: the user\'s name]:WORD:"
   "--spool[the spool\; default\: \$CHAPERONE_SPOOL, then .\/spool]:DIR:_files -/"
-  "*:run ids, or prefixes that fit no other run: _chaperone_entries .running"
+  "*:run ids, or prefixes of one run id each: _chaperone_entries .running"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -138,8 +138,8 @@ _shtab_chaperone_kill_defaults_added=0
 
 _shtab_chaperone_launcher_options=(
   {-h,--help}"[its words]"
-  "--idle[end when it was not asked for so long]:SECONDS:"
-  "--detach[return when it can be asked]"
+  "--idle[exit after so long without a request]:SECONDS:"
+  "--detach[return as soon as it takes requests]"
   "--spool[the spool\; default\: \$CHAPERONE_SPOOL, then .\/spool]:DIR:_files -/"
 )
 
@@ -148,16 +148,16 @@ _shtab_chaperone_launcher_defaults_added=0
 
 _shtab_chaperone_ls_options=(
   {-h,--help}"[its words]"
-  "--all[the collected runs too]"
-  "--state[those that are starting, running, stopping, terminated, unattended, error, lost]:STATE:"
-  "--failed[those that did not end with exit code 0]"
-  "--label[those that have it]:NAME[=VALUE]:"
-  "--host[those whose program is there]:HOST:"
-  "--since[those that ended later, or live\: 90s, 12h or 7d ago, yesterday, a date, or a time as in RFC 3339]:WHEN:"
-  "--until[those that ended earlier]:WHEN:"
-  "--json[a status a line, as JSON]"
+  "--all[also list collected runs]"
+  "--state[only runs that are starting, running, stopping, terminated, unattended, error, lost]:STATE:"
+  "--failed[only runs that did not end with exit code 0]"
+  "--label[only runs with this label]:NAME[=VALUE]:"
+  "--host[only runs whose program is there]:HOST:"
+  "--since[only runs that ended later, or live\: 90s, 12h or 7d ago, yesterday, a date, or a time as in RFC 3339]:WHEN:"
+  "--until[only runs that ended earlier]:WHEN:"
+  "--json[print each status as a line of JSON]"
   "--spool[the spool\; default\: \$CHAPERONE_SPOOL, then .\/spool]:DIR:_files -/"
-  "*:run ids, or how they begin: _chaperone_entries ."
+  "*:run ids, or prefixes of run ids: _chaperone_entries ."
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -165,11 +165,11 @@ _shtab_chaperone_ls_defaults_added=0
 
 _shtab_chaperone_read_options=(
   {-h,--help}"[its words]"
-  "--offset[of the first byte \[0\]]:N:"
-  "--bytes[how many at most \[65536\]\; never more than 1048576]:N:"
-  "--wait[wait so long for something new, or for the end of the run\: 30s, 5m]:AGE:"
+  "--offset[the offset of the first byte \[0\]]:N:"
+  "--bytes[how many bytes at most \[65536\]\; never more than 1048576]:N:"
+  "--wait[wait up to this time for more bytes, or for the end of the run\: 30s, 5m]:AGE:"
   "--spool[the spool\; default\: \$CHAPERONE_SPOOL, then .\/spool]:DIR:_files -/"
-  ":a run id, or a prefix that fits no other run: _chaperone_entries ."
+  ":a run id, or a prefix of one run id only: _chaperone_entries ."
   ":stdout, stderr or log \[stdout\]:(stdout stderr log)"
 )
 
@@ -179,7 +179,7 @@ _shtab_chaperone_read_defaults_added=0
 _shtab_chaperone_reap_options=(
   {-h,--help}"[its words]"
   "--spool[the spool\; default\: \$CHAPERONE_SPOOL, then .\/spool]:DIR:_files -/"
-  "*:run ids, or prefixes that fit no other run\; default\: all that need it: _chaperone_entries ."
+  "*:run ids, or prefixes of one run id each\; default\: all runs that need it: _chaperone_entries ."
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -188,7 +188,7 @@ _shtab_chaperone_reap_defaults_added=0
 _shtab_chaperone_rm_options=(
   {-h,--help}"[its words]"
   "--spool[the spool\; default\: \$CHAPERONE_SPOOL, then .\/spool]:DIR:_files -/"
-  "*:run ids, or prefixes that fit no other run: _chaperone_entries ."
+  "*:run ids, or prefixes of one run id each: _chaperone_entries ."
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -196,19 +196,19 @@ _shtab_chaperone_rm_defaults_added=0
 
 _shtab_chaperone_run_options=(
   {-h,--help}"[its words]"
-  "--host[run it there, over ssh]:[USER@]HOST[:PORT]:"
-  "*--env[a variable\; may come again]:NAME=VALUE:"
-  "*--env-file[variables, a line each]:FILE:_files"
-  "--cwd[its working directory]:DIR:_files -/"
-  "*--label[a label\; may come again]:NAME=VALUE:"
-  "--stdin[a file here for its stdin\; default\: empty]:FILE:_files"
-  "--survive[it may outlive its chaperone]"
-  "--timeout[stop it then\: 90s, 30m, 12h, 7d]:AGE:"
+  "--host[run the command on that host, over ssh]:[USER@]HOST[:PORT]:"
+  "*--env[set a variable\; repeatable]:NAME=VALUE:"
+  "*--env-file[set variables, one a line]:FILE:_files"
+  "--cwd[the working directory of the command]:DIR:_files -/"
+  "*--label[set a label\; repeatable]:NAME=VALUE:"
+  "--stdin[its stdin, a file on this host\; default\: empty]:FILE:_files"
+  "--survive[let the command outlive its chaperone]"
+  "--timeout[stop it after this time\: 90s, 30m, 12h, 7d]:AGE:"
   "--spool[the spool\; default\: \$CHAPERONE_SPOOL, then .\/spool]:DIR:_files -/"
-  "--id[the run\'s id, instead of the spec\'s or a new one]:ID:"
-  "--detach[return when the run directory is visible]"
-  "--warm[let the spool\'s launcher start it, if one is there\; implies --detach]"
-  "--exit-code[exit as the program did, as wait does]"
+  "--id[the run id\; default\: the spec\'s, or a new one]:ID:"
+  "--detach[return as soon as the run directory exists]"
+  "--warm[use the spool\'s launcher, if it runs\; implies --detach]"
+  "--exit-code[exit with the program\'s exit code]"
   "*:a file with a spec as JSON\; - is stdin:_files"
 )
 
@@ -224,9 +224,9 @@ _shtab_chaperone_schema_defaults_added=0
 
 _shtab_chaperone_signal_options=(
   {-h,--help}"[its words]"
-  "--by[who asks, for the status\; default\: the user\'s name]:WORD:"
+  "--by[the requester, for the status\; default\: the user\'s name]:WORD:"
   "--spool[the spool\; default\: \$CHAPERONE_SPOOL, then .\/spool]:DIR:_files -/"
-  ":a run id, or a prefix that fits no other run: _chaperone_entries .running"
+  ":a run id, or a prefix of one run id only: _chaperone_entries .running"
   ":USR1, SIGUSR1 or 10:(TERM INT HUP QUIT USR1 USR2 STOP CONT KILL WINCH ALRM)"
 )
 
@@ -236,7 +236,7 @@ _shtab_chaperone_signal_defaults_added=0
 _shtab_chaperone_status_options=(
   {-h,--help}"[its words]"
   "--spool[the spool\; default\: \$CHAPERONE_SPOOL, then .\/spool]:DIR:_files -/"
-  ":a run id, or a prefix that fits no other run: _chaperone_entries ."
+  ":a run id, or a prefix of one run id only: _chaperone_entries ."
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -244,11 +244,11 @@ _shtab_chaperone_status_defaults_added=0
 
 _shtab_chaperone_stop_options=(
   {-h,--help}"[its words]"
-  "--grace[how long until SIGKILL\; default\: the spec\'s]:SECONDS:"
-  "--no-wait[return when it was asked for, not when it is done]"
-  "--by[who asks, for the status\; default\: the user\'s name]:WORD:"
+  "--grace[seconds before SIGKILL\; default\: the spec\'s]:SECONDS:"
+  "--no-wait[return at once, not when the runs have ended]"
+  "--by[the requester, for the status\; default\: the user\'s name]:WORD:"
   "--spool[the spool\; default\: \$CHAPERONE_SPOOL, then .\/spool]:DIR:_files -/"
-  "*:run ids, or prefixes that fit no other run: _chaperone_entries .running"
+  "*:run ids, or prefixes of one run id each: _chaperone_entries .running"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -257,11 +257,11 @@ _shtab_chaperone_stop_defaults_added=0
 _shtab_chaperone_tail_options=(
   {-h,--help}"[its words]"
   {-f,--follow}"[go on until the runs have ended]"
-  {-n,--lines}"[how many lines\; all for everything \[10\]]:N:"
-  "--timestamps[before each line when it came, of runs with output.timeline]"
+  {-n,--lines}"[how many lines, or all \[10\]]:N:"
+  "--timestamps[begin each line with its time\; for runs with output.timeline]"
   "--spool[the spool\; default\: \$CHAPERONE_SPOOL, then .\/spool]:DIR:_files -/"
-  "*:run ids, or prefixes that fit no other run: _chaperone_outputs"
-  ":stdout, stderr or log\; default\: stdout and stderr, each to ours:(stdout stderr log)"
+  "*:run ids, or prefixes of one run id each: _chaperone_outputs"
+  ":stdout, stderr or log\; default\: both stdout and stderr:(stdout stderr log)"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -269,9 +269,9 @@ _shtab_chaperone_tail_defaults_added=0
 
 _shtab_chaperone_wait_options=(
   {-h,--help}"[its words]"
-  "--timeout[then exit with 124\: 90s, 30m, 12h, 7d]:AGE:"
+  "--timeout[exit with 124 after it\: 90s, 12h]:AGE:"
   "--spool[the spool\; default\: \$CHAPERONE_SPOOL, then .\/spool]:DIR:_files -/"
-  "*:run ids, or prefixes that fit no other run: _chaperone_entries ."
+  "*:run ids, or prefixes of one run id each: _chaperone_entries ."
 )
 
 # guard to ensure default positional specs are added only once per session

@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 
 
 @verb(
-    "say what would be run, hop by hop, or the one thing that is wrong",
+    "show what would run, hop by hop, or the first error of the spec",
     SPECS,
     *COMMAND,
     Argument(
         "--far-side",
         action="store_true",
-        help="print the text that is sent to the far side instead",
+        help="print the text that would be sent to the far side",
     ),
-    Argument("--json", action="store_true", help="print the spec instead, as JSON"),
+    Argument("--json", action="store_true", help="print the spec as JSON"),
 )
 def check(given: Given, terminal: Terminal) -> int:
     from ...farside import payload
@@ -66,8 +66,8 @@ def schema(given: Given, terminal: Terminal) -> int:
 
 def _print_far_side(spec: Spec, terminal: Terminal) -> None:
     """
-    What is sent over the connection, but for what is random or secret; on a terminal nothing that
-    could move its cursor.
+    Print the text that would be sent, without random and secret parts; on a terminal, without
+    characters that could move its cursor.
     """
     from ...farside import payload
 
@@ -94,13 +94,13 @@ def _print_far_side(spec: Spec, terminal: Terminal) -> None:
 
 def plan(spec: Spec, user: str, far_argv: list[str]) -> str:
     """
-    What would be run, a line a fact; names of the environment, never values, and of a stdin text
-    its length alone.
+    What would run, one fact a line. It shows the names of variables but never their values, and
+    only the length of a text for stdin.
 
     Args:
         spec (dict): Canonical.
-        user (str): Who we are.
-        far_argv (list): What the last hop of a remote run starts.
+        user (str): The user of this process.
+        far_argv (list): The argv that the last hop of a remote run starts.
     """
     way = spec["remote"]["hops"] if spec["remote"] else []
     steps = []

@@ -1,7 +1,7 @@
 """
-The verbs that wait for runs or ask something of them: wait, stop, kill, signal.
+The verbs that wait for runs or send requests to them: wait, stop, kill, signal.
 
-Knows: what their words ask for.  Must not know: how a chaperone is asked.
+Knows: what their words mean.  Must not know: how a request reaches a chaperone.
 """
 
 from __future__ import annotations
@@ -24,15 +24,17 @@ if TYPE_CHECKING:
 TIMED_OUT = 124  # as timeout(1) exits
 LIVES = Argument("runs", metavar="LIVE", nargs="+", help=RUNS)
 NO_WAIT = Argument(
-    "--no-wait", action="store_true", help="return when it was asked for, not when it is done"
+    "--no-wait", action="store_true", help="return at once, not when the runs have ended"
 )
-BY = Argument("--by", metavar="WORD", help="who asks, for the status; default: the user's name")
+BY = Argument(
+    "--by", metavar="WORD", help="the requester, for the status; default: the user's name"
+)
 
 
 @verb(
-    "wait for runs to end, exit as the worst of them",
+    "wait for runs to end; exit with their highest exit code",
     Argument("runs", metavar="RUN", nargs="+", help=RUNS),
-    Argument("--timeout", metavar="AGE", help=f"then exit with {TIMED_OUT}: 90s, 30m, 12h, 7d"),
+    Argument("--timeout", metavar="AGE", help=f"exit with {TIMED_OUT} after it: 90s, 12h"),
     SPOOL,
 )
 def wait(given: Given, terminal: Terminal) -> int:
@@ -51,10 +53,10 @@ def wait(given: Given, terminal: Terminal) -> int:
 
 
 @verb(
-    "stop runs: a signal, a grace, then SIGKILL; return when they ended",
+    "stop runs: a signal, a grace, then SIGKILL; wait for their end",
     LIVES,
     Argument(
-        "--grace", metavar="SECONDS", type=float, help="how long until SIGKILL; default: the spec's"
+        "--grace", metavar="SECONDS", type=float, help="seconds before SIGKILL; default: the spec's"
     ),
     NO_WAIT,
     BY,
@@ -66,7 +68,7 @@ def stop(given: Given, terminal: Terminal) -> int:
 
 
 @verb(
-    "SIGKILL runs, with all that they started; return when they ended",
+    "send SIGKILL to all processes of runs; wait for their end",
     LIVES,
     NO_WAIT,
     BY,
@@ -99,14 +101,14 @@ def _runs(given: Given, texts: list[str], terminal: Terminal) -> list[Run]:
 
 
 def _by(given: Given) -> str:
-    """Who asks, as the status will say."""
+    """The requester, for the status."""
     return user_name() if given.by is None else str(given.by)
 
 
 def _end(given: Given, terminal: Terminal, ask: Callable[[Run], object]) -> int:
     """
-    Ask all before the first is waited for: their graces run at the same time, and one that can't
-    be asked keeps no other alive.
+    Send a request to all runs before waiting for the first: so their graces run at the same time,
+    and a run that can't take the request does not hinder the others.
     """
     asked, code = [], os.EX_OK
     for run in _runs(given, given.runs, terminal):

@@ -1,8 +1,8 @@
 """
-The verbs that hold programs, or fork what does: run, exec, adopt, launcher.
+The verbs that hold programs, or fork chaperones: run, exec, adopt, launcher.
 
-Knows: what their words ask for.  Must not know: how a program is held, or a file name.
-Read without argparse: what is imported here is in the memory of a chaperone as long as its run.
+Knows: what their words mean.  Must not know: how a program is held, or a file name.
+Their words are parsed without argparse: a chaperone keeps in memory what is imported here.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ PIPE_BUF = 4_096  # bytes that poll(2) promises room for, pipe(7)
 
 
 @verb(
-    "run a program and hold it to its end; print the run id first",
+    "run a program and stay until it ends; print the run id first",
     SPECS,
     *COMMAND,
     SPOOL,
-    Argument("--id", metavar="ID", help="the run's id, instead of the spec's or a new one"),
-    Argument("--detach", action="store_true", help="return when the run directory is visible"),
+    Argument("--id", metavar="ID", help="the run id; default: the spec's, or a new one"),
+    Argument("--detach", action="store_true", help="return as soon as the run directory exists"),
     Argument(
         "--warm",
         action="store_true",
-        help="let the spool's launcher start it, if one is there; implies --detach",
+        help="use the spool's launcher, if it runs; implies --detach",
     ),
-    Argument("--exit-code", action="store_true", help="exit as the program did, as wait does"),
+    Argument("--exit-code", action="store_true", help="exit with the program's exit code"),
 )
 def run(given: Given, _: Terminal) -> int:
     texts = specs_given("run", given)
@@ -81,8 +81,9 @@ def _absolute(path: str) -> str:
 
 class _Caller:
     """
-    Where the caller of `run` hears of a start that failed: its stderr, which a chaperone closes
-    if it is a pipe. It is kept until the program was started, so that no later reader waits for us.
+    Reports to the caller of `run` that the program could not be started: on its stderr, which a
+    chaperone closes if it is a pipe. It is closed as soon as the program was started, because a
+    reader may wait for its end.
     """
 
     def __init__(self, print_run_id: Callable[[str], None]) -> None:
@@ -123,7 +124,7 @@ def _note(stderr: int, failure: str) -> None:
 
 
 def _exit_code(path: str, run_id: str) -> int:
-    """The exit code that a published status has for a caller; 125 where it can't be read."""
+    """The exit code of a published status; 125 if it can't be read."""
     from ...model import status as statuses
     from ...program.fds import owned
     from ...spool import format, look
@@ -137,7 +138,7 @@ def _exit_code(path: str, run_id: str) -> int:
 
 
 @verb(
-    "run a program with its streams as ours, exit as it does; no spool",
+    "run a program on this stdout and stderr, without a spool",
     SPECS,
     *COMMAND,
 )
@@ -153,7 +154,7 @@ def exec_(given: Given, _: Terminal) -> int:
     ((name, text),) = specs_given("exec", given, at_most=1)
     spec = begin.canonical_spec(name, text, os.getcwd())
     inherited = shedding.shed_inherited_state()
-    # In the caller's session, where Ctrl-C and the end of a terminal find it.
+    # It stays in the caller's session, so that Ctrl-C and the end of a terminal reach it.
     guard = guards.fork(leave_session=False) if shedding.needs_guard(spec) else None
     run_id = spec["id"] or begin.new_id()
     spec = {**spec, "id": run_id}
@@ -171,9 +172,9 @@ def exec_(given: Given, _: Terminal) -> int:
 
 
 @verb(
-    "take over runs that outlived their chaperone, hold them to the end",
+    "take over runs whose chaperone died; stay until they end",
     Argument("runs", metavar="RUN", nargs="*", help=f"{RUNS}; default: all that are unattended"),
-    Argument("--detach", action="store_true", help="return when they are taken over"),
+    Argument("--detach", action="store_true", help="return as soon as they are taken over"),
     SPOOL,
 )
 def adopt(given: Given, _: Terminal) -> int:
@@ -187,9 +188,9 @@ def adopt(given: Given, _: Terminal) -> int:
 
 
 @verb(
-    "start runs from a warm image, for callers that ask by --warm",
-    Argument("--idle", metavar="SECONDS", help="end when it was not asked for so long"),
-    Argument("--detach", action="store_true", help="return when it can be asked"),
+    "fork chaperones quickly, for callers that use --warm",
+    Argument("--idle", metavar="SECONDS", help="exit after so long without a request"),
+    Argument("--detach", action="store_true", help="return as soon as it takes requests"),
     SPOOL,
 )
 def launcher(given: Given, _: Terminal) -> int:

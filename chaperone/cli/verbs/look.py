@@ -1,7 +1,7 @@
 """
 The verbs that look at runs: ls, status.
 
-Knows: what their words ask for, which runs they choose.  Must not know: a file name.
+Knows: what their words mean, which runs they choose.  Must not know: a file name.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ WHEN = "90s, 12h or 7d ago, yesterday, a date, or a time as in RFC 3339"
 
 
 @verb(
-    "list the live runs and those not yet collected",
-    Argument("prefixes", metavar="RUN", nargs="*", help="run ids, or how they begin"),
-    Argument("--all", action="store_true", help="the collected runs too"),
-    Argument("--state", metavar="STATE", help=f"those that are {', '.join(statuses.STATES)}"),
-    Argument("--failed", action="store_true", help="those that did not end with exit code 0"),
-    Argument("--label", metavar="NAME[=VALUE]", help="those that have it"),
-    Argument("--host", metavar="HOST", help="those whose program is there"),
-    Argument("--since", metavar="WHEN", help=f"those that ended later, or live: {WHEN}"),
-    Argument("--until", metavar="WHEN", help="those that ended earlier"),
-    Argument("--json", action="store_true", help="a status a line, as JSON"),
+    "list the live runs, and the ended runs that are not collected",
+    Argument("prefixes", metavar="RUN", nargs="*", help="run ids, or prefixes of run ids"),
+    Argument("--all", action="store_true", help="also list collected runs"),
+    Argument("--state", metavar="STATE", help=f"only runs that are {', '.join(statuses.STATES)}"),
+    Argument("--failed", action="store_true", help="only runs that did not end with exit code 0"),
+    Argument("--label", metavar="NAME[=VALUE]", help="only runs with this label"),
+    Argument("--host", metavar="HOST", help="only runs whose program is there"),
+    Argument("--since", metavar="WHEN", help=f"only runs that ended later, or live: {WHEN}"),
+    Argument("--until", metavar="WHEN", help="only runs that ended earlier"),
+    Argument("--json", action="store_true", help="print each status as a line of JSON"),
     SPOOL,
 )
 def ls(given: Given, terminal: Terminal) -> int:
@@ -59,7 +59,7 @@ def ls(given: Given, terminal: Terminal) -> int:
                 host = _host(spool_fd, run_id, status)
             except NoRunError:  # about to appear, or gone since
                 continue
-            except SpoolError as error:  # that says nothing of the others
+            except SpoolError as error:  # the other runs may be readable
                 unread.append(f"unable to look into run {run_id!r}: {error}")
                 continue
             end_ns = statuses.moment_ns(status["end_time"]) or now_ns
@@ -79,7 +79,7 @@ def ls(given: Given, terminal: Terminal) -> int:
 
 
 def _wanted_ids(spool_fd: int, given: Given) -> tuple[list[str], int]:
-    """The runs that are looked at, and how many are not because they were collected."""
+    """The runs to list, and how many are hidden because they were collected."""
     prefixes = tuple(given.prefixes) or ("",)
     uncollected = {*format.live_ids(spool_fd, prefixes), *format.ended_ids(spool_fd, prefixes)}
     everything = [] if given.json and not given.all else format.all_ids(spool_fd, prefixes)
@@ -109,7 +109,7 @@ def status(given: Given, terminal: Terminal) -> int:
 
 
 def _status(spool_fd: int, run_id: str) -> dict[str, Any]:
-    """A run's status, its streams as long as they are now where their end is not yet recorded."""
+    """The status of a run, with the present sizes of its streams until their end is recorded."""
     with owned(format.open_run(spool_fd, run_id)) as run_fd:
         _, found = look.look(run_fd, run_id)
         if found["state"] not in statuses.FINAL or found["end_time"] is None:
@@ -123,7 +123,7 @@ def _status(spool_fd: int, run_id: str) -> dict[str, Any]:
 
 
 def _host(spool_fd: int, run_id: str, found: dict[str, Any]) -> str:
-    """The host where its program is: `here`, a chaperone's elsewhere, or where its hops lead."""
+    """The host of its program: `here`, the host of its chaperone, or the one its hops lead to."""
     if found["connection"] is None and found["start_time"] is not None:
         remote = None
     else:

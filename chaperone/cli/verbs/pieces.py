@@ -1,8 +1,8 @@
 """
-The verb that reads by parts, for a caller that comes and goes: read.
+The verb that reads output in parts, for a caller that asks again and again: read.
 
-Knows: what its words ask for, when a stream has no more.  Must not know: a file name, how one
-follows.
+Knows: what its words mean, when a stream has no more bytes.  Must not know: a file name, how to
+follow.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from ..terminal import Terminal
     from ..verb import Given
 
-USUAL_BYTES = 65_536  # a page or two of output, and what a pipe holds
+USUAL_BYTES = 65_536  # some pages of output, and the size of a pipe
 MOST_BYTES = 1 << 20  # as of an `Output` event: a caller reads again where there is more
 
 
 class _Asked:
-    """Which part of which stream is wanted."""
+    """Which part of which stream the caller wants."""
 
     def __init__(self, given: Given) -> None:
         self.run_id, self.stream = "", given.stream
@@ -47,13 +47,13 @@ class _Asked:
 
 class _Piece:
     """
-    What there is of it now.
+    The bytes that exist of that part now.
 
     Attributes:
-        status (dict): Of a look just before the stream was read.
+        status (dict): The status just before the stream was read.
         end (int): How many bytes the stream had.
-        data (bytes): From the offset on.
-        has_ended (bool): Whether nothing will ever come after `data`.
+        data (bytes): The bytes from the offset on.
+        has_ended (bool): Whether no bytes can follow after `data`.
     """
 
     def __init__(self, run_fd: int, asked: _Asked, is_proven: bool) -> None:
@@ -70,7 +70,7 @@ class _Piece:
 
 
 @verb(
-    "print a part of a run's output, and where the next begins, as JSON",
+    "print a part of a run's output and the next offset, as JSON",
     Argument("run", metavar="RUN", help=A_RUN),
     Argument(
         "stream",
@@ -79,17 +79,17 @@ class _Piece:
         default="stdout",
         help="stdout, stderr or log [stdout]",
     ),
-    Argument("--offset", metavar="N", default="0", help="of the first byte [0]"),
+    Argument("--offset", metavar="N", default="0", help="the offset of the first byte [0]"),
     Argument(
         "--bytes",
         metavar="N",
         default=str(USUAL_BYTES),
-        help=f"how many at most [{USUAL_BYTES}]; never more than {MOST_BYTES}",
+        help=f"how many bytes at most [{USUAL_BYTES}]; never more than {MOST_BYTES}",
     ),
     Argument(
         "--wait",
         metavar="AGE",
-        help="wait so long for something new, or for the end of the run: 30s, 5m",
+        help="wait up to this time for more bytes, or for the end of the run: 30s, 5m",
     ),
     SPOOL,
 )

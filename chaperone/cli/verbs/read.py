@@ -1,7 +1,7 @@
 """
 The verbs that read what programs wrote: tail, follow.
 
-Knows: what their words ask for, where lines begin.  Must not know: a file name, how one follows.
+Knows: what their words mean, where lines begin.  Must not know: a file name, how to follow.
 """
 
 from __future__ import annotations
@@ -88,13 +88,13 @@ class _Printer:
 
 
 @verb(
-    "print the end of the output of runs, as their programs wrote it",
+    "print the last lines of the output of runs",
     Argument("runs", metavar="RUN", nargs="+", help=RUNS),
     Argument(
         "stream",
         metavar="STREAM",
         nargs="?",
-        help="stdout, stderr or log; default: stdout and stderr, each to ours",
+        help="stdout, stderr or log; default: both stdout and stderr",
     ),
     Argument("-f", "--follow", action="store_true", help="go on until the runs have ended"),
     Argument(
@@ -102,12 +102,12 @@ class _Printer:
         "--lines",
         metavar="N",
         default="10",
-        help="how many lines; all for everything [10]",
+        help="how many lines, or all [10]",
     ),
     Argument(
         "--timestamps",
         action="store_true",
-        help="before each line when it came, of runs with output.timeline",
+        help="begin each line with its time; for runs with output.timeline",
     ),
     SPOOL,
 )
@@ -322,12 +322,12 @@ def _lines_of_stdin() -> Iterator[str]:
 
 
 @verb(
-    "print all events as lines of JSON, for other languages",
+    "print all events as lines of JSON, for programs in any language",
     Argument(
         "--cursor",
         metavar="FILE",
-        help="go on from there; each batch is answered on stdin with its number, then its ended "
-        "runs are collected",
+        help="go on from this file; read the number of each committed batch from stdin, and "
+        "collect its ended runs",
     ),
     SPOOL,
 )

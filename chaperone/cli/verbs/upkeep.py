@@ -1,7 +1,7 @@
 """
 The verbs that look after a spool and a shell: reap, gc, completion.
 
-Knows: what their words ask for.  Must not know: a file of a spool.
+Knows: what their words mean.  Must not know: a file of a spool.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from ..verb import Given
 
 SIZES = {"B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-QUIET = ("alive", "ended")  # what reap does not say of runs that were not named
+QUIET = ("alive", "ended")  # reap prints these only for runs that were named
 
 
 @verb(
-    "publish the loss of runs whose chaperone died, sweep dead starts",
-    Argument("runs", metavar="RUN", nargs="*", help=f"{RUNS}; default: all that need it"),
+    "record runs whose chaperone died as lost; clear failed starts",
+    Argument("runs", metavar="RUN", nargs="*", help=f"{RUNS}; default: all runs that need it"),
     SPOOL,
 )
 def reap(given: Given, terminal: Terminal) -> int:
@@ -48,23 +48,23 @@ def reap(given: Given, terminal: Terminal) -> int:
 
 @verb(
     "delete ended runs",
-    Argument("--older", metavar="AGE", help="those that ended longer ago: 7d, 12h, 90s"),
+    Argument("--older", metavar="AGE", help="delete runs that ended longer ago: 7d, 12h, 90s"),
     Argument(
         "--keep-failed",
         metavar="AGE",
-        help="but those that did not exit with 0 only if they ended longer ago than this",
+        help="keep runs that did not exit with 0 for this long",
     ),
     Argument(
         "--max-bytes",
         metavar="SIZE",
-        help="then the oldest, until the rest takes no more: 10G, 500M",
+        help="then delete the oldest until the others take no more: 10G, 500M",
     ),
     Argument(
         "--uncollected",
         action="store_true",
-        help="the runs, too, that no scheduler has collected",
+        help="also delete runs that no scheduler has collected",
     ),
-    Argument("--dry-run", action="store_true", help="delete nothing, print the ids"),
+    Argument("--dry-run", action="store_true", help="delete nothing; print the ids"),
     SPOOL,
 )
 def gc(given: Given, terminal: Terminal) -> int:
@@ -105,7 +105,7 @@ def gc(given: Given, terminal: Terminal) -> int:
         f"{done} {len(summary.removed)} runs{size}; left: {summary.kept} ended, {summary.live} live"
     )
     if summary.spared:
-        # On stderr: cron sends it to the one whose spool would otherwise grow for ever.
+        # On stderr, so that cron mails it: otherwise the spool would grow without a word.
         terminal.note(
             f"{_runs(summary.spared)} spared: no scheduler has collected them;"
             " --uncollected deletes them too"
