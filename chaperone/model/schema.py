@@ -10,6 +10,7 @@ from typing import Any
 
 from . import checks
 from . import spec as specs
+from .hops import engines
 from .hops import remote as remotes
 from .hops.route import KINDS
 
@@ -22,6 +23,7 @@ BEYOND = (
     "a string has no lone surrogate but those that stand for a byte, and in the name of a host or "
     "a user not even these",
     "a soft limit of program.rlimits is not above the hard one",
+    "every character in the name of an image is printable",
     "callback and config are at most 100 deep, and a whole number in them has less than 4,000 "
     "digits",
     "an object has each key once, and a spec has at most 64 MiB",
@@ -50,7 +52,8 @@ def _of(check: object) -> Schema:
         return {"type": "array", "items": _of(check.check)}
     if isinstance(check, checks.Fields):
         return _object(check.table)
-    return dict(_BY_NAME[check.__name__.lstrip("_")])  # type: ignore[attr-defined]
+    module = check.__module__.rpartition(".")[2]
+    return dict(_BY_NAME[f"{module}.{check.__name__.lstrip('_')}"])  # type: ignore[attr-defined]
 
 
 def _or_null(schema: Schema) -> Schema:
@@ -123,21 +126,41 @@ _ONE_LINE = {"anyOf": [{"type": "string", "not": {"pattern": r"[\x00\r\n]"}},
                        {"type": ["number", "boolean"]}]}  # fmt: skip
 
 
-def _remote() -> Schema:
-    """`remote`: its five short fields are those of the hops that they stand for."""
-    ssh, sudo = KINDS["ssh"].table, KINDS["sudo"].table
-    hop = {
+_WORD = {"anyOf": [_PASSABLE, {"type": ["number", "boolean"]}]}
+
+
+def _hop() -> Schema:
+    """An object with one key, a kind of hop."""
+    kinds = {kind: _object(KINDS[kind].table) for kind in KINDS}
+    for kind, found in kinds.items():
+        if issubclass(KINDS[kind], engines.Container):
+            found["oneOf"] = [_at(name, {"type": "string"}) for name in ("container", "image")]
+    return {
         "type": "object",
-        "properties": {kind: _object(KINDS[kind].table) for kind in KINDS},
+        "properties": kinds,
         "additionalProperties": False,
         "minProperties": 1,
         "maxProperties": 1,
     }
+
+
+def _dies_with_client() -> Schema:
+    """A hop behind which nothing survives."""
+    found = [{"required": [kind]} for kind in KINDS if KINDS[kind].dies_with_client]
+    for kind in KINDS:
+        if issubclass(KINDS[kind], engines.Container):
+            found.append(_at(f"{kind}.image", {"type": "string"}))
+    return {"type": "array", "contains": {"anyOf": found}}
+
+
+def _remote() -> Schema:
+    """`remote`: its five short fields are those of the hops that they stand for."""
+    ssh, sudo = KINDS["ssh"].table, KINDS["sudo"].table
     found = _object(specs.REMOTE)
     found["properties"] = {
         **{name: _of(ssh[name][0]) for name in ("host", "user", "port", "options")},
         "mode": _or_null({"enum": list(remotes.MODES)}),
-        "hops": _or_null({"type": "array", "items": hop, "minItems": 1}),
+        "hops": _or_null({"type": "array", "items": _hop(), "minItems": 1}),
         **found["properties"],
     }
     for name in ("host", "options"):
@@ -189,6 +212,7 @@ def _contradictions() -> list[Schema]:
             "then": {"properties": {"program": {"properties": {"env": exportable}}}},
         },
         {"if": direct, "then": _not_at("on_disconnect", {"const": "survive"})},
+        {"if": survives, "then": _not_at("remote.hops", _dies_with_client())},
         {"if": direct, "then": _not_at("stop.to", {"const": "program"})},
         {"if": to_file, "then": _not_at("output.max_bytes", {"type": "number"})},
         {"if": to_file, "then": _not_at("output.on_full", {"const": "stop"})},
@@ -198,42 +222,53 @@ def _contradictions() -> list[Schema]:
 
 
 _BY_NAME: dict[str, Schema] = {
-    "boolean": {"type": "boolean"},
-    "text": _TEXT,
-    "strings": {"type": "array", "items": _PASSABLE, "minItems": 1},
-    "argv": {"type": "array", "prefixItems": [_TEXT], "items": _PASSABLE, "minItems": 1},
-    "json_object": {"type": "object"},
-    "object_of_strings": {
+    "checks.boolean": {"type": "boolean"},
+    "checks.text": _TEXT,
+    "checks.strings": {"type": "array", "items": _PASSABLE, "minItems": 1},
+    "checks.argv": {"type": "array", "prefixItems": [_TEXT], "items": _PASSABLE, "minItems": 1},
+    "checks.json_object": {"type": "object"},
+    "checks.object_of_strings": {
         "type": "object",
         "propertyNames": _PASSABLE,
         "additionalProperties": _PASSABLE,
     },
-    "env": {"type": "object", "propertyNames": _VARIABLE, "additionalProperties": _PASSABLE},
-    "inherit_env": {"anyOf": [{"type": "boolean"}, {"type": "array", "items": _VARIABLE}]},
-    "stdin": {"anyOf": [{"type": ["string", "null"]}, _at("file", _TEXT)]},
-    "umask": {
+    "spec.env": {"type": "object", "propertyNames": _VARIABLE, "additionalProperties": _PASSABLE},
+    "spec.inherit_env": {"anyOf": [{"type": "boolean"}, {"type": "array", "items": _VARIABLE}]},
+    "spec.stdin": {"anyOf": [{"type": ["string", "null"]}, _at("file", _TEXT)]},
+    "spec.umask": {
         "type": "string",
         "pattern": "^0?[0-7]{1,3}$",
         "maxLength": 4,
         "not": {"pattern": r"\n"},
     },
-    "rlimits": {
+    "spec.rlimits": {
         "type": "object",
         "propertyNames": {"enum": list(specs.RLIMITS)},
         "additionalProperties": {
             "anyOf": [_LIMIT, {"type": "array", "items": _LIMIT, "minItems": 2, "maxItems": 2}]
         },
     },
-    "signal_name": _signal(),
-    "id": _ID,
-    "name": _name(),
-    "host": _name(_NO_WORD.replace("[", "[@", 1)),
-    "port": {"type": "integer", "minimum": 1, "maximum": 65_535},
-    "options": {
+    "spec.signal_name": _signal(),
+    "spec.id": _ID,
+    "kinds.name": _name(),
+    "kinds.host": _name(_NO_WORD.replace("[", "[@", 1)),
+    "kinds.port": {"type": "integer", "minimum": 1, "maximum": 65_535},
+    "kinds.options": {
         "type": ["object", "null"],
         "propertyNames": {"minLength": 1, "not": {"pattern": "[^A-Za-z0-9]"}},
         "additionalProperties": {"anyOf": [_ONE_LINE, {"type": "array", "items": _ONE_LINE}]},
     },
+    "engines.gpus": {"anyOf": [_name(), {"type": "integer", "minimum": 1, "maximum": 10**10}]},
+    "engines.image": _name(r"[\x00- \x7f-\xa0]"),
+    "engines.directory": {"type": "string", "pattern": r"^/[^\x00]*$"},
+    "engines.options": {
+        "type": ["object", "null"],
+        "propertyNames": {
+            "pattern": "^[A-Za-z0-9]",
+            "not": {"anyOf": [{"pattern": "[^A-Za-z0-9-]"}, {"enum": list(engines.OURS)}]},
+        },
+        "additionalProperties": {"anyOf": [_WORD, {"type": "array", "items": _WORD}]},
+    },
 }
-_BY_NAME["stdin"]["anyOf"][1]["additionalProperties"] = False
-_BY_NAME["remote"] = _remote()
+_BY_NAME["spec.stdin"]["anyOf"][1]["additionalProperties"] = False
+_BY_NAME["spec.remote"] = _remote()

@@ -44,6 +44,10 @@ KNOWN = {
         r"want a soft limit not above the hard one",
     ),
     schema.BEYOND[3]: (
+        [{"remote": {"hops": [{"docker": {"image": "a\u200b"}}]}}],
+        r"want an image that does not begin with '-'",
+    ),
+    schema.BEYOND[4]: (
         [{"config": json.loads('{"a":' * 101 + "0" + "}" * 101)}, {"callback": {"a": 10**4000}}],
         r"want JSON values, nested at most 100 deep",
     ),
@@ -91,26 +95,36 @@ OBJECTS = st.dictionaries(
     PLAIN | LISTS,
     max_size=2,
 )
-HOP = st.sampled_from(
-    [
-        {"ssh": {"host": "h"}},
-        {"ssh": {"host": "h", "port": 0}},
-        {"ssh": {"user": "u"}},
-        {"sudo": {"user": "u"}},
-        {"sudo": {}},
-        {"sudo": {"user": "u"}, "ssh": {"host": "h"}},
-        {"exec": {"argv": ["x", ""]}},
-        {"exec": {"argv": [""]}},
-        {"rsh": {"host": "h"}},
-    ]
-)
-ANYTHING = PLAIN | LISTS | OBJECTS | st.lists(HOP, max_size=2)
+HOPS = [
+    {"ssh": {"host": "h"}},
+    {"ssh": {"host": "h", "port": 0}},
+    {"ssh": {"user": "u"}},
+    {"sudo": {"user": "u"}},
+    {"sudo": {}},
+    {"sudo": {"user": "u"}, "ssh": {"host": "h"}},
+    {"exec": {"argv": ["x", ""]}},
+    {"exec": {"argv": [""]}},
+    {"rsh": {"host": "h"}},
+    {"srun": {"cpus": 1, "gpus": "a100:2", "options": {"exclusive": True, "mail-type": []}}},
+    {"srun": {"gpus": 0}},
+    {"srun": {"options": {"ntasks": 2}}},
+    {"srun": {"options": {"a_b": 2}}},
+    {"docker": {"container": "c", "workdir": "/"}},
+    {"docker": {"container": "c", "image": "i"}},
+    {"podman": {"image": "r:5/i@sha256:0", "container": None}},
+    {"podman": {}},
+    {"podman": {"image": "i j"}},
+    {"podman": {"container": "c", "workdir": "a"}},
+]
+ANYTHING = PLAIN | LISTS | OBJECTS | st.lists(st.sampled_from(HOPS), max_size=2)
 
 RIGHT = {
     "id": [None, "r"],
     "program": [ARGV, {"command": "x"}, {**ARGV, "env": {"1a": "x"}}, {**ARGV, "stdin": "x"}],
     "remote": [None, *({"mode": mode, "host": "h", "user": "u"} for mode in remote.MODES),
-               {"hops": [{"ssh": {"host": "h"}}]}, {"mode": "sudo", "user": "u"},
+               {"hops": [{"ssh": {"host": "h"}}]}, {"hops": [{"docker": {"image": "i"}}]},
+               {"hops": [{"srun": {}}]}, {"hops": [{"podman": {"container": "c"}}]},
+               {"mode": "sudo", "user": "u"},
                {"host": "h", "supervise": False}],
     "on_disconnect": ["kill", "survive"],
     "lease": [None, 1],
@@ -187,10 +201,16 @@ def test_schema_and_validator_agree(value):
 
 
 @pytest.mark.long
-@settings(max_examples=20_000, deadline=None)
+@settings(max_examples=5_000, deadline=None)
 @given(value=specs())
 def test_schema_and_validator_agree_on_many(value):
     agree(value)
+
+
+@pytest.mark.parametrize("hop", HOPS, ids=str)
+def test_schema_and_validator_agree_on_a_hop(hop):
+    for life in ("kill", "survive"):
+        agree({"program": ARGV, "remote": {"hops": [hop]}, "on_disconnect": life})
 
 
 def test_schema_takes_every_canonical_form():

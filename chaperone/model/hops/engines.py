@@ -27,7 +27,7 @@ def _gpus(value: Any, path: str) -> Any:
 
 
 # What the far side's text relies on: one process, and its three streams as they are.
-_OURS = ("ntasks", "unbuffered", "input", "output", "error", "label", "pty", "multi-prog")
+OURS = ("ntasks", "unbuffered", "input", "output", "error", "label", "pty", "multi-prog")
 
 
 def _options(value: Any, path: str) -> dict[str, Any]:
@@ -42,11 +42,12 @@ def _options(value: Any, path: str) -> dict[str, Any]:
     for option, given in value.items():
         if not option.isascii() or not option.replace("-", "").isalnum() or option.startswith("-"):
             checks.fail(path, "names of long options without '--'", option)
-        if option in _OURS:
+        if option in OURS:
             checks.fail(path, "options that leave the streams and the number of tasks", option)
         for one in given if isinstance(given, list) else [given]:
             if not isinstance(one, (str, int, float)) or "\0" in str(one):
                 checks.fail(f"{path}.{option}", "a text, a number, true or false", given)
+            checks.bytes_or_text(str(one), f"{path}.{option}")
     return dict(value)
 
 
