@@ -265,8 +265,8 @@ def stop(here):
     here.wait_gone()
     status = here.ended()
     found = [status[name] for name in ("state", "signal", "return_code", "tracking")]
-    told = not here.far or here.made.tells_signals
-    ended = ("SIGKILL", None) if told else (None, 137)
+    knows = not here.far or here.made.knows_signals
+    ended = ("SIGKILL", None) if knows else (None, 137)
     assert found == ["terminated", *ended, here.tracking], (status, here.log())
     assert status["stop"]["reason"] == "request"
 
@@ -365,7 +365,7 @@ def read_only(here):
 
 
 def raised(here):
-    """What became another user's is waited for by nobody, named, and never said to be gone."""
+    """Nothing waits for another user's process; it is named, and not called gone while it lives."""
     raiser = here.world.raiser.format(place=here.made.place)
     text = f"{raiser} sh -c 'echo up; sleep 2.5; exit 7' >{here.alive}"
     here.start({"argv": ["/bin/sh", "-c", f"exec {text}"]}, "alone", lease=2)

@@ -73,7 +73,7 @@ class Made:
         words (tuple): Before each argv in it.
         run_words (tuple): Before an argv in it that starts a run or a far side.
         command (list): What starts a chaperone in it.
-        tells_signals (bool): Whether its awk tells a signal from an exit code, as most do.
+        knows_signals (bool): Whether its awk distinguishes a signal from an exit code, as most do.
         uid (int): Whose its processes are.
         room (str): Where its spools are, as it sees it; None for the test's own.
         seen (str): The same directory, as we see it.
@@ -101,7 +101,7 @@ class Made:
                 self.seen = f"/proc/{self.pid}/root{self.room}" if self.pid else self.room
             self._try(["true"] if world.near is None else [*self.command, "--version"])
             argv = [*self.words, "/bin/sh", "-c", f"awk '{AWK}'"]
-            self.tells_signals = subprocess.run(argv, check=False).returncode == 0
+            self.knows_signals = subprocess.run(argv, check=False).returncode == 0
         except BaseException:
             self.close()
             raise

@@ -187,7 +187,7 @@ WORLDS = [
         words=lambda place, uid: ("unshare", "--pid", "--fork"),
         but={"survive": ENDS},
     ),
-    # Its PID 1 takes no orphan, as `sleep infinity` in many a container.
+    # Its PID 1 reaps no orphan, as `sleep infinity` in many containers.
     World(name="container", setup=OWN_PROC, entered=("--pid", "--mount"), **NAMESPACE),
     World(
         name="hosts-proc",
