@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..cpython import socket
 
 # Numbers, because not every caller has imported a socket module.
-SOL_SOCKET, SCM_RIGHTS = 1, 1
+SOL_SOCKET, SCM_RIGHTS, MSG_CMSG_CLOEXEC = 1, 1, 0x40000000
 NULL = "/dev/null"
 SENT_FDS = 8  # most in one message
 # fcntl(2). Python 3.10 and later have the name, but only if it was built with a new libc.
@@ -109,10 +109,5 @@ def send_fds(connection: socket.socket, message: bytes, fds: list[int]) -> None:
 
 def receive_fds(connection: socket.socket, size: int) -> tuple[bytes, list[int]]:
     """The next message, of at most `size` bytes, and the fds that came with it; b"" at the end."""
-    message, ancillary, _, _ = connection.recvmsg(size, 64 + 4 * SENT_FDS)
-    packed = b"".join(data for _, _, data in ancillary)
-    places = range(0, len(packed) - 3, 4)
-    fds = [int.from_bytes(packed[place : place + 4], sys.byteorder) for place in places]
-    for fd in fds:
-        os.set_inheritable(fd, False)
-    return message, fds
+    message, ancillary, _, _ = connection.recvmsg(size, 64 + 4 * SENT_FDS, MSG_CMSG_CLOEXEC)
+    return message, list(memoryview(ancillary[0][2]).cast("i")) if ancillary else []
