@@ -56,20 +56,37 @@ def in_spool(text, spool):
 # -- many runs
 
 
-@pytest.mark.parametrize("count", [24, pytest.param(200, marks=pytest.mark.long)])
-def test_many_runs_some_at_a_time(place, spool, count):
-    text = block(RECIPES, "xargs").replace("seq 200", f"seq {count}")
-    result = sh(text, place)
-    assert result.returncode == 0, result.stderr
-    ended = [json.loads(path.read_text()) for path in spool.glob("item-*/status.json")]
-    failed = [number for number in range(1, count + 1) if number % 50 == 7]
+def at_most_eight_at_once(spool, name, count):
+    ended = [json.loads(path.read_text()) for path in spool.glob(f"{name}-*/status.json")]
     assert len(ended) == count
-    lines = [line.split()[0] for line in result.stdout.splitlines()[1:]]
-    assert sorted(lines) == sorted(f"item-{number}" for number in failed)
     changes = [(status["create_time"], 1) for status in ended]
     changes += [(status["end_time"], -1) for status in ended]
     at_once = [sum(step for _, step in sorted(changes)[:end]) for end in range(len(changes))]
-    assert 1 <= max(at_once) <= 8
+    return max(at_once) <= 8
+
+
+COUNTS = [16, pytest.param(200, marks=pytest.mark.long)]
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_many_runs_some_at_a_time(place, spool, count):
+    result = sh(block(RECIPES, "xargs").replace("seq 200", f"seq {count}"), place)
+    assert result.returncode == 0, result.stderr
+    lines = [line.split()[0] for line in result.stdout.splitlines()[1:]]
+    failed = [f"item-{number}" for number in range(1, count + 1) if number % 50 == 7]
+    assert sorted(lines) == sorted(failed)
+    assert at_most_eight_at_once(spool, "item", count)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_many_runs_some_at_a_time_in_python(place, spool, count):
+    text = block(RECIPES, "Semaphore", "python").replace("range(200)", f"range({count})")
+    result = subprocess.run(
+        [sys.executable, "-c", text], cwd=place, capture_output=True, text=True, timeout=300
+    )
+    failed = [f"job-{number}" for number in range(count) if number % 50 == 7]
+    assert streams(result) == (0, " ".join(failed) + "\n", "")
+    assert at_most_eight_at_once(spool, "job", count)
 
 
 # -- a message for each failure
