@@ -183,7 +183,7 @@ def farewell(data: bytes, said: tuple[bytes, bytes]) -> int:
 GONE = "-1"  # the size of a file that somebody removed
 TRACKING = ("kernel", "cookie", "group")  # how the far side knows what belongs to the run
 NUMBERS = {"start": (1,), "left": (1,), "eof": (0, 2)}  # how many a record of that name brings
-NAMES = ("out", "hello", "start", "beat", "dead", "lost", "left", "short", "bye")
+NAMES = ("out", "hello", "start", "beat", "dead", "lost", "left", "short", "unkillable", "bye")
 
 
 def event_of(words: list[str]) -> str | None:
@@ -214,14 +214,31 @@ def event_of(words: list[str]) -> str | None:
 def _is_sound(name: str, rest: list[str]) -> bool:
     if name == "short":
         return rest in (["out"], ["err"])
+    if name == "unkillable":
+        return bool(rest) and len(rest) % 2 == 1 and all(map(_is_number, [rest[0], *rest[1::2]]))
     if name not in NUMBERS:
         return True
     if name == "start" and rest[1:] and rest[1] in TRACKING:  # the text of 0.1 did not say it
         rest = rest[:1] + rest[2:]
     numbers = [word for word in rest if not (name == "eof" and word == GONE)]
-    return len(rest) in NUMBERS[name] and all(
-        word.isdigit() and len(word) <= 18 for word in numbers
-    )
+    return len(rest) in NUMBERS[name] and all(map(_is_number, numbers))
+
+
+def _is_number(word: str) -> bool:
+    return word.isdigit() and len(word) <= 18
+
+
+def unkillable(words: Sequence[str]) -> str:
+    """
+    What the far side could not kill, as a text: `2 processes can't be killed: 41 (su), 42 (sh)`.
+
+    Args:
+        words (list): Of a sound record `unkillable`: how many, then of some the pid and the name,
+            `-` where it is not known.
+    """
+    named = ", ".join(f"{pid} ({name})" for pid, name in zip(words[2::2], words[3::2], strict=True))
+    processes = "1 process" if words[1] == "1" else f"{words[1]} processes"
+    return f"{processes} can't be killed: {named}"
 
 
 class Tail:

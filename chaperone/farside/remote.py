@@ -193,6 +193,7 @@ class Account:
         self._kept: Event | None = None
         self._failure = ("", "")
         self._reason = ""  # why the outcome can't be known
+        self._unkillable = ""  # what lives on there whatever is done
 
     # -- the start
 
@@ -276,6 +277,11 @@ class Account:
             if self._tail.left:
                 self._chaperone.log(f"the program left {self._tail.left} processes running")
         self.look_complete()
+
+    def note_unkillable(self, event: Event) -> None:
+        """What is another user's lives on there, and nothing waits for it."""
+        self._unkillable = records.unkillable(event.said)
+        self._chaperone.log(self._unkillable)
 
     def note_drained(self, event: Event) -> None:
         """All that the program itself wrote to stdout is here."""
@@ -370,12 +376,23 @@ class Account:
     def report_lost(self, event: Event) -> None:
         """The outcome will never be known."""
         reason = self._reason or f"the connection ended before the program did: {event.text}"
-        self._chaperone.lost(reason, self._far.contact.gone_by())
+        self._lost(reason)
+
+    def report_unkillable(self, event: Event) -> None:
+        """The program itself can't be killed: how it ends is not waited for."""
+        message = f"unable to stop the program: {self._unkillable}"
+        self._chaperone.lost(message, stage="stop")
 
     def report_out_of_reach(self, event: Event) -> None:
         """The far side has ended it by now, unheard."""
         reason = f"the far side was not reached before its lease was over: {event.text}"
-        self._chaperone.lost(reason, self._far.contact.gone_by())
+        self._lost(reason)
+
+    def _lost(self, reason: str) -> None:
+        if self._unkillable:
+            self._chaperone.lost(f"{reason}; {self._unkillable}")
+        else:
+            self._chaperone.lost(reason, self._far.contact.gone_by())
 
     def log_loss(self, event: Event) -> None:
         """The far side does not hear us, and ends the program by itself."""

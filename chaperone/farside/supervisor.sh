@@ -139,14 +139,31 @@ nap() { sleep 0.2 3<&- 4>&- 5>&- || { sleep 1 3<&- 4>&- 5>&-; fifths=$((fifths +
 
 # TERM where there is a grace, of $1 fifths of a second, and then KILL, again and again for 3 s more: a fork may have been on its way.
 end_all() {
-  fifths=0 spared=
+  fifths=0 spared= refused=
   [ "$1" -gt 0 ] && left && hit TERM
   while left; do
     # Not at the first time: what is gone by now may have forked.
-    [ "$fifths" -lt "$1" ] || hit KILL || { [ "$inside$outside" = "$spared" ] && break; spared=$inside$outside; }
+    [ "$fifths" -lt "$1" ] || hit KILL || { [ "$inside$outside" = "$spared" ] && refused=1 && break; spared=$inside$outside; }
     [ "$fifths" -ge $(($1 + 15)) ] && break
     nap
   done
+}
+
+# What `end_all` could not kill, as it is another user's: by `say` or `tell`, how many, and some by pid and name. Of a name only what no
+# shell and no record could take for anything else.
+name_refused() {
+  [ "$refused" ] || return
+  [ "$inside" != 1 ] || inside=$pid
+  how=$1 named=
+  set -- $inside $outside
+  for member in "$@"; do
+    [ "${#named}" -lt 400 ] || break
+    line=
+    read -r line <"/proc/$member/comm"
+    line=${line%%[!A-Za-z0-9._+-]*}
+    named="$named $member ${line:--}"
+  done
+  $how unkillable $# $named
 }
 
 # -- W: the program, and how it ended
@@ -233,6 +250,7 @@ watch_lease() {
   tell lost "$why"
   nap
   end_all "$grace"
+  name_refused tell
   kill -KILL "$reader"
   [ "$life" = survive ] || return
   # Where it is R that is gone, whoever is attached, or comes within another lease, may still hear how it ended, and clears.
@@ -299,13 +317,16 @@ control() {
         ;;
       k) kill "-$one" "$pid" ;;    # signal the program
       g) left && hit "$one" ;;     # signal all of it
-      z) end_all 0 ;;              # kill all of it
+      z)                           # kill all of it
+        end_all 0
+        name_refused say
+        ;;
       q)                           # the program has ended: what about the rest?
         done=1
         left
         set -- $inside $outside
         count=$#
-        [ "$one" = leave ] || [ "$count" -eq 0 ] || end_all "$one"
+        [ "$one" = leave ] || [ "$count" -eq 0 ] || { end_all "$one"; name_refused say; }
         [ "$one" = leave ] && [ "$life" = survive ] && nap && say eof $(size out) $(size err)
         say left "$count"
         [ "$life" = kill ] && break
@@ -319,7 +340,7 @@ control() {
   } 8>"$link"
   kill "$watcher"
   [ ! "$word" ] && left && tell lost eof
-  [ "$done" ] || end_all "$grace"
+  [ "$done" ] || { end_all "$grace"; name_refused tell; }
   # Not before: whatever may become of D, the program has to be ended.
   wait "$watcher"
   [ "$life" = kill ] || rm -rf "$dir"
@@ -405,7 +426,7 @@ stay() {
 
 # -v: without it bash takes a function of that name, where there is no such variable.
 unset -v why self word words rest one two done kinds mount cgroup counter root point kills before count attached old booted outcome table next member list found line number parent group session born \
-  seen kids home inside outside hurt spared setsid proc boot_id birth tracking children tool tools link attacher
+  seen kids home inside outside hurt spared refused named how setsid proc boot_id birth tracking children tool tools link attacher
 pid=-1
 exec 3<&0 4>&2 5>&1 </dev/null >/dev/null 2>&1
 echo "$nonce out" >&5

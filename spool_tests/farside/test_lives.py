@@ -88,6 +88,7 @@ def test_events_are_those_that_the_code_brings_about():
             "start 7",
             "left 0",
             "short out",
+            "unkillable 1",
             "end R0",
             "end",
             "fail",
