@@ -2,8 +2,8 @@
 chaperone: a small process stays with one program for its whole life, and leaves its output and
 outcome in a directory.
 
-Knows: the public names.  Must not know: what stands behind them, until one is asked for: the
-holding path passes through here.
+Knows: the public names.  Must not know: the modules that have them; it imports one when a name is
+used, because every chaperone imports this file.
 """
 
 from __future__ import annotations

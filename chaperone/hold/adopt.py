@@ -1,8 +1,8 @@
 """
-Adopting a run that has outlived its chaperone: taking its lock, and holding it to its end.
+Adopts a run that outlived its chaperone: takes its lock, and holds it to its end.
 
-Knows: who may take a run over, and from where its status goes on.  Must not know: how its program
-is reached, or a file name.
+Knows: which runs can be adopted, and how their status goes on.  Must not know: how a program is
+reached, or a file name.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def unattended(spool_path: str) -> list[str]:
-    """The ids of all runs that may live on without their chaperone."""
+    """The ids of all runs whose chaperone died and whose program may still run."""
     spool_fd = format.open_spool(spool_path)
     try:
         return [
@@ -52,17 +52,17 @@ def _state(spool_fd: int, run_id: str) -> object:
 
 def hold_left_run(spool_path: str, run_id: str, inherited: dict[str, Any], visible: Visible) -> int:
     """
-    Take a run over and hold it in this process, which `shed_inherited_state` has prepared.
+    Take over a run and hold it in this process, which `shed_inherited_state` has prepared.
 
     Args:
         spool_path (str): Absolute.
-        run_id (str): Of a run that is unattended.
+        run_id (str): Of an unattended run.
         inherited (dict): From `shed_inherited_state`.
-        visible: Called with the run id when the lock is ours.
+        visible: Called with the run id when this process has the lock.
     Returns:
         int: As `begin.hold`.
     Raises:
-        SpoolError: If it lives, has ended, is not one that survives, or can't be taken over.
+        SpoolError: If it is not unattended, or can't be taken over.
     """
     spool_fd = format.open_spool(spool_path)
     try:
@@ -74,7 +74,7 @@ def hold_left_run(spool_path: str, run_id: str, inherited: dict[str, Any], visib
         if run is None:
             why = "another process has taken its lock"
             raise SpoolError(f"unable to adopt run {run_id!r}: {why}")
-        # between our look and our lock another adopter held it, to an end that was left half done
+        # Between our look and our lock, another chaperone adopted it, published its end, and died.
         if run.is_ended():
             run.close()
             why = "want an unattended run, but it has ended"
@@ -89,7 +89,7 @@ def hold_left_run(spool_path: str, run_id: str, inherited: dict[str, Any], visib
         run.read_start()
     state = (
         status["state"] if status["state"] not in statuses.FINAL else "running"
-    )  # believed only where it is published
+    )  # a final state counts only if it is published
     status = {
         **status,
         "state": state,

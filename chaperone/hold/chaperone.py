@@ -1,6 +1,5 @@
 """
-Holding one run: what happens to its program becomes its status, what is asked of it becomes
-signals.
+Holds one run: it records what happens to the program as a status, and turns requests into signals.
 
 Knows: states, deadlines, requests.  Must not know: how a program is spawned or reached, or a file
 name.
@@ -34,29 +33,29 @@ if TYPE_CHECKING:
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 FORWARDED = tuple(number for number in ANSWERED if number not in STOP_SIGNALS)
-# One signal to a whole cgroup reaches us twice, by our guard as well: within a second, on a busy
-# machine too.
+# A signal to a whole cgroup reaches us twice: directly, and through our guard. Even on a busy
+# machine that takes less than a second.
 TWICE_S = 1.0
-# A disk that refuses the final status may take it again: it was remounted, or a quota was raised.
-# 12 tries, 17 minutes.
+# A disk that refuses the final status may take it later: after a remount, or with a higher quota.
+# These are the pauses between 13 tries, 17 minutes in all.
 PUBLISH_AGAIN_S = (1, 2, 5, 10, 30, 60, 120, 120, 120, 180, 180, 180)
 
 
 class Chaperone:
     """
-    What stays with one program for its whole life.
+    The process that stays with one program for its whole life.
 
     Args:
         run (RunStore): Visible and locked; closed at the end.
         spec (dict): Canonical, with its secrets.
-        status (dict): The last one that is known, as in running.json.
-        make_program: Called with this chaperone; returns the program that it is to hold.
-        begun: Called once: with None when the program was started, with a sentence when it could
-            not be.
+        status (dict): The last known one, as in running.json.
+        make_program: Called with this chaperone; returns the program that it will hold.
+        begun: Called once: with None when the program was started, or with a sentence that says why
+            it could not be.
 
     Attributes:
-        loop (Loop): For the program to watch its fds with.
-        streams (dict): `stdout` and `stderr`, for the program's bytes.
+        loop (Loop): Watches fds and deadlines, also those of the program.
+        streams (dict): `stdout` and `stderr`; each takes the program's bytes.
         signal_fd (int): The numbers of the signals that came, a byte each.
     """
 
@@ -79,7 +78,7 @@ class Chaperone:
         self._begun = begun
         self._wakeup: tuple[int, int] = os.pipe()
         self.signal_fd = self._wakeup[0]
-        self._single: dict[int, tuple[float, int]] = {}  # of signals: came to us, less passed on
+        self._single: dict[int, tuple[float, int]] = {}  # signal: (when, direct less passed on)
         self._started_at: float | None = None
         self._run_timer: int | None = None
         self._stop_timer: int | None = None
@@ -94,7 +93,7 @@ class Chaperone:
         for number in IGNORED:
             signal.signal(number, signal.SIG_IGN)
         signal.set_wakeup_fd(self._wakeup[1], warn_on_full_buffer=False)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # what came since our start is answered now
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # signals since our start arrive now
         self.loop.watch(self._wakeup[0], select.POLLIN, self._signalled)
         if self.run.control_fd >= 0:
             self.loop.watch(self.run.control_fd, select.POLLIN, self._requested)
@@ -102,7 +101,7 @@ class Chaperone:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: Any) -> None:
         if error is not None:
-            # Our bug: the guard ends the program, readers find the run lost, the log says why.
+            # A bug: the guard will end the program, readers find the run lost, the log says why.
             while trace.tb_next:
                 trace = trace.tb_next
             where = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
@@ -127,30 +126,30 @@ class Chaperone:
         self.loop.run()
         return self._exit
 
-    # -- what the program tells
+    # -- what the program reports
 
     @property
     def log_path(self) -> str:
-        """The log, for a program of ours that must open it by name."""
+        """The path of the log, for ssh, which opens it by name."""
         return self.run.log_path
 
     @property
     def spool_fd(self) -> int:
-        """The spool's, for locks that chaperones share; -1 for a run without a spool."""
+        """The fd of the spool, for locks that chaperones share; -1 for a run without a spool."""
         return self.run.spool_fd
 
     def open_stream(self, stream: str) -> int:
-        """A further fd of a stream, for the program itself."""
+        """One more fd of a stream, for the program itself."""
         return self.run.open_stream(stream)
 
     def log(self, text: str) -> None:
-        """Write a line into the log; to stderr, too, where it can't be written or found there."""
+        """Write a line into the log; also to stderr if the log is full, removed or moved."""
         line = f"{statuses.timestamp(time.time_ns())} {text}\n".encode("utf-8", "backslashreplace")
         if not self.run.tell(line) or not self.run.is_in_place():
             print_to_stderr(line)
 
     def started(self, pid: int | None, **facts: object) -> None:
-        """The program was started; `facts` are further fields of the status."""
+        """The program was started; `facts` are more fields of the status."""
         self.status = transitions.running(self.status, pid, time.time_ns(), **facts)
         self._replace()
         self._started_at = self.loop.now()
@@ -168,14 +167,14 @@ class Chaperone:
             self.loop.at(self._started_at + timeouts["idle"], self._look_idle)
 
     def resumed(self, pid: int, **facts: object) -> None:
-        """The program of an adopted run was found again: its time goes on from its start."""
+        """The program of an adopted run was found again; its timeouts count from its start."""
         if self.status["start_time"] is None:
             self.started(pid, **facts)
             return
         self.noted(pid=pid, **facts)
         now, started_at = self.loop.now(), self.run.started_at
         if started_at is None or started_at > now:
-            # Not known, in this boot: the wall clock has to do, though it may have been stepped.
+            # It is not known on this boot's clock. Use the wall clock, which may have been set.
             now_ns = time.time_ns()
             start_ns = statuses.moment_ns(self.status["start_time"])
             started_at = now - max(0, now_ns - (now_ns if start_ns is None else start_ns)) / 1e9
@@ -184,32 +183,32 @@ class Chaperone:
         self._ask_again()
 
     def _ask_again(self) -> None:
-        """A stop came before there was a program, or to a chaperone that died: it is asked now."""
+        """Repeat a stop that arrived before the program ran, or at a chaperone that died."""
         if (stop := self.status["stop"]) is not None:
             is_kill = stop["signal"] == "SIGKILL" or self.loop.now() >= self._stop_by
             self._kill(stop["reason"]) if is_kill else self.stop(stop["reason"])
 
     def noted(self, **facts: object) -> None:
-        """Facts changed that are no change of state."""
+        """Facts changed, and the state did not."""
         self.status = transitions.with_facts(self.status, **facts)
         self._replace()
 
     def heard_from_far_side(self) -> None:
-        """The far side said something: it has a whole lease again."""
+        """The far side answered: its lease begins again."""
         self.run.touch()
 
     def is_running(self) -> bool:
-        """Whether the program was started, and nobody has asked for its end."""
+        """Whether the program was started and no stop was requested."""
         return bool(self.status["state"] == "running")
 
     def stopped_by_far_side(self, reason: str) -> None:
-        """The far side ends the program, by `disconnect` or `lease`; an earlier stop stays."""
+        """The far side ends the program: `disconnect` or `lease`; the status keeps a first stop."""
         if self.status["stop"] is None:
             now = statuses.timestamp(time.time_ns())
             self.noted(stop={"signal": "SIGTERM", "reason": reason, "by": None, "time": now})
 
     def program_ended(self) -> None:
-        """The program has ended, its leftovers have not: one grace for all of them."""
+        """The program has ended; its leftovers get one grace for all of them."""
         self.loop.cancel(self._run_timer)
         self._record_end()
         grace_s = self.spec["stop"]["grace_period"]
@@ -222,7 +221,7 @@ class Chaperone:
         The program was reaped.
 
         Args:
-            wait_status (int): As from wait4(2); None where `facts` say how it ended.
+            wait_status (int): As from wait4(2); None if `facts` say how it ended.
             facts: `return_code`, `signal`, `core_dump`, `rusage`, `ambiguous`.
         """
         outcome = {} if wait_status is None else processes.outcome(wait_status)
@@ -234,12 +233,12 @@ class Chaperone:
     def finished(
         self, leftovers: int | None = 0, complete: bool = True, stay: bool = False
     ) -> None:
-        """The last bytes are in: publish. With `stay` the chaperone stays until `leave`."""
+        """The last bytes were received: publish. With `stay` it stays until `leave`."""
         ended = transitions.with_facts(self.status, leftovers=leftovers)
         self._publish(transitions.terminated(ended, complete), stay)
 
     def not_started(self, error: StartError) -> None:
-        """The program could not be started, and is not."""
+        """The program was not started, and that is proven."""
         self.failed(error.stage, error.message, errno=error.errno, type=error.type)
 
     def failed(
@@ -252,8 +251,8 @@ class Chaperone:
         stay: bool = False,
     ) -> None:
         """
-        The program could not be run; `started` is False only where that is proven, else None.
-        `stay` as for `finished`.
+        The program could not be run; `started` is None if it may have been. `stay` as for
+        `finished`.
         """
         facts: dict[str, Any] = {"errno": errno, "type": type, "started": started}
         self._publish(
@@ -262,19 +261,20 @@ class Chaperone:
         self._begun(message)
 
     def lost(self, message: str, gone_by: str | None = None, *, stage: str = "connection") -> None:
-        """The connection went for good, or the program can't be ended: its outcome is unknown."""
+        """The connection is lost for good, or the program can't be ended: no outcome is known."""
         self._publish(transitions.lost(self.status, message, gone_by, time.time_ns(), stage=stage))
 
-    # -- what is asked
+    # -- requests and signals
 
     def stop(self, reason: str, grace_s: float | None = None, by: str | None = None) -> None:
         """
-        Signal, grace, SIGKILL. A second stop signals again and can only shorten the grace.
+        Stop the program: a signal, a grace, SIGKILL. A second stop signals again, and can only
+        shorten the grace.
 
         Args:
             reason (str): One of `status.STOP_REASONS`.
             grace_s (float): Seconds; None for the spec's.
-            by (str): Who asked, in their own word.
+            by (str): The word that the requester gave, or None.
         """
         name = self.spec["stop"]["signal"]
         self._stopping(name, reason, by)
@@ -283,7 +283,7 @@ class Chaperone:
         self._stop_by = min(self._stop_by, self.loop.now() + grace_s)
         self.loop.cancel(self._stop_timer)
         self._stop_timer = self.loop.at(self._stop_by, self.program.kill)
-        # Before the start and after the end there is no program alone. 0.1 had no `to`.
+        # Only a running program can be stopped alone. A spec of 0.1 has no `to`.
         alone = self.spec["stop"].get("to") == "program" and self.status["state"] == "stopping"
         ask = self.program.signal if alone and not self.status["end_time"] else self.program.stop
         ask(_number(name))
@@ -295,14 +295,14 @@ class Chaperone:
         self.program.kill()
 
     def _stopping(self, name: str, reason: str, by: str | None) -> None:
-        """A program that has ended was not stopped: what comes then is for its leftovers alone."""
+        """Record a stop; not after the program has ended, when only its leftovers are stopped."""
         if self.status["end_time"] is None:
             self.status = transitions.stopping(self.status, name, reason, by, time.time_ns())
             self._replace()
 
     def _signalled(self, fd: int, events: int) -> None:
         for number in set(os.read(fd, 512)):
-            if self.loop.has_ended():  # by the signal before it
+            if self.loop.has_ended():  # because of the signal before
                 return
             if number == signal.SIGCHLD:
                 self.program.children_changed()
@@ -310,7 +310,7 @@ class Chaperone:
                 self.signalled(number)
 
     def signalled(self, number: int, passed_on: bool = False) -> None:
-        """A signal came, to this process or to its guard; one that came to both counts once."""
+        """A signal arrived, here or at the guard; one that arrived at both counts once."""
         if self.loop.has_ended() or self._is_second(number, passed_on):
             return
         if number in STOP_SIGNALS:
@@ -319,7 +319,7 @@ class Chaperone:
             self.program.signal(number)
 
     def _is_second(self, number: int, passed_on: bool) -> bool:
-        """Whether the same signal came the other way a moment ago, and has no second yet."""
+        """Whether this signal is the second of a pair: it has just arrived the other way."""
         since, single = self._single.get(number, (0.0, 0))
         now = self.loop.now()
         if now - since > TWICE_S:
@@ -328,7 +328,7 @@ class Chaperone:
         return single > 0 if passed_on else single < 0
 
     def guard_died(self) -> None:
-        """The guard was killed, the pid that a scheduler knows: the program is to end now."""
+        """The guard, whose pid the scheduler knows, was killed: end the program now."""
         self.log("the guard was killed: the program is killed as well")
         self._kill("guard")
 
@@ -359,7 +359,7 @@ class Chaperone:
         self.stop("timeout", by=f"timeouts.run {self.spec['timeouts']['run']:g}")
 
     def _look_idle(self) -> None:
-        """Look only when the time may be up, not at every byte: a busy program costs no timers."""
+        """Check when the time may be over, not at each byte: a busy program costs no timers."""
         limit_s = self.spec["timeouts"]["idle"]
         heard_at = (stream.heard_at for stream in self.streams.values())
         due = max(self._started_at or 0.0, *heard_at) + limit_s
@@ -374,7 +374,7 @@ class Chaperone:
         return lambda text: self.log(f"{name}: {text}")
 
     def _full(self) -> None:
-        """A byte was dropped. By a deadline, because we are called from the middle of a write."""
+        """A byte was dropped. The stop waits for the loop, because a write is not finished yet."""
         if self.spec["output"]["on_full"] == "stop":
             self.loop.later(0, lambda: self.stop("output"))
 
@@ -393,7 +393,7 @@ class Chaperone:
             self.log(trouble)
 
     def _with_sizes(self, status: dict[str, Any]) -> dict[str, Any]:
-        """The streams as they are on disk: with `through: file` nobody but the disk counts them."""
+        """The status with the sizes on disk: with `through: file` only the disk knows them."""
         sizes: dict[str, Any] = {}
         for name, stream in self.streams.items():
             size = self.run.size_of(name)
@@ -404,8 +404,8 @@ class Chaperone:
         return {**status, **sizes}
 
     def _publish(self, final: dict[str, Any], stay: bool = False) -> None:
-        """Publish and end (rule W4). Until a disk takes it, the outcome exists nowhere but here."""
-        if self.is_published():  # a final status stays: a broken far side may say two ends
+        """Publish, then end (rule W4). Retry: until then, only this process knows the outcome."""
+        if self.is_published():  # a broken far side may report two ends: the first one stays
             if not stay:
                 self.leave()
             return
@@ -431,17 +431,17 @@ class Chaperone:
             self.leave()
 
     def is_published(self) -> bool:
-        """Whether the final status is."""
+        """Whether the final status is published."""
         return self._exit == os.EX_OK
 
     def leave(self) -> None:
-        """Published: clear what only a live run has, and hold the run no longer."""
+        """Delete what only a live run has, and stop holding the run."""
         self.run.end(self.spec["durable"])
         self.loop.end()
 
 
 def _left_to_wakeup_fd(number: int, frame: object) -> None:
-    """The wakeup fd has the signal; without a handler there would be none in it."""
+    """Does nothing: the wakeup fd gets the signal, but only if there is a handler."""
 
 
 def _number(name: str | None) -> int:

@@ -1,5 +1,6 @@
 """
-A run without a spool: the program's streams go to ours, its end stays in memory.
+A run without a spool: the program's output goes to our stdout and stderr, and its final status
+stays in memory.
 
 Knows: fds 1 and 2.  Must not know: files, processes.
 """
@@ -21,11 +22,11 @@ if TYPE_CHECKING:
     from ..program.guard import Guard
     from .chaperone import Chaperone
 
-# How long the reader of our output may take nothing of it once the program is stopped and gone.
+# How long we wait for the reader of our output after the program was stopped and is gone.
 PATIENCE_S = 1.0
-LAST_LINES_MS = 100  # for a reader that is there to take the last lines of the log
+LAST_LINES_MS = 100  # how long a reader has to take the last lines of the log
 _STOPPING = (int(signal.SIGTERM), int(signal.SIGINT))
-LINES_BYTES = 65_536  # of the log that wait for a stderr which takes nothing now
+LINES_BYTES = 65_536  # of the log, kept while stderr has no room
 
 
 _OURS = {"stdout": 1, "stderr": 2}
@@ -33,7 +34,7 @@ _OURS = {"stdout": 1, "stderr": 2}
 
 class DirectRun:
     """
-    What a `RunDirectory` is to a chaperone, for `chaperone exec`.
+    What `chaperone exec` has in place of a `RunDirectory`.
 
     Attributes:
         final (dict): The final status; None until the program has ended.
@@ -49,19 +50,19 @@ class DirectRun:
         self.started_at: float | None = None
 
     def hand_to(self, guard: Guard, max_bytes: int | None) -> None:
-        """Hand over to the guard where a dead chaperone's output goes."""
+        """Give the guard our streams, so that it can go on if this chaperone dies."""
         guard.take_run([*_OURS.values(), 2], max_bytes)
 
     def open_stream(self, stream: str) -> int:
-        """A further fd of a stream, as the program expects it; the caller closes it."""
+        """One more fd of a stream, in blocking mode, for the program; the caller closes it."""
         return os.dup(_OURS[stream])
 
     def size_of(self, stream: str) -> int:
-        """Nobody keeps the bytes, so nobody can cut them short."""
+        """Unlimited: no file has the bytes, so none can be truncated."""
         return sys.maxsize
 
     def tell(self, line: bytes) -> bool:
-        """Its log is stderr; what has no room there now is written with the next line."""
+        """Write a line to stderr, which is the log; without room there, with the next line."""
         self._lines = (self._lines + line)[:LINES_BYTES]
         self._write_lines()
         return True
@@ -79,13 +80,13 @@ class DirectRun:
             self._lines = b""
 
     def is_there(self) -> bool:
-        """It has no place to vanish from."""
+        """Always true: there is no run directory."""
         return True
 
     is_in_place = is_there
 
     def replace_running(self, status: dict[str, Any]) -> str | None:
-        """Nobody looks in."""
+        """No-op: there is no running.json."""
         return None
 
     def publish(self, status: dict[str, Any], durable: bool = False) -> None:
@@ -93,27 +94,27 @@ class DirectRun:
         self.final = status
 
     def end(self, durable: bool = False) -> None:
-        """Nothing is left behind."""
+        """No-op: there are no files to delete."""
 
     def close(self) -> None:
-        """Fds 1 and 2 stay the process's own."""
+        """Write the last lines; fds 1 and 2 stay open."""
         self._write_lines(LAST_LINES_MS)
         for name, fd in self.streams.items():
             if fd != _OURS[name]:
                 os.close(fd)
 
     def mark_start(self, monotonic_s: float) -> None:
-        """Nobody adopts it."""
+        """No-op: a direct run can't be adopted."""
 
     def touch(self) -> None:
-        """No far side is told about."""
+        """No-op: there is no lock whose times could record it."""
 
 
 def _without_waiting(fd: int) -> int:
     """
-    A pipe or a terminal opened a second time, so that a write never waits: O_NONBLOCK on our own fd
-    would be set for whoever shares it, the caller's shell for one. The same fd where that can't be
-    done: of a socket, without /proc, or where the terminal is another user's.
+    A pipe or a terminal, opened a second time so that a write never waits. O_NONBLOCK on our own fd
+    would also affect each process that shares it, such as the caller's shell. The same fd if it
+    can't be opened: a socket, no /proc, or a terminal of another user.
     """
     if not (stat.S_ISFIFO(os.fstat(fd).st_mode) or os.isatty(fd)):
         return fd

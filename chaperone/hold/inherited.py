@@ -1,6 +1,5 @@
 """
-How a process becomes the chaperone of a run, before that is imported: what it sheds, and what it
-lets go of.
+How a process prepares to be a chaperone: it sheds what it inherited, and detaches from its caller.
 
 Knows: inherited fds, signals, stdout.  Must not know: how a run is held.
 """
@@ -22,43 +21,38 @@ if TYPE_CHECKING:
     Visible = Callable[[str], None]
 
 ALL_SIGNALS = sorted(signal.valid_signals())
-KEPT_IGNORED = (
-    signal.SIGPIPE,
-    signal.SIGXFSZ,
-)  # a write that fails is told by errno, it must not kill a chaperone
-PATIENCE_MS = (
-    1_000  # for a full pipe on stdout to take the run id: then the program starts all the same
-)
+# A write that fails returns an errno; it must not kill a chaperone.
+KEPT_IGNORED = (signal.SIGPIPE, signal.SIGXFSZ)
+# How long to wait for a full pipe on stdout to take the run id; then the program starts anyway.
+PATIENCE_MS = 1_000
 
 
 def shed_inherited_state() -> dict[str, Any]:
     """
-    Shake off what a process inherits that could harm a run. Signals stay blocked until `hold` can
-    answer them.
+    Reset everything inherited that could harm a run: fds, signals, umask. Signals stay blocked
+    until `hold` can answer them.
 
     Returns:
-        dict: What belongs to the program: `env` (dict of bytes) and `umask` (int).
+        dict: What the program inherits: `env` (dict of bytes) and `umask` (int).
     Source: design of dumb-init and s6; signal(7), "an ignored SIGCHLD makes wait4(2) say ECHILD".
     """
     signal.pthread_sigmask(signal.SIG_SETMASK, ALL_SIGNALS)
-    # Closed fds first: else the lock becomes fd 0, and the program inherits our pulse.
+    # Open closed fds first: otherwise the lock becomes fd 0, and the program inherits our pulse.
     while (fd := os.open(NULL, os.O_RDWR)) <= 2:
         os.set_inheritable(fd, True)
     os.close(fd)
     for number in ALL_SIGNALS:
         wanted = signal.SIG_IGN if number in KEPT_IGNORED else signal.SIG_DFL
-        if signal.getsignal(number) not in (
-            wanted,
-            None,
-        ):  # None: libc keeps it; to ask first saves 120 system calls
+        # None: libc uses it. To look first saves 120 system calls.
+        if signal.getsignal(number) not in (wanted, None):
             signal.signal(number, wanted)
     for fd in _open_fds():
         if fd > 2:
             try:
                 os.close(fd)
-            except OSError:  # it was the listing's own
+            except OSError:  # it was the fd of the listing
                 pass
-    # what a run imports later is not to be kept with our umask, where no other user could read it
+    # Write no .pyc for later imports: with our umask no other user could read them.
     sys.dont_write_bytecode = True
     return {"env": dict(environ), "umask": os.umask(0o077)}
 
@@ -72,7 +66,7 @@ def _open_fds() -> list[int]:
 
 def leads_a_group() -> bool:
     """
-    Whether it is a job of an interactive shell: it may not make a session, and the shell waits for
+    Whether this is a job of an interactive shell: it can't make a session, and the shell waits for
     just this pid.
     """
     return os.getpgrp() == os.getpid() != os.getsid(0)
@@ -80,7 +74,7 @@ def leads_a_group() -> bool:
 
 def needs_guard(spec: dict[str, Any]) -> bool:
     """
-    Whether a run is one that a guard stands above: its program runs here and does not survive.
+    Whether a run has a guard: its program runs on this host and does not survive.
 
     Args:
         spec (dict): Canonical.
@@ -90,11 +84,11 @@ def needs_guard(spec: dict[str, Any]) -> bool:
 
 def detach_from_caller(null: int | None = None) -> None:
     """
-    Let go of the caller's pipes and directory: nothing that happens to them changes anything any
-    more, and no mount is pinned.
+    Close the caller's pipes and leave its directory: then nothing that happens to them affects the
+    run, and no mount stays busy.
 
-    A stderr that is a file stays, beside a terminal: nobody waits for its end, and where the spool
-    is gone it alone can tell so.
+    A stderr that is a file or a terminal stays open: no reader waits for its end, and if the spool
+    is gone, only stderr can report it.
 
     Args:
         null (int): An fd of /dev/null, closed here; None to open one.
@@ -116,8 +110,7 @@ def _is_named_file(fd: int) -> bool:
 
 def print_to_stderr(line: bytes) -> None:
     """
-    The last resort of a chaperone whose spool is gone; the only words outside `cli` that are not in
-    the spool.
+    The last resort of a chaperone whose spool is gone: no other code outside `cli` prints.
     """
     try:
         os.write(2, line)
@@ -126,7 +119,7 @@ def print_to_stderr(line: bytes) -> None:
 
 
 def print_run_id(run_id: str) -> None:
-    """Print a run id, now: on a stdout that nobody reads it is lost, and nothing else."""
+    """Print a run id. If stdout does not take it, only the run id is lost: the run goes on."""
     poll = select.poll()
     poll.register(1, select.POLLOUT)
     try:
