@@ -266,7 +266,7 @@ class Follower:
     def fileno(self) -> int:
         """An fd for any event loop, readable whenever an event may be ready, also of a backlog."""
         self._lent = self._own_watcher()
-        self._ring()
+        self._ring(self._lent)
         return self._lent.fileno()
 
     def _own_watcher(self) -> Watcher:
@@ -296,11 +296,11 @@ class Follower:
                 )
             return None
         finally:
-            self._ring()
+            if self._lent is not None:
+                self._ring(self._lent)
 
-    def _ring(self) -> None:
-        if self._lent is not None:
-            self._lent.ring(bool(self._turns) or self._unsure)
+    def _ring(self, watcher: Watcher) -> None:
+        watcher.ring(bool(self._turns) or self._unsure)
 
     # -- what may be new
 

@@ -189,7 +189,7 @@ class Hub:
                 self._listeners.pop((watch, name), None)
         watching = self._watched.get(watch, set())
         watching.discard(share)
-        if not watching and self._watched.pop(watch, None) is not None:
+        if not watching and self._watched.pop(watch, None) is not None and self.is_open():
             self.opened.watcher.unwatch(watch)
 
     def read(self) -> None:

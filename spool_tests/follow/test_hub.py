@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import errno
 import gc
+import json
 import os
+import random
 import resource
 import shutil
 import threading
@@ -234,6 +236,64 @@ def test_follower_that_takes_its_time_loses_nothing_and_keeps_little(spool, monk
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_schedulers_that_are_cancelled_at_any_moment_take_each_byte_and_ending_once(spool, seed):
+    """Each goes on from its own cursor, with a new follower, beside waits that come and go."""
+    dice = random.Random(seed)
+
+    class Scheduler:
+        def __init__(self):
+            self.cursor, self.bytes, self.ended = None, {}, []
+
+        async def run(self):
+            async with aio.Spool(spool).follow(self.cursor, crowd.ids) as follower:
+                async for event in follower:
+                    # No await from here on: the events and their cursor are committed together.
+                    if isinstance(event, Output):
+                        heard = self.bytes.setdefault((event.run_id, event.stream), bytearray())
+                        assert event.offset == len(heard)
+                        heard += event.data
+                    elif isinstance(event, Ended):
+                        self.ended.append(event.run_id)
+                    self.cursor = json.loads(json.dumps(follower.cursor))
+                    if dice.random() < 0.3:
+                        await turns(dice.randrange(4))
+
+    async def main():
+        schedulers = [Scheduler() for _ in range(4)]
+        tasks = {each: asyncio.create_task(each.run()) for each in schedulers}
+        waits = []
+        for _ in range(250):
+            live = [*crowd.locks]
+            act = dice.random()
+            if act < 0.7 and live:
+                crowd.write(dice.choice(live), dice.randbytes(dice.randrange(1, 400)))
+            elif act < 0.78 and live:
+                crowd.end(dice.choice(live))
+            elif act < 0.9:
+                each = dice.choice(schedulers)
+                tasks[each].cancel()
+                await asyncio.gather(tasks[each], return_exceptions=True)
+                tasks[each] = asyncio.create_task(each.run())
+            else:
+                waits.append(asyncio.create_task(aio.Spool(spool)[dice.choice(crowd.ids)].wait()))
+                dice.choice(waits).cancel()
+            await turns(dice.randrange(3))
+        for run_id in [*crowd.locks]:
+            crowd.end(run_id)
+        await asyncio.gather(*tasks.values())
+        await asyncio.gather(*waits, return_exceptions=True)
+        for each in schedulers:
+            assert sorted(each.ended) == crowd.ids
+            for run_id in crowd.ids:
+                heard = each.bytes.get((run_id, "stdout"), b"")
+                assert heard == (spool / run_id / "stdout").read_bytes()
+        assert hub._hubs == {} and instances() == []
+
+    with Crowd(spool, 10) as crowd:
+        asyncio.run(main())
+
+
 def test_tasks_with_a_backlog_take_turns(spool, monkeypatch):
     """In a turn of the loop that is used up each of them delivers one event, whoever came first."""
     monkeypatch.setattr(hub, "TURN_S", 0.0)
@@ -426,8 +486,9 @@ def test_loop_that_was_closed_with_its_tasks_is_forgotten(spool):
         asyncio.run(followed(run, runs=["r"]))
         assert hub._hubs == {} and instances() == []
         task._log_destroy_pending = False
+        coroutine = task.get_coro()
         del task
-        gc.collect()
+        coroutine.close()  # as the garbage collector does, later
 
 
 # -- the spool, the kernel
