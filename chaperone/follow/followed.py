@@ -348,8 +348,10 @@ class FollowedRun:
         offsets = {stream: self.entry.get(stream, 0) for stream in self._follower.wanted}
         try:
             fd = self._open(format.TIMELINE)
-        except FileNotFoundError:  # somebody removed it: what is left has no times
-            self._timed = None
+        except OSError as error:
+            if error.errno in SHORT:
+                raise
+            self._timed = None  # removed, or not ours: the bytes come without their times
             return self._read()
         piece = timed.piece(fd, offsets, self._readable, self._final is not None)
         if piece is not None:

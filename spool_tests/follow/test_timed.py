@@ -187,6 +187,23 @@ def test_damaged_timeline_loses_no_byte(spool, garbage):
     assert found == {"stdout": b"out", "stderr": b"err"}
 
 
+PLANTED = {
+    "directory": lambda path: path.mkdir(),
+    "fifo": os.mkfifo,
+    "symlink": lambda path: path.symlink_to("stdout"),
+}
+
+
+@pytest.mark.parametrize("plant", PLANTED)
+def test_planted_timeline_is_not_read_and_loses_no_byte(spool, plant):
+    with Written(spool) as writer:
+        writer.running().write(b"out")
+        writer.timeline.unlink()
+        PLANTED[plant](writer.timeline)
+        writer.end()
+    assert [piece(event) for event in delivered(spool)] == [("stdout", 0, b"out", None)]
+
+
 def test_timeline_that_is_removed_takes_the_times_alone(spool):
     with Written(spool) as writer:
         writer.running().write(b"one").line(1, "stdout", 0, 3)

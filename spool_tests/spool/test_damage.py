@@ -103,13 +103,15 @@ def dead(tmp_path_factory):
     copied.
     """
     place = tmp_path_factory.mktemp("dead")
-    for kind, text in (
-        ("ended", "echo out; echo err >&2; exit 3"),
-        ("killed", "echo out; echo err >&2; exec sleep 60"),
+    for kind, text, output in (
+        ("ended", "echo out; echo err >&2; exit 3", {}),
+        ("killed", "echo out; echo err >&2; exec sleep 60", {}),
+        ("ended-timed", "echo out; echo err >&2; exit 3", {"timeline": True}),
+        ("killed-timed", "echo out; echo err >&2; exec sleep 60", {"timeline": True}),
     ):
         path = place / kind
-        chaperone = begun(path, text)
-        if kind == "killed":
+        chaperone = begun(path, text, output=output)
+        if text.endswith("sleep 60"):
             until(lambda path=path: (path / "r" / "stderr").read_bytes() == b"err\n")
             status = until(
                 lambda path=path: (
@@ -139,10 +141,9 @@ def begun(path, text, **spec):
 def run(spool, dead):
     """An ended run, or one whose chaperone was killed."""
 
-    def make(killed):
-        subprocess.run(
-            ["cp", "-a", f"{dead}/{'killed' if killed else 'ended'}/.", spool], check=True
-        )
+    def make(killed, name=""):
+        kind = ("killed" if killed else "ended") + ("-timed" if name == format.TIMELINE else "")
+        subprocess.run(["cp", "-a", f"{dead}/{kind}/.", spool], check=True)
         return spool / "r"
 
     return make
@@ -176,7 +177,14 @@ def readers(path):
 
 def verbs(path):
     """All the verbs that only look; each exits, none with a traceback or a bug's exit code."""
-    for words in (["ls", "--all"], ["ls", "--json"], ["status", "r"], ["tail", "r"], ["wait", "r"]):
+    for words in (
+        ["ls", "--all"],
+        ["ls", "--json"],
+        ["status", "r"],
+        ["tail", "r"],
+        ["tail", "--timestamps", "r"],
+        ["wait", "r"],
+    ):
         done = subprocess.run(
             [*CHAPERONE, *words, "--spool", str(path)],
             capture_output=True,
@@ -194,7 +202,7 @@ def verbs(path):
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("dead_run", [False, True], ids=["ended", "killed"])
 def test_damage_is_told_and_never_raised(run, dead_run, name, how):
-    path = run(dead_run)
+    path = run(dead_run, name)
     damaged(path / name, how)
     seen = Spool(path.parent)["r"].status()
     assert seen.state in statuses.STATES
@@ -214,7 +222,7 @@ def test_damage_is_told_and_never_raised(run, dead_run, name, how):
 @pytest.mark.parametrize("name", FILES)
 def test_what_is_no_file_of_ours_is_refused_in_a_sentence(run, name, how):
     """Also for `ls` of the whole spool: the runs beside it are listed."""
-    path = run(True)
+    path = run(True, name)
     damaged(path / name, how)
     try:
         assert Spool(path.parent)["r"].status().state in statuses.STATES
@@ -248,6 +256,7 @@ def test_damage_under_a_live_chaperone_harms_no_run(spool, survives, how):
     chaperone = begun(
         spool,
         f"echo out; until [ -e {go} ]; do sleep 0.01; done; exit 3",
+        output={"timeline": True},
         **({"on_disconnect": "survive"} if survives else {}),
     )
     until(lambda: (spool / "r" / "stdout").read_bytes() == b"out\n")

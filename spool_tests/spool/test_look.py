@@ -20,7 +20,7 @@ from chaperone.errors import NoRunError, SpoolError
 from chaperone.model import jsontext, transitions
 from chaperone.model import status as statuses
 from chaperone.model.request import Request
-from chaperone.spool import format, look
+from chaperone.spool import format, look, timeline
 from spool_tests.support import disk
 from spool_tests.support.calls import replace_call
 from spool_tests.support.places import ROOT
@@ -324,6 +324,7 @@ FROZEN = {
     "guarded-dead": "lost",
     "just-starting": "lost",
     "stopped": "terminated",
+    "timed": "terminated",
 }
 
 
@@ -359,6 +360,19 @@ def test_frozen_samples_are_read_as_ever(frozen):
             written = json.loads((frozen / run_id / "status.json").read_text())
             later = {name: f.unknown for name, f in statuses.FIELDS.items() if name not in written}
             assert status == {**written, **later}
+
+
+def test_frozen_timeline_is_read_as_ever(frozen):
+    reader, offsets, found = timeline.Reader(), dict.fromkeys(format.STREAMS, 0), []
+    with open(frozen / "timed" / "timeline", "rb") as file:
+        while piece := reader.piece(file.fileno(), offsets, lambda stream: 100):
+            offsets[piece[0]] = piece[1]
+            found.append((*piece[:2], timeline.timestamp(piece[2])))
+    assert found == [
+        ("stdout", 4, "2026-11-24T19:54:26.140Z"),
+        ("stderr", 4, "2026-11-24T19:54:26.140Z"),
+        ("stdout", 9, "2026-11-24T19:54:27.145Z"),
+    ]
 
 
 def test_frozen_samples_were_never_edited():

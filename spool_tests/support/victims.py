@@ -20,7 +20,7 @@ from chaperone.model import status as statuses
 from chaperone.model.events import Ended, Lost
 from chaperone.spool import format, gc, look
 from chaperone.spool import reap as reaping
-from spool_tests.support import sshd
+from spool_tests.support import sshd, timelines
 from spool_tests.support.places import CHAPERONE
 from spool_tests.support.processes import processes_with
 from spool_tests.support.waiting import need, until
@@ -100,7 +100,7 @@ def is_free(path):
 class Cold:
     """`chaperone run`, killed: the program goes with it."""
 
-    spec = {}
+    spec = {"output": {"timeline": True}}
     program = {}
     over_ssh = False
     patient = False
@@ -215,6 +215,12 @@ class Cold:
         for stream, said in (("stdout", b"out\n"), ("stderr", b"err\n")):
             kept = (self.spool / "r" / stream).read_bytes()
             assert said.startswith(kept) and (status["state"] != "terminated" or kept == said)
+            if self.has_timeline():
+                timed = timelines.timed(self.spool / "r", stream)
+                assert status["state"] != "terminated" or timed == len(kept)
+
+    def has_timeline(self):
+        return self.spec.get("output", {}).get("timeline", False)
 
     def may_have_started(self, ran):
         """How often it may be by now, when it was `ran` times."""
@@ -252,6 +258,7 @@ class Cold:
                 "status.json",
                 "stdout",
                 "stderr",
+                *(["timeline"] if self.has_timeline() else []),
             }
             final = json.loads((self.spool / run_id / "status.json").read_text())
             for stream in ("stdout", "stderr"):
