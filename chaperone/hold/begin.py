@@ -15,10 +15,10 @@ from ..errors import SpecError
 from ..model import jsontext, transitions
 from ..model import spec as specs
 from ..model import status as statuses
-from ..program import guard as guards
 from ..program.fds import NULL
 from ..program.local import LocalProgram
 from ..spool import look, run_directory
+from . import guarding
 from .chaperone import Chaperone
 from .inherited import detach_from_caller, needs_guard
 
@@ -93,7 +93,7 @@ def hold_new_run(
         if os.getsid(0) != os.getpid():
             os.setsid()
     elif guard is None:
-        guard = guards.fork()
+        guard = guarding.fork()
     status = {
         **transitions.starting(
             spec, os.getpid(), os.uname().nodename, look.boot_id(), time.time_ns()

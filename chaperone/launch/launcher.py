@@ -14,10 +14,9 @@ import time
 
 from ..cpython import accept, prctl, signal, socket
 from ..errors import ChaperoneError, SpoolError
-from ..hold import begin
+from ..hold import begin, guarding
 from ..hold.inherited import ALL_SIGNALS, detach_from_caller, shed_inherited_state
 from ..model import jsontext
-from ..program import guard as guards
 from ..program.loop import LONGEST_S
 from ..program.spawn import encoded
 from ..spool import format, locks
@@ -28,6 +27,8 @@ from .process import visible_or_ended
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
+
+    from ..program.guard import Guard
 
     Request = dict[str, Any]
 
@@ -54,6 +55,7 @@ def serve(spool_path: str, idle_s: float | None, detach: bool) -> int:
     import resource  # noqa: F401
 
     from ..farside import remote  # noqa: F401
+    from ..hold import watch  # noqa: F401
     from ..model import request  # noqa: F401
 
     shed_inherited_state()
@@ -200,7 +202,7 @@ def _become_chaperone(
         for number in CHANGED_SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         # At once: what is done before it is in the memory of the guard as well.
-        guard = guards.fork(kept=(*ours, fd, launcher_fd))
+        guard = guarding.fork(kept=(*ours, fd, launcher_fd))
         connection = socket.socket(fileno=fd)
         connection.settimeout(ANSWER_S)
         try:
@@ -261,7 +263,7 @@ def _request(connection: socket.socket, launcher_fd: int) -> Request:
     return value
 
 
-def _hold(connection: socket.socket, request: Request, spool_path: str, guard: guards.Guard) -> int:
+def _hold(connection: socket.socket, request: Request, spool_path: str, guard: Guard) -> int:
     env = {encoded(name): encoded(value) for name, value in request["env"].items()}
     if request["spec"]["remote"] is not None:  # ssh is the asker's as well
         os.environb.clear()

@@ -14,8 +14,8 @@ import time
 import pytest
 
 from chaperone.errors import SpecError, StartError
+from chaperone.hold import guarding
 from chaperone.launch import start as starting
-from chaperone.program import guard as guards
 from chaperone.program import processes
 from spool_tests.support import guarded
 from spool_tests.support.calls import replace_call
@@ -336,7 +336,7 @@ def test_sigkill_of_an_exec_leaves_nothing(spool, tmp_path):
 def test_guard_that_can_not_be_forked_is_an_error_in_a_sentence(spool, monkeypatch, tmp_path):
     replace_call(monkeypatch, "fork", refused)
     with pytest.raises(StartError, match="^unable to start a chaperone: Resource temp"):
-        guards.fork(leave_session=False)
+        guarding.fork(leave_session=False)
     code = "import ctypes; ctypes.CDLL(None).prctl(36, 0, 0, 0, 0)"
     exec(code)  # noqa: S102  the suite is no subreaper
 

@@ -176,7 +176,7 @@ def test_nothing_is_imported_while_the_program_runs(spool, tmp_path):
         json.dumps({"id": "r", "program": {"command": waiting}, "timeouts": {"run": 60}})
     )
     trace = tmp_path / "trace"
-    calls = "trace=open,openat,clone,clone3,fork,vfork"
+    calls = "trace=open,openat"
     command = ["strace", "-f", "-ttt", "-o", trace, "-e", calls, *CHAPERONE, "run"]
     with subprocess.Popen([*command, tmp_path / "spec.json"], stdout=subprocess.DEVNULL) as traced:
         until((spool / "r").exists)
@@ -187,17 +187,12 @@ def test_nothing_is_imported_while_the_program_runs(spool, tmp_path):
         (tmp_path / "go").write_text("")
         assert traced.wait(20) == 0
     assert final(spool)["return_code"] == 3
-    # The guard opens nothing once it has forked the chaperone.
-    calls_of = {}
-    for line in trace.read_text().splitlines():
-        pid, moment, call = line.split(None, 2)
-        calls_of.setdefault(pid, []).append((float(moment), call))
-    guard = trace.read_text().split(None, 1)[0]
-    for pid, lines in calls_of.items():
-        opened = [moment for moment, call in lines if re.search(r'\.(pyc?|so)"', call)]
-        forks = [moment for moment, call in lines if re.match(r"v?fork|clone", call)]
-        if any(".pyc" in call for _, call in lines):
-            assert max(opened) < (min(forks) if pid == guard else now), lines
+    opened = [
+        float(line.split(None, 2)[1])
+        for line in trace.read_text().splitlines()
+        if re.search(r'\.(pyc?|so)"', line)
+    ]
+    assert len(opened) > 20 and max(opened) < now
 
 
 def test_one_module_calls_the_kernels_locks():

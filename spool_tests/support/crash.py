@@ -37,15 +37,15 @@ STOPPED = [
     f"""if True:
     import os, signal, sys
     sys.path.append({ROOT!r})
-    from chaperone.program import guard
-    fork = guard.fork
+    from chaperone.hold import guarding
+    fork = guarding.fork
 
     def fork_and_stop(*arguments, **keywords):
         made = fork(*arguments, **keywords)
         os.kill(os.getpid(), signal.SIGSTOP)
         return made
 
-    guard.fork = fork_and_stop
+    guarding.fork = fork_and_stop
     from chaperone.cli import main
     os._exit(main.main())""",
 ]

@@ -145,17 +145,16 @@ def _exit_code(path: str, run_id: str) -> int:
 def exec_(given: Given, _: Terminal) -> int:
     import time
 
-    from ...hold import begin, direct
+    from ...hold import begin, direct, guarding
     from ...hold import inherited as shedding
     from ...model import status as statuses
     from ...model import transitions
-    from ...program import guard as guards
 
     ((name, text),) = specs_given("exec", given, at_most=1)
     spec = begin.canonical_spec(name, text, os.getcwd())
     inherited = shedding.shed_inherited_state()
     # It stays in the caller's session, so that Ctrl-C and the end of a terminal reach it.
-    guard = guards.fork(leave_session=False) if shedding.needs_guard(spec) else None
+    guard = guarding.fork(leave_session=False) if shedding.needs_guard(spec) else None
     run_id = spec["id"] or begin.new_id()
     spec = {**spec, "id": run_id}
     held = direct.DirectRun(run_id, os.urandom(16).hex())

@@ -1,0 +1,316 @@
+"""
+What the guard does: it is the process that a scheduler forked, and has forked the chaperone. Should
+that be killed, the kernel hands everything it left to the guard, which ends it.
+
+Knows: subreapers, signals, fds sent over a socket.  Must not know: the spool, specs, statuses.
+It is imported behind the fork and imports nothing later: a guard may outlive the package.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import select
+import stat
+import time
+
+from ..cpython import os, prctl, signal
+from ..program import processes
+from ..program.fds import NULL, owned, receive_fds
+from ..program.guard import ANSWERED, DONE, GROUP, IGNORED, MESSAGE_BYTES, PIPES, RELEASE, RUN
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from ..cpython import socket
+
+PR_SET_DUMPABLE = 4  # linux/prctl.h
+CHUNK_BYTES = 65_536
+# SIGKILL is sent again whenever something died, and else from 5 ms to 1 s apart: to forks that
+# raced, and not to spin beside a process in D state.
+PAUSE_S = (0.005, 1.0)
+# A tracer takes what was killed within microseconds; one that has not by then holds it.
+HELD_S = 0.5
+# What still dies then (D state, gigabytes to free) writes no more: readers need not wait for it.
+PATIENCE_S = 10.0
+FULL_MS = 2_000  # how long a full pipe or terminal of `chaperone exec` may hold up the rest
+_HEARD = sorted(signal.valid_signals() - {*IGNORED, signal.SIGKILL, signal.SIGSTOP})
+
+
+class Watch:
+    """
+    What the guard does until its chaperone has ended, and then.
+
+    Args:
+        chaperone (int): Its pid, a child of ours.
+        connection: To it.
+        foreign (list): Children of ours that are none of the run's.
+        sees_orphans (bool): Whether what a dead chaperone left comes to us.
+    """
+
+    def __init__(
+        self, chaperone: int, connection: socket.socket, foreign: list[int], sees_orphans: bool
+    ) -> None:
+        self._chaperone, self._connection, self._foreign = chaperone, connection, foreign
+        self._sees_orphans = sees_orphans
+        self._run: list[int] = []
+        self._pipes: list[int] = []
+        self._max_bytes = -1
+        self._group = -1
+        self._is_done = False
+
+    def keep(self) -> NoReturn:
+        """
+        Pass signals on until the chaperone has ended; see to what it left; end as it did.
+
+        All signals stay blocked: what is not waited for here, a terminal's end, say, does nothing.
+        """
+        code = os.EX_SOFTWARE
+        try:
+            # A message from the chaperone is a signal too, so that there is one thing to wait for.
+            fd = self._connection.fileno()
+            fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
+            fcntl.fcntl(fd, fcntl.F_SETFL, os.O_NONBLOCK | os.O_ASYNC)
+            with owned(os.open(NULL, os.O_RDWR)) as null:  # the caller's pipes are not ours
+                for number in range(3):
+                    os.dup2(null, number)
+            os.chdir("/")
+            self._receive()
+            while (ended := self._chaperones_end()) is None:
+                self._answer(signal.sigwaitinfo(_HEARD).si_signo)
+            self._receive()
+            if not self._is_done:
+                self._end_all()
+            elif os.WIFSIGNALED(ended):
+                self._leave_word(self._left())
+            self._close()
+            code = _end_like(ended)
+        finally:
+            os._exit(code)
+
+    def _answer(self, number: int) -> None:
+        if number == signal.SIGIO:
+            self._receive()
+        elif number in ANSWERED:
+            self._receive()
+            try:
+                if self._is_done:  # it hears us no more, but may wait for a reader of its output
+                    os.kill(self._chaperone, number)
+                else:
+                    self._connection.send(bytes([number]))
+            except OSError:  # it has just ended; or is stopped, with more than enough to hear
+                pass
+        elif number != signal.SIGCHLD:
+            os.kill(self._chaperone, number)
+
+    def _receive(self) -> None:
+        """Take what the chaperone has handed over."""
+        while True:
+            try:
+                message, fds = receive_fds(self._connection, MESSAGE_BYTES)
+            except OSError:  # there is none; or it is gone, with something of ours unread
+                return
+            if not message:
+                return
+            word, _, number = message.partition(b" ")
+            if word == RUN:
+                self._run, self._max_bytes = fds, int(number)
+            elif word == PIPES:
+                self._pipes = fds
+            elif word == GROUP:
+                self._group = int(number)
+            elif word == DONE:
+                self._is_done = True
+            elif word == RELEASE:
+                os._exit(os.EX_OK)
+
+    def _chaperones_end(self) -> int | None:
+        """The chaperone's wait status once it has ended; what others left to us is reaped."""
+        try:
+            while (found := os.waitpid(-1, os.WNOHANG))[0]:
+                if found[0] == self._chaperone:
+                    return found[1]
+        except ChildProcessError:
+            pass
+        return None
+
+    # -- what a killed chaperone left
+
+    def _end_all(self) -> None:
+        """Kill it, and save what the pipes still hold."""
+        # First its group, which is all of most runs: then /proc need not be read, 0.2 ms.
+        if self._strike_group() and _child_ended(PAUSE_S[0]):
+            self._reap()
+        left: list[int] | None = []
+        if not self._sees_orphans:
+            left = self._kill_group()
+        elif self._foreign or self._has_children():
+            self._children_fd = processes.open_children()
+            left = self._kill_all() if self._children_fd >= 0 else self._kill_group()
+        self._drain()
+        self._leave_word(left)
+
+    def _kill_all(self) -> list[int]:
+        """
+        Kill whatever comes to us until nothing lives; what is left then can't be killed.
+
+        By wall time and not by count: a killed process with 1.5 GB hands its children over only
+        when its memory is freed.
+        """
+        begun, pause_s = time.monotonic(), PAUSE_S[0]
+        while self._has_children():
+            refused = self._strike()
+            if _child_ended(pause_s):
+                self._reap()
+                continue
+            waited_s = time.monotonic() - begun
+            left = self._left()
+            living = [
+                pid
+                for pid in left
+                if pid not in refused
+                and processes.is_living(pid)
+                and not (waited_s > HELD_S and processes.is_held(pid))
+            ]
+            if not living and not self._reap():
+                self._log_left(left, refused)
+                return left
+            if waited_s > PATIENCE_S and self._run:
+                self._log(f"{len(living)} processes that were killed still die: {living[:20]!r}")
+                self._drain()
+                self._leave_word(left)
+                self._close()
+            pause_s = min(2 * pause_s, PAUSE_S[1])
+        return []
+
+    def _reap(self) -> bool:
+        """Take what has ended; whether that was something."""
+        took = False
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                took = True
+        except ChildProcessError:
+            pass
+        return took
+
+    def _has_children(self) -> bool:
+        """Whether we have some, living or not, that belong to the run."""
+        try:
+            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return False
+        return not self._foreign or self._children() != []
+
+    def _strike(self) -> list[int]:
+        """SIGKILL to our children, and to what is below those that refuse it: which do."""
+        refused = processes.signal_each(self._children(), signal.SIGKILL)
+        for pid in refused:
+            below = processes.descendants(pid)
+            refused = refused + processes.signal_each(below, signal.SIGKILL)
+        return refused
+
+    def _children(self) -> list[int]:
+        listed = os.pread(self._children_fd, 1 << 20, 0).split()
+        return [pid for pid in map(int, listed) if pid not in self._foreign]
+
+    def _left(self) -> list[int]:
+        """All that is below us and belongs to the run."""
+        return processes.descendants(os.getpid(), but=tuple(self._foreign))
+
+    def _strike_group(self) -> bool:
+        """
+        SIGKILL to the program's group at once, not one generation after the other; whether there
+        was one: a child in it, zombie or not, proves that its number is nobody else's.
+        """
+        try:
+            if self._group > 1:
+                os.waitid(os.P_PGID, self._group, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                processes.signal_group(self._group, signal.SIGKILL)
+                return True
+        except ChildProcessError:
+            pass
+        return False
+
+    def _kill_group(self) -> list[int] | None:
+        """Kill the group, where the kernel does not list our children: all else is unknown."""
+        begun, pause_s = time.monotonic(), PAUSE_S[0]
+        while self._strike_group() and time.monotonic() - begun < PATIENCE_S:
+            self._reap()
+            _child_ended(pause_s)
+            pause_s = min(2 * pause_s, PAUSE_S[1])
+        self._reap()
+        return [] if self._sees_orphans and not self._has_children() else None
+
+    def _drain(self) -> None:
+        """Move what the pipes hold now into the run's streams; no writer is waited for."""
+        for pipe, stream in zip(self._pipes, self._run, strict=False):
+            try:
+                while data := os.read(pipe, CHUNK_BYTES):
+                    self._append(stream, data)
+            except OSError:  # nothing more is there now; or the disk is full
+                pass
+            os.close(pipe)
+        self._pipes = []
+
+    def _append(self, stream: int, data: bytes) -> None:
+        found = os.fstat(stream)
+        is_file = stat.S_ISREG(found.st_mode)
+        if self._max_bytes >= 0 and is_file:
+            data = data[: max(0, self._max_bytes - found.st_size)]
+        view = memoryview(data)
+        while view:
+            if not is_file:
+                poll = select.poll()
+                poll.register(stream, select.POLLOUT)
+                if not poll.poll(FULL_MS):
+                    raise BlockingIOError
+            view = view[os.write(stream, view if is_file else view[: select.PIPE_BUF]) :]
+
+    def _leave_word(self, left: list[int] | None) -> None:
+        """Leave the pids of what lives on for `reap`; nothing where that is not known."""
+        if left is not None and len(self._run) > 3:
+            try:
+                os.write(self._run[3], b"left%b\n" % b"".join(b" %d" % pid for pid in left))
+            except OSError:
+                pass
+
+    def _log_left(self, left: list[int], refused: list[int]) -> None:
+        named = []
+        for pid in left[:20]:
+            held = "its tracer holds it" if processes.is_held(pid) else "a zombie"
+            named.append(f"{pid} ({'another user' if pid in refused else held})")
+        if named:
+            self._log(f"{len(left)} processes can't be killed: {', '.join(named)}")
+
+    def _log(self, text: str) -> None:
+        now_ns = time.time_ns()
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now_ns // 1_000_000_000))
+        line = f"{moment}.{now_ns // 1000 % 1_000_000:06d}Z {text}\n"
+        if len(self._run) > 2:
+            try:
+                os.write(self._run[2], line.encode())
+            except OSError:
+                pass
+
+    def _close(self) -> None:
+        for fd in self._run:
+            os.close(fd)
+        self._run = []
+
+
+def _child_ended(patience_s: float) -> bool:
+    """Wait until a child has; False after `patience_s`."""
+    return signal.sigtimedwait([signal.SIGCHLD], patience_s) is not None
+
+
+def _end_like(wait_status: int) -> int:
+    """Die of the signal that the chaperone died of, or return its exit code."""
+    if not os.WIFSIGNALED(wait_status):
+        return os.WEXITSTATUS(wait_status)
+    number = os.WTERMSIG(wait_status)
+    prctl(PR_SET_DUMPABLE, 0)  # one core is enough
+    if number != signal.SIGKILL:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
+    os.kill(os.getpid(), number)
+    return 128 + number  # PID 1 of a namespace: no signal of its own kills it
