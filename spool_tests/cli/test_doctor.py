@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import subprocess
 
 import inotify_simple
@@ -9,11 +10,14 @@ import pytest
 
 from chaperone.cli.verbs import doctor
 from chaperone.follow import descriptors
+from chaperone.launch import start
+from spool_tests.support.places import CHAPERONE
+from spool_tests.support.waiting import need, until
 
 
-def found(path, host=None):
+def found(path, far=None):
     """The findings by name; whatever is missing comes with how to mend it, in a line."""
-    findings = list(doctor.examined(str(path), host))
+    findings = list(doctor.examined(str(path), far))
     assert [finding for finding in findings if finding.fits is False and not finding.remedy] == []
     assert not any("\n" in f"{finding.says}{finding.remedy}" for finding in findings)
     return {finding.name: finding for finding in findings}
@@ -24,15 +28,16 @@ def test_a_good_spool_fits_in_everything(spool):
     assert {
         name: finding.fits
         for name, finding in findings.items()
-        if name in ("spool", "filesystem", "inotify", "locks", "guard")
+        if name in ("spool", "filesystem", "inotify", "run", "guard")
     } == {
         "spool": True,
         "filesystem": True,
         "inotify": True,
-        "locks": True,
+        "run": True,
         "guard": True,
     }
     assert all(finding.remedy is None for finding in findings.values() if finding.fits)
+    assert list(spool.iterdir()) == []
 
 
 def test_a_spool_that_others_can_write_to_is_told_with_its_remedy(spool):
@@ -48,8 +53,8 @@ def test_a_spool_that_others_can_write_to_is_told_with_its_remedy(spool):
 
 def test_a_spool_that_is_not_there_yet_is_no_fault(tmp_path):
     findings = found(tmp_path / "new")
-    assert findings["spool"].fits is None and findings["locks"].fits is True
-    assert not (tmp_path / "new").exists()
+    assert findings["spool"].fits is None and findings["run"].fits is True
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_spool_that_can_not_be_made_is_told(tmp_path):
@@ -60,13 +65,19 @@ def test_a_spool_that_can_not_be_made_is_told(tmp_path):
     )
 
 
-def test_a_filesystem_that_keeps_silent_is_named(spool, monkeypatch):
+@pytest.fixture
+def untried(monkeypatch):
+    """No run is started: what is looked at is not what runs would meet."""
+    monkeypatch.setattr(doctor, "_tried", lambda place, far: iter(()))
+
+
+def test_a_filesystem_that_keeps_silent_is_named(spool, monkeypatch, untried):
     monkeypatch.setattr(descriptors, "silent_filesystem", lambda fd: "nfs")
     finding = found(spool)["filesystem"]
     assert not finding.fits and finding.says.startswith("it is nfs, which other hosts can write to")
 
 
-def test_a_kernel_that_tells_nothing_of_the_spool_is_told(spool, monkeypatch):
+def test_a_kernel_that_tells_nothing_of_the_spool_is_told(spool, monkeypatch, untried):
     monkeypatch.setattr(doctor, "TELLS_S", 0)
     monkeypatch.setattr(inotify_simple.INotify, "read", lambda watch, timeout: [])
     assert (
@@ -75,7 +86,7 @@ def test_a_kernel_that_tells_nothing_of_the_spool_is_told(spool, monkeypatch):
     )
 
 
-def test_inotify_instances_that_are_used_up_are_told(spool, monkeypatch):
+def test_inotify_instances_that_are_used_up_are_told(spool, monkeypatch, untried):
     def refuse():
         raise OSError(errno.EMFILE, "Too many open files")
 
@@ -84,7 +95,7 @@ def test_inotify_instances_that_are_used_up_are_told(spool, monkeypatch):
     assert not finding.fits and finding.says == "unable to watch it: Too many open files"
 
 
-def test_a_machine_without_proc_is_told(spool, monkeypatch):
+def test_a_machine_without_proc_is_told(spool, monkeypatch, untried):
     def refuse(watch, path, mask):
         raise OSError(errno.ENOENT, "No such file or directory")
 
@@ -107,7 +118,7 @@ def test_a_machine_without_proc_is_told(spool, monkeypatch):
     ],
     ids=["enough", "no-room", "no-inodes", "no-inode-count"],
 )
-def test_little_room_is_told(spool, monkeypatch, blocks, files, wrong):
+def test_little_room_is_told(spool, monkeypatch, untried, blocks, files, wrong):
     values = list(os.statvfs("/"))
     values[1], values[4], values[5], values[7] = 4096, blocks, files, files
     monkeypatch.setattr(os, "fstatvfs", lambda fd: os.statvfs_result(values))
@@ -118,68 +129,129 @@ def test_little_room_is_told(spool, monkeypatch, blocks, files, wrong):
     } == wrong
 
 
+# -- what is tried
+
+
+@pytest.mark.root
+def test_what_a_killed_chaperone_leaves_is_told_where_no_children_are_listed(chaperone, spool):
+    need("unshare")
+    hide = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /proc && exec "$0" "$@"']
+    done = subprocess.run([*hide, *CHAPERONE, "doctor"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (os.EX_CONFIG, "")
+    assert done.stdout.endswith(
+        "ok  run: one was started and stopped\n"
+        "BAD guard: a chaperone was killed, and what had left its program's process group ran on;"
+        " mount a /proc of this pid namespace, which lists the children\n"
+    )
+
+
+def test_a_run_that_can_not_be_started_is_told(spool, monkeypatch):
+    monkeypatch.setattr(start, "run_command", lambda argv, env, files: os.EX_SOFTWARE)
+    findings = found(spool)
+    assert findings["run"].fits is False and findings["guard"].fits is False
+    assert findings["run"].says.endswith(": its chaperone exited with code 70")
+
+
 def test_a_host_that_no_argv_can_name_is_refused(spool):
-    finding = found(spool, "-oProxyCommand=x")["far side"]
-    assert not finding.fits and finding.says.startswith("host: want ")
+    finding = found(spool, {"remote": {"host": "-oProxyCommand=x"}})["far side"]
+    assert not finding.fits and "remote.host: want " in finding.says
+
+
+FAKE = 'for last; do :; done; eval "$last"'
 
 
 @pytest.fixture
 def fake_ssh(tmp_path, monkeypatch):
     """An ssh that runs the last word here, so that a host can lack what this one has."""
 
-    def make(text):
+    def make(text, host="there", **spec):
         path = tmp_path / "bin"
         path.mkdir()
         (path / "ssh").write_text(f"#!/bin/sh\n{text}\n")
         (path / "ssh").chmod(0o755)
         monkeypatch.setenv("PATH", f"{path}:{os.environ['PATH']}")
+        return {"remote": {"host": host}, **spec}
 
     return make
 
 
+def told(spool, far):
+    """(name, whether it fits, what is said) of the far side's findings, in their order."""
+    findings = found(spool, far).values()
+    names = ("far side", "login noise", "setsid", "awk", "tracking")
+    return [(one.name, one.fits, one.says) for one in findings if one.name in names]
+
+
+STARTED = ("far side", True, "a run was started there, and its end was told")
+KERNEL = ("tracking", True, "the kernel hands what leaves the program's group to the far side")
+
+
+@pytest.mark.parametrize("life", ["kill", "survive"])
+def test_a_far_side_that_has_it_all_is_told(spool, fake_ssh, life, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    far = fake_ssh(FAKE, on_disconnect=life)
+    assert told(spool, far) == [STARTED, KERNEL]
+    until(lambda: not list(tmp_path.glob(".chaperone/*")))
+
+
 def test_a_far_side_is_told_with_what_it_lacks(spool, fake_ssh, tmp_path):
-    fake_ssh(
-        f"for last; do :; done\nmkdir -p {tmp_path}/few; "
-        f'ln -sf "$(command -v sleep)" {tmp_path}/few/\nPATH={tmp_path}/few; '
-        'eval "$last"'
-    )
-    findings = found(spool, "little")
-    assert findings["far side"].fits is True and findings["login noise"].says == "none"
-    assert {name: findings[name].fits for name in ("awk", "setsid", "grep")} == {
-        "awk": False,
-        "setsid": False,
-        "grep": False,
-    }
-    assert findings["awk"].says == "there is none: signals are told as 128+n, ambiguous"
+    few = tmp_path / "few"
+    few.mkdir()
+    for name in ("sleep", "env", "dd", "rm", "sed", "ps"):
+        (few / name).symlink_to(shutil.which(name))
+    assert told(spool, fake_ssh(f"PATH={few}; {FAKE}")) == [
+        STARTED,
+        (
+            "setsid",
+            False,
+            "the far side has no setsid: the program has no group of its own, and is stopped"
+            " process by process",
+        ),
+        ("awk", False, "a killed program is told as one that exited with 137"),
+        ("tracking", False, "what leaves the program's group is not found"),
+    ]
 
 
 def test_startup_files_that_print_are_told(spool, fake_ssh):
-    fake_ssh('for last; do :; done\necho Welcome; eval "$last"')
-    findings = found(spool, "noisy")
-    assert findings["far side"].fits is True and findings["awk"].fits in (True, False)
-    assert (
-        findings["login noise"].says
-        == "startup files there print; it goes to a run's log, not to its output"
-    )
-
-
-def test_a_far_side_that_says_nothing_is_told(spool, fake_ssh, monkeypatch):
-    def late(argv, **keywords):
-        if argv[0] == "ssh" and argv[1] != "-V":
-            raise subprocess.TimeoutExpired(argv, keywords["timeout"])
-        return real(argv, **keywords)
-
-    real = subprocess.run
-    monkeypatch.setattr(subprocess, "run", late)
-    finding = found(spool, "silent")["far side"]
-    assert not finding.fits and finding.says == "unable to reach 'silent': no answer within 20 s"
+    says = "startup files there print; it goes to a run's log, not to its output"
+    far = fake_ssh(f"echo Welcome; {FAKE}")
+    assert told(spool, far) == [STARTED, ("login noise", None, says), KERNEL]
 
 
 def test_a_far_side_that_refuses_is_told_in_ssh_s_words(spool, fake_ssh):
-    fake_ssh("echo 'ssh: connect to host gone port 22: Connection refused' >&2; exit 255")
-    finding = found(spool, "gone")["far side"]
-    assert (
-        not finding.fits
-        and finding.says
-        == "unable to run a shell on 'gone': ssh: connect to host gone port 22: Connection refused"
+    far = fake_ssh(
+        "echo 'ssh: connect to host gone port 22: Connection refused' >&2; exit 255",
+        timeouts={"connect": 0.1},
     )
+    says = "unable to connect: ssh: connect to host gone port 22: Connection refused"
+    assert told(spool, far) == [("far side", False, says)]
+
+
+def test_far_side_of_a_spec_is_tried_by_its_hops(chaperone, spool, tmp_path):
+    tried = tmp_path / "tried"
+    script = tmp_path / "hop"
+    script.write_text(f'#!/bin/sh\ntouch {tried}\nexec "$@"\n')
+    script.chmod(0o755)
+    spec = {
+        "program": {"argv": ["no-such"], "env": {"TOKEN": "hunter2"}},
+        "remote": {"hops": [{"exec": {"argv": [str(script)]}}]},
+    }
+    done = chaperone("doctor", "--spec", "-", spec=spec)
+    assert done.stderr == "" and tried.exists()
+    assert "\nok  far side: a run was started there, and its end was told\n" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (
+            ["there", "--spec", "-"],
+            "understand 'chaperone doctor': it takes HOST or --spec SPEC, not both",
+        ),
+        (["--spec", "-"], "try the far side of '-': it has no 'remote'"),
+    ],
+)
+def test_doctor_refuses_what_has_no_far_side_or_two(chaperone, words, sentence):
+    done = chaperone("doctor", *words, spec={"program": {"argv": ["true"]}})
+    assert (done.returncode, done.stdout) == (os.EX_USAGE, "")
+    assert done.stderr == f"chaperone: unable to {sentence}\n"

@@ -196,13 +196,12 @@ def test_nothing_is_imported_while_the_program_runs(spool, tmp_path):
 
 
 def test_one_module_calls_the_kernels_locks():
-    """`doctor` alone asks the kernel itself: it is about to say whether locks work at all."""
     found = {
         str(path.relative_to(PACKAGE))
         for path in MODULES
         if re.search(r"\bfcntl\.(flock|lockf)\b", path.read_text())
     }
-    assert found - {"cli/verbs/doctor.py"} == {"spool/locks.py"}
+    assert found == {"spool/locks.py"}
 
 
 # -- words

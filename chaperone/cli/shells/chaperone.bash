@@ -26,7 +26,7 @@ _shtab_chaperone_reap_option_strings=(-h --help --spool)
 _shtab_chaperone_gc_option_strings=(-h --help --older --keep-failed --max-bytes --uncollected --dry-run --spool)
 _shtab_chaperone_rm_option_strings=(-h --help --spool)
 _shtab_chaperone_completion_option_strings=(-h --help)
-_shtab_chaperone_doctor_option_strings=(-h --help --spool)
+_shtab_chaperone_doctor_option_strings=(-h --help --spec --spool)
 _shtab_chaperone_option_strings=(-h --help --version)
 
 _shtab_chaperone_run_pos_0_COMPGEN=_shtab_compgen_files
@@ -68,6 +68,7 @@ _shtab_chaperone_reap___spool_COMPGEN=_shtab_compgen_dirs
 _shtab_chaperone_gc___spool_COMPGEN=_shtab_compgen_dirs
 _shtab_chaperone_rm_pos_0_COMPGEN=_chaperone_runs
 _shtab_chaperone_rm___spool_COMPGEN=_shtab_compgen_dirs
+_shtab_chaperone_doctor___spec_COMPGEN=_shtab_compgen_files
 _shtab_chaperone_doctor___spool_COMPGEN=_shtab_compgen_dirs
 
 _shtab_chaperone_tail_pos_1_choices=(stdout stderr log)

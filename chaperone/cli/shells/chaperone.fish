@@ -67,7 +67,7 @@ function _shtab_chaperone_using
 end
 
 set -g _shtab_chaperone_commands run exec adopt launcher check schema ls status tail follow read wait stop kill signal reap gc rm completion doctor
-set -g _shtab_chaperone_opts_with_value --by --bytes --cursor --cwd --env --env-file --grace --host --id --idle --keep-failed --label --lines --max-bytes --offset --older --since --spool --state --stdin --timeout --until --wait -n
+set -g _shtab_chaperone_opts_with_value --by --bytes --cursor --cwd --env --env-file --grace --host --id --idle --keep-failed --label --lines --max-bytes --offset --older --since --spec --spool --state --stdin --timeout --until --wait -n
 
 complete -c chaperone -e
 complete -c chaperone -f
@@ -205,7 +205,8 @@ complete -c chaperone -n '_shtab_chaperone_using rm; and test $_shtab_chaperone_
 complete -c chaperone -n '_shtab_chaperone_using; and test $_shtab_chaperone_npos -eq 0' -a completion -d 'print the completion script of a shell'
 complete -c chaperone -n '_shtab_chaperone_using completion' -s h -l help -d 'its words'
 complete -c chaperone -n '_shtab_chaperone_using completion; and test $_shtab_chaperone_npos -eq 0' -ka "bash zsh fish" -d 'bash, zsh or fish'
-complete -c chaperone -n '_shtab_chaperone_using; and test $_shtab_chaperone_npos -eq 0' -a doctor -d 'say what this machine, the spool or a far side lacks, and a remedy'
+complete -c chaperone -n '_shtab_chaperone_using; and test $_shtab_chaperone_npos -eq 0' -a doctor -d 'try what runs need, here and on a far side, and say each remedy'
 complete -c chaperone -n '_shtab_chaperone_using doctor' -s h -l help -d 'its words'
+complete -c chaperone -n '_shtab_chaperone_using doctor' -l spec -xka "(__fish_complete_path (commandline -ct))" -d 'try the far side of this spec, by its hops'
 complete -c chaperone -n '_shtab_chaperone_using doctor' -l spool -xka "(__fish_complete_directories)" -d 'the spool; default: $CHAPERONE_SPOOL, then ./spool'
 

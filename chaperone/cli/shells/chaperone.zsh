@@ -13,7 +13,7 @@ _shtab_chaperone_commands() {
     adopt:'take over runs whose chaperone died; stay until they end'
     check:'show what would run, hop by hop, or the first error of the spec'
     completion:'print the completion script of a shell'
-    doctor:'say what this machine, the spool or a far side lacks, and a remedy'
+    doctor:'try what runs need, here and on a far side, and say each remedy'
     exec:'run a program on this stdout and stderr, without a spool'
     follow:'print all events as lines of JSON, for programs in any language'
     gc:'delete ended runs'
@@ -80,8 +80,9 @@ _shtab_chaperone_completion_defaults_added=0
 
 _shtab_chaperone_doctor_options=(
   {-h,--help}"[its words]"
+  "--spec[try the far side of this spec, by its hops]:SPEC:_files"
   "--spool[the spool\; default\: \$CHAPERONE_SPOOL, then .\/spool]:DIR:_files -/"
-  ":a far side to look at too, as ssh knows it:"
+  ":a far side to try too, as ssh knows it:"
 )
 
 # guard to ensure default positional specs are added only once per session

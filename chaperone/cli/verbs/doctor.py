@@ -1,38 +1,45 @@
 """
-The verb that says what this machine, the spool and a far side have of what chaperone needs: doctor.
+The verb that tries what chaperone needs of this machine, the spool and a far side: doctor.
 
-Knows: the limits and programs that the others rely on.  Must not know: runs.
+Knows: limits, and what a run shows of a host.  Must not know: how a run is held.
 A check returns whether it fits (None: only worth knowing), what was found, and how to mend it.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import resource
+import signal
+import sys
+import time
 
-from ...errors import SpoolError
+from ...errors import ChaperoneError, SpoolError
 from ...program.fds import owned
 from ...spool import format
 from ..common import add_site_packages
 from ..terminal import escaped
-from ..verb import SPOOL, Argument, spool_path, verb
+from ..verb import SPOOL, Argument, UsageError, read_spec, spool_path, verb
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Callable, Iterator
+    from typing import Any
 
+    from ...api import Run, Spool
+    from ...model.status import Status
     from ..terminal import Terminal
     from ..verb import Given
 
+    SpecDict = dict[str, Any]
     Answer = tuple[bool | None, str, str | None]
 
 FREE_BYTES = 1 << 30  # below this the next busy run may fill the disk, and lose output
 FREE_FILES = 10_000  # a run is 5 files and a directory
 OPEN_FILES = 1_024  # a chaperone holds some 20 fds; a follower 3 for each live run
-SSH_TIMEOUT_S = 20
+PATIENCE_S = 60  # for a run to end: longer than a far side is tried to be reached
+GUARD_S = 5  # it takes 20 ms
+LOOK_AGAIN_S = 0.01
 TELLS_S = 1  # inotify takes 0.1 ms
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 LOCAL = "put the spool on a local filesystem"
@@ -57,14 +64,18 @@ class Finding:
 
 
 @verb(
-    "say what this machine, the spool or a far side lacks, and a remedy",
-    Argument("host", metavar="HOST", nargs="?", help="a far side to look at too, as ssh knows it"),
+    "try what runs need, here and on a far side, and say each remedy",
+    Argument("host", metavar="HOST", nargs="?", help="a far side to try too, as ssh knows it"),
+    Argument("--spec", metavar="SPEC", help="try the far side of this spec, by its hops"),
     SPOOL,
 )
 def doctor(given: Given, terminal: Terminal) -> int:
+    if given.host is not None and given.spec is not None:
+        wrong = "it takes HOST or --spec SPEC, not both"
+        raise UsageError(f"unable to understand 'chaperone doctor': {wrong}")
     add_site_packages(terminal)
     code = os.EX_OK
-    for finding in examined(os.path.abspath(spool_path(given)), given.host):
+    for finding in examined(os.path.abspath(spool_path(given)), _far_spec(given)):
         mark = {True: "ok  ", False: "BAD ", None: "    "}[finding.fits]
         if finding.fits is False:
             code = os.EX_CONFIG
@@ -75,26 +86,41 @@ def doctor(given: Given, terminal: Terminal) -> int:
     return code
 
 
-def examined(spool_path: str, host: str | None = None) -> Iterator[Finding]:
+def _far_spec(given: Given) -> SpecDict | None:
+    """What a spec says of its far side; None where none is meant."""
+    if given.host is not None:
+        return {"remote": {"host": given.host, "options": {"ConnectTimeout": 10}}}
+    if given.spec is None:
+        return None
+    from ...hold import begin
+
+    spec = begin.canonical_spec(given.spec, read_spec(given.spec), os.getcwd())
+    if spec["remote"] is None and spec["on_disconnect"] == "kill":
+        raise UsageError(f"unable to try the far side of {given.spec!r}: it has no 'remote'")
+    names = ("remote", "on_disconnect", "lease", "timeouts")
+    return {name: spec[name] for name in names}
+
+
+def examined(spool_path: str, far: SpecDict | None = None) -> Iterator[Finding]:
     """
-    Look at everything, one finding after the other, because some take seconds.
+    Try everything, one finding after the other, because some take seconds.
 
     Args:
         spool_path (str): Where there is none yet, the directory that it would be made in is
             examined.
-        host (str): A far side to look at too, as ssh knows it; None for none.
+        far (dict): Of a spec, what leads to a far side to try too; None for none.
     """
     yield (spool := Finding("spool", _spool(spool_path)))
+    place = spool_path if spool.fits else os.path.dirname(spool_path)
     if spool.fits is not False:
-        place = spool_path if spool.fits else os.path.dirname(spool_path)
         with owned(os.open(place, DIRECTORY)) as fd:
             for name, check in OF_THE_SPOOL.items():
                 if (answer := check(fd)) is not None:
                     yield Finding(name, answer)
     for name, check_here in OF_THIS_MACHINE.items():
         yield Finding(name, check_here())
-    if host is not None:
-        for name, answer in _far_side(host):
+    if spool.fits is not False:
+        for name, answer in _tried(place, far):
             yield Finding(name, answer)
 
 
@@ -147,26 +173,6 @@ def _inotify(fd: int) -> Answer:
     return False, says, f"{LOCAL}, or have followers poll (poll_s)"
 
 
-def _locks(fd: int) -> Answer:
-    """Whether they work: two opens of one directory exclude each other."""
-    try:
-        first, second = (os.open(".", DIRECTORY, dir_fd=fd) for _ in range(2))
-    except OSError as error:
-        says = f"unable to open the directory: {error.strerror}"
-        return False, says, "ulimit -n: raise the limit of open files"
-    excludes = "flock excludes; somebody starts runs right now"
-    with owned(first), owned(second):
-        try:
-            fcntl.flock(first, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            excludes = "flock excludes, as a run's pulse needs it to"
-            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True, excludes, None
-        except OSError as error:
-            return False, f"flock does not work: {error.strerror}", LOCAL
-    return False, "flock does not exclude: a live run would look lost", LOCAL
-
-
 def _free_room(fd: int) -> Answer:
     found = os.fstatvfs(fd)
     free = found.f_bavail * found.f_frsize
@@ -185,7 +191,6 @@ def _free_inodes(fd: int) -> Answer | None:
 OF_THE_SPOOL = {
     "filesystem": _filesystem,
     "inotify": _inotify,
-    "locks": _locks,
     "free room": _free_room,
     "free inodes": _free_inodes,
 }
@@ -213,126 +218,146 @@ def _open_files() -> Answer:
     return unlimited or soft >= OPEN_FILES, says, "ulimit -n, or LimitNOFILE= in a unit"
 
 
-def _guard() -> Answer:
-    from ...program import processes
-
-    children_fd = processes.open_children()
-    if children_fd < 0:
-        says = (
-            "/proc does not list a process's children: what leaves the program's group is not found"
-        )
-        return False, says, "mount a /proc of this pid namespace"
-    os.close(children_fd)
-    return True, "the kernel hands what a killed chaperone leaves to its guard", None
-
-
-def _ssh_client() -> Answer:
-    done = _ran(["ssh", "-V"])
-    if isinstance(done, str):
-        says = "there is none: runs on this host alone"
-        return None, says, "install openssh-client for runs on others"
-    says = done.stderr.decode("utf-8", "replace").strip()
-    return "OpenSSH" in says, says, "its options are OpenSSH's: install that"
-
-
-def _ran(argv: list[str], stdin: bytes = b"") -> subprocess.CompletedProcess[bytes] | str:
-    """What a program printed; a text that says why, where it did not run to its end."""
-    import subprocess
-
-    try:
-        return subprocess.run(
-            argv, input=stdin, capture_output=True, timeout=SSH_TIMEOUT_S, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return f"no answer within {SSH_TIMEOUT_S} s"
-    except OSError as error:
-        return str(error.strerror)
-
-
 OF_THIS_MACHINE = dict(
     (
         _limit("fs.inotify.max_user_watches", 8_192, "each live run that is followed takes one"),
         _limit("fs.inotify.max_user_instances", 8, "each follower takes one"),
         ("open files", _open_files),
-        ("guard", _guard),
-        ("ssh client", _ssh_client),
     )
 )
 
 
+# -- runs that are tried, in a spool of their own
+
+
+def _tried(place: str, far: SpecDict | None) -> Iterator[tuple[str, Answer]]:
+    import tempfile
+
+    from ...api import Spool
+
+    with tempfile.TemporaryDirectory(prefix=".doctor-", dir=place) as path:
+        for name, trial in (("run", _stopped), ("guard", _guarded)):
+            try:
+                yield name, trial(Spool(path))
+            except ChaperoneError as error:
+                yield name, (False, str(error), LOCAL)
+        try:
+            if far is not None:
+                yield from _far_side(Spool(path), far)
+        except ChaperoneError as error:
+            yield "far side", (False, str(error), REMEDIES["name"])
+
+
+def _until(condition: Callable[[], object], patience_s: float = PATIENCE_S) -> bool:
+    """
+    Wait until it is true; whether it came to be. By looking: whether the kernel wakes a follower
+    is another finding.
+    """
+    deadline = time.monotonic() + patience_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(LOOK_AGAIN_S)
+    return True
+
+
+def _ended(run: Run) -> Status:
+    """How a run ended; one that does not end is killed."""
+    if not _until(lambda: run.status().is_final()):
+        run.kill(wait=False, by="doctor")
+        _until(lambda: run.status().is_final())
+    return run.status()
+
+
+def _stopped(spool: Spool) -> Answer:
+    run = spool.start({"program": {"argv": ["sleep", "1000"]}})
+    if run.status().state == "lost":
+        return False, "flock does not exclude: a live run looks lost", LOCAL
+    run.stop(wait=False, by="doctor")
+    status = _ended(run)
+    if status.signal == "SIGTERM":
+        return True, "one was started and stopped", None
+    why = status.exception["message"] if status.exception else f"it ended with {status.signal}"
+    return False, f"unable to stop a run: {why}", "see the sentence"
+
+
+LEAVES = """import os, time
+if os.fork(): time.sleep(1000)
+os.setsid()
+os.write(1, b"%d\\n" % os.getpid())
+time.sleep(1000)"""
+
+
+def _guarded(spool: Spool) -> Answer:
+    """What a killed chaperone leaves outside of its program's group."""
+    run = spool.start({"program": {"argv": [sys.executable, "-I", "-S", "-c", LEAVES]}})
+    if not _until(lambda: run.read() or run.status().is_final()) or not run.read():
+        return False, f"a program that was started wrote nothing: {_ended(run).state}", LOCAL
+    left = int(run.read())
+    os.kill(run.status().chaperone_pid or left, signal.SIGKILL)
+    if not _until(lambda: not _lives(left), GUARD_S):
+        os.kill(left, signal.SIGKILL)
+        says = "a chaperone was killed, and what had left its program's process group ran on"
+        return False, says, "mount a /proc of this pid namespace, which lists the children"
+    return True, "a chaperone was killed, and nothing was left of its run", None
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 # -- a far side
 
-LOST = "what leaves the program's session can't be found when the run is stopped"
-BY_PS = "what leaves the program's group is found by ps and by its environment alone"
-# What the probe says there of each, whether it fits, what that means, and the remedy. Nothing of it
-# is needed to run: a status only says less.
-TOOLS: dict[tuple[str, str], Answer] = {
-    ("awk", "exact"): (True, "it tells signals from exit codes", None),
-    ("awk", "inexact"): (
+# What a log, or an error, says of a far side, and the remedy.
+REMEDIES = {
+    "name": "name it as for ssh: a host, or one of ~/.ssh/config",
+    "connect": "see what ssh -v says, with the same options",
+    "auth": "log in there once by the same hops, without a password",
+    "host-key": "log in there once by ssh, and accept its key",
+    "usage": "see remote.options in the spec, and your ssh configuration",
+    "far-side": "let startup files there neither read nor wait, and see that there is a /bin/sh",
+    "spawn": "install what is missing, here or there",
+}
+TRACKING: dict[str | None, Answer] = {
+    "kernel": (True, "the kernel hands what leaves the program's group to the far side", None),
+    "cookie": (
         False,
-        "it can't tell a signal from an exit code above 128: such a status says ambiguous",
-        "install mawk or gawk there",
+        "what leaves the program's group is found by its environment alone",
+        "install perl or python3 there, in /usr/bin; let startup files leave no process",
     ),
-    ("awk", "none"): (
+    "group": (
         False,
-        "there is none: signals are told as 128+n, ambiguous",
-        "install mawk or gawk there",
-    ),
-    ("setsid", "yes"): (True, "it is there", None),
-    ("setsid", "none"): (False, f"there is none: {BY_PS}", "install util-linux there"),
-    ("/proc", "yes"): (True, "it is there", None),
-    ("/proc", "none"): (False, f"there is no readable /proc: {LOST}", "mount it there"),
-    ("grep", "yes"): (True, "it is there", None),
-    ("grep", "none"): (False, f"there is none: {LOST}", "install it there"),
-    ("sleep", "fractions"): (None, "it takes fractions of a second", None),
-    ("sleep", "seconds"): (
-        None,
-        "it takes whole seconds: a stop there may take one longer",
-        None,
+        "what leaves the program's group is not found",
+        "mount a /proc there, and install perl or python3 in /usr/bin",
     ),
 }
-PROBE = b"""\
-echo chaperone-doctor
-is() { name=$1; shift; "$@" >/dev/null 2>&1 && echo "$name yes" || echo "$name none"; }
-awk 'BEGIN { print "awk " (system("kill -9 $$") == 265 ? "exact" : "inexact") }' 2>/dev/null ||
-    echo awk none
-is setsid command -v setsid
-is /proc test -r /proc/self/environ
-is grep command -v grep
-sleep 0.1 2>/dev/null && echo sleep fractions || echo sleep seconds
-"""
+NOISE, LACKS = "said before the program's own output: ", "the far side has no "
 
 
-def _far_side(host: str) -> Iterator[tuple[str, Answer]]:
-    from ...model.hops import remote
-    from ...model.hops.route import Route
-
-    try:
-        way = remote.hops({"host": host, "options": {"ConnectTimeout": 10}})
-        route = Route.of(way)
-    except ValueError as error:
-        remedy = "name it as for ssh: a host, or one of ~/.ssh/config"
-        yield "far side", (False, str(error), remedy)
+def _far_side(spool: Spool, spec: SpecDict) -> Iterator[tuple[str, Answer]]:
+    """By a program that kills itself there: its status shows whether that is told from an exit."""
+    program = {"argv": ["/bin/sh", "-c", "kill -KILL $$"]}
+    run = spool.start({**spec, "program": program})
+    status = _ended(run)
+    if status.exception is not None:
+        remedy = REMEDIES.get(str(status.exception["stage"]), "see the sentence")
+        yield "far side", (False, str(status.exception["message"]), remedy)
         return
-    done = _ran(route.argv(["/bin/sh"]), PROBE)
-    if not isinstance(done, str) and route.is_too_new(done.stderr.decode("utf-8", "replace")):
-        done = _ran(route.older().argv(["/bin/sh"]), PROBE)
-    if isinstance(done, str):
-        says = f"unable to reach {host!r}: {done}"
-        yield "far side", (False, says, f"see what ssh -v {host} says")
+    yield "far side", (True, "a run was started there, and its end was told", None)
+    for logged in run.read("log").decode("utf-8", "replace").splitlines():
+        line = logged.partition(" ")[2]
+        if line.startswith(NOISE):
+            says = "startup files there print; it goes to a run's log, not to its output"
+            yield "login noise", (None, says, "let them print in interactive shells only")
+        elif line.startswith(LACKS + "setsid"):
+            yield "setsid", (False, line, "install util-linux there")
+    if status.tracking not in TRACKING:  # nothing of ours runs there
         return
-    errors = done.stderr.decode("utf-8", "replace").strip()
-    noise, ready, rest = done.stdout.decode("utf-8", "replace").partition("chaperone-doctor\n")
-    if not ready:
-        says = (errors.splitlines() or ["it said nothing"])[-1]
-        remedy = "log in there once by ssh, without a password"
-        yield "far side", (False, f"unable to run a shell on {host!r}: {says}", remedy)
-        return
-    yield "far side", (True, f"{host!r} can be reached, and has /bin/sh", None)
-    says = "startup files there print; it goes to a run's log, not to its output"
-    remedy = "let them print in interactive shells only, if you mind"
-    quiet: Answer = (None, "none", None)
-    yield "login noise", (None, says, remedy) if noise or errors else quiet
-    for name, _, found in (line.partition(" ") for line in rest.splitlines()):
-        if (answer := TOOLS.get((name, found))) is not None:
-            yield name, answer
+    if status.signal != "SIGKILL":
+        says = f"a killed program is told as one that exited with {status.return_code}"
+        yield "awk", (False, says, "install mawk or gawk there")
+    yield "tracking", TRACKING[status.tracking]
