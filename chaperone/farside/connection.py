@@ -345,9 +345,9 @@ class Connection:
         """
         self._inlet.close()
         self._loop.cancel(self._timer)
-        if self._route.is_here:
+        if self._route.is_here or self._code is not None:
             self._cut()
-        elif self._code is None and not self._over:
+        elif not self._over:
             signal.pidfd_send_signal(self._pidfd, signal.SIGTERM)
             self._timer = self._loop.later(LINGER_S, self._insist)
 

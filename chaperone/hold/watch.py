@@ -269,8 +269,10 @@ class Watch:
     def _leave_word(self, left: list[int] | None) -> None:
         """Leave the pids of what lives on for `reap`; nothing where that is not known."""
         if left is not None and len(self._run) > 3:
+            # Not zombies, of which a parent that we may not kill takes no notice.
+            living = b"".join(b" %d" % pid for pid in left if processes.is_living(pid))
             try:
-                os.write(self._run[3], b"left%b\n" % b"".join(b" %d" % pid for pid in left))
+                os.write(self._run[3], b"left%b\n" % living)
             except OSError:
                 pass
 

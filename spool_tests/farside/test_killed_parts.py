@@ -163,6 +163,23 @@ def processes_below(pid):
     return found[1:]
 
 
+def test_what_is_left_alone_by_a_hop_that_has_exited_keeps_nobody_waiting(spool):
+    """It holds the pipes of the hop."""
+    process = start(
+        spool,
+        sh("sleep 1000 & echo $!; exit 3"),
+        remote={"hops": [{"exec": {"argv": ["env"]}}]},
+        leftovers="leave",
+    )
+    left = until(lambda: int(stdout(spool) or 0))
+    try:
+        assert process.wait(20) == 0
+        status = final(spool)
+        assert (status["return_code"], status["leftovers"], status["complete"]) == (3, 1, True)
+    finally:
+        os.kill(left, signal.SIGKILL)
+
+
 @pytest.mark.parametrize("life", ["kill", LONG("survive")])
 def test_what_hid_is_ended_though_the_program_ended_with_the_part_that_hears(
     spool, sshd, tmp_path, life

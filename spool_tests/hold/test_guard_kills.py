@@ -97,6 +97,29 @@ def test_what_it_may_not_kill_keeps_nobody_waiting_and_is_named(spool, tmp_path)
 
 
 @pytest.mark.root
+def test_zombie_that_its_parent_keeps_is_not_called_running(spool, tmp_path):
+    need("setpriv")
+    raised, place = as_nobody(tmp_path)
+    text = "import os,time\nif not os.fork(): os.setresuid(65534, 65534, 65534)\n"
+    text += "os.write(1, b'up\\n')\ntime.sleep(1000)"
+    (tmp_path / "parent.py").write_text(text)
+    program = sh(f"setsid {raised} {sys.executable} -I -S {tmp_path}/parent.py & exec sleep 1000")
+    process = started_as_nobody(place, {"id": "r", "program": program})
+    status = begun_in(place)
+    until(lambda: (place / "r" / "stdout").read_bytes() == b"up\nup\n")
+    below = processes.descendants(status["chaperone_pid"])
+    [root] = [pid for pid in below if uid_of(pid) == 0]
+    os.kill(status["chaperone_pid"], signal.SIGKILL)
+    try:
+        assert process.wait(10) == -signal.SIGKILL
+        argv = [*NOBODY, *CHAPERONE, "reap", "--spool", place]
+        subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
+        assert final(place)["exception"]["message"].endswith(f"; still running: {root}")
+    finally:
+        os.kill(root, signal.SIGKILL)
+
+
+@pytest.mark.root
 @pytest.mark.parametrize("how", ["leftover", "program"])
 def test_chaperone_waits_for_nothing_that_it_may_not_kill(spool, tmp_path, how):
     need("setpriv")

@@ -34,12 +34,13 @@ class Plan:
     Attributes:
         node (list): As tree.py has it.
         planted (int): How many of it will say so.
-        living (int): How many live then; None where that is not fixed.
+        listed (int): How many there have been then.
+        living (int): How many of these live; None where that is not fixed.
     """
 
     def __init__(self, rng, steps=STEPS, last=LAST):
         self._rng, self._steps, self._last = rng, steps, last
-        self.planted, self.living = 0, 0
+        self.planted, self.listed, self.living = 0, 0, 0
         size = rng.randint(1, FEW)
         self.node = self._node(size, is_first=True)
 
@@ -56,12 +57,13 @@ class Plan:
             size -= share
             children.append(self._node(share))
         self.planted += 1 + (2 if last == "raised" else 0)
-        extra = {"end": -1, "shell": 1, "raised": 1}.get(last, 0) + ("agent" in steps)
+        more = {"shell": 1, "raised": 1}.get(last, 0) + ("agent" in steps)
+        self.listed += 1 + more + ("again" in steps)
         if last in ("hand on", "stop") or self.living is None:
             # What is stopped may get SIGHUP and SIGCONT when its parent's session is no more.
             self.living = None
         else:
-            self.living += 1 + extra
+            self.living += 1 + more - (last == "end")
         return [steps, last, children]
 
     def argv(self, oracle, go, raised=""):

@@ -83,6 +83,8 @@ class Cold:
         self.oracle, self.go = Oracle(self.directory / "oracle"), self.directory / "go"
         os.mkfifo(self.go)
         self.plan = self.planned()
+        self.is_fixed = not self.is_early and self.plan.living is not None
+        self.is_left &= self.is_fixed
         self.told, self.process = [], None
 
     def planned(self):
@@ -142,6 +144,8 @@ class Cold:
         """Wait until the tree is as it is to stay, and see what a reader says of it."""
         until(lambda: self.oracle.planted() == self.plan.planted, LONG_S, self)
         if self.plan.living is not None:
+            # One that ends may be there for a moment, and another one not yet.
+            until(lambda: len(self.oracle.listed()) == self.plan.listed, LONG_S, self)
             until(lambda: len(self.oracle.living()) == self.plan.living, LONG_S, self)
         alive, status = until(lambda: (found := self.seen())[1]["pid"] and found, LONG_S, self)
         found = alive, status["state"], status["pid"]
@@ -195,10 +199,13 @@ class Cold:
     def conclude(self):
         """Wait until nobody works at it any more: the moment at which nothing may be left."""
         code = self.process.wait(LONG_S)
-        if self.struck == "guard":
-            until(lambda: not self.is_live(), LONG_S, self)
+        self.await_lock()
         is_killed = code == -signal.SIGKILL and self.struck in ("chaperone", "guard")
         assert code == 0 or is_killed, (self, code)
+
+    def await_lock(self):
+        """A child that it was about to make a program of may hold the lock until exec closes it."""
+        until(lambda: not self.is_live(), LONG_S, self)
 
     def judge(self):
         """Compare what is on disk with what the tree wrote of itself, and with /proc."""
@@ -219,10 +226,8 @@ class Cold:
     def check_left(self, left, status):
         """Nothing of it lives, but for what was to be left alone."""
         if self.is_left:
-            assert status["leftovers"] == len(left), (
-                seen_of(left),
-                brief(status),
-            )
+            found = self.oracle.living()
+            assert status["leftovers"] == len(found), (seen_of(found), brief(status))
             return
         assert not left, (
             seen_of(left),
@@ -237,8 +242,7 @@ class Cold:
         assert outcome(status) in possible, (brief(status), log(self.spool, self.run_id))
         if status["started"] is False:
             assert not self.oracle.listed(), brief(status)
-        is_exact = not self.is_early and self.plan.living is not None
-        if is_exact and self.asked == "exit" and self.struck is None:
+        if self.is_fixed and self.asked == "exit" and self.struck is None:
             # The program waited: all that lived beside it then lived when it had ended.
             assert status["leftovers"] == self.plan.living - 1, brief(status)
 
@@ -341,6 +345,7 @@ class Ssh(Cold):
                 until(lambda: not self.is_live(), 0.3)
             self.ask("stop")
         self.process.wait(LONG_S)
+        self.await_lock()
 
     def check_left(self, left, status):
         """A far side that has lost its near side, or a part, ends the tree by itself."""
@@ -388,6 +393,7 @@ class Survive(Ssh):
     def conclude(self):
         if self.struck == "chaperone":
             self.process.wait(LONG_S)
+            self.await_lock()
             state = self.status()["state"]
             assert state in ("unattended", "terminated", "error"), self
             if state == "unattended":
@@ -460,13 +466,13 @@ class Nobody(Cold):
         super().judge()
 
     def check_loss(self, status):
-        left = sorted(pid for pid, _ in self.oracle.living())
-        named = f"; still running: {', '.join(map(str, left))}" if left else ""
-        assert (status["gone_by"] is None) == bool(left), brief(status)
-        told = status["exception"]["message"].partition(";")[2]
-        assert sorted(told.removeprefix(" still running: ").split(", ")) == sorted(
-            named.removeprefix("; still running: ").split(", ")
-        ), brief(status)
+        left = sorted(str(pid) for pid, _ in self.oracle.living())
+        named = status["exception"]["message"].partition("; still running: ")[2]
+        found = seen_of(self.oracle.living()), brief(status)
+        assert (sorted(named.replace(",", "").split()), status["gone_by"] is None) == (
+            left,
+            bool(left),
+        ), found
 
     def end(self):
         """What root alone may kill."""
