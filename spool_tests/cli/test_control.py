@@ -160,6 +160,7 @@ def test_check_tells_what_would_be_run_and_no_secret(chaperone, tmp_path):
         "callback": {"token": "s3cret"},
         "labels": {"team": "etl"},
         "timeouts": {"run": 90},
+        "output": {"timeline": True},
     }
     result = chaperone("check", "-", spec=spec, cwd=tmp_path)
     user = common.user_name()
@@ -171,7 +172,8 @@ def test_check_tells_what_would_be_run_and_no_secret(chaperone, tmp_path):
         "env:      PATH of ours; set: TOKEN\n"
         "stdin:    a text of 6 bytes\n"
         "process:  umask 022\n"
-        "output:   through a pipe, no limit, what the disk refuses is dropped and counted\n"
+        "output:   through a pipe, no limit, what the disk refuses is dropped and counted; "
+        "a timeline records when it came\n"
         "timeouts: connect 30 s, run 90 s, idle -\n"
         "stop:     SIGTERM, SIGKILL 60 s later; leftovers: stop\n"
         "life:     ends with its chaperone\n"

@@ -124,6 +124,12 @@ def test_run_without_a_timeline_is_refused_before_anything_is_printed(chaperone)
         assert streams(chaperone("tail", "--timestamps", *words)) == want
 
 
+def test_exec_keeps_no_timeline(chaperone, spool):
+    spec = shell("r", "echo out", output=TIMES)
+    assert streams(chaperone("exec", "-", spec=spec)) == (0, "out\n", "")
+    assert list(spool.glob("*/timeline")) == []
+
+
 def test_log_has_times_of_its_own(chaperone):
     chaperone("run", "-", spec=shell("r", "echo out", output=TIMES))
     assert streams(chaperone("tail", "--timestamps", "r", "log")) == (

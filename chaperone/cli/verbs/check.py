@@ -178,7 +178,8 @@ def _output(output: Spec, merged: bool) -> str:
     elif output["max_bytes"] is not None:
         limit = f"at most {output['max_bytes']} bytes a stream"
     to_stdout = "; stderr goes to stdout" if merged else ""
-    return f"through a {output['through']}, {limit}, {full}{to_stdout}"
+    timed = "; a timeline records when it came" if output["timeline"] else ""
+    return f"through a {output['through']}, {limit}, {full}{to_stdout}{timed}"
 
 
 def _limit(name: str, seconds: float | None) -> str:
