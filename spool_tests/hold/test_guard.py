@@ -6,7 +6,9 @@ for each thing that it must do.
 import contextlib
 import json
 import os
+import pathlib
 import re
+import shutil
 import signal
 import subprocess
 
@@ -17,7 +19,7 @@ from chaperone.launch import start as starting
 from chaperone.program import processes
 from spool_tests.support import guarded
 from spool_tests.support.guarded import begun_in, is_gone, stat_of, text_of
-from spool_tests.support.places import CHAPERONE
+from spool_tests.support.places import CHAPERONE, ROOT
 from spool_tests.support.runs import ask, final, live, log, py, running, sh, start, stdout
 from spool_tests.support.waiting import need, until
 
@@ -68,6 +70,20 @@ def test_pid_that_the_scheduler_forked_is_the_guard(spool):
     assert holders == [str(status["chaperone_pid"])] and status["tracking"] == "kernel"
     ask(spool, "kill")
     assert process.wait(20) == 0
+
+
+def test_guard_whose_own_side_is_not_there_ends_the_run(spool, tmp_path):
+    """It imports that behind the fork, beside the chaperone, and the package may go just then."""
+    package = shutil.copytree(pathlib.Path(ROOT, "chaperone"), tmp_path / "chaperone")
+    for file in package.rglob("watch.*"):
+        file.unlink()
+    command = [*CHAPERONE[:-1], package / "__main__.py", "run", "--id", "r", "--"]
+    done = subprocess.run([*command, "sleep", "1000"], stdout=subprocess.DEVNULL, timeout=60)
+    assert done.returncode == os.EX_SOFTWARE
+    until((spool / "r" / "status.json").exists)
+    status = final(spool)
+    assert (status["state"], status["signal"]) == ("terminated", "SIGKILL")
+    assert status["stop"]["reason"] == "guard"
 
 
 @pytest.mark.parametrize("on_disconnect", ["survive"])
