@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 #   adopted    taken over from a chaperone that died before it recorded a start
 #   resuming   taken over from one that had recorded it
 #   partial    ended; the rest can't be had any more
-#   unbegun    no more will be heard, and it was never heard that it was started
-#   unfound    the same, of one that was adopted: it may have run
-#   untold     no more will be heard, and how it ended is not known
+#   no start   no more will be heard, and it was never heard that it was started
+#   not found  the same, of one that was adopted: it may have run
+#   no outcome no more will be heard, and how it ended is not known
 #   clearing   published; the far side removes what it keeps of the run
 #
 # `any` is every state but `over`, or every event; `=` is the same state. An action is a method of
@@ -104,19 +104,19 @@ unsure, adopted, resuming, running, ended | connected | | =
 sent, unwanted | stop | | unwanted
 sent, unwanted | kill | be patient | unwanted
 unsure, adopted | stop, kill | | =
-unbegun, unfound, refused | stop, kill | close | =
+no start, not found, refused | stop, kill | close | =
 sent, unwanted, unsure | start | stop waiting, report start, take kept end | running
 adopted, resuming | start | stop waiting, report resumed, take kept end | running
 sent, unwanted, unsure, adopted | end, no end | stop waiting, keep end | =
 sent, unwanted, unsure, adopted | dead | wait for start | =
-sent, unwanted, unsure | never | find nothing, close | unbegun
-adopted | never | find nothing, close | unfound
-sent, unwanted, unsure | silence | find end missing, ask to forget | unbegun
-adopted | silence | find end missing, ask to forget | unfound
+sent, unwanted, unsure | never | find nothing, close | no start
+adopted | never | find nothing, close | not found
+sent, unwanted, unsure | silence | find end missing, ask to forget | no start
+adopted | silence | find end missing, ask to forget | not found
 sent, unwanted, unsure, adopted | refused | stop waiting, keep failure, close | refused
-unbegun, unfound | refused | stop waiting, keep failure, close | refused
+no start, not found | refused | stop waiting, keep failure, close | refused
 sent, unwanted, unsure, adopted | failed | stop waiting, publish failure, clear | clearing
-unbegun, unfound | failed | stop waiting, publish failure, clear | clearing
+no start, not found | failed | stop waiting, publish failure, clear | clearing
 sent, unwanted, unsure | closed | count drop, come back | unsure
 sent | payload cut | report unknown start | over
 unwanted | payload cut | report stopped start | over
@@ -127,62 +127,62 @@ unsure, adopted, resuming, running, ended | too late | report out of reach | ove
 resuming, running, ended | dead | wait for end | =
 resuming | end | stop waiting, note connection, record end | ended
 running | end | stop waiting, record end | ended
-resuming, running | no end | stop waiting, find no outcome, close | untold
-resuming, running | never | find nothing, close | untold
-resuming, running | silence | find end missing, ask to forget | untold
-resuming, running, ended, partial, untold | stop | ask to stop | =
-resuming, running, ended, partial, untold | kill | ask to kill | =
+resuming, running | no end | stop waiting, find no outcome, close | no outcome
+resuming, running | never | find nothing, close | no outcome
+resuming, running | silence | find end missing, ask to forget | no outcome
+resuming, running, ended, partial, no outcome | stop | ask to stop | =
+resuming, running, ended, partial, no outcome | kill | ask to kill | =
 running, ended | start | stop waiting | =
 ended, partial | finish | ask for the rest | =
 ended | all here | compare streams, publish end, clear | clearing
 ended | silence | warn of streams, find end missing, publish partial end, clear | clearing
 ended | never | find nothing, close | partial
-unbegun | start | report start, take kept end | untold
-unfound | start | report resumed, take kept end | untold
-unbegun, unfound | end, no end | keep end | =
-untold | end | record end | partial
-untold | no end | find no outcome, close | =
-unbegun | closed, payload cut | report never started | over
-unfound, untold | closed, payload cut | report lost | over
+no start | start | report start, take kept end | no outcome
+not found | start | report resumed, take kept end | no outcome
+no start, not found | end, no end | keep end | =
+no outcome | end | record end | partial
+no outcome | no end | find no outcome, close | =
+no start | closed, payload cut | report never started | over
+not found, no outcome | closed, payload cut | report lost | over
 partial | closed, payload cut | report cut end | over
 refused | closed, payload cut | report failure | over
 clearing | closed, payload cut | leave | over
-unbegun, unfound, untold, partial, refused, clearing | never | close | =
+no start, not found, no outcome, partial, refused, clearing | never | close | =
 sent, unwanted, unsure, adopted, resuming, running | lost | log loss, record far stop | =
-unbegun, unfound, untold, refused | lost | log loss, record far stop | =
+no start, not found, no outcome, refused | lost | log loss, record far stop | =
 ended, partial, clearing | lost | log loss | =
 sent, unwanted, unsure, adopted, resuming, running, ended | left | stop waiting, count left | =
 sent, unwanted, unsure, adopted, resuming, running, ended | sizes | note sizes | =
 sent, unwanted, unsure, adopted, resuming, running, ended | short | note damage | =
-unbegun, unfound, untold, partial, refused, clearing | left, sizes, short, dead | | =
+no start, not found, no outcome, partial, refused, clearing | left, sizes, short, dead | | =
 sent, unwanted, unsure, adopted, resuming, running | all here | | =
-unbegun, unfound, untold, partial, refused, clearing | all here | | =
-untold, partial, clearing | start | | =
+no start, not found, no outcome, partial, refused, clearing | all here | | =
+no outcome, partial, clearing | start | | =
 ended, partial, refused, clearing | end, no end | | =
 refused, clearing | refused, failed | | =
 clearing | stop, kill | | =
 resuming, running | unkillable | note unkillable, ask to forget, report unkillable | over
 sent, unwanted, unsure, adopted, ended | unkillable | note unkillable | =
-unbegun, unfound, untold, partial, refused, clearing | unkillable | note unkillable | =
+no start, not found, no outcome, partial, refused, clearing | unkillable | note unkillable | =
 sent, unwanted, unsure, adopted, resuming, running, ended | bye | hang up | =
-unbegun, unfound, untold, partial, refused, clearing | bye | hang up | =
+no start, not found, no outcome, partial, refused, clearing | bye | hang up | =
 any | signal | ask to signal | =
 any | hello | greet | =
 any | out | | =
 any | beat | note answer | =
 unsent, abandoned | start, end, no end, refused, failed, never, dead | call it odd | =
 unsent, abandoned | lost, left, unkillable, sizes, short, bye | call it odd | =
-resuming, running, ended, untold, partial | refused, failed | call it odd | =
+resuming, running, ended, no outcome, partial | refused, failed | call it odd | =
 refused | start | call it odd | =
 any | drained | call it odd | =
 unsent, abandoned | closed, payload cut, all here | fail | =
-sent, unwanted, unbegun, unfound, untold | connected, unreachable | fail | =
+sent, unwanted, no start, not found, no outcome | connected, unreachable | fail | =
 partial, refused, clearing | connected, unreachable | fail | =
-unsent, abandoned, unbegun, unfound, untold, partial, refused, clearing | silence | fail | =
+unsent, abandoned, no start, not found, no outcome, partial, refused, clearing | silence | fail | =
 unsent, abandoned, sent, unwanted, unsure, adopted, resuming, running | finish | fail | =
-unbegun, unfound, untold, refused, clearing | finish | fail | =
-unsent, abandoned, sent, unwanted, unbegun, unfound | too late | fail | =
-untold, partial, refused, clearing | too late | fail | =
+no start, not found, no outcome, refused, clearing | finish | fail | =
+unsent, abandoned, sent, unwanted, no start, not found | too late | fail | =
+no outcome, partial, refused, clearing | too late | fail | =
 over | any | | =
 """
 

@@ -51,28 +51,28 @@ ROWS = {
         "farside/test_remote.py::test_every_exit_code_and_signal_is_told_exactly",
         "farside/test_little.py::test_status_and_log_say_what_can_not_be_known",
     ],
-    "chaperone or ssh client killed": [
+    "chaperone or ssh client killed, ``kill``": [
         "farside/test_cut.py::test_nothing_is_left_when_something_of_the_connection_is_killed"
     ],
-    "sshd's session killed": [
+    "sshd's session killed, ``kill``": [
         "farside/test_cut.py::test_nothing_is_left_when_something_of_the_connection_is_killed"
     ],
-    "an ssh behind a sudo ends": [
+    "an ssh behind a sudo ends, ``kill``": [
         "farside/test_failures.py::test_last_words_of_an_ssh_behind_a_sudo_stand_in_stderr"
     ],
-    "silent cut, longer than the lease": [
+    "silent cut, longer than the lease, ``kill``": [
         "farside/test_cut.py::test_silent_cut_ends_the_program_by_its_lease"
     ],
     "silent cut, shorter than lease and keepalive": [
         "farside/test_cut.py::test_short_cut_is_as_if_nothing_had_been"
     ],
-    "connection lost after the program's end": [
+    "connection lost after the program's end, ``kill``": [
         "farside/test_failures.py::test_connection_that_is_lost_after_the_end_keeps_the_outcome"
     ],
     "the spool stalls, shorter than the lease": [
         "farside/test_lost_parts.py::test_spool_that_stalls_for_less_than_the_lease_loses_nothing"
     ],
-    "the spool stalls, longer than the lease": [
+    "the spool stalls, longer than the lease, ``kill``": [
         (
             "farside/test_lost_parts.py::test_spool_that_stalls_for_longer_than_the_lease"
             "_ends_the_program"
