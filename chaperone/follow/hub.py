@@ -38,6 +38,7 @@ class Opened:
 
     Attributes:
         silent (str): Why inotify is not used, in some words; None where it is.
+        is_granted (bool): Whether the kernel granted what was asked of it.
     """
 
     def __init__(self, spool_fd: int, reports: bool) -> None:
@@ -48,6 +49,7 @@ class Opened:
             stack.callback(self.streams.close)
             name = descriptors.silent_filesystem(spool_fd) if reports else None
             self.watcher, why = descriptors.open_watcher(reports and name is None)
+            self.is_granted = why is None
             stack.callback(self.watcher.close)
             self.silent = f"inotify may be silent on {name}" if name else why
             self.silent = self.silent if reports else ASKED
@@ -112,6 +114,9 @@ _hubs: dict[Name, Hub] = {}
 def share(spool_fd: int, reports: bool) -> Share:
     """
     A share of the hub of a spool on the running event loop; the arguments are those of `Opened`.
+
+    Where the kernel granted that hub no inotify instance, each new share asks again, and the hub
+    has a successor if one is granted.
     """
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, spool_fd)
@@ -120,10 +125,15 @@ def share(spool_fd: int, reports: bool) -> Share:
             dead.close()  # its tasks were never ended
         found = os.fstat(spool_fd)  # no other directory has that number while this one is open
         name = (loop, found.st_dev, found.st_ino)
-        if name not in _hubs:
+        hub = _hubs.get(name)
+        if hub is None or not hub.opened.is_granted:
             stack.pop_all()
-            _hubs[name] = Hub(name, spool_fd)
-    return Share(_hubs[name], reports)
+            new = Hub(name, spool_fd)
+            if hub is None or new.opened.is_granted:
+                _hubs[name] = hub = new
+            else:
+                new.close()
+    return Share(hub, reports)
 
 
 class Hub:
@@ -144,17 +154,16 @@ class Hub:
         self._listeners: dict[tuple[int, str | None], dict[Share, int]] = {}
         self._waiting = 0
         self._turn_ends: float | None = None
-
-    def is_open(self) -> bool:
-        """Whether it was not closed."""
-        return _hubs.get(self._name) is self
+        self.is_open = True
 
     def close(self) -> None:
         """Close everything; a second call does nothing."""
-        if self.is_open():
+        if self.is_open:
+            self.is_open = False
             if self._waiting and not self.loop.is_closed():
                 self.loop.remove_reader(self.opened.watcher.fileno())
-            del _hubs[self._name]
+            if _hubs.get(self._name) is self:
+                del _hubs[self._name]
             self.opened.close()
 
     def join(self, share: Share) -> None:
@@ -189,7 +198,7 @@ class Hub:
                 self._listeners.pop((watch, name), None)
         watching = self._watched.get(watch, set())
         watching.discard(share)
-        if not watching and self._watched.pop(watch, None) is not None and self.is_open():
+        if not watching and self._watched.pop(watch, None) is not None and self.is_open:
             self.opened.watcher.unwatch(watch)
 
     def read(self) -> None:
@@ -219,7 +228,7 @@ class Hub:
         before, self._waiting = self._waiting, self._waiting + more
         if not before:
             self.loop.add_reader(self.opened.watcher.fileno(), self.read)
-        elif not self._waiting and self.is_open():
+        elif not self._waiting and self.is_open:
             self.loop.remove_reader(self.opened.watcher.fileno())
 
     async def turn(self) -> float:

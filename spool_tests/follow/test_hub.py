@@ -9,133 +9,26 @@ import gc
 import json
 import os
 import random
-import resource
 import shutil
 import threading
-import warnings
 
-import inotify_simple
 import pytest
 
-import chaperone
 from chaperone import aio
 from chaperone.errors import NoRunError, SpoolError
 from chaperone.follow import descriptors, hub
 from chaperone.follow import follower as followers
 from chaperone.follow.follower import Follower
 from chaperone.model.events import Ended, Output
-from spool_tests.support import disk
-from spool_tests.support.events import brief
-from spool_tests.support.processes import open_fds
-from spool_tests.support.waiting import absent, until
+from spool_tests.support.events import brief, tailed, turns
+from spool_tests.support.processes import instances, open_fds
+from spool_tests.support.waiting import until
 from spool_tests.support.writer import Crowd, Writer
-
-
-@contextlib.contextmanager
-def fds_for(count):
-    """As many fds as a test needs, where the limit of this process is lower."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < count:
-        absent(f"a process may open no more than {hard} files")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, count), hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def instances():
-    """The inotify instances of this process: for each the watches that the kernel has of it."""
-    found = []
-    for line in open_fds("/nowhere"):
-        number, _, name = line.partition(" -> ")
-        if name == "anon_inode:inotify":
-            with open(f"/proc/self/fdinfo/{number}") as file:
-                found.append(file.read().count("inotify wd:"))
-    return found
-
-
-async def turns(count=5):
-    for _ in range(count):
-        await asyncio.sleep(0)
-
-
-async def tailed(run, offset=0):
-    return b"".join([data async for data in run.tail(offset=offset)])
 
 
 async def followed(spool, **keywords):
     async with spool.follow(**keywords) as follower:
         return [brief(event) async for event in follower], follower.cursor
-
-
-def test_thousand_tasks_wait_for_thousand_runs_with_one_inotify_instance(spool):
-    async def main():
-        spool_of_tasks = aio.Spool(spool)
-        waits = [asyncio.create_task(spool_of_tasks[run_id].wait()) for run_id in crowd.ids]
-        await turns()
-        assert instances() == [1_002], "a watch for each run, the spool, and .ended"
-        assert threading.active_count() == threads
-        assert len(os.listdir("/proc/self/fd")) < fds + 10
-        for code, run_id in enumerate(crowd.ids):
-            crowd.end(run_id, code % 256)
-        return [status.return_code for status in await asyncio.gather(*waits)]
-
-    with fds_for(2_000), Crowd(spool, 1_000) as crowd:
-        threads, fds = threading.active_count(), len(os.listdir("/proc/self/fd"))
-        assert asyncio.run(main()) == [code % 256 for code in range(1_000)]
-        assert instances() == []
-
-
-@pytest.mark.root
-def test_150_tasks_of_a_scheduler_find_room_beside_127_instances_of_others(spool):
-    """Apsis has a task for each run; a user of our own, because others here use our instances."""
-    # This also imports what that user may not be able to read.
-    limit = int(descriptors._limit("fs.inotify.max_user_instances"))
-    uid = 2_000_000_000 + os.getpid()
-    place = os.open(spool, os.O_RDONLY)
-    os.chown(spool, uid, uid)
-
-    def become():
-        os.setgroups([])
-        os.setresgid(uid, uid, uid)
-        os.setresuid(uid, uid, uid)
-        warnings.simplefilter("error")
-
-    def take():
-        become()
-        taken.extend(inotify_simple.INotify() for _ in range(limit - 1))
-
-    async def main(path, crowd):
-        spool_of_tasks = aio.Spool(path)
-        runs = [spool_of_tasks[run_id] for run_id in crowd.ids]
-        tasks = [asyncio.create_task(run.wait()) for run in runs[:75]]
-        tasks += [asyncio.create_task(tailed(run)) for run in runs[75:]]
-        await turns()
-        assert len(instances()) == 1
-        with pytest.warns(RuntimeWarning, match="the limit of .* inotify instances"):
-            with chaperone.Spool(path).follow() as another:
-                assert another.polling, "that was the last instance of this user"
-        for run_id in crowd.ids:
-            crowd.write(run_id, run_id.encode())
-            crowd.end(run_id, 3)
-        found = await asyncio.gather(*tasks)
-        assert [status.return_code for status in found[:75]] == [3] * 75
-        assert found[75:] == [run_id.encode() for run_id in crowd.ids[75:]]
-
-    def schedule():
-        become()
-        # The way there belongs to the user of the test; a directory that is open needs none.
-        path = f"/proc/self/fd/{place}"
-        with Crowd(path, 150) as crowd:
-            asyncio.run(main(path, crowd))
-
-    taken = []
-    with fds_for(limit + 1_000):
-        holder = disk.held(take)
-        try:
-            assert disk.waited(disk.forked(schedule)) == 0
-        finally:
-            disk.killed(holder)
-            os.close(place)
 
 
 # -- the same as what each would hear alone
@@ -541,6 +434,33 @@ def test_tasks_poll_where_the_kernel_grants_no_instance(spool, monkeypatch):
     with Crowd(spool, 10) as crowd, pytest.warns(RuntimeWarning, match="unable to use inotify: "):
         assert asyncio.run(main()) == ["terminated"] * 10
     assert hub._hubs == {}
+
+
+def test_wait_asks_again_for_the_instance_that_was_not_granted(spool, monkeypatch):
+    def refused(*arguments, **keywords):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async def main():
+        shared = aio.Spool(spool)
+        with monkeypatch.context() as limited:
+            limited.setattr(descriptors.inotify_simple, "INotify", refused)
+            with pytest.warns(RuntimeWarning, match="unable to use inotify: "):
+                polls = [asyncio.create_task(shared["r0000"].wait()) for _ in range(2)]
+                await turns()
+            assert (len(hub._hubs), instances()) == (1, [])
+        waits = [asyncio.create_task(shared["r0001"].wait()) for _ in range(2)]
+        await turns()
+        assert (len(hub._hubs), instances()) == (1, [3])
+        for run_id in crowd.ids:
+            crowd.end(run_id)
+        found = await asyncio.gather(*polls, *waits)
+        assert [status.run_id for status in found] == ["r0000"] * 2 + ["r0001"] * 2
+
+    monkeypatch.setattr(followers, "POLL_S", 0.02)
+    before = open_fds(str(spool))
+    with Crowd(spool, 2) as crowd:
+        asyncio.run(main())
+    assert (hub._hubs, open_fds(str(spool))) == ({}, before)
 
 
 def test_follower_that_is_to_poll_takes_no_watch_beside_those_that_do_not(spool):

@@ -2,6 +2,7 @@
 Events in short, and followers that come again.
 """
 
+import asyncio
 import json
 import select
 
@@ -47,3 +48,14 @@ def again(follower):
 
 def is_readable(follower):
     return bool(select.select([follower], [], [], 0)[0])
+
+
+async def turns(count=5):
+    """Let the other tasks of the loop have their turns."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def tailed(run, offset=0):
+    """All that a run of `chaperone.aio` writes to stdout, from an offset on."""
+    return b"".join([data async for data in run.tail(offset=offset)])

@@ -46,6 +46,17 @@ def open_fds(path):
     return sorted(found)
 
 
+def instances():
+    """The inotify instances of this process: for each the watches that the kernel has of it."""
+    found = []
+    for line in open_fds("anon_inode:"):
+        number, _, name = line.partition(" -> ")
+        if name == "anon_inode:inotify":
+            with open(f"/proc/self/fdinfo/{number}") as file:
+                found.append(file.read().count("inotify wd:"))
+    return found
+
+
 def children():
     """This process's children, ended ones that nobody has waited for among them: {pid: command}."""
     try:
