@@ -31,7 +31,7 @@ if TYPE_CHECKING:
             payload (bytes): What is sent first.
             stdin (tuple): fd and size in bytes of what follows the payload, the fd stays its
                 owner's; None for nothing.
-            takes_lines (bool): Whether control lines may follow; else the input ends there.
+            takes_lines (bool): Whether control lines may follow; if not, the input ends there.
         """
 
         ready_word: bytes
@@ -79,7 +79,7 @@ if TYPE_CHECKING:
 BUSY_BYTES = 32_768  # what ssh writes at once
 # for a chain whose pipes are closed to end by itself, and for pipes that outlive their chain
 LINGER_S = 2.0
-NOISE_BYTES = 65_536  # kept of what comes before the ready word; more of it helps nobody
+NOISE_BYTES = 65_536  # kept of what comes before the ready word; more would not help
 
 
 class Inlet:

@@ -44,7 +44,7 @@ PAUSES_S = (0.2, 30.0)  # between attempts to come into contact again: the first
 
 class Contact:
     """
-    What a status tells of a connection, and the deadlines that follow from it.
+    What a status says about a connection, and the deadlines that follow from it.
 
     Args:
         spec (dict): Canonical.
@@ -168,7 +168,7 @@ class ControlLine:
         self._answered = self._beats
 
     def _beat(self) -> None:
-        # Where it is to survive; else the end of the lease is the end of it all.
+        # Only if it survives: otherwise the far side ends everything when the lease is over.
         if self._contact.survives and self._beats - self._answered >= UNANSWERED:
             self._dialer.terminate()
             return

@@ -231,8 +231,8 @@ class Dialer:
 
     def words(self, noise: bytes = b"") -> str:
         """
-        The last words of the hops: in the log what this connection's client wrote there, else what
-        came on stderr; one line.
+        The last message of the hops, one line: what this connection's client wrote into the log, or
+        what came on stderr.
         """
         said = b""
         try:

@@ -90,7 +90,7 @@ def tick_s(lease_s: float) -> int:
 
 def settings(spec: dict[str, Any], nonce: str, cookie: str, life: str, **more: object) -> bytes:
     """
-    The assignments that stand before the supervisor.
+    The assignments that come before the supervisor's text.
 
     Args:
         spec (dict): Canonical.
@@ -169,8 +169,8 @@ def payload(assigned: bytes, end: str, life: str) -> bytes:
 
 def directory(spec: dict[str, Any], cookie: str) -> str:
     """
-    Where a run that survives is kept over there; below its user's home directory if it has no slash
-    before.
+    Where the far side keeps a run that survives; a path without a leading slash is below the user's
+    home directory.
     """
     path = (
         f"{(spec['remote'] or {}).get('remote_dir') or '~/.chaperone'}/{spec['id']}.{cookie[-8:]}"
@@ -249,14 +249,14 @@ def _check(program: dict[str, Any]) -> None:
 
 def shown(spec: dict[str, Any], umask: int) -> bytes:
     """
-    What the first connection of a run of a spec is sent, for who wants to read it first.
+    What is sent to the far side for a run of a spec, for a user who wants to read it first.
 
     Args:
         spec (dict): Canonical.
         umask (int): As for `sent`.
     Returns:
-        bytes: NONCE, COOKIE, RUN_ID, NAME and END stand for what is random, and no value of the
-            environment is in it.
+        bytes: With NONCE, COOKIE, RUN_ID, NAME and END in place of random words, and without the
+            values of the environment.
     """
     program = {
         **spec["program"],
@@ -296,13 +296,13 @@ esac
 [ "$c_found" ] || c_fail $c_why
 """
 
-# An exec that fails comes back in each shell in its own way: dash, busybox and mksh run the trap,
-# bash goes on. zsh and ksh93 end without a word: there perl does it, where it is. What a shell has
-# to restore after a command it keeps open, closed by exec: so 7 and 8 are ours again where exec
-# came back, and closed where it did not. The end of 8, the pipe of this very text, is what R waits
-# for. mksh restores nothing for a trap, but what its exec opens is closed by the next one. In
-# braces, so that all of it is read before R reads from that pipe. Quoted: an IFS of the spec may
-# hold digits.
+# Shells answer a failed exec in different ways: dash, busybox and mksh run the trap, bash goes on.
+# zsh and ksh93 exit without a message; there perl runs the program, if the host has it. A shell
+# keeps open, with close-on-exec, each fd that it has to restore after a command. So 7 and 8 are
+# ours again after a failed exec, and closed after one that worked. R waits for the end of 8, the
+# pipe that this text came from. mksh restores nothing for a trap, but what its exec opens is closed
+# by the next exec. The text is in braces, so that the shell reads all of it before R reads from
+# that pipe. Numbers are quoted because an IFS of the spec may contain digits.
 _EXEC = b"""{
 c_out=7
 case $ZSH_VERSION$KSH_VERSION in

@@ -1,5 +1,5 @@
 """
-What comes back from the far side: its records, told from what the program writes.
+What comes back from the far side: its records, separated from what the program writes.
 
 Knows: bytes, records, a client's last words.  Must not know: processes, sockets, the clock,
 what was sent.
@@ -30,7 +30,7 @@ class Records:
         heard (bool): Whether there was a record yet.
     """
 
-    NOISE_BYTES = 65_536  # of noise kept; more of it tells nothing
+    NOISE_BYTES = 65_536  # of noise that is kept; more would not help
 
     def __init__(self, nonce: str) -> None:
         self._nonce = nonce.encode()
@@ -168,7 +168,7 @@ def farewell(data: bytes, said: tuple[bytes, bytes]) -> int:
 
     Args:
         data (bytes): What came last.
-        said (tuple): What stands before and behind the host in them, as `Kind.farewell` of a hop.
+        said (tuple): The text before and after the host in them, as `Kind.farewell` of a hop.
     """
     before, after = said
     start = data.rfind(before)
@@ -270,17 +270,17 @@ def outcome(words: list[str]) -> dict[str, Any]:
     How the program ended, by the words of an `end` record.
 
     Args:
-        words (list): `R7` and four times, as of times(1p); `ambiguous` after it where 128 + n may
-            be either.
+        words (list): `R7` and four times, as of times(1p); `ambiguous` after it if 128 + n may be a
+            signal or an exit code.
     Returns:
-        dict: `wait_status` (int, None where it can't be told), `return_code`, `ambiguous`,
-            `rusage`; {} if nobody knows.
+        dict: `wait_status` (int, None if it can't be known), `return_code`, `ambiguous`, `rusage`;
+            {} if the words do not say how it ended.
     """
-    told = [word for word in words if word[0] == "R" and word[1:].isdigit()]
-    if not told:
+    results = [word for word in words if word[0] == "R" and word[1:].isdigit()]
+    if not results:
         return {}
-    value, ambiguous = int(told[0][1:]), "ambiguous" in words
-    rusage = _times(words[words.index(told[0]) + 1 :])
+    value, ambiguous = int(results[0][1:]), "ambiguous" in words
+    rusage = _times(words[words.index(results[0]) + 1 :])
     if value >= 256:  # awk: 256 + signal, 512 + signal with a core; ksh93's $?: 256 + signal
         if value >= 768 or not 0 < value % 256 <= 64:
             return {}
@@ -309,7 +309,7 @@ def oom_counted(words: Sequence[str]) -> bool | None:
 
 
 def _times(words: list[str]) -> dict[str, float | None] | None:
-    """Of the children: the third and fourth of `1m2.25s`-like words. What sh can't tell is None."""
+    """Of the children: the third and fourth of words like `1m2.25s`; None for missing ones."""
     found = [word for word in words if word[0].isdigit() and word.endswith("s") and "m" in word]
     if len(found) < 4:
         return None
@@ -346,7 +346,7 @@ FAILURES = {
     ),
     "exec": (
         "run {program!r}",
-        "the far side can't execute it; its shell's words stand in stderr",
+        "the far side can't execute it; its shell's message is in stderr",
     ),
     "lease": ("watch the lease on the far side", "no /proc, and no room for a FIFO in its TMPDIR"),
     "stdin": ("keep standard input on the far side", "no room or no permission in its TMPDIR"),

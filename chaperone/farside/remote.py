@@ -37,7 +37,7 @@ class RemoteProgram:
         inherited (dict): `umask` (int), for a program without hops.
         cookie (str): The run's random key: its first half marks the run's processes, the second one
             its records.
-        resumed (dict): The last status of a run that is adopted, else None.
+        resumed (dict): The last status of a run that is adopted; None for a new run.
     """
 
     def __init__(
@@ -223,7 +223,7 @@ class Account:
 
     def report_unknown_start(self, event: Event) -> None:
         """The payload was sent, and no record says what became of it."""
-        message = f"unable to know whether the program was started: {event.text}"
+        message = f"unable to find out whether the program was started: {event.text}"
         started = False if event.number == CUT_PAYLOAD else None
         self._chaperone.failed("far-side", message, started=started)
 
@@ -361,11 +361,11 @@ class Account:
 
     def find_no_outcome(self, event: Event) -> None:
         """Why none will come: the far side does not know it either."""
-        self._reason = "the far side could not tell how the program ended"
+        self._reason = "the far side does not know how the program ended"
 
     def find_end_missing(self, event: Event) -> None:
         """Why none will come: what would have said it is gone."""
-        self._reason = f"the {event.text} that would have told how the program ended is gone"
+        self._reason = f"the {event.text}, which would report how the program ended, is gone"
         self._chaperone.log(self._reason)
 
     def warn_of_streams(self, event: Event) -> None:
@@ -413,4 +413,4 @@ class Account:
     def call_it_odd(self, event: Event) -> None:
         """A record that a far side in order does not send now."""
         said = " ".join(event.said)[:200]
-        self._chaperone.log(f"the far side said {said!r}, which nobody here understands")
+        self._chaperone.log(f"the far side sent {said!r}, which this chaperone does not know")

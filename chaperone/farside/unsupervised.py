@@ -67,7 +67,8 @@ class UnsupervisedProgram:
     def __init__(self, spec: dict[str, Any], chaperone: Chaperone) -> None:
         self._spec, self._chaperone = spec, chaperone
         route = Route.of(spec["remote"]["hops"])
-        # The only ready word that there is without a far side; else the hops are taken for ready.
+        # Without a supervisor, only the first hop can send a ready word. If it can't, the hops
+        # count as ready at once.
         announcing = route.announcing(payload.READY.decode().strip())
         self._ready_word = payload.READY if announcing is not None else b""
         self._dialer = Dialer(
@@ -95,19 +96,19 @@ class UnsupervisedProgram:
         if asked:
             raise StartError(
                 "far-side",
-                f"unable to set program.{asked[0]}: nobody is there to do it where"
+                f"unable to set program.{asked[0]}: no supervisor can do it, because"
                 " remote.supervise is false",
             )
         self._stdin.open(program["stdin"])
         self._dialer.dial(lambda: Plain(self._ready_word, self._stdin.source()))
 
     def children_changed(self) -> None:
-        """SIGCHLD: the connection watches its own."""
+        """SIGCHLD: nothing to do, the connection watches its own process."""
 
     def signal(self, signum: int) -> None:
-        """Nothing is there to pass it on."""
+        """Only log it: no supervisor can pass it on."""
         self._chaperone.log(
-            f"unable to send signal {signum}: nobody is there to pass it on where"
+            f"unable to send signal {signum}: no supervisor can pass it on, because"
             " remote.supervise is false"
         )
 
@@ -173,6 +174,6 @@ class UnsupervisedProgram:
         if self._stopped:
             why = "it was stopped by closing the connection"
         self._chaperone.lost(
-            f"{self._dialer.argv[0]} ended with {ending(code)}, which tells nothing of the program:"
-            f" {why}"
+            f"{self._dialer.argv[0]} ended with {ending(code)},"
+            f" which says nothing about the program: {why}"
         )

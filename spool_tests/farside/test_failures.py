@@ -258,7 +258,8 @@ def test_payload_that_was_cut_runs_nothing(life, spool, forced, tmp_path):
         False,
     )
     assert (
-        status["exception"]["message"] == "unable to know whether the program was started: code 97"
+        status["exception"]["message"]
+        == "unable to find out whether the program was started: code 97"
     )
     if life == "kill":
         forced.says("1000 die")

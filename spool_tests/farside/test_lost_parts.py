@@ -126,7 +126,7 @@ def test_program_goes_on_without_the_shell_that_waits_for_it(life, spool, sshd, 
     ), log(spool)
     assert (
         status["exception"]["message"]
-        == "the part of the far side that would have told how the program ended is gone"
+        == "the part of the far side, which would report how the program ended, is gone"
     )
     until(lambda: list(tmp_path.glob("far/*")) == [])
 

@@ -163,7 +163,7 @@ def test_bare_program_is_run_with_what_can_be_known(spool, sshd):
     status = held(spool, sshd, sh("exit 255"), "c", remote=bare)
     assert (status["state"], status["return_code"], status["started"]) == ("lost", None, True)
     assert (
-        "ssh ended with code 255, which tells nothing of the program"
+        "ssh ended with code 255, which says nothing about the program"
         in status["exception"]["message"]
     )
     status = held(
