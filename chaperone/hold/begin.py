@@ -1,6 +1,5 @@
 """
-How a process begins to hold a run: the run directory that it makes, and the kind of program that
-it is to hold.
+How a process begins to hold a run: it makes the run directory, and chooses the kind of program.
 
 Knows: sessions, the kinds of programs.  Must not know: how a program is held, or a file name.
 """
@@ -71,8 +70,7 @@ def hold_new_run(
         run_id (str): Instead of the spec's, or None.
         inherited (dict): From `shed_inherited_state`.
         visible: Called with the run id when the run directory is there.
-        key (str): The run's, by which a starter tells its own run from another's; None for a new
-            one.
+        key (str): Of the run, so that a starter can recognize its own run; None for a new key.
         guard (Guard): Of this process, released if the run is one that has none. None to make this
             process the guard of a run that has one: then its child returns.
         begun: As for `Chaperone`.
@@ -81,10 +79,7 @@ def hold_new_run(
     """
     chosen = run_id if run_id is not None else spec["id"] or new_id()
     if not specs.is_run_id(chosen):
-        raise SpecError(
-            f"unable to start run {chosen!r}: want an id of [A-Za-z0-9][A-Za-z0-9._-]* and at most "
-            "128 characters"
-        )
+        raise SpecError(f"unable to start run {chosen!r}: want an id {specs.ID_FORM}")
     spec = {**spec, "id": chosen}
     if not needs_guard(spec):
         if guard is not None:
@@ -101,7 +96,7 @@ def hold_new_run(
         "guard_pid": None if guard is None else guard.pid,
     }
     kept = spec if spec["keep_secrets"] else specs.without_secrets(spec)
-    # Now: once the run is there, want of a descriptor must not end us.
+    # Opened now: once the run exists, a lack of fds must not end this process.
     null = os.open(NULL, os.O_RDWR)
     max_bytes = spec["output"]["max_bytes"]
     directory = run_directory.create(
@@ -135,12 +130,11 @@ def hold(
         status (dict): `starting`, as in running.json.
         inherited (dict): `env` (dict of bytes) and `umask` (int) as the chaperone was started with.
         guard (Guard): It has what the run's output goes to.
-        adopted (bool): Its program was started by a chaperone that died; `status` is the last one
-            it left.
+        adopted (bool): Whether a chaperone that died has started the program; `status` is its last
+            one.
         begun: As for `Chaperone`.
     Returns:
-        int: os.EX_OK when the outcome is recorded, whatever it was; os.EX_IOERR when it could not
-            be.
+        int: os.EX_OK if the outcome is recorded, whatever it is; os.EX_IOERR if it could not be.
     """
     # The objects of the imports are never freed: to look through them takes 1 ms, and copies the
     # pages that are shared with the guard.
@@ -156,10 +150,10 @@ def hold(
             lambda chaperone: _program(spec, chaperone, inherited, run.key, guard, left),
             begun,
         )
-    except OSError as error:  # no descriptor is left, say; nothing was started
+    except OSError as error:  # such as a lack of fds; nothing was started
         if adopted:
             raise
-        message = f"unable to begin: {error.strerror}"
+        message = f"unable to start the program: {error.strerror}"
         try:
             run.publish(
                 transitions.failed(
@@ -194,7 +188,7 @@ def _program(
     left: dict[str, Any] | None,
 ) -> Program:
     """
-    The one place where the kind of a program is chosen; what is not needed for it is not imported.
+    Choose the kind of program; this is the only place that does, and imports only what it needs.
     """
     if needs_guard(spec):
         return LocalProgram(spec, chaperone, inherited, guard)

@@ -1,6 +1,6 @@
 """
-What the guard does: it is the process that a scheduler forked, and has forked the chaperone. Should
-that be killed, the kernel hands everything it left to the guard, which ends it.
+What the guard does. It is the process that the scheduler forked, and it forked the chaperone. If
+the chaperone is killed, the kernel gives everything that it left to the guard, which kills it.
 
 Knows: subreapers, signals, fds sent over a socket.  Must not know: the spool, specs, statuses.
 It is imported behind the fork and imports nothing later: a guard may outlive the package.
@@ -26,12 +26,13 @@ if TYPE_CHECKING:
 
 PR_SET_DUMPABLE = 4  # linux/prctl.h
 CHUNK_BYTES = 65_536
-# SIGKILL is sent again whenever something died, and else from 5 ms to 1 s apart: to forks that
-# raced, and not to spin beside a process in D state.
+# SIGKILL is sent again whenever a process died, and otherwise after 5 ms up to 1 s: a process may
+# have forked just before it died, and a process in D state must not make the guard spin.
 PAUSE_S = (0.005, 1.0)
-# A tracer takes what was killed within microseconds; one that has not by then holds it.
+# A tracer lets a killed process go within microseconds; a tracer that has not by then holds it.
 HELD_S = 0.5
-# What still dies then (D state, gigabytes to free) writes no more: readers need not wait for it.
+# A process that takes longer to die (D state, gigabytes to free) writes nothing any more: readers
+# need not wait.
 PATIENCE_S = 10.0
 FULL_MS = 2_000  # how long a full pipe or terminal of `chaperone exec` may hold up the rest
 _HEARD = sorted(signal.valid_signals() - {*IGNORED, signal.SIGKILL, signal.SIGSTOP})
@@ -39,13 +40,13 @@ _HEARD = sorted(signal.valid_signals() - {*IGNORED, signal.SIGKILL, signal.SIGST
 
 class Watch:
     """
-    What the guard does until its chaperone has ended, and then.
+    What the guard does until its chaperone ends, and after that.
 
     Args:
-        chaperone (int): Its pid, a child of ours.
-        connection: To it.
-        foreign (list): Children of ours that are none of the run's.
-        sees_orphans (bool): Whether what a dead chaperone left comes to us.
+        chaperone (int): The pid of the chaperone, a child of this process.
+        connection: To the chaperone.
+        foreign (list): Children of this process that do not belong to the run.
+        sees_orphans (bool): Whether the kernel makes us the parent of what a dead chaperone left.
     """
 
     def __init__(
@@ -61,13 +62,13 @@ class Watch:
 
     def keep(self) -> NoReturn:
         """
-        Pass signals on until the chaperone has ended; see to what it left; end as it did.
+        Pass signals on until the chaperone ends, end what it left, and exit as it did.
 
-        All signals stay blocked: what is not waited for here, a terminal's end, say, does nothing.
+        All signals stay blocked: one that is not waited for here, such as SIGHUP, does nothing.
         """
         code = os.EX_SOFTWARE
         try:
-            # A message from the chaperone is a signal too, so that there is one thing to wait for.
+            # A message of the chaperone also raises a signal, so that it is enough to wait for one.
             fd = self._connection.fileno()
             fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
             fcntl.fcntl(fd, fcntl.F_SETFL, os.O_NONBLOCK | os.O_ASYNC)
@@ -98,17 +99,17 @@ class Watch:
                     os.kill(self._chaperone, number)
                 else:
                     self._connection.send(bytes([number]))
-            except OSError:  # it has just ended; or is stopped, with more than enough to hear
+            except OSError:  # it has just ended; or it is suspended, and its socket is full
                 pass
         elif number != signal.SIGCHLD:
             os.kill(self._chaperone, number)
 
     def _receive(self) -> None:
-        """Take what the chaperone has handed over."""
+        """Take the messages and fds that the chaperone has sent."""
         while True:
             try:
                 message, fds = receive_fds(self._connection, MESSAGE_BYTES)
-            except OSError:  # there is none; or it is gone, with something of ours unread
+            except OSError:  # there is no message; or it is gone and has not read all of ours
                 return
             if not message:
                 return
@@ -125,7 +126,7 @@ class Watch:
                 os._exit(os.EX_OK)
 
     def _chaperones_end(self) -> int | None:
-        """The chaperone's wait status once it has ended; what others left to us is reaped."""
+        """The chaperone's wait status once it has ended; other zombies are reaped."""
         try:
             while (found := os.waitpid(-1, os.WNOHANG))[0]:
                 if found[0] == self._chaperone:
@@ -137,7 +138,7 @@ class Watch:
     # -- what a killed chaperone left
 
     def _end_all(self) -> None:
-        """Kill it, and save what the pipes still hold."""
+        """Kill what the chaperone left, and save what the pipes still hold."""
         # First its group, which is all of most runs: then /proc need not be read, 0.2 ms.
         if self._strike_group() and _child_ended(PAUSE_S[0]):
             self._reap()
@@ -152,10 +153,10 @@ class Watch:
 
     def _kill_all(self) -> list[int]:
         """
-        Kill whatever comes to us until nothing lives; what is left then can't be killed.
+        Kill all children until none lives; returns those that can't be killed.
 
-        By wall time and not by count: a killed process with 1.5 GB hands its children over only
-        when its memory is freed.
+        The limit is a time, not a number of tries: a killed process with 1.5 GB of memory keeps its
+        children until the memory is freed.
         """
         begun, pause_s = time.monotonic(), PAUSE_S[0]
         while self._has_children():
@@ -176,7 +177,8 @@ class Watch:
                 self._log_left(left, refused)
                 return left
             if waited_s > PATIENCE_S and self._run:
-                self._log(f"{len(living)} processes that were killed still die: {living[:20]!r}")
+                still = f"have not ended {PATIENCE_S:g} s after SIGKILL: {living[:20]!r}"
+                self._log(f"{len(living)} processes {still}")
                 self._drain()
                 self._leave_word(left)
                 self._close()
@@ -184,7 +186,7 @@ class Watch:
         return []
 
     def _reap(self) -> bool:
-        """Take what has ended; whether that was something."""
+        """Reap children that have ended; returns whether there were any."""
         took = False
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:
@@ -194,7 +196,7 @@ class Watch:
         return took
 
     def _has_children(self) -> bool:
-        """Whether we have some, living or not, that belong to the run."""
+        """Whether we have children, living or not, that belong to the run."""
         try:
             os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
@@ -202,7 +204,10 @@ class Watch:
         return not self._foreign or self._children() != []
 
     def _strike(self) -> list[int]:
-        """SIGKILL to our children, and to what is below those that refuse it: which do."""
+        """
+        Send SIGKILL to our children. If one can't be signalled, send it to what is below it.
+        Returns the pids that can't be signalled.
+        """
         refused = processes.signal_each(self._children(), signal.SIGKILL)
         for pid in refused:
             below = processes.descendants(pid)
@@ -214,13 +219,14 @@ class Watch:
         return [pid for pid in map(int, listed) if pid not in self._foreign]
 
     def _left(self) -> list[int]:
-        """All that is below us and belongs to the run."""
+        """All processes below us that belong to the run."""
         return processes.descendants(os.getpid(), but=tuple(self._foreign))
 
     def _strike_group(self) -> bool:
         """
-        SIGKILL to the program's group at once, not one generation after the other; whether there
-        was one: a child in it, zombie or not, proves that its number is nobody else's.
+        Send SIGKILL to the whole group of the program, not to one generation after the other.
+        Returns whether the group exists: a child in it, zombie or not, proves that its number was
+        not reused.
         """
         try:
             if self._group > 1:
@@ -232,7 +238,7 @@ class Watch:
         return False
 
     def _kill_group(self) -> list[int] | None:
-        """Kill the group, where the kernel does not list our children: all else is unknown."""
+        """Kill the program's group; used if the kernel does not list our children."""
         begun, pause_s = time.monotonic(), PAUSE_S[0]
         while self._strike_group() and time.monotonic() - begun < PATIENCE_S:
             self._reap()
@@ -242,12 +248,12 @@ class Watch:
         return [] if self._sees_orphans and not self._has_children() else None
 
     def _drain(self) -> None:
-        """Move what the pipes hold now into the run's streams; no writer is waited for."""
+        """Move what the pipes hold now into the run's streams; do not wait for a writer."""
         for pipe, stream in zip(self._pipes, self._run, strict=False):
             try:
                 while data := os.read(pipe, CHUNK_BYTES):
                     self._append(stream, data)
-            except OSError:  # nothing more is there now; or the disk is full
+            except OSError:  # the pipe is empty now; or the disk is full
                 pass
             os.close(pipe)
         self._pipes = []
@@ -267,7 +273,7 @@ class Watch:
             view = view[os.write(stream, view if is_file else view[: select.PIPE_BUF]) :]
 
     def _leave_word(self, left: list[int] | None) -> None:
-        """Leave the pids of what lives on for `reap`; nothing where that is not known."""
+        """Write the pids of what still lives, for `reap`; nothing if they are not known."""
         if left is not None and len(self._run) > 3:
             # Not zombies, of which a parent that we may not kill takes no notice.
             living = b"".join(b" %d" % pid for pid in left if processes.is_living(pid))
@@ -301,12 +307,12 @@ class Watch:
 
 
 def _child_ended(patience_s: float) -> bool:
-    """Wait until a child has; False after `patience_s`."""
+    """Wait until a child ends; False after `patience_s`."""
     return signal.sigtimedwait([signal.SIGCHLD], patience_s) is not None
 
 
 def _end_like(wait_status: int) -> int:
-    """Die of the signal that the chaperone died of, or return its exit code."""
+    """Die of the same signal as the chaperone, or return its exit code."""
     if not os.WIFSIGNALED(wait_status):
         return os.WEXITSTATUS(wait_status)
     number = os.WTERMSIG(wait_status)

@@ -1,5 +1,5 @@
 """
-Starting the command `chaperone` and waiting for what it says.
+Starts the command `chaperone` and waits for its answer.
 
 Knows: processes, exit codes, where this package lies.  Must not know: how a run is started, or
 held.
@@ -26,15 +26,15 @@ def run_command(
     """
     Run the command `chaperone` to its end.
 
-    posix_spawn, because a fork copies page tables: 41 ms for each GB of the scheduler's heap, while
-    its loop stands still.
+    It uses posix_spawn, because a fork copies page tables: that takes 41 ms for each GB of the
+    scheduler's heap, and blocks its loop.
 
     Args:
         words (list): The command line after `chaperone`.
         fds (list): Its stdin, stdout and stderr; none of them is 0, 1 or 2.
     Returns:
-        int: Its exit code, 128+n for a signal; None where the host takes its children's ends for
-            itself (SIGCHLD ignored, say).
+        int: Its exit code, 128+n for a signal; None if the embedding program reaps children itself
+            (for example because it ignores SIGCHLD).
     """
     python = _interpreter()
     main = os.path.join(PACKAGE, "__main__.py")
@@ -43,14 +43,14 @@ def run_command(
         pid = os.posix_spawn(python, [python, "-I", "-S", main, *words], env, file_actions=moves)
     except OSError as error:
         raise ChaperoneError(
-            f"unable to start a chaperone by {python!r}: {error.strerror}"
+            f"unable to start a chaperone with the interpreter {python!r}: {error.strerror}"
         ) from error
     try:
         return exit_code(os.waitpid(pid, 0)[1])
     except ChildProcessError:
         return None
-    # a signal handler of the host raised; a zombie is not what it asked for, and it takes
-    # milliseconds
+    # A signal handler of the embedding program raised. Reap the child anyway: it exits within
+    # milliseconds.
     except BaseException:
         try:
             os.waitpid(pid, 0)
@@ -61,20 +61,20 @@ def run_command(
 
 def _interpreter() -> str:
     """
-    The interpreter we run in. A program that embeds Python names itself there, and would be started
-    in its place.
+    The interpreter of this process. A program that embeds Python may have its own path in
+    sys.executable, and must not be started in its place.
     """
     path = sys.executable
     if not path or not os.path.basename(path).startswith("python"):
         raise ChaperoneError(
             "unable to start a chaperone: want a Python interpreter in sys.executable, "
-            f"got {path!r} (is Python embedded? set it)"
+            f"got {path!r} (if Python is embedded, set it)"
         )
     return path
 
 
 def visible_or_ended(children: list[tuple[int, int]]) -> list[int]:
-    """For each child 0 when its run is visible, else what it exited with."""
+    """For each child 0 if its run is visible, otherwise its exit code."""
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     return [
         os.EX_OK if os.read(reading, 1) else exit_code(os.waitpid(pid, 0)[1])
@@ -83,6 +83,6 @@ def visible_or_ended(children: list[tuple[int, int]]) -> list[int]:
 
 
 def exit_code(wait_status: int) -> int:
-    """As a shell tells it."""
+    """The exit code of a wait status, as a shell has it: 128+n for signal n."""
     code = os.waitstatus_to_exitcode(wait_status)
     return code if code >= 0 else 128 - code

@@ -17,8 +17,8 @@ DONE, RUN, PIPES, GROUP, RELEASE = b"done", b"run", b"pipes", b"group", b"releas
 MESSAGE_BYTES = 64  # of one message, at most: a word and a number
 # A terminal's death is not the run's; PIPE and XFSZ are reported by errno where they matter.
 _IGNORED = "SIGHUP SIGPIPE SIGXFSZ SIGTTOU SIGTTIN SIGTSTP"
-# What a chaperone answers by a handler: passed on as a word, so that it can tell such a signal from
-# the same one sent to itself. All others are sent on as they are.
+# Signals that a chaperone answers: the guard passes them on as a message, so that the chaperone can
+# distinguish them from signals sent to itself. All others are sent on as signals.
 _ANSWERED = "SIGTERM SIGINT SIGQUIT SIGUSR1 SIGUSR2 SIGCONT SIGALRM SIGVTALRM SIGPROF SIGWINCH"
 IGNORED = tuple(int(getattr(signal, name)) for name in _IGNORED.split())
 ANSWERED = tuple(int(getattr(signal, name)) for name in _ANSWERED.split())

@@ -326,12 +326,13 @@ def test_start_says_what_is_odd_about_the_interpreter(spool, monkeypatch):
             starting.start(str(spool), TRUE)
         assert str(caught.value) == (
             "unable to start a chaperone: want a Python interpreter in "
-            f"sys.executable, got {path!r} (is Python embedded? set it)"
+            f"sys.executable, got {path!r} (if Python is embedded, set it)"
         )
     monkeypatch.setattr(sys, "executable", "/nowhere/python3")
     with pytest.raises(
         errors.ChaperoneError,
-        match="^unable to start a chaperone by '/nowhere/python3': No such file or directory$",
+        match="^unable to start a chaperone with the interpreter '/nowhere/python3': "
+        "No such file or directory$",
     ):
         starting.start(str(spool), TRUE)
 
