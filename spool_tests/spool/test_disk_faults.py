@@ -45,7 +45,10 @@ DESCRIPTORS = {
     "epoll_create1",
     "eventfd2",
 }
-KINDS = {"here": {}, "survive": {"on_disconnect": "survive", "lease": 20}}
+KINDS = {
+    "here": {"output": {"timeline": True}},
+    "survive": {"on_disconnect": "survive", "lease": 20},
+}
 # how many calls in a row fail in the long form; of the last step more than one would only test our
 # patience
 LASTING = 3
