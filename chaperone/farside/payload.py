@@ -61,7 +61,7 @@ def _text(name: str) -> str:
 
 
 # Read now: when a run ends, the package may be gone.
-SUPERVISOR = _text("sh/cgroup.sh") + _text("supervisor.sh")
+SUPERVISOR = _text("sh/members.sh") + _text("sh/cgroup.sh") + _text("supervisor.sh")
 
 
 def quoted(value: str | bytes) -> bytes:
