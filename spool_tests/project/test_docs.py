@@ -67,7 +67,7 @@ def test_transcripts_of_a_page_happen_as_printed(path, place):
         stderr=subprocess.STDOUT,
         text=True,
         cwd=place,
-        timeout=300,  # the longest page has eighty commands, and a busy machine takes its time
+        timeout=300,  # the longest page has fifty commands, and a busy machine takes its time
     )
     got = result.stdout.split("\001")[1:]
     assert [(command, comparable(text)) for (command, _), text in zip(steps, got, strict=True)] == [
