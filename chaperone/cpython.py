@@ -8,7 +8,17 @@ what they are used for.
 
 from __future__ import annotations
 
-__all__ = ["accept", "environ", "json_encoder", "json_scanner", "os", "prctl", "signal", "socket"]
+__all__ = [
+    "accept",
+    "digest",
+    "environ",
+    "json_encoder",
+    "json_scanner",
+    "os",
+    "prctl",
+    "signal",
+    "socket",
+]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -102,6 +112,19 @@ def json_encoder(default: Callable[[object], object]) -> Encode:
 
         encoder = JSONEncoder(check_circular=False, allow_nan=False, default=default)
         return lambda value, level: (encoder.encode(value),)
+
+
+def digest(data: bytes) -> str:
+    """
+    Twelve hexadecimal digits for some bytes; others for other bytes.
+
+    Source: `hashlib` loads OpenSSL, which takes as long as 15 of our modules.
+    """
+    try:
+        from _blake2 import blake2s
+    except ImportError:
+        from hashlib import blake2s
+    return str(blake2s(data, digest_size=6).hexdigest())
 
 
 def accept(listening: socket.socket) -> int:

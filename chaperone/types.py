@@ -98,6 +98,7 @@ class SpecRemote(TypedDict, total=False):
     options: dict[str, Any] | None
     hops: list[SpecHop] | None
     supervise: bool
+    share: bool | None
     remote_dir: str | None
 
 

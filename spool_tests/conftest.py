@@ -6,6 +6,7 @@ Knows: processes that this test started (by a token in their environment).  Must
 chaperone works inside.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -18,7 +19,14 @@ import uuid
 import pytest
 
 from spool_tests.support.places import CHAPERONE, ROOT
-from spool_tests.support.processes import SERVERS, children, open_fds, processes_with, reap_children
+from spool_tests.support.processes import (
+    SERVERS,
+    children,
+    open_fds,
+    processes_with,
+    reap_children,
+    ssh_masters,
+)
 from spool_tests.support.rows import rows
 
 # Fixtures of the whole session. Here alone: a module that named them would get servers of its own,
@@ -162,6 +170,9 @@ def spool(tmp_path, monkeypatch):
     while (
         left := processes_with(token.encode()) | processes_with(str(tmp_path).encode())
     ) and time.monotonic() < deadline:
+        for pid in ssh_masters(token.encode()):  # each ends when it was idle for a minute
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
         reap_children()
         time.sleep(0.005)
     for pid in left:

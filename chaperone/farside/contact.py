@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from ..program.interface import Chaperone
     from ..program.loop import Loop
-    from .dialer import Dialer
+    from .connect.dialer import Dialer
     from .lives import Happen
 
 SLACK_S = 4.0  # the far side repeats SIGKILL for 3 s, and takes one more look

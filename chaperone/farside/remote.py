@@ -11,8 +11,8 @@ from __future__ import annotations
 from ..cpython import signal
 from ..model.hops.route import Route
 from . import lives, payload, records
+from .connect.dialer import Dialer
 from .contact import FarSide
-from .dialer import Dialer
 from .lives import Event
 
 TYPE_CHECKING = False
@@ -58,6 +58,7 @@ class RemoteProgram:
             inner=list(payload.CONSTANT),
             patience_s=spec["timeouts"]["connect"],
             owner=self,
+            share=bool(spec["remote"] and spec["remote"].get("share")),  # 0.1 had no such field
         )
         self._tail = records.Tail()
         self._far = FarSide(spec, chaperone, dialer, self._tail, self._happened)

@@ -12,8 +12,8 @@ from ..errors import StartError
 from ..model.hops.route import Route
 from ..program.spawn import Stdin
 from . import payload
+from .connect.dialer import Dialer
 from .contact import Contact
-from .dialer import Dialer
 from .records import ending
 
 TYPE_CHECKING = False

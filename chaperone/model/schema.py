@@ -26,6 +26,7 @@ BEYOND = (
     "every character in the name of an image is printable",
     "callback and config are at most 100 deep, and a whole number in them has less than 4,000 "
     "digits",
+    "remote.share is true only where the first hop is ssh without a ControlPath of its own",
     "an object has each key once, and a spec has at most 64 MiB",
 )
 
@@ -212,6 +213,7 @@ def _contradictions() -> list[Schema]:
             "then": {"properties": {"program": {"properties": {"env": exportable}}}},
         },
         {"if": direct, "then": _not_at("on_disconnect", {"const": "survive"})},
+        {"if": direct, "then": _not_at("remote.share", {"const": True})},
         {"if": survives, "then": _not_at("remote.hops", _dies_with_client())},
         {"if": direct, "then": _not_at("stop.to", {"const": "program"})},
         {"if": to_file, "then": _not_at("output.max_bytes", {"type": "number"})},

@@ -131,6 +131,7 @@ def _remote(value: Any, path: str) -> dict[str, object]:
 # What `remote` has besides its hops.
 REMOTE: dict[str, tuple[Check, object]] = {
     "supervise": (checks.boolean, True),
+    "share": (checks.OrNull(checks.boolean), None),
     "remote_dir": (checks.OrNull(checks.text), None),
 }
 _PROGRAM: dict[str, tuple[Check, object]] = {
@@ -307,12 +308,8 @@ def _refuse_contradictions(spec: dict[str, Any]) -> None:
         checks.fail("on_disconnect", "'kill' where remote.supervise is false", "survive")
     if spec["stop"]["to"] == "program" and spec["remote"] and not spec["remote"]["supervise"]:
         checks.fail("stop.to", "'all' where remote.supervise is false", "program")
-    if spec["on_disconnect"] == "survive" and spec["remote"] is not None:
-        from .hops.route import Route
-
-        why = Route.of(spec["remote"]["hops"]).dies_with_client
-        if why:
-            checks.fail("on_disconnect", f"'kill' behind {why}", "survive")
+    if spec["remote"] is not None:
+        _check_way(spec, spec["remote"])
     if spec["output"]["through"] == "file":
         for name, wrong in (
             ("max_bytes", spec["output"]["max_bytes"] is not None),
@@ -331,6 +328,21 @@ def _refuse_contradictions(spec: dict[str, Any]) -> None:
                 "none where output.through is 'file': the chaperone sees no bytes",
                 spec["timeouts"]["idle"],
             )
+
+
+def _check_way(spec: dict[str, Any], remote: dict[str, Any]) -> None:
+    from .hops.route import Route
+
+    route, survives = Route.of(remote["hops"]), spec["on_disconnect"] == "survive"
+    if survives and route.dies_with_client:
+        checks.fail("on_disconnect", f"'kill' behind {route.dies_with_client}", "survive")
+    if remote["share"] is None:
+        remote["share"] = survives and bool(route.share_key)
+    if remote["share"] and not route.share_key:
+        want = "false where the first hop is not ssh or has a ControlPath of its own"
+        checks.fail("remote.share", want, True)
+    if remote["share"] and not remote["supervise"]:
+        checks.fail("remote.share", "false where remote.supervise is false", True)
 
 
 def without_secrets(spec: dict[str, Any]) -> dict[str, Any]:

@@ -58,15 +58,17 @@ def take_within(fd: int, patience_s: float) -> bool:
     return True
 
 
-def try_take_for_process(fd: int) -> bool:
+def try_take_for_process(fd: int, byte: int | None = None) -> bool:
     """
-    Lock a file for this process, without waiting; False if another process has locked it.
+    Lock a file, or one byte of it, for this process, without waiting; False if another process has
+    locked it.
 
     This is a lock of fcntl(2), not of flock(2): a forked child does not inherit it, and it ends as
     soon as this process closes any fd of the file.
     """
     try:
-        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        length, start = (0, 0) if byte is None else (1, byte)
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, length, start)
     except BlockingIOError:
         return False
     return True

@@ -14,7 +14,7 @@ import time
 import pytest
 
 from chaperone.farside import payload
-from chaperone.farside.connection import Connection
+from chaperone.farside.connect.connection import Connection
 from chaperone.farside.unsupervised import Plain
 from chaperone.model.hops.route import Route
 from chaperone.program.loop import Loop

@@ -108,7 +108,7 @@ WAITING = "echo up; while [ ! -e go ]; do sleep 0.05; done; echo down"
 
 @pytest.mark.parametrize("life", [pytest.param("kill", marks=LONG), "survive"])
 def test_program_goes_on_without_the_shell_that_waits_for_it(life, spool, sshd, tmp_path):
-    remote = sshd.remote(remote_dir=str(tmp_path / "far"))
+    remote = sshd.remote(remote_dir=str(tmp_path / "far"), share=False)
     process = start(
         spool, sh(WAITING, cwd=str(tmp_path)), remote=remote, on_disconnect=life, lease=4
     )
@@ -133,7 +133,7 @@ def test_program_goes_on_without_the_shell_that_waits_for_it(life, spool, sshd, 
 
 @pytest.mark.parametrize("life", ["kill", pytest.param("survive", marks=LONG)])
 def test_program_is_ended_without_the_shell_that_hears_control_lines(life, spool, sshd, tmp_path):
-    remote = sshd.remote(remote_dir=str(tmp_path / "far"))
+    remote = sshd.remote(remote_dir=str(tmp_path / "far"), share=False)
     process = start(
         spool,
         sh(WAITING, cwd=str(tmp_path)),
@@ -161,7 +161,7 @@ def test_program_is_ended_without_the_shell_that_hears_control_lines(life, spool
 def test_death_of_the_shell_that_sshd_started_is_the_end_of_the_connection(
     life, spool, sshd, tmp_path
 ):
-    remote = sshd.remote(remote_dir=str(tmp_path / "far"))
+    remote = sshd.remote(remote_dir=str(tmp_path / "far"), share=False)
     process = start(
         spool,
         sh(f"trap '' TERM; {WAITING}", cwd=str(tmp_path)),
@@ -206,7 +206,7 @@ def test_far_host_that_boots_anew_has_lost_the_run(life, spool, sshd, tmp_path):
     process = start(
         spool,
         sh("echo up; exec sleep 1000"),
-        remote=sshd.remote(remote_dir=str(tmp_path / "far")),
+        remote=sshd.remote(remote_dir=str(tmp_path / "far"), share=False),
         on_disconnect=life,
         lease=4,
     )

@@ -109,7 +109,9 @@ def test_no_byte_is_lost_or_doubled_by_cuts_and_deaths(
         )
         ways = ["client", "session", "packets"] if place == "network" else ["client", "session"]
         remote = there.remote(
-            remote_dir=str(directory), options={"ServerAliveInterval": 1, "ServerAliveCountMax": 2}
+            remote_dir=str(directory),
+            options={"ServerAliveInterval": 1, "ServerAliveCountMax": 2},
+            share=False,
         )
     chance = random.Random(3)
     events = ["death"] * deaths + [
@@ -259,7 +261,7 @@ def test_run_goes_on_when_the_host_of_its_chaperone_boots_anew(
     chaperone = start(
         spool,
         {"argv": argv},
-        remote=network.sshd.remote(remote_dir=str(directory)),
+        remote=network.sshd.remote(remote_dir=str(directory), share=False),
         on_disconnect="survive",
         lease=300,
     )

@@ -51,6 +51,13 @@ KNOWN = {
         [{"config": json.loads('{"a":' * 101 + "0" + "}" * 101)}, {"callback": {"a": 10**4000}}],
         r"want JSON values, nested at most 100 deep",
     ),
+    schema.BEYOND[5]: (
+        [
+            {"remote": {"mode": "sudo", "user": "u", "share": True}},
+            {"remote": {"host": "h", "options": {"controlpath": "/x"}, "share": True}},
+        ],
+        r"remote.share: want false where the first hop is not ssh",
+    ),
 }
 
 
@@ -125,7 +132,7 @@ RIGHT = {
                {"hops": [{"ssh": {"host": "h"}}]}, {"hops": [{"docker": {"image": "i"}}]},
                {"hops": [{"srun": {}}]}, {"hops": [{"podman": {"container": "c"}}]},
                {"mode": "sudo", "user": "u"},
-               {"host": "h", "supervise": False}],
+               {"host": "h", "supervise": False}, {"host": "h", "share": True}],
     "on_disconnect": ["kill", "survive"],
     "lease": [None, 1],
     "stop": [{}, {"to": "program"}, {"signal": "INT", "grace_period": 0}],

@@ -136,6 +136,7 @@ def test_remote_becomes_hops_and_its_program_starts_at_home() -> None:
     assert spec["remote"] == {
         "hops": [{"ssh": {"host": "db3", "user": "etl", "port": 22, "options": {}}}],
         "supervise": True,
+        "share": False,
         "remote_dir": None,
     }
     assert spec["program"]["cwd"] is None and spec["lease"] == 60
@@ -342,7 +343,7 @@ ID = "an id that matches [A-Za-z0-9][A-Za-z0-9._-]* and has at most 128 characte
             {"host": "h", "prot": 22},
             (
                 "remote.prot: unknown field; want one of hops, host, mode, options, port, "
-                "remote_dir, supervise, user"
+                "remote_dir, share, supervise, user"
             ),
         ),
         ("on_disconnect", "die", "on_disconnect: want 'kill' or 'survive', got 'die'"),

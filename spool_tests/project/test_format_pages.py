@@ -272,7 +272,7 @@ def remote_rows():
 
 def test_remote_fields_are_those_of_the_code():
     assert {words(row[0])[0] for row in remote_rows()} == {
-        f"remote.{name}" for name in (*remotes.HOP_FIELDS, "supervise", "remote_dir")
+        f"remote.{name}" for name in (*remotes.HOP_FIELDS, "supervise", "share", "remote_dir")
     }
 
 

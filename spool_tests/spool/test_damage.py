@@ -12,7 +12,7 @@ import pytest
 
 from chaperone.api import Spool
 from chaperone.errors import ChaperoneError, SpecError, SpoolError
-from chaperone.farside import dialer
+from chaperone.farside.connect import slots
 from chaperone.follow.batches import Outbox
 from chaperone.launch import client
 from chaperone.launch import start as starting
@@ -298,7 +298,7 @@ def test_damage_where_the_launcher_is_costs_a_cold_start_and_nothing_else(
 
 @pytest.mark.parametrize("how", [*DAMAGES, *PLANTED])
 @pytest.mark.parametrize(
-    "name", [format.CONNECT, f"{format.CONNECT}/{dialer.slot_names('127.0.0.1,1')[0]}"]
+    "name", [format.CONNECT, f"{format.CONNECT}/{slots.slot_names('127.0.0.1,1')[0]}"]
 )
 def test_damage_where_slots_are_keeps_nobody_from_connecting(spool, name, how):
     if name != ".connect":
@@ -312,7 +312,7 @@ def test_damage_where_slots_are_keeps_nobody_from_connecting(spool, name, how):
     )
     assert chaperone.wait(30) == os.EX_OK
     used = set(os.listdir(spool / ".connect")) if (spool / ".connect").is_dir() else set()
-    assert used <= set(dialer.slot_names("127.0.0.1,1")), "another name was damaged than is used"
+    assert used <= set(slots.slot_names("127.0.0.1,1")), "another name was damaged than is used"
     status = Spool(spool)["r"].status()
     assert (status.state, status.started) == ("error", False) and status.exception["stage"] in (
         "connect",

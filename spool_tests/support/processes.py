@@ -31,6 +31,15 @@ def processes_with(token):
     return found
 
 
+def ssh_masters(token):
+    """Of these, the connections of ssh that several runs share."""
+    return {
+        pid: command
+        for pid, command in processes_with(token).items()
+        if " ControlMaster=yes " in command and " -N -f " in command
+    }
+
+
 def open_fds(path):
     """
     This process's fds that lie in `path`, and those that belong to no path at all: ["3 -> ..."].

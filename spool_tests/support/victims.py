@@ -117,7 +117,11 @@ class Cold:
 
     def run_spec(self, text=PROGRAM):
         program = {"command": text.format(mark=self.mark, go=self.go), **self.program}
-        remote = {"remote": self.server.remote(remote_dir=str(self.far))} if self.over_ssh else {}
+        remote = (
+            {"remote": self.server.remote(remote_dir=str(self.far), share=False)}
+            if self.over_ssh
+            else {}
+        )
         return {"id": "r", "program": program, "stop": {"grace_period": 1}, **remote, **self.spec}
 
     def spec_file(self):

@@ -115,6 +115,7 @@ class Kind:
         queueing, queued (tuple): Its messages when an engine makes it wait, and when that ends.
         farewell (tuple): The text before and after the host in the line that it writes to stderr
             when its connection is lost; None if it writes none.
+        full (str): Its message where a shared connection takes no more sessions.
         slot_fields (tuple): Hops with the same values in these fields share a limit of connection
             attempts; () for no limit.
     """
@@ -129,6 +130,7 @@ class Kind:
     queueing: tuple[str, ...] = ()
     queued: tuple[str, ...] = ()
     farewell: tuple[bytes, bytes] | None = None
+    full = ""
     slot_fields: tuple[str, ...] = ()
 
     def __init__(self, fields: Mapping[str, Any]) -> None:
@@ -161,6 +163,18 @@ class Kind:
         """The same hop, without the options that old clients do not know."""
         return self
 
+    def share_key(self) -> str:
+        """Runs with the same key may share a connection; "" where none can be shared."""
+        return ""
+
+    def master(self, path: str, log: str) -> list[str]:
+        """The argv that starts a connection for many runs, with this socket and this log."""
+        raise NotImplementedError
+
+    def shared(self, path: str) -> Kind:
+        """The same hop through a connection that is there; it fails where that is not."""
+        raise NotImplementedError
+
     def announcing(self, word: str) -> Kind | None:
         """The same hop, which writes `word` to stderr once it is connected; None if it can't."""
         return None
@@ -186,6 +200,7 @@ class Ssh(Kind):
     passing = ("Temporary failure in name resolution",)
     # Written to stderr, whatever -E and LogLevel are.
     farewell = (b"Connection to ", b" closed by remote host.\r\n")
+    full = "Session open refused by peer"
     slot_fields = ("host", "port")  # the server, whose MaxStartups is the limit
 
     # The text that is sent needs these. They come before the user's options, because ssh takes the
@@ -195,6 +210,7 @@ class Ssh(Kind):
     # IgnoreUnknown would help, but would replace an IgnoreUnknown of the user's configuration.
     _SINCE_8_7 = ("StdinNull=no", "SessionType=default", "ForkAfterAuthentication=no")
     _newer: tuple[str, ...] = _SINCE_8_7
+    _through: tuple[str, ...] = ()  # how it shares a connection
     # The user may want other values, so these come after the user's options. A keepalive of 3 x
     # 15 s is usual, and ends a silent connection before the lease of 60 s does. With a shared
     # master, all connections would fail together. At LogLevel=ERROR ssh does not report that a
@@ -209,15 +225,44 @@ class Ssh(Kind):
         """
         ssh and its options; the login shell of the host, whichever it is, runs `argv`.
         """
+        return [*self._words(log), "--", self.fields["host"], shell_command(argv)]
+
+    def _words(self, log: str | None) -> list[str]:
         fields = self.fields
-        options = [*self._FIXED, *self._newer, *_flat(fields["options"]), *self._USUAL]
+        options = [
+            *self._FIXED,
+            *self._newer,
+            *self._through,
+            *_flat(fields["options"]),
+            *self._USUAL,
+        ]
         words = ["ssh", "-T"]
         # -E: ssh's messages would otherwise mix with the program's stderr
         words += ["-E", log] if log is not None else []
         words += [word for option in options for word in ("-o", option)]
         words += ["-p", str(fields["port"])] if fields["port"] is not None else []
         words += ["-l", fields["user"]] if fields["user"] is not None else []
-        return [*words, "--", fields["host"], shell_command(argv)]
+        return words
+
+    def share_key(self) -> str:
+        """Host, user, port and options; agent forwarding is one of these."""
+        if {"controlmaster", "controlpath"} & {name.lower() for name in self.fields["options"]}:
+            return ""
+        return "\0".join([*self._words(None), self.fields["host"]])
+
+    def master(self, path: str, log: str) -> list[str]:
+        """ssh in the background, without a session of its own; it ends a minute after the last."""
+        own = ("ControlMaster=yes", f"ControlPath={_literal(path)}")
+        hop = Ssh(self.fields)
+        hop._newer, hop._through = (), own
+        return [*hop._words(log), "-o", "ControlPersist=60", "-N", "-f", "--", self.fields["host"]]
+
+    def shared(self, path: str) -> Ssh:
+        """Without the connection of its own that ssh would make where the master refuses it."""
+        hop = Ssh(self.fields)
+        hop._newer = self._newer
+        hop._through = (f"ControlPath={_literal(path)}", "ProxyCommand=false")
+        return hop
 
     def leads(self, where: str, user: str) -> tuple[str, str]:
         """To the host."""
@@ -271,6 +316,11 @@ class Exec(Kind):
         """Only the prefix knows the place and the user."""
         name = quoted(self.fields["argv"][0])
         return f"{where}, behind {name}", f"whom {name} makes us"
+
+
+def _literal(path: str) -> str:
+    """A path as ControlPath takes it."""
+    return path.replace("%", "%%")
 
 
 def _flat(options: Mapping[str, Any]) -> Iterable[str]:

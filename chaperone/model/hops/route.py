@@ -42,6 +42,7 @@ class Route:
         early_codes (tuple): Exit codes that mean so before all hops are through.
         may_be_killed, farewell: As in `Kind`, of the first hop, which is the process that we start.
         dies_with_client (str): As in `Kind`, of the first hop that has a reason.
+        share_key (str): As in `Kind`, of the first hop.
         slot_name (str): The slot of the first hop that limits connections; None if none does.
     """
 
@@ -54,6 +55,7 @@ class Route:
         self.may_be_killed = bool(hops) and hops[0].may_be_killed
         self.farewell = hops[0].farewell if hops else None
         self.dies_with_client = next(filter(None, (hop.dies_with_client for hop in hops)), "")
+        self.share_key = hops[0].share_key() if hops else ""
         limited = [[hop.fields[name] for name in hop.slot_fields] for hop in hops]
         names = [",".join(str(value or "") for value in values) for values in limited if values]
         self.slot_name = names[0] if names else None
@@ -99,6 +101,19 @@ class Route:
         ]
         passing = any(sign in words for hop in self._hops for sign in hop.passing)
         return (stages[0], passing) if stages else (None, True)
+
+    def master(self, path: str, log: str) -> list[str]:
+        """As `Kind.master`, of the first hop."""
+        return self._hops[0].master(path, log)
+
+    def shared(self, path: str) -> Route:
+        """The same route, its first hop through a connection that is there."""
+        return Route([self._hops[0].shared(path), *self._hops[1:]])
+
+    def is_full(self, words: str) -> bool:
+        """Whether the messages say that a shared connection takes no more sessions."""
+        full = self._hops[0].full
+        return bool(full) and full in words
 
     def is_too_new(self, words: str) -> bool:
         """Whether the messages say that a hop's client is too old for its options."""

@@ -1,5 +1,5 @@
 """
-Getting through to a far side: attempts, how many at a time, and what their failures mean.
+Getting through to a far side: attempts, and what their failures mean.
 
 Knows: slots, when to try again.  Must not know: what is sent there, a kind of hop.
 """
@@ -9,18 +9,18 @@ from __future__ import annotations
 import os
 import stat
 
-from ..cpython import signal
-from ..program.fds import owned
-from ..spool import format, locks
+from ...cpython import signal
 from .connection import Connection
+from .masters import Masters
+from .slots import SLOTS, Slots
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Protocol
 
-    from ..model.hops.route import Route
-    from ..program.interface import Chaperone
+    from ...model.hops.route import Route
+    from ...program.interface import Chaperone
     from .connection import ConnectionOwner, Dialogue, Receiver
 
     class DialerOwner(ConnectionOwner, Receiver, Protocol):
@@ -33,12 +33,11 @@ if TYPE_CHECKING:
             """
 
 
-# sshd's default MaxStartups begins to refuse at 10: of 100 at once 34-42 failed, of 100 eight at a
-# time none.
-SLOTS = 8
 SLOT_AGAIN_S = 0.05  # all slots taken: a fresh connection takes 0.1-0.2 s, so one is free soon
 # jittered, so that a hundred refused at once don't come back at once
 RETRY_S = (0.2, 5.0)
+SHARES = 3  # attempts to use a shared connection, then one of our own
+SHARE_S = 10.0  # for a session on one: a master that was paused never answers
 WORDS = 600  # characters of a client's last words in a message
 LOG_BYTES = 65_536  # of the log that are read for these words
 STOPPED = ("stopped", "stopped before the connection was there")
@@ -53,6 +52,7 @@ class Dialer:
         route (Route): The hops.
         inner (list): The argv at their end.
         patience_s (float): For all attempts of one call together.
+        share (bool): Whether it may share a connection with other runs.
         owner (DialerOwner): Learns how it goes.
 
     Attributes:
@@ -66,12 +66,15 @@ class Dialer:
         inner: list[str],
         patience_s: float,
         owner: DialerOwner,
+        share: bool = False,
     ) -> None:
         self._chaperone, self._inner, self._owner = chaperone, inner, owner
         self._take(route)
         self._patience_s = patience_s
         self._connection: Connection | None = None
         self._slots = Slots(chaperone, route.slot_name)
+        can_share = share and route.share_key and chaperone.spool_fd >= 0
+        self._masters = Masters(chaperone, route) if can_share else None
         self._attempts: Attempts | None = None
         self._timer: int | None = None
         self._too_late: int | None = None
@@ -129,6 +132,49 @@ class Dialer:
 
     def _attempt(self, attempts: Attempts) -> None:
         self._timer = None
+        if self._masters is None or attempts.shares <= 0:
+            self._connect(attempts)
+            return
+        try:
+            path = self._masters.take()
+            if path is not None:
+                self._open(attempts, self._route.shared(path), SHARE_S)
+            else:
+                self._start_master(attempts, self._masters)
+        except OSError as error:
+            self._alone(attempts, str(error.strerror or error))
+
+    def _start_master(self, attempts: Attempts, masters: Masters) -> None:
+        if self._chaperone.loop.now() >= attempts.deadline - self._patience_s / 2:
+            self._alone(attempts, "it takes too long to make it")
+        elif "CHAPERONE_RUN_ID" in os.environ:  # it would end with the run that we are part of
+            self._alone(attempts, "none is made inside a run")
+        elif attempts.started_master:
+            self._alone(attempts, "its master did not start")
+        elif not self._slots.take():
+            self._later(SLOT_AGAIN_S * (0.5 + _chance()), attempts)
+        elif masters.start(lambda: self._started(attempts)):
+            attempts.started_master = True
+        else:
+            self._slots.leave()
+            self._later(SLOT_AGAIN_S * (0.5 + _chance()), attempts)
+
+    def _started(self, attempts: Attempts) -> None:
+        self._slots.leave()
+        if attempts.given_up:
+            self._owner.unreachable(*STOPPED)
+        else:
+            self._attempt(attempts)
+
+    def _alone(self, attempts: Attempts, why: str) -> None:
+        """Make a connection of our own, which also says what is wrong, if anything is."""
+        assert self._masters is not None
+        self._masters.leave()
+        self._chaperone.log(f"unable to share a connection: {why}")
+        attempts.shares = 0
+        self._attempt(attempts)
+
+    def _connect(self, attempts: Attempts) -> None:
         loop = self._chaperone.loop
         if not self._slots.take():
             if loop.now() < attempts.deadline:
@@ -137,12 +183,17 @@ class Dialer:
                 taken = f"all {SLOTS} slots for this host stayed taken for {self._patience_s:g} s"
                 self._owner.unreachable("connect", f"unable to connect: {taken}")
             return
+        self._open(attempts, self._route, self._patience_s)
+
+    def _open(self, attempts: Attempts, route: Route, patience_s: float) -> None:
+        loop = self._chaperone.loop
+        self.argv = route.argv(self._inner, self._chaperone.log_path)
         self._log_size = self._size_of_log()
         try:
             self._connection = Connection(
                 loop,
                 self.argv,
-                route=self._route,
+                route=route,
                 dialogue=attempts.make_dialogue(),
                 owner=self,
                 receiver=self._owner,
@@ -151,7 +202,8 @@ class Dialer:
             self._slots.leave()
             self._owner.unreachable("spawn", f"unable to run {self.argv[0]!r}: {error.strerror}")
             return
-        self._too_late = loop.at(attempts.deadline, self._connection.terminate)
+        too_late = min(attempts.deadline, loop.now() + patience_s)
+        self._too_late = loop.at(too_late, self._connection.terminate)
         self._connection.begin()
 
     def _later(self, delay_s: float, attempts: Attempts) -> None:
@@ -187,9 +239,34 @@ class Dialer:
         if text:
             self._chaperone.log(f"said before the program's own output: {text}")
         if ready:
+            self._leave_master()
             self._owner.closed(code, ready, noise)
+        elif self._attempts is not None and self._masters is not None and self._attempts.shares > 0:
+            self._not_shared(self._attempts, self._masters, noise)
         elif self._attempts is not None:
             self._failed(self._attempts, code, noise)
+
+    def _leave_master(self) -> None:
+        if self._masters is not None:
+            self._masters.leave()
+
+    def _not_shared(self, attempts: Attempts, masters: Masters, noise: bytes) -> None:
+        """A session on a master did not come about."""
+        words = self.words(noise)
+        if self._route.is_full(words):
+            masters.refused()
+            attempts.started_master = False
+        elif self._route.is_too_new(words):
+            self._take(self._route.older())
+        else:
+            attempts.shares -= 1
+            masters.failed()
+        if attempts.given_up:
+            self._owner.unreachable(*STOPPED)
+        elif attempts.shares <= 0:
+            self._alone(attempts, words or "no reason given")
+        else:
+            self._attempt(attempts)
 
     def _failed(self, attempts: Attempts, code: int, noise: bytes) -> None:
         now = self._chaperone.loop.now()
@@ -274,94 +351,19 @@ class Attempts:
     Attributes:
         refused (str): What the hops said at the last one.
         given_up (bool): Whether no further one is wanted.
+        shares (int): How many more are to use a shared connection, if the run may share one.
+        started_master (bool): Whether it started the master that it needs.
     """
 
     def __init__(self, make_dialogue: Callable[[], Dialogue], deadline: float) -> None:
         self.make_dialogue, self.deadline = make_dialogue, deadline
         self.refused = ""
         self.given_up = False
+        self.shares = SHARES
+        self.started_master = False
         self._pause_s = 0.0
 
     def next_pause_s(self) -> float:
         """How long to wait before the next one: longer from one to the next."""
         self._pause_s = min(max(2 * self._pause_s, RETRY_S[0]), RETRY_S[1])
         return self._pause_s
-
-
-# -- slots
-
-
-class Slots:
-    """
-    Leave to connect: at most so many attempts to one host at a time, across all chaperones of a
-    spool. A slot is a lock in the spool, and is free again when its holder dies.
-
-    Args:
-        chaperone (Chaperone): For its spool and log.
-        name (str): What the attempts that share a limit have in common; None for no limit.
-    """
-
-    def __init__(self, chaperone: Chaperone, name: str | None) -> None:
-        self._chaperone, self._name = chaperone, name
-        self._fds: list[int] = []  # one, while we connect; all, while we wait for one
-
-    def take(self) -> bool:
-        """Take a slot, if one is free, until `leave`."""
-        if self._name is None or self._chaperone.spool_fd < 0:
-            return True
-        try:
-            # Kept open while we wait: a look at them takes 7 µs then, and 40 where they are opened
-            # each time; a hundred may wait.
-            self._fds = self._fds or _open_slots(self._chaperone.spool_fd, self._name)
-            return self._take_one()
-        except OSError as error:  # a limit that can't be kept is no reason not to run
-            self.leave()
-            reason = error.strerror or error
-            self._chaperone.log(f"unable to take a slot for connecting: {reason}")
-            return True
-
-    def _take_one(self) -> bool:
-        for fd in self._fds:
-            if locks.try_take(fd):
-                self._fds.remove(fd)
-                self.leave()
-                self._fds = [fd]
-                return True
-        return False
-
-    def leave(self) -> None:
-        """Let go of the slot, or of waiting for one."""
-        while self._fds:
-            os.close(self._fds.pop())
-
-
-def slot_names(name: str) -> list[str]:
-    """
-    The file names of slots; what no file name may hold is escaped, and what is long is cut: hosts
-    may share slots.
-    """
-    safe = "".join(
-        char if char.isascii() and (char.isalnum() or char in "-_.") else f"%{ord(char):02x}"
-        for char in name
-    )
-    return [f"{safe[:200]}.{number}" for number in range(SLOTS)]
-
-
-def _open_slots(spool_fd: int, name: str) -> list[int]:
-    """
-    Open slots, to be asked for one until it is free.
-
-    Raises:
-        OSError: If they can't be opened; none of them stays open.
-    """
-    format.make_directory(format.CONNECT, spool_fd)
-    fds: list[int] = []
-    with owned(format.open_entries(spool_fd, format.CONNECT)) as directory_fd:
-        try:
-            for slot in slot_names(name):
-                fds.append(format.open_plain(directory_fd, slot, os.O_RDWR | os.O_CREAT))
-        except OSError:
-            for fd in fds:
-                os.close(fd)
-            raise
-    return fds

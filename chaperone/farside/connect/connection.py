@@ -10,17 +10,17 @@ import fcntl
 import os
 import select
 
-from ..cpython import signal
-from ..program.fds import PIPE_BYTES, widened
-from .records import Farewell
+from ...cpython import signal
+from ...program.fds import PIPE_BYTES, widened
+from ..records import Farewell
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Protocol
 
-    from ..model.hops.route import Route
-    from ..program.loop import Loop
+    from ...model.hops.route import Route
+    from ...program.loop import Loop
 
     class Dialogue(Protocol):
         """
@@ -384,11 +384,12 @@ class Connection:
         written, said = self._farewell.end(code)
         if written:
             self._receiver.output("stderr", written)
-        noise = self._dialogue.noise()  # a client may say on stdout what it failed at
+        noise = self._dialogue.noise()
         if self.ready:
             noise = self._booted + noise
-        else:
-            noise = self._booted.replace(self._dialogue.ready_word, b"") or noise
+        else:  # a client that failed may say why on stdout
+            booted = self._booted.replace(self._dialogue.ready_word, b"")
+            noise = booted or (noise if code > 0 else b"")
         self._owner.closed(code, self.ready, noise + said)
 
 

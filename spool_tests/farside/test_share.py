@@ -1,0 +1,287 @@
+"""
+Connections that runs share: one master for many runs, and what happens when it dies, is full, is
+paused or can't be had.
+"""
+
+import contextlib
+import hashlib
+import os
+import pathlib
+import random
+import shutil
+import signal
+import tempfile
+import time
+
+import pytest
+
+from chaperone.model import spec as specs
+from spool_tests.support.far import far_processes, log
+from spool_tests.support.processes import ssh_masters
+from spool_tests.support.runs import ask, final, live, running, sh, start, stdout
+from spool_tests.support.sshd import Sshd
+from spool_tests.support.waiting import need, until
+
+
+@pytest.fixture
+def masters(spool):
+    """
+    The masters of this test, as a function: {number: pid}; each is ended before the spool is looked
+    at.
+    """
+    token = f"TEST_TOKEN={os.environ['TEST_TOKEN']}".encode()
+
+    def found():
+        return {
+            int(command.partition("ControlPath=")[2].split()[0].rpartition(".")[2]): pid
+            for pid, command in ssh_masters(token).items()
+        }
+
+    yield found
+    for pid in found().values():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+            os.kill(pid, signal.SIGTERM)
+    until(lambda: not found())
+
+
+def shared(sshd, **options):
+    remote = sshd.remote()
+    ssh = {**remote, "options": {**remote["options"], **options}}
+    return {"hops": [{"ssh": ssh}], "share": True}
+
+
+def uses_master(spool, run_id):
+    (words,) = [
+        word
+        for word in live(spool, run_id)["connection"]["argv"]
+        if word.startswith("ControlPath=/")
+    ]
+    return words.rpartition("/")[2]
+
+
+def test_second_run_uses_the_connection_of_the_first(spool, sshd, masters):
+    first = start(spool, sh("echo one; exit 3"), "first", remote=shared(sshd))
+    assert first.wait(60) == 0
+    assert (final(spool, "first")["return_code"], stdout(spool, "first")) == (3, b"one\n")
+    (master,) = masters().values()
+    second = start(spool, sh("cat; exit 4", stdin="in"), "second", remote=shared(sshd))
+    assert second.wait(60) == 0
+    assert (final(spool, "second")["return_code"], stdout(spool, "second")) == (4, b"in")
+    assert list(masters().values()) == [master]
+    assert final(spool, "second")["complete"] and log(spool, "second") == ""
+
+
+def test_master_belongs_to_no_run(spool, sshd, masters):
+    """It has the pipes of a run's client as long as that lives, and nothing else of the run."""
+    chaperone = start(
+        spool, sh("echo up; exec sleep 60"), remote=shared(sshd), stop={"grace_period": 1}
+    )
+    status = running(spool)
+    (pid,) = masters().values()
+    assert os.getsid(pid) not in (os.getsid(status["chaperone_pid"]), os.getsid(0))
+    os.kill(status["chaperone_pid"], signal.SIGKILL)
+    chaperone.wait()
+    until(lambda: not far_processes(spool))
+    assert list(masters().values()) == [pid]
+    until(lambda: not [name for name in open_files(pid) if name.startswith("pipe:")])
+    (log_of_it,) = spool.glob(".connect/m-*.log")
+    assert [name for name in open_files(pid) if str(spool) in name] == [str(log_of_it)]
+
+
+def open_files(pid):
+    return [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+
+
+@pytest.fixture
+def narrow(tmp_path):
+    """An sshd that takes two sessions of one connection."""
+    need("sshd", "ssh")
+    directory = tempfile.mkdtemp(prefix="chaperone-sshd-")
+    server = Sshd(directory, more="MaxSessions 2")
+    yield server
+    server.close()
+    shutil.rmtree(directory)
+
+
+def test_full_master_gets_a_second_one_and_the_limit_is_remembered(spool, narrow, masters):
+    sshd = narrow
+    runs = [
+        start(spool, sh("echo up; exec sleep 60"), f"r{number}", remote=shared(sshd))
+        for number in range(5)
+    ]
+    for number in range(5):
+        running(spool, f"r{number}")
+    paths = [uses_master(spool, f"r{number}") for number in range(5)]
+    assert sorted(map(paths.count, set(paths))) == [1, 2, 2]
+    (found,) = spool.glob(".connect/m-*.sessions")
+    assert found.read_text() == "2\n"
+    for number, chaperone in enumerate(runs):
+        ask(spool, "kill", f"r{number}")
+        assert chaperone.wait(60) == 0
+
+
+def test_death_of_a_master_is_a_cut_for_all_its_runs(spool, sshd, masters):
+    text = "i=0; while [ $i -lt 40 ]; do echo $i; i=$((i+1)); sleep 0.1; done; exit 6"
+    survivor = start(spool, sh(text), "survivor", remote=shared(sshd), on_disconnect="survive")
+    victim = start(
+        spool,
+        sh("trap '' TERM; echo up; sleep 60"),
+        "victim",
+        remote=shared(sshd),
+        stop={"grace_period": 0.5},
+    )
+    alone = start(spool, sh("sleep 2; exit 7"), "alone", remote=sshd.remote())
+    for name in ("survivor", "victim", "alone"):
+        running(spool, name)
+    assert uses_master(spool, "survivor") == uses_master(spool, "victim")
+    (pid,) = masters().values()
+    os.kill(pid, signal.SIGKILL)
+    assert victim.wait(60) == 0
+    status = final(spool, "victim")
+    assert (status["state"], status["exception"]["stage"]) == ("lost", "connection")
+    until(lambda: not far_processes(spool, "victim"))
+    assert (survivor.wait(60), alone.wait(60)) == (0, 0)
+    status = final(spool, "survivor")
+    assert (status["return_code"], status["complete"]) == (6, True)
+    assert status["connection"]["drops"] == 1
+    assert stdout(spool, "survivor") == b"".join(b"%d\n" % number for number in range(40))
+    assert (final(spool, "alone")["return_code"], final(spool, "alone")["connection"]["drops"]) == (
+        7,
+        0,
+    )
+
+
+def test_socket_that_a_killed_master_left_is_replaced(spool, sshd, masters):
+    assert start(spool, sh("true"), "first", remote=shared(sshd)).wait(60) == 0
+    ((number, pid),) = masters().items()
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: not masters())
+    assert list(spool.glob(f".connect/m-*.{number}"))
+    assert start(spool, sh("exit 3"), "second", remote=shared(sshd)).wait(60) == 0
+    assert final(spool, "second")["return_code"] == 3
+    assert list(masters()) == [number] and masters()[number] != pid
+
+
+def test_master_that_idles_ends(spool, sshd, masters):
+    assert start(spool, sh("true"), remote=shared(sshd, ControlPersist=1)).wait(60) == 0
+    until(lambda: not masters(), 20)
+
+
+def test_path_of_any_length_will_do(tmp_path, spool, sshd, masters):
+    short = tempfile.mkdtemp(dir="/tmp")
+    deep = spool / ("d" * 100)
+    deep.mkdir(0o700)
+    try:
+        for where, begins in ((pathlib.Path(short), short), (deep, "/proc/")):
+            for name in ("first", "second"):
+                remote = shared(sshd, ControlPersist=1)
+                assert start(where, sh("exit 3"), name, remote=remote).wait(60) == 0
+                assert final(where, name)["return_code"] == 3
+            words = " ".join(final(where, "second")["connection"]["argv"])
+            assert f"ControlPath={begins}" in words and len(masters()) == 1
+            until(lambda: not masters(), 20)
+    finally:
+        shutil.rmtree(short)
+
+
+@pytest.mark.parametrize("why", ["no login", "inside a run"])
+def test_run_that_can_not_share_connects_by_itself(spool, sshd, masters, why, monkeypatch):
+    if why == "inside a run":
+        monkeypatch.setenv("CHAPERONE_RUN_ID", "outer")
+        chaperone = start(spool, sh("exit 3"), remote=shared(sshd))
+        assert chaperone.wait(60) == 0
+        assert final(spool)["return_code"] == 3
+    else:
+        chaperone = start(spool, sh("exit 3"), remote=shared(sshd, IdentityFile="/dev/null"))
+        assert chaperone.wait(60) == 0
+        status = final(spool)
+        assert (status["state"], status["exception"]["stage"]) == ("error", "auth")
+    assert not masters()
+    assert "unable to share a connection" in log(spool)
+
+
+@pytest.mark.long
+def test_paused_master_holds_nobody_for_long(spool, sshd, masters):
+    assert start(spool, sh("true"), "first", remote=shared(sshd)).wait(60) == 0
+    (pid,) = masters().values()
+    os.kill(pid, signal.SIGSTOP)
+    second = start(spool, sh("exit 3"), "second", remote=shared(sshd), timeouts={"connect": 120})
+    assert second.wait(120) == 0
+    assert final(spool, "second")["return_code"] == 3
+
+
+def test_survivors_share_and_others_are_asked(spool, sshd):
+    remote = {"host": "db3"}
+    for spec, share in (
+        ({"remote": remote}, False),
+        ({"remote": remote, "on_disconnect": "survive"}, True),
+        ({"remote": {**remote, "share": False}, "on_disconnect": "survive"}, False),
+        ({"remote": {"mode": "sudo", "user": "etl"}, "on_disconnect": "survive"}, False),
+        (
+            {
+                "remote": {**remote, "options": {"ControlPath": "/x"}},
+                "on_disconnect": "survive",
+            },
+            False,
+        ),
+    ):
+        canonical = specs.checked({"program": {"argv": ["true"]}, **spec}, "/")
+        assert canonical["remote"]["share"] is share
+    for remote, words in (
+        (
+            {"mode": "sudo", "user": "etl", "share": True},
+            "remote.share: want false where the first hop is not ssh or has a ControlPath of its"
+            " own",
+        ),
+        (
+            {"host": "db3", "share": True, "supervise": False},
+            "remote.share: want false where remote.supervise is false",
+        ),
+    ):
+        with pytest.raises(ValueError) as caught:
+            specs.checked({"program": {"argv": ["true"]}, "remote": remote}, "/")
+        assert str(caught.value) == f"{words}, got true"
+
+
+@pytest.mark.long
+def test_masters_killed_at_random_under_fifty_runs(spool, sshd, masters, tmp_path):
+    """Half of them survive: complete by checksum; the others that were cut are lost and gone."""
+    script = "i=0; while [ $i -lt 100 ]; do echo $i; i=$((i+1)); sleep 0.2; done"
+    whole = hashlib.sha256(b"".join(b"%d\n" % number for number in range(100))).digest()
+    lives = ["survive", "kill"] * 25
+    runs = {
+        f"r{number}": start(
+            spool,
+            sh(script),
+            f"r{number}",
+            remote=shared(sshd),
+            on_disconnect=life,
+            timeouts={"connect": 300},
+            stop={"grace_period": 1},
+        )
+        for number, life in enumerate(lives)
+    }
+    killed, by_chance = 0, random.Random(7)
+    while killed < 40 and any(run.poll() is None for run in runs.values()):
+        for pid in list(masters().values()):
+            if by_chance.random() < 0.3 and killed < 40:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                    killed += 1
+        time.sleep(by_chance.random())
+    for run in runs.values():
+        assert run.wait(600) == 0
+    for number, life in enumerate(lives):
+        status = final(spool, f"r{number}")
+        if life == "survive":
+            assert (status["state"], status["return_code"], status["complete"]) == (
+                "terminated",
+                0,
+                True,
+            ), log(spool, f"r{number}")
+        if status["state"] == "terminated":
+            assert hashlib.sha256(stdout(spool, f"r{number}")).digest() == whole
+        else:
+            assert (status["state"], life) == ("lost", "kill")
+        until(lambda number=number: not far_processes(spool, f"r{number}"), 30)
