@@ -9,7 +9,6 @@ import contextlib
 import errno
 import json
 import os
-import shlex
 import signal
 import subprocess
 
@@ -137,8 +136,7 @@ class Battery:
     def start(self, program, run_id="r", **spec):
         """Start a run, and wait until it runs: its status."""
         if self.far:
-            hop = {"exec": {"argv": [*self.made.run_words]}} if self.made.run_words else None
-            spec["remote"] = {"hops": [hop or {"exec": {"argv": ["env"]}}]}
+            spec["remote"] = self.remote()
             if spec.get("on_disconnect") == "survive":
                 spec["remote"]["remote_dir"] = f"{self.home}/.chaperone"
         spec = {"id": run_id, "program": program, **spec}
@@ -148,6 +146,10 @@ class Battery:
         assert process.stdout.readline() == f"{run_id}\n".encode(), process.stderr.read()
         self._started.append(process)
         return until(lambda: self.running(run_id) or self.ended(run_id), SECONDS, self.log)
+
+    def remote(self):
+        """A spec's `remote` that leads into this world."""
+        return {"hops": [{"exec": {"argv": [*(self.made.run_words or ("env",))]}}]}
 
     def popen(self, *words, starts=False):
         return subprocess.Popen(
@@ -394,17 +396,19 @@ def raised(here):
 
 
 def doctor(here):
-    """It says in lines what it finds, and has no traceback; a far side is behind a fake ssh."""
+    """It tries a run here, or a far side, says what `tracking` would be, and has no traceback."""
+    words = ["doctor"]
     if here.far:
-        ssh = here.directory / "ssh"
-        words = shlex.join(here.made.run_words)
-        ssh.write_text(f'#!/bin/sh\nfor last; do :; done\nexec {words} /bin/sh -c "$last"\n')
-        ssh.chmod(0o755)
-        here.env["PATH"] = f"{here.directory}:{here.env['PATH']}"
-    done = here.call("doctor", *(["there"] if here.far else []), code=None)
+        path = here.directory / "spec.json"
+        path.write_text(json.dumps({"program": {"argv": ["true"]}, "remote": here.remote()}))
+        words += ["--spec", path]
+    done = here.call(*words, code=None)
+    lines = done.stdout.splitlines()
     assert done.returncode in (os.EX_OK, os.EX_CONFIG) and done.stderr == "", done
-    assert not here.far or "ok  far side: a run was started there" in done.stdout, done
-    assert all(line[:4] in ("ok  ", "BAD ", "    ") for line in done.stdout.splitlines())
+    assert all(line[:4] in ("ok  ", "BAD ", "    ") for line in lines)
+    name = "tracking" if here.far else "guard"
+    mark = "ok  " if here.tracking == "kernel" else "BAD "
+    assert [line[:4] for line in lines if line[4:].startswith(f"{name}:")] == [mark], done
 
 
 EACH = (run, stop, killed, survive, doctor)
