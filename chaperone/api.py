@@ -79,7 +79,7 @@ class Spool:
 
     def cursor(self) -> dict[str, Any]:
         """
-        The cursor that means: from now on.
+        The cursor of this moment: a follower that begins with it delivers only what happens later.
 
         Returns:
             dict: All live runs and all ended runs that were not collected, at their present sizes.
@@ -313,7 +313,7 @@ class Run:
             look.request(run_fd, self.run_id, Request("signal", signal=text, by=by))
 
     def delete(self) -> None:
-        """Delete it, collected or not; raises as `chaperone.spool.gc.delete`, BusyError too."""
+        """Delete the run, collected or not; raises as `chaperone.spool.gc.delete`, or BusyError."""
         gc.delete(self.spool_path, self.run_id)
 
     def _end(self, request: Request, wait: bool) -> Status:

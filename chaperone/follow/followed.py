@@ -102,7 +102,7 @@ class FollowedRun:
         self._lease_ends = 0.0
 
     def has_ended(self) -> bool:
-        """Whether its ending was handed out."""
+        """Whether its ending was delivered."""
         return cursors.has_ended(self.entry)
 
     def has_more(self) -> bool:
@@ -110,11 +110,11 @@ class FollowedRun:
         return self.hints != 0 or self._final is not None
 
     def is_over(self) -> bool:
-        """Whether its ending was handed out, and nothing speaks of another run of this id."""
+        """Whether its ending was delivered, and nothing hints at another run with its id."""
         return self.has_ended() and not self.hints
 
     def let_go(self) -> None:
-        """Give back its watch and its fds; a further look begins from nothing."""
+        """Drop its watch and its fds; the next look begins from nothing."""
         self._follower.unwatch(self)
         self._follower.streams.drop(self.run_id)
         self._forget()
@@ -438,7 +438,8 @@ class FollowerServices(Protocol):
 
 def _length(status: dict[str, Any], stream: str, otherwise: int) -> int:
     """
-    The length of a stream as its final status has it; a lost run's last bytes were not counted.
+    The length of a stream in its final status; `otherwise` if the run is lost, because its last
+    bytes were not counted.
     """
     counts = status.get(stream)
     said = (

@@ -58,5 +58,5 @@ class Progress:
         return run is not None and run.has_ended() and run_id not in self.collecting
 
     def uncollected(self) -> list[str]:
-        """The ids of all runs that are."""
+        """The ids of all uncollected runs."""
         return [run_id for run_id in self._runs if self.is_uncollected(run_id)]

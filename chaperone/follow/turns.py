@@ -17,7 +17,7 @@ MOST_ENDED = 64
 
 
 class Turns:
-    """The runs that wait for a turn; a run delivers one event, so that none delays another."""
+    """The runs that wait for a turn; in a turn a run delivers one event, so none delays another."""
 
     def __init__(self) -> None:
         self._ready: deque[FollowedRun] = deque()

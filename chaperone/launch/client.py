@@ -1,5 +1,5 @@
 """
-How the spool's launcher is asked to start a run.
+Asks the spool's launcher to start a run.
 
 Knows: its socket, one request, one answer.  Must not know: how a run is held.
 An answer that never comes costs a cold start and nothing else: the run id decides which start wins,
@@ -118,16 +118,16 @@ def start_on_demand(path: str) -> bool:
 
 
 def socket_path(spool_fd: int, name: str = format.LAUNCHER) -> str:
-    """A name that fits into the 108 bytes of a socket's address, however long the spool's is."""
+    """A path that fits into the 108 bytes of a socket address, however long the spool's path is."""
     return f"/proc/self/fd/{spool_fd}/{name}"
 
 
 def receive_line(connection: socket.socket) -> bytes:
     """
-    Up to a newline.
+    Receive bytes up to a newline.
 
     Raises:
-        OSError: If the other end went, or took too long.
+        OSError: If the other end has closed, or took too long.
     """
     pieces: list[bytes] = []
     while not (pieces and pieces[-1].endswith(b"\n")):

@@ -1,7 +1,7 @@
 """
-Which code this process runs, as a text to compare.
+Which code this process runs, as a text that can be compared.
 
-Knows: the files of this package.  Must not know: what is done with them.
+Knows: the files of this package.  Must not know: what they do.
 A module of its own, because only a launcher and its clients can afford to look at all these files.
 """
 

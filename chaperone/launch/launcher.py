@@ -125,7 +125,7 @@ def _pid(lock_fd: int) -> str:
 
 
 def _pidfd() -> int:
-    """By this a chaperone that we forked ends us and nobody else; -1 where there are none."""
+    """A pidfd of this process, so that a forked chaperone can end it safely; -1 without pidfds."""
     try:
         return os.pidfd_open(os.getpid())
     except OSError:
@@ -133,7 +133,7 @@ def _pidfd() -> int:
 
 
 def _listen(spool_fd: int) -> socket.socket:
-    """By rename over what a killed one left, so that whoever finds the socket can connect."""
+    """Make the socket, and rename it over an old one: a client that finds it can connect."""
     new = f"{format.LAUNCHER}.new"
     try:
         os.unlink(new, dir_fd=spool_fd)
@@ -178,7 +178,7 @@ def _fork_for_each(
 
 
 def _comes(listening: socket.socket, idle_s: float | None) -> bool:
-    """Wait until somebody asks; False when nobody did for so many seconds, None for no limit."""
+    """Wait for a request; False if none came for so many seconds (None: no limit)."""
     poll = select.poll()
     poll.register(listening.fileno(), select.POLLIN)
     left_s = float("inf") if idle_s is None else idle_s
@@ -189,14 +189,13 @@ def _comes(listening: socket.socket, idle_s: float | None) -> bool:
     return bool(poll.poll(left_s * 1000))
 
 
-# -- the fork: what it does not touch stays one page for all runs, and 0.1 MB of touched pages are
-# 0.05 ms
+# -- the fork: all runs share the pages that it does not write to; to write to 0.1 MB takes 0.05 ms
 
 
 def _become_chaperone(
     fd: int, ours: tuple[int, ...], spool_path: str, launcher_fd: int
 ) -> NoReturn:
-    """Fork on as a guard, and in its child take the request, hold its run, exit."""
+    """Become a guard; in its child take the request, hold the run, and exit."""
     code = os.EX_SOFTWARE
     try:
         for number in CHANGED_SIGNALS:
@@ -241,7 +240,7 @@ def _is_at(spool_fd: int, spool_path: str) -> bool:
 
 
 def _end(launcher_fd: int) -> None:
-    """Have the launcher end, so that the next one that is asked for is right."""
+    """End the launcher, so that the next request starts one with the current code and spool."""
     try:
         signal.pidfd_send_signal(launcher_fd, signal.SIGTERM)
     except OSError:  # it has ended; or there are no pidfds, and those who ask it start cold

@@ -103,7 +103,7 @@ def adopt(
 
 
 def _each(calls: list[Call], detach: bool, visible: Visible) -> int:
-    """Hold a run in this process; of several, or where it can't be held here, each in a child."""
+    """Hold one run in this process; several, or one that can't be held here, in children."""
     if not detach and len(calls) == 1 and not leads_a_group():
         return calls[0](visible)
     children: list[tuple[int, int]] = []
@@ -129,7 +129,7 @@ def _asked(
     inherited: dict[str, Any],
     visible: Visible,
 ) -> int:
-    """Let the launcher hold it, or do so ourselves."""
+    """Let the launcher start the run; if it can't, hold it in this process."""
     from . import client
 
     spec = canonical_spec(name, text, cwd)
@@ -152,7 +152,7 @@ def _asked(
 
 
 def _both(visible: Visible, telling: int) -> Visible:
-    """Tell whoever waits for the run directory, and the process that made us."""
+    """Report the run directory to the caller, and to the process that forked this one."""
 
     def tell(run_id: str) -> None:
         visible(run_id)
@@ -166,7 +166,7 @@ def _both(visible: Visible, telling: int) -> Visible:
 
 
 def _ended(children: list[tuple[int, int]]) -> list[int]:
-    """What each child exited with; what is asked of this process by a signal is asked of them."""
+    """The exit code of each child; signals to this process are passed on to them."""
     living = {pid for pid, _ in children}
 
     def forward(number: int, frame: object) -> None:

@@ -1,8 +1,8 @@
 """
-Starting a run from a scheduler: a chaperone of its own, left to itself.
+Starts a run from a scheduler: with a chaperone of its own, which the scheduler need not wait for.
 
-Knows: specs, what a scheduler's process may not be burdened with.  Must not know: how a program is
-held, or a file name.
+Knows: specs, what must not happen in a scheduler's process.  Must not know: how a program is held,
+or a file name.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _environment(env: dict[str, str] | None) -> dict[bytes, bytes]:
 
 
 def _umask() -> int:
-    """Ours, looked up without changing it for other threads, where the kernel tells."""
+    """Our umask; read from /proc, because umask(2) would change it for other threads."""
     try:
         with open("/proc/self/status", encoding="ascii", errors="replace") as file:
             return next(int(line.split()[1], 8) for line in file if line.startswith("Umask:"))
@@ -105,25 +105,25 @@ def _umask() -> int:
 
 def _start_cold(path: str, run_id: str, text: bytes, env: dict[bytes, bytes]) -> None:
     """
-    By `chaperone run --detach`, the spec on its stdin. Files in memory, not pipes: they need no
-    reader meanwhile.
+    Run `chaperone run --detach` with the spec on its stdin. Its streams are files in memory: a pipe
+    would need a reader meanwhile.
     """
     files = [above_stderr(os.memfd_create(name)) for name in ("spec", "stdout", "stderr")]
     try:
         os.pwrite(files[0], text, 0)
         code = run_command(["run", "--detach", "--spool", path, "-"], env, files)
-        told, said = (
+        printed, said = (
             os.pread(fd, 1 << 16, 0).decode("utf-8", "surrogateescape") for fd in files[1:]
         )
     finally:
         for fd in files:
             os.close(fd)
-    if told.strip() != run_id:
+    if printed.strip() != run_id:
         raise _failure(code, path, run_id, said.strip().removeprefix("chaperone: "))
 
 
 def _failure(code: int | None, path: str, run_id: str, sentence: str) -> ChaperoneError:
-    """What `chaperone run` said, as the error that it was there."""
+    """The message of `chaperone run`, as the same error that it had there."""
     sentence = sentence or f"unable to start run {run_id!r}: its chaperone exited with code {code}"
     if code == os.EX_DATAERR:
         return SpecError(sentence)
