@@ -275,10 +275,12 @@ class Watch:
     def _leave_word(self, left: list[int] | None) -> None:
         """Write the pids of what still lives, for `reap`; nothing if they are not known."""
         if left is not None and len(self._run) > 3:
-            # Not zombies, of which a parent that we may not kill takes no notice.
-            living = b"".join(b" %d" % pid for pid in left if processes.is_living(pid))
+            # Not our zombies, of which a parent that we may not kill takes no notice. A /proc may
+            # hide what is another user's.
+            hidden = processes.signal_each(left, 0)
+            living = [pid for pid in left if pid in hidden or processes.is_living(pid)]
             try:
-                os.write(self._run[3], b"left%b\n" % living)
+                os.write(self._run[3], b"left%b\n" % b"".join(b" %d" % pid for pid in living))
             except OSError:
                 pass
 
