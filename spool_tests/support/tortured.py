@@ -143,6 +143,7 @@ class Cold:
 
     def settle(self):
         """Wait until the tree is as it is to stay, and see what a reader says of it."""
+        until(self.oracle.first, LONG_S, self)
         planted = functools.partial(until, lambda: self.oracle.planted() == self.plan.planted)
         if self.plan.living is None:
             # Where something is stopped, others may die: an orphaned process group gets SIGHUP.
@@ -156,7 +157,7 @@ class Cold:
             until(lambda: len(self.oracle.living()) == self.plan.living, LONG_S, self)
         alive, status = until(lambda: (found := self.seen())[1]["pid"] and found, LONG_S, self)
         found = alive, status["state"], status["pid"]
-        assert found == (True, "running", self.oracle.first()), brief(status)
+        assert found == (True, "running", self.oracle.first()), (found, self.oracle.listed())
 
     def seen(self):
         """Whether its chaperone lives, and its status, as a reader concludes it."""

@@ -18,7 +18,7 @@ import time
 
 PR_SET_DUMPABLE, PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 4, 15, 36  # linux/prctl.h
 EXIT = {"x86_64": 60, "aarch64": 93}.get(os.uname().machine)  # of one thread alone
-ORACLE, GO, RAISE, NODE = sys.argv[1:] if len(sys.argv) > 4 else [None] * 4
+ORACLE, GO, RAISE, NODE = sys.argv[1:] if __name__ == "__main__" else [""] * 4
 NOBODY = 65_534
 GENERATIONS, PAUSE_S = 40, 0.004
 SAY = 'say() { read -r x <"/proc/$1/stat" && set -- "$1" ${x##*")"} && echo "$1 ${21}" >&"$out"; }'
