@@ -93,11 +93,8 @@ class Run(direct.DirectRun):
 
     def __init__(self, null):
         super().__init__("r", "0" * 32)
-        self.streams, self.log_fd, self.log_path = (
-            {"stdout": null, "stderr": null},
-            null,
-            os.devnull,
-        )
+        self.streams = {name: os.dup(null) for name in ("stdout", "stderr")}  # it closes them
+        self.log_fd, self.log_path = null, os.devnull
 
     def publish(self, status, durable=False):
         assert self.final is None, "published twice"
