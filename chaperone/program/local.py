@@ -256,7 +256,8 @@ class LocalProgram:
             self._finished()
             return
         refused = processes.signal_each(left or [], signal.SIGKILL)
-        if left and len(refused) == len(left):
+        # Where the program itself is none of them it has ended, and that is heard next.
+        if left and len(refused) == len(left) and (self._finishing or self.pid in refused):
             sentence = (
                 f"{len(left)} processes run as another user and can't be killed: {left[:20]!r}"
             )

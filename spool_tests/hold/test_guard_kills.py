@@ -172,6 +172,29 @@ def test_chaperone_waits_for_nothing_that_it_may_not_kill(spool, tmp_path, how):
         os.kill(root, signal.SIGKILL)
 
 
+@pytest.mark.root
+def test_program_that_was_killed_beside_what_can_not_be_is_not_lost(spool, tmp_path):
+    need("setpriv")
+    raised, place = as_nobody(tmp_path)
+    program = sh(f"setsid {raised} sleep 1000 & exec sleep 1000")
+    process = started_as_nobody(place, {"id": "r", "program": program})
+    status = begun_in(place)
+    chaperone, pid = status["chaperone_pid"], status["pid"]
+    below = until(lambda: len(found := processes.descendants(chaperone)) == 2 and found)
+    root = until(lambda: next((one for one in below if uid_of(one) == 0), None))
+    os.kill(chaperone, signal.SIGSTOP)  # so that it hears of both at once
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: stat_of(pid)[0] == "Z")
+    ask(place, "kill")
+    os.kill(chaperone, signal.SIGCONT)
+    try:
+        assert process.wait(20) == 0
+        ended = final(place)
+        assert (ended["state"], ended["signal"], ended["leftovers"]) == ("terminated", "SIGKILL", 1)
+    finally:
+        os.kill(root, signal.SIGKILL)
+
+
 def started_as_nobody(place, spec):
     process = subprocess.Popen(
         [*NOBODY, *CHAPERONE, "run", "--spool", str(place), "-"],
