@@ -15,6 +15,7 @@ from ..errors import StartError
 from ..model import spec as specs
 from ..model import status as statuses
 from ..model import transitions
+from ..model.request import Reader
 from ..program import processes
 from ..program.guard import ANSWERED, IGNORED
 from ..program.loop import Loop
@@ -78,6 +79,7 @@ class Chaperone:
         self._begun = begun
         self._wakeup: tuple[int, int] = os.pipe()
         self.signal_fd = self._wakeup[0]
+        self._requests = Reader()
         self._single: dict[int, tuple[float, int]] = {}  # signal: (when, direct less passed on)
         self._started_at: float | None = None
         self._run_timer: int | None = None
@@ -120,9 +122,6 @@ class Chaperone:
             self.program.start()
         except StartError as error:
             self.not_started(error)
-        from ..model.request import Reader  # now: the program did not have to wait for it
-
-        self._requests = Reader()
         self.loop.run()
         return self._exit
 

@@ -56,7 +56,6 @@ def serve(spool_path: str, idle_s: float | None, detach: bool) -> int:
 
     from ..farside import remote  # noqa: F401
     from ..hold import watch  # noqa: F401
-    from ..model import request  # noqa: F401
 
     shed_inherited_state()
     reading, telling = os.pipe()

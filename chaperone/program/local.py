@@ -63,7 +63,7 @@ class LocalProgram:
         self._oom: bool | None = None
         self._oom_counter: str | None = None
         self._oom_kills: int | None = None
-        self._own_maxrss_kib = 0
+        self._own_maxrss_kib = 0.0
         self._kill_pause_s = 0.0
         self._kill_timer: int | None = None
 
@@ -119,11 +119,6 @@ class LocalProgram:
         finally:
             for fd in set(ends):
                 os.close(fd)
-        # From here on the program does not wait for us any more.
-        import resource
-
-        self._own_maxrss_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        self._sees_orphans = self._sees_orphans and processes.lists_children()
         if self._guard is not None:
             self._guard.take_group(self.pid)
         try:
@@ -131,6 +126,8 @@ class LocalProgram:
             self._chaperone.loop.watch(self._pidfd, select.POLLIN, self._program_ended)
         except OSError:  # out of fds: SIGCHLD reports its end too
             pass
+        self._own_maxrss_kib = _own_maxrss_kib()
+        self._sees_orphans = self._sees_orphans and processes.lists_children()
         self._chaperone.started(self.pid, tracking="kernel" if self._sees_orphans else "group")
 
     def _make_outputs(self, merge: bool) -> tuple[int, int]:
@@ -353,3 +350,15 @@ class LocalProgram:
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
+
+
+def _own_maxrss_kib() -> float:
+    """
+    The most memory that this process had, in KiB; infinite if no descriptor is left to import
+    `resource`. That is imported here, behind the start: the program need not wait until it is.
+    """
+    try:
+        import resource
+    except (ImportError, OSError):
+        return float("inf")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
