@@ -82,7 +82,7 @@ def test_a_kernel_that_tells_nothing_of_the_spool_is_told(spool, monkeypatch, un
     monkeypatch.setattr(inotify_simple.INotify, "read", lambda watch, timeout: [])
     assert (
         found(spool)["inotify"].says
-        == "nothing was told of a change in it: followers would hear of nothing"
+        == "it did not report a change in the spool: followers would miss all changes"
     )
 
 
@@ -92,7 +92,7 @@ def test_inotify_instances_that_are_used_up_are_told(spool, monkeypatch, untried
 
     monkeypatch.setattr(inotify_simple, "INotify", refuse)
     finding = found(spool)["inotify"]
-    assert not finding.fits and finding.says == "unable to watch it: Too many open files"
+    assert not finding.fits and finding.says == "unable to watch the spool: Too many open files"
 
 
 def test_a_machine_without_proc_is_told(spool, monkeypatch, untried):

@@ -163,7 +163,7 @@ def test_gc_refuses_what_it_does_not_understand(chaperone, words, sentence):
 def test_doctor_tells_of_a_spool_that_can_not_be_used(chaperone, spool):
     result = chaperone("doctor")
     assert (result.returncode, result.stderr) in ((0, ""), (os.EX_CONFIG, ""))
-    assert "ok  spool: it is ours, and nobody else can write to it\n" in result.stdout
+    assert "ok  spool: it is ours, and no other user can write to it\n" in result.stdout
     spool.chmod(0o777)
     result = chaperone("doctor")
     assert (result.returncode, result.stderr) == (os.EX_CONFIG, "")

@@ -5,7 +5,7 @@ Run ids and names of signals, and specs of random input.
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chaperone.errors import SpecError
@@ -119,7 +119,7 @@ nearly = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=400)
+@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])  # on a loaded machine
 @given(likely | nearly)
 def test_anything_is_refused_in_one_sentence_or_has_a_fixed_point(value: object) -> None:
     try:

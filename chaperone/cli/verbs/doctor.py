@@ -130,7 +130,7 @@ def examined(spool_path: str, far: SpecDict | None = None) -> Iterator[Finding]:
 def _spool(path: str) -> Answer:
     try:
         os.close(format.open_spool(path))
-        return True, "it is ours, and nobody else can write to it", None
+        return True, "it is ours, and no other user can write to it", None
     except SpoolError as error:
         if os.path.lexists(path):
             return False, str(error), "run as its owner, or make a spool of your own: chmod 700"
@@ -161,15 +161,15 @@ def _inotify(fd: int) -> Answer:
             watch.add_watch(f"/proc/self/fd/{fd}", flags.OPEN)
             os.close(os.open(".", DIRECTORY, dir_fd=fd))
             if watch.read(timeout=1_000 * TELLS_S):
-                return True, "it tells what happens in the spool", None
+                return True, "it reports what happens in the spool", None
     except OSError as error:
         if error.errno == errno.ENOENT:
             says = "there is no /proc/self/fd to name it by: followers poll"
             return False, says, "mount a /proc of this pid namespace"
         limits = "fs.inotify.max_user_instances and max_user_watches"
-        remedy = f"end who holds so many, or raise {limits}"
-        return False, f"unable to watch it: {error.strerror}", remedy
-    says = "nothing was told of a change in it: followers would hear of nothing"
+        remedy = f"end processes that use many, or raise {limits}"
+        return False, f"unable to watch the spool: {error.strerror}", remedy
+    says = "it did not report a change in the spool: followers would miss all changes"
     return False, says, f"{LOCAL}, or have followers poll (poll_s)"
 
 
@@ -205,7 +205,7 @@ def _limit(name: str, least: int, why: str) -> tuple[str, Callable[[], Answer]]:
             with open(f"/proc/sys/{name.replace('.', '/')}", encoding="ascii") as file:
                 value = int(file.read())
         except (OSError, ValueError):
-            return None, "it is not told here", None
+            return None, "it can't be read here", None
         return value >= least, f"{value:,}: {why}", f"sysctl {name}={8 * least}"
 
     return name, check
