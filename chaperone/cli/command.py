@@ -44,7 +44,7 @@ def spec_text(verb: str, given: Given, argv: list[str]) -> bytes:
     run_s = age_s("--timeout", given.timeout)
     spec = {
         "program": _given_ones(program),
-        "remote": None if given.host is None else _remote(given.host),
+        "remote": None if given.host is None else place(given.host, "--host"),
         "on_disconnect": "survive" if given.survive else None,
         "timeouts": None
         if run_s is None
@@ -68,21 +68,26 @@ def _pairs(option: str, texts: list[str] | None) -> dict[str, str]:
     return pairs
 
 
-def _remote(text: str) -> dict[str, object]:
-    """`[USER@]HOST[:PORT]`; an IPv6 address needs brackets if a port follows."""
-    user, at, place = text.rpartition("@")
-    host, colon, port = place, "", ""
-    if place.startswith("["):
-        host, bracket, rest = place[1:].partition("]")
+def place(text: str, what: str) -> dict[str, object]:
+    """
+    `[USER@]HOST[:PORT]` as fields of `remote`; an IPv6 address needs brackets if a port follows.
+
+    Args:
+        what (str): The argument that it is, as an error names it.
+    """
+    user, at, where = text.rpartition("@")
+    host, colon, port = where, "", ""
+    if where.startswith("["):
+        host, bracket, rest = where[1:].partition("]")
         colon, port = rest[:1], rest[1:]
         wrong = not bracket or colon not in ("", ":")
     else:
-        if place.count(":") == 1:
-            host, colon, port = place.partition(":")
+        if where.count(":") == 1:
+            host, colon, port = where.partition(":")
         wrong = False
     number = int(port) if port.isascii() and port.isdigit() else 0
     if wrong or not host or (at and not user) or (colon and not 0 < number < 65_536):
-        raise UsageError(f"unable to understand '--host': want [USER@]HOST[:PORT], got {text!r}")
+        raise UsageError(f"unable to understand {what!r}: want [USER@]HOST[:PORT], got {text!r}")
     return _given_ones({"host": host, "user": user or None, "port": number or None})
 
 

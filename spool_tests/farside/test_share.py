@@ -163,6 +163,16 @@ def test_socket_that_a_killed_master_left_is_replaced(spool, sshd, masters):
     assert list(masters()) == [number] and masters()[number] != pid
 
 
+def test_doctor_lists_the_masters(spool, sshd, masters, chaperone):
+    assert start(spool, sh("true"), remote=shared(sshd)).wait(60) == 0
+    (name,) = [path.name for path in spool.glob(".connect/m-*.0")]
+    assert f"shared connections: up in .connect: {name}\n" in chaperone("doctor").stdout
+    os.kill(*masters().values(), signal.SIGKILL)
+    until(lambda: not masters())
+    line = "shared connections: up in .connect: none; 1 of an ended one\n"
+    assert line in chaperone("doctor").stdout
+
+
 def test_master_that_idles_ends(spool, sshd, masters):
     assert start(spool, sh("true"), remote=shared(sshd, ControlPersist=1)).wait(60) == 0
     until(lambda: not masters(), 20)

@@ -170,8 +170,11 @@ def busybox_tree(directory):
         (root / name).mkdir(parents=True)
     (root / "tmp").chmod(0o1777)
     busybox = shutil.which("busybox", path=PATH)
-    assert "not a dynamic" in run("ldd", busybox, check=False)[1], "needs busybox-static"
     shutil.copy(busybox, root / "bin/busybox")
+    libraries = run("ldd", busybox, check=False)[1].split()  # none of a static one
+    for library in {word for word in libraries if word.startswith("/")}:
+        (root / library[1:]).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(library, root / library[1:])
     for name in run(busybox, "--list")[1].split():
         if name != "busybox":
             (root / "bin" / name).symlink_to("busybox")

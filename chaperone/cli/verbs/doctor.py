@@ -17,6 +17,7 @@ import time
 from ...errors import ChaperoneError, SpoolError
 from ...program.fds import owned
 from ...spool import format
+from ..command import place as host_place
 from ..common import add_site_packages
 from ..terminal import escaped
 from ..verb import SPOOL, Argument, UsageError, read_spec, spool_path, verb
@@ -65,7 +66,12 @@ class Finding:
 
 @verb(
     "try what runs need, here and on a far side, and say each remedy",
-    Argument("host", metavar="HOST", nargs="?", help="a far side to try too, as ssh knows it"),
+    Argument(
+        "host",
+        metavar="[USER@]HOST[:PORT]",
+        nargs="?",
+        help="a far side to try too, as ssh knows it",
+    ),
     Argument("--spec", metavar="SPEC", help="try the far side of this spec, by its hops"),
     SPOOL,
 )
@@ -89,7 +95,7 @@ def doctor(given: Given, terminal: Terminal) -> int:
 def _far_spec(given: Given) -> SpecDict | None:
     """What a spec says of its far side; None where none is meant."""
     if given.host is not None:
-        return {"remote": {"host": given.host, "options": {"ConnectTimeout": 10}}}
+        return {"remote": {**host_place(given.host, "HOST"), "options": {"ConnectTimeout": 10}}}
     if given.spec is None:
         return None
     from ...hold import begin
@@ -98,7 +104,10 @@ def _far_spec(given: Given) -> SpecDict | None:
     if spec["remote"] is None and spec["on_disconnect"] == "kill":
         raise UsageError(f"unable to try the far side of {given.spec!r}: it has no 'remote'")
     names = ("remote", "on_disconnect", "lease", "timeouts")
-    return {name: spec[name] for name in names}
+    far = {name: spec[name] for name in names}
+    if spec["remote"] is not None:  # no shared connection is to stay behind
+        far["remote"] = {**spec["remote"], "share": False}
+    return far
 
 
 def examined(spool_path: str, far: SpecDict | None = None) -> Iterator[Finding]:
@@ -188,11 +197,21 @@ def _free_inodes(fd: int) -> Answer | None:
     return found.f_favail >= FREE_FILES, f"{found.f_favail:,}", "delete old runs: chaperone gc"
 
 
+def _shared_connections(fd: int) -> Answer | None:
+    from ...farside.connect import masters
+
+    found = masters.listening(fd)
+    up = [name for name, listens in found.items() if listens]
+    dead = f"; {len(found) - len(up)} of an ended one" if len(up) < len(found) else ""
+    return (None, f"up in .connect: {', '.join(up) or 'none'}{dead}", None) if found else None
+
+
 OF_THE_SPOOL = {
     "filesystem": _filesystem,
     "inotify": _inotify,
     "free room": _free_room,
     "free inodes": _free_inodes,
+    "shared connections": _shared_connections,
 }
 
 

@@ -156,6 +156,22 @@ class Masters:
         return f"{directory}/{name}"
 
 
+def listening(spool_fd: int) -> dict[str, bool]:
+    """The sockets of a spool's masters by name, and whether a process listens behind each."""
+    try:
+        directory_fd = format.open_entries(spool_fd, format.CONNECT)
+    except FileNotFoundError:
+        return {}
+    with owned(directory_fd):
+        names = [name for name in os.listdir(directory_fd) if name.startswith("m-")]
+        at = f"/proc/{os.getpid()}/fd/{directory_fd}"
+        return {
+            name: _listens(f"{at}/{name}")
+            for name in sorted(names)
+            if name.rpartition(".")[2].isdigit()
+        }
+
+
 def _listens(path: str) -> bool:
     """Whether a process listens behind a socket."""
     connection = cpython.socket.socket(cpython.socket.AF_UNIX, cpython.socket.SOCK_STREAM)
