@@ -10,10 +10,10 @@ from __future__ import annotations
 import errno
 import os
 import resource
-import signal
 import sys
 import time
 
+from ...cpython import signal
 from ...errors import ChaperoneError, SpoolError
 from ...program.fds import owned
 from ...spool import format
