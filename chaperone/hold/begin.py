@@ -169,7 +169,7 @@ def hold(
     if spec["output"].get("timeline") and isinstance(run, run_directory.RunDirectory):
         from ..spool import timeline
 
-        timeline.keep(run, chaperone.streams, chaperone.loop, chaperone.log)
+        run.timeline = timeline.kept(run.fd, chaperone.streams, chaperone.loop, chaperone.log)
     with chaperone:
         code = chaperone.hold()
         if any(stream.waiting for stream in chaperone.streams.values()):

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from ..program.loop import Loop
     from ..program.streams import Stream
-    from .run_directory import RunDirectory
 
     Line = tuple[str, int, int, int]  # the stream, offset, end, milliseconds since the epoch
     Piece = tuple[str, int, int | None]
@@ -123,18 +122,19 @@ class Timeline:
         os.close(self.fd)
 
 
-def keep(
-    run: RunDirectory, streams: Mapping[str, Stream], loop: Loop, report: Callable[[str], None]
-) -> None:
-    """Write a run's timeline from now on; if that can't be opened, the run goes on without it."""
+def kept(
+    run_fd: int, streams: Mapping[str, Stream], loop: Loop, report: Callable[[str], None]
+) -> Timeline | None:
+    """A run's timeline, written from now on; None if it can't be opened: the run goes on then."""
     try:
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT
-        fd = format.open_plain(run.fd, format.TIMELINE, flags)
+        fd = format.open_plain(run_fd, format.TIMELINE, flags)
     except OSError as error:
         report(f"timeline: no line is written: {error}")
-        return
-    run.timeline = Timeline(fd, loop, report)
-    run.timeline.hear(streams)
+        return None
+    timeline = Timeline(fd, loop, report)
+    timeline.hear(streams)
+    return timeline
 
 
 # -- reading it
