@@ -16,6 +16,7 @@ import sys
 import time
 import uuid
 
+import hypothesis
 import pytest
 
 from spool_tests.support.places import CHAPERONE, ROOT
@@ -52,6 +53,10 @@ def pytest_configure():
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    # How long an example takes says how busy the machine is, and nothing of the code.
+    slow = [hypothesis.HealthCheck.too_slow]
+    hypothesis.settings.register_profile("any load", deadline=None, suppress_health_check=slow)
+    hypothesis.settings.load_profile("any load")
 
 
 def pytest_collection_modifyitems(config, items):

@@ -140,7 +140,7 @@ FIELDS = st.sampled_from(sorted(status.last_known(None, "x")))
 
 
 @pytest.mark.once
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(
     st.dictionaries(FIELDS, JSON),
     st.sampled_from(status.STATES),

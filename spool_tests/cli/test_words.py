@@ -237,7 +237,7 @@ WORDS = [
 
 
 @pytest.mark.once
-@settings(max_examples=2_000, deadline=None)
+@settings(max_examples=2_000)
 @given(verb=st.sampled_from(sorted(main.LEAN)), words=st.lists(st.sampled_from(WORDS), max_size=6))
 def test_what_is_read_by_hand_is_what_argparse_reads(verb, words):
     verb = arguments.VERBS[verb]

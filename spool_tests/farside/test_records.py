@@ -22,7 +22,7 @@ PIECES = strategies.one_of(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(
     strategies.lists(PIECES, max_size=20),
     strategies.lists(strategies.integers(0, 20), max_size=8),

@@ -200,7 +200,7 @@ def agree(value):
                 break
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(value=specs())
 @example(value={"program": ARGV, "remote": {"mode": "sudo", "user": "u", "options": {}}})
 def test_schema_and_validator_agree(value):
@@ -208,7 +208,7 @@ def test_schema_and_validator_agree(value):
 
 
 @pytest.mark.long
-@settings(max_examples=5_000, deadline=None)
+@settings(max_examples=5_000)
 @given(value=specs())
 def test_schema_and_validator_agree_on_many(value):
     agree(value)
