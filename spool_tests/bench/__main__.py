@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 
-from . import capturing, following, remoting, starting
+from . import capturing, following, remoting, sharing, starting
 from .lab import Lab
 
 ROWS = {
@@ -19,6 +19,8 @@ ROWS = {
     "ssh-capture": remoting.capture,
     "ssh-cost": remoting.cost,
     "ssh-starts": remoting.starts,
+    "share": sharing.share,
+    "engines": sharing.engine_cost,
     "append": following.append,
     "scale": following.scale,
     "death": following.death,

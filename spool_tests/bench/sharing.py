@@ -1,0 +1,152 @@
+"""
+Rows about shared connections and about engines: many starts to one host, one start, and what the
+supervisor adds behind each engine. The login is a plain user without startup files, where we may
+make one.
+"""
+
+import json
+import os
+import time
+
+from chaperone.launch import start as starting
+from spool_tests.support import engines
+from spool_tests.support.processes import processes_with
+
+from . import lab as labs
+from .table import Row, interleaved
+
+COUNT = 100
+AT_A_TIME = 8  # sshd refuses at ten that are not logged in yet
+
+
+def share(lab, rounds):
+    """
+    100 starts of `true` at once to one host by a warm launcher: with masters there, from nothing,
+    and each with a connection of its own; and one start alone. Against `ssh host true`.
+    """
+    row = Row("share", "starts over ssh on shared connections")
+    sshd = lab.sshd()
+    if sshd is None:
+        row.note("no sshd could be started")
+        return row
+    user = sshd.user("dash") if os.geteuid() == 0 else None
+    os.chmod(lab.path, 0o711)  # sshd reads the keys as that user
+    spools = {}
+
+    def spec(shared):
+        remote = {**sshd.remote(user), "share": shared}
+        return {
+            "program": {"argv": ["true"], "cwd": "/"},
+            "remote": remote,
+            "timeouts": {"connect": 120},
+        }
+
+    def spool_of(name):
+        if name not in spools:
+            spools[name] = lab.new("spool")
+            lab.launcher(spools[name])
+        return spools[name]
+
+    def all_ended(spool, count, shared):
+        begun = time.perf_counter()
+        names = [starting.start(spool, spec(shared), warm=True, env=lab.env) for _ in range(count)]
+        for name in names:
+            final = os.path.join(spool, name, "status.json")
+            labs.until(lambda final=final: os.path.exists(final), timeout=120)
+        seconds = time.perf_counter() - begun
+        failed = [name for name in names if labs.status(spool, name)["return_code"] != 0]
+        assert not failed, labs.status(spool, failed[0])
+        return seconds
+
+    def by_ssh():
+        begun, running, left = time.perf_counter(), set(), COUNT
+        while running or left:
+            while left and len(running) < AT_A_TIME:
+                running.add(lab.spawn([*sshd.argv(user), "true"]))
+                left -= 1
+            pid, status = os.waitpid(-1, 0)
+            assert pid not in running or status == 0
+            running.discard(pid)
+        return time.perf_counter() - begun
+
+    def from_nothing():
+        spool = lab.new("spool")
+        lab.launcher(spool)
+        seconds = all_ended(spool, COUNT, True)
+        end_masters(spool)
+        return seconds
+
+    many = {
+        f"ssh host true, {COUNT}, {AT_A_TIME} at a time": by_ssh,
+        f"shared, {COUNT}, masters there": lambda: all_ended(spool_of("shared"), COUNT, True),
+        f"shared, {COUNT}, from nothing": from_nothing,
+        f"not shared, {COUNT}": lambda: all_ended(spool_of("own"), COUNT, False),
+    }
+    middle = row.figures_of(interleaved(min(rounds or 3, 10), many), "s")
+    floor, there, nothing, own = middle.values()
+    row.claim("shared, masters there / ssh", there / floor, "<=", 0.5)
+    row.claim("shared, from nothing / ssh", nothing / floor, "<=", 0.7)
+    row.claim("not shared / ssh", own / floor, "<=", 1.2)
+    one = {
+        "ssh host true": lambda: lab.ended([*sshd.argv(user), "true"]),
+        "one start, shared": lambda: all_ended(spool_of("shared"), 1, True),
+    }
+    middle = row.figures_of(interleaved(rounds or 20, one), "ms", 1e3)
+    row.claim(
+        "one start, shared / ssh host true",
+        middle["one start, shared"] / middle["ssh host true"],
+        "<=",
+        0.3,
+    )
+    end_masters(spool_of("shared"))
+    return row
+
+
+def end_masters(spool):
+    """They would end by themselves when they were idle for a minute."""
+    for pid, command in processes_with(f"ControlPath={spool}/".encode()).items():
+        if " -N -f " in command:
+            os.kill(pid, 15)
+
+
+def engine_cost(lab, rounds):
+    """
+    What the supervisor adds to `srun` and `docker exec` of nothing: the whole run, less the same
+    run here, less the bare command.
+    """
+    row = Row("engines", "cost of the supervisor behind engines")
+    here = lab.spec(["true"])
+    for kind, made in (("srun", slurm), ("docker", docker)):
+        if not labs.has(kind):
+            row.note(f"no {kind} is here")
+            continue
+        hop, bare, engine = made(lab)
+        env, spool = {**lab.env, **engine.env}, lab.new("spool")
+        remote = {"remote": {"hops": [hop]}}
+        spec = lab.file("spec.json", json.dumps({"program": {"argv": ["true"]}, **remote}))
+        variants = {
+            f"{kind}, bare": lambda bare=bare, env=env: lab.ended(bare, env=env),
+            "chaperone, here": lambda spool=spool: lab.ended([*labs.RUN, "--spool", spool, here]),
+            f"chaperone, {kind}": lambda spec=spec, spool=spool, env=env: lab.ended(
+                [*labs.RUN, "--spool", spool, spec], env=env
+            ),
+        }
+        middle = row.figures_of(interleaved(rounds or 10, variants), "ms", 1e3)
+        added = middle[f"chaperone, {kind}"] - middle[f"{kind}, bare"] - middle["chaperone, here"]
+        row.claim(f"added by the supervisor behind {kind}, ms", added * 1e3, "<=", 60)
+    return row
+
+
+def slurm(lab):
+    engine = engines.Slurm(lab.directory("slurm"))
+    lab.at_end(engine.close)
+    engine.begin_all()
+    return {"srun": {}}, ["srun", "true"], engine
+
+
+def docker(lab):
+    engine = engines.Docker(lab.directory("docker"), lab.directory("images"))
+    lab.at_end(engine.close)
+    engine.begin_all()
+    box = engine.container("busybox")
+    return {"docker": {"container": box}}, ["docker", "exec", "-i", box, "true"], engine
