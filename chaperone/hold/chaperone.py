@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 FORWARDED = tuple(number for number in ANSWERED if number not in STOP_SIGNALS)
 # A signal to a whole cgroup reaches us twice: directly, and through our guard. Even on a busy
-# machine that takes less than a second.
+# machine the second comes less than a second after the first.
 TWICE_S = 1.0
 # A disk that refuses the final status may take it later: after a remount, or with a higher quota.
 # These are the pauses between 13 tries, 17 minutes in all.
@@ -47,7 +47,7 @@ class Chaperone:
     The process that stays with one program for its whole life.
 
     Args:
-        run (RunStore): Visible and locked; closed at the end.
+        run (RunStore): Already locked, and visible to readers; closed at the end.
         spec (dict): Canonical, with its secrets.
         status (dict): The last known one, as in running.json.
         make_program: Called with this chaperone; returns the program that it will hold.
@@ -80,7 +80,8 @@ class Chaperone:
         self._wakeup: tuple[int, int] = os.pipe()
         self.signal_fd = self._wakeup[0]
         self._requests = Reader()
-        self._single: dict[int, tuple[float, int]] = {}  # signal: (when, direct less passed on)
+        # signal: (when it last came, how many came directly minus how many the guard passed on)
+        self._single: dict[int, tuple[float, int]] = {}
         self._started_at: float | None = None
         self._run_timer: int | None = None
         self._stop_timer: int | None = None
@@ -201,13 +202,13 @@ class Chaperone:
         return bool(self.status["state"] == "running")
 
     def stopped_by_far_side(self, reason: str) -> None:
-        """The far side ends the program: `disconnect` or `lease`; the status keeps a first stop."""
+        """The far side ends the program (`disconnect`, `lease`). An earlier stop stays recorded."""
         if self.status["stop"] is None:
             now = statuses.timestamp(time.time_ns())
             self.noted(stop={"signal": "SIGTERM", "reason": reason, "by": None, "time": now})
 
     def program_ended(self) -> None:
-        """The program has ended; its leftovers get one grace for all of them."""
+        """The program has ended. All leftovers share one grace, or the rest of a stop's grace."""
         self.loop.cancel(self._run_timer)
         self._record_end()
         grace_s = self.spec["stop"]["grace_period"]
@@ -282,7 +283,7 @@ class Chaperone:
         self._stop_by = min(self._stop_by, self.loop.now() + grace_s)
         self.loop.cancel(self._stop_timer)
         self._stop_timer = self.loop.at(self._stop_by, self.program.kill)
-        # Only a running program can be stopped alone. A spec of 0.1 has no `to`.
+        # `to: program`: signal the program alone, if it still runs. A spec of 0.1 has no `to`.
         alone = self.spec["stop"].get("to") == "program" and self.status["state"] == "stopping"
         ask = self.program.signal if alone and not self.status["end_time"] else self.program.stop
         ask(_number(name))
@@ -358,7 +359,7 @@ class Chaperone:
         self.stop("timeout", by=f"timeouts.run {self.spec['timeouts']['run']:g}")
 
     def _look_idle(self) -> None:
-        """Check when the time may be over, not at each byte: a busy program costs no timers."""
+        """Called when the limit may be reached. To set a timer at each byte would cost too much."""
         limit_s = self.spec["timeouts"]["idle"]
         heard_at = (stream.heard_at for stream in self.streams.values())
         due = max(self._started_at or 0.0, *heard_at) + limit_s
@@ -373,7 +374,7 @@ class Chaperone:
         return lambda text: self.log(f"{name}: {text}")
 
     def _full(self) -> None:
-        """A byte was dropped. The stop waits for the loop, because a write is not finished yet."""
+        """A byte was dropped. `Stream.write` has not returned, so the loop calls `stop` later."""
         if self.spec["output"]["on_full"] == "stop":
             self.loop.later(0, lambda: self.stop("output"))
 
@@ -403,7 +404,7 @@ class Chaperone:
         return {**status, **sizes}
 
     def _publish(self, final: dict[str, Any], stay: bool = False) -> None:
-        """Publish, then end (rule W4). Retry: until then, only this process knows the outcome."""
+        """Publish, then end (rule W4). If it fails, retry: no other process knows the outcome."""
         if self.is_published():  # a broken far side may report two ends: the first one stays
             if not stay:
                 self.leave()
