@@ -29,8 +29,6 @@ CHUNK_BYTES = 65_536
 # SIGKILL is sent again whenever a process died, and otherwise after 5 ms up to 1 s: a process may
 # have forked just before it died, and a process in D state must not make the guard spin.
 PAUSE_S = (0.005, 1.0)
-# A tracer lets a killed process go within microseconds; a tracer that has not by then holds it.
-HELD_S = 0.5
 # A process that takes longer to die (D state, gigabytes to free) writes nothing any more: readers
 # need not wait.
 PATIENCE_S = 10.0
@@ -171,7 +169,7 @@ class Watch:
                 for pid in left
                 if pid not in refused
                 and processes.is_living(pid)
-                and not (waited_s > HELD_S and processes.is_held(pid))
+                and not (waited_s > processes.HELD_S and processes.is_held(pid))
             ]
             if not living and not self._reap():
                 self._log_left(left, refused)
@@ -275,10 +273,8 @@ class Watch:
     def _leave_word(self, left: list[int] | None) -> None:
         """Write the pids of what still lives, for `reap`; nothing if they are not known."""
         if left is not None and len(self._run) > 3:
-            # Not our zombies, of which a parent that we may not kill takes no notice. A /proc may
-            # hide what is another user's.
-            hidden = processes.signal_each(left, 0)
-            living = [pid for pid in left if pid in hidden or processes.is_living(pid)]
+            # Not zombies, of which a parent that we may not kill takes no notice.
+            living = [pid for pid in left if processes.is_living(pid)]
             try:
                 os.write(self._run[3], b"left%b\n" % b"".join(b" %d" % pid for pid in living))
             except OSError:

@@ -66,6 +66,8 @@ class LocalProgram:
         self._own_maxrss_kib = 0.0
         self._kill_pause_s = 0.0
         self._kill_timer: int | None = None
+        self._killing_since: float | None = None
+        self._held_since: float | None = None
 
     # -- starting
 
@@ -196,11 +198,7 @@ class LocalProgram:
 
     def children_changed(self) -> None:
         """SIGCHLD arrived: reap orphans that ended, and see whether that was the last one."""
-        if (
-            self._pidfd < 0 < self.pid
-            and not self._has_ended
-            and os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        ):
+        if self._pidfd < 0 < self.pid and not self._has_ended and processes.has_ended(self.pid):
             self._program_ended(-1, 0)
             return
         try:
@@ -246,6 +244,8 @@ class LocalProgram:
             self._never_begin()
             return
         self._killed_by_us = True
+        if self._killing_since is None:
+            self._killing_since = self._chaperone.loop.now()
         self._chaperone.loop.cancel(self._kill_timer)
         processes.signal_group(self.pid, signal.SIGKILL)
         left = self._left()
@@ -253,11 +253,16 @@ class LocalProgram:
             self._finished()
             return
         refused = processes.signal_each(left or [], signal.SIGKILL)
+        held = (
+            [pid for pid in left or [] if pid not in refused and processes.is_held(pid)]
+            if self._is_overdue()
+            else []
+        )
+        spared = refused + held
         # Where the program itself is none of them it has ended, and that is heard next.
-        if left and len(refused) == len(left) and (self._finishing or self.pid in refused):
-            sentence = (
-                f"{len(left)} processes run as another user and can't be killed: {left[:20]!r}"
-            )
+        if left and len(spared) == len(left) and (self._finishing or self.pid in spared):
+            why = "run as another user" + (" or are held by a tracer" if held else "")
+            sentence = f"{len(left)} processes {why} and can't be killed: {left[:20]!r}"
             self._chaperone.log(sentence)
             self._finished() if self._finishing else self._give_up(sentence)
             return
@@ -274,11 +279,32 @@ class LocalProgram:
             return None
         try:
             processes.reap_orphans((self.pid,))
-            found = processes.descendants(os.getpid(), but=(self.pid,) if self._finishing else ())
+            # A /proc may hide that another user's process is a zombie.
+            ended = self._finishing or processes.has_ended(self.pid)
+            found = processes.descendants(os.getpid(), but=(self.pid,) if ended else ())
             return [pid for pid in found if processes.is_living(pid)]
         except OSError as error:
             self._blind = error.strerror or "error"
             return None
+
+    def _is_overdue(self) -> bool:
+        """Whether SIGKILL was sent so long ago that only a tracer can explain what still lives."""
+        since = self._killing_since
+        return since is not None and self._chaperone.loop.now() - since > processes.HELD_S
+
+    def _await_tracer(self) -> None:
+        """The program is a zombie that its tracer keeps from us: so is its outcome."""
+        loop = self._chaperone.loop
+        if self._held_since is None:
+            self._held_since = loop.now()
+        if self._is_overdue() and loop.now() - self._held_since > processes.HELD_S:
+            sentence = f"its tracer holds process {self.pid}, which has ended"
+            self._chaperone.log(sentence)
+            self._give_up(sentence)
+            return
+        # As a rule SIGCHLD comes within microseconds, when the tracer has heard of its end.
+        loop.cancel(self._kill_timer)
+        self._kill_timer = loop.later(processes.HELD_S, self._finished)
 
     def _give_up(self, why: str) -> None:
         """The program itself can't be killed: do not wait for its end."""
@@ -325,6 +351,9 @@ class LocalProgram:
 
     def _finished(self) -> None:
         """No process writes any more that we wait for: what the pipes hold now is the rest."""
+        if not processes.has_ended(self.pid):
+            self._await_tracer()
+            return
         self._finishing = False
         self._release()
         wait_status, rusage = processes.reaped(self.pid)

@@ -12,6 +12,8 @@ from ..cpython import os, prctl, signal
 from .fds import contents
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+# A tracer lets a killed process go within microseconds; a tracer that has not by then holds it.
+HELD_S = 0.5
 
 
 def become_subreaper() -> bool:
@@ -105,14 +107,15 @@ def descendants(pid: int, but: tuple[int, ...] = ()) -> list[int]:
 
 def is_living(pid: int) -> bool:
     """
-    Whether a process runs. A zombie does not, unless it has other threads that do.
+    Whether a process runs. A zombie does not, unless it has other threads that do. A /proc with
+    hidepid shows nothing of another user's process, but the kernel says that it is there.
 
-    Source: proc(5), /proc/PID/stat, fields 3 and 20.
+    Source: proc(5), /proc/PID/stat, fields 3 and 20; hidepid.
     """
     try:
         fields = contents(f"/proc/{pid}/stat").rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
-        return False
+        return signal_each([pid], 0) != []
     return fields[0] not in (b"Z", b"X") or int(fields[17]) > 1
 
 
@@ -135,6 +138,11 @@ def reap_orphans(but: tuple[int, ...]) -> None:
                 os.waitpid(pid, os.WNOHANG)
             except ChildProcessError:
                 pass
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a child is a zombie that can be reaped: a tracer may keep it from its parent."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def reaped(pid: int) -> tuple[int, dict[str, float | None]]:

@@ -21,7 +21,7 @@ from spool_tests.support import guarded
 from spool_tests.support.calls import replace_call
 from spool_tests.support.cgroups import memory_cgroup
 from spool_tests.support.guarded import NOBODY, as_nobody, begun_in, is_gone, stat_of, text_of
-from spool_tests.support.mounts import WITHOUT_PROC
+from spool_tests.support.mounts import WITHOUT_PROC, mounted
 from spool_tests.support.places import CHAPERONE, ROOT
 from spool_tests.support.runs import ask, final, live, log, py, sh, start, stdout
 from spool_tests.support.waiting import absent, need, until
@@ -121,8 +121,9 @@ def test_zombie_that_its_parent_keeps_is_not_called_running(spool, tmp_path):
 
 @pytest.mark.root
 @pytest.mark.parametrize("how", ["leftover", "program"])
-def test_chaperone_waits_for_nothing_that_it_may_not_kill(spool, tmp_path, how):
-    need("setpriv")
+@pytest.mark.parametrize("proc", ["seen", "hidden"])
+def test_chaperone_waits_for_nothing_that_it_may_not_kill(spool, tmp_path, how, proc):
+    need("setpriv", "unshare")
     raised, place = as_nobody(tmp_path)
     # A zombie of our own uid below it can't be taken by anybody but it.
     zombie = (
@@ -139,7 +140,9 @@ def test_chaperone_waits_for_nothing_that_it_may_not_kill(spool, tmp_path, how):
             f"setsid {raised} {sys.executable} -I -S {tmp_path}/zombie.py & sleep 0.5",
         ]
     process = started_as_nobody(
-        place, {"id": "r", "program": {"argv": argv}, "stop": {"grace_period": 0.5}}
+        place,
+        {"id": "r", "program": {"argv": argv}, "stop": {"grace_period": 0.5}},
+        prefix=mounted("mount -t proc -o hidepid=2 proc /proc") if proc == "hidden" else (),
     )
     status = begun_in(place)
     root = until(
@@ -195,9 +198,9 @@ def test_program_that_was_killed_beside_what_can_not_be_is_not_lost(spool, tmp_p
         os.kill(root, signal.SIGKILL)
 
 
-def started_as_nobody(place, spec):
+def started_as_nobody(place, spec, prefix=()):
     process = subprocess.Popen(
-        [*NOBODY, *CHAPERONE, "run", "--spool", str(place), "-"],
+        [*prefix, *NOBODY, *CHAPERONE, "run", "--spool", str(place), "-"],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         cwd="/",
@@ -231,6 +234,46 @@ def test_what_a_tracer_holds_keeps_nobody_waiting_and_is_named(spool):
         strace.kill()
         strace.wait()
     until(lambda: is_gone(held))
+
+
+@pytest.mark.parametrize("how", ["zombie", "exiting", "leftover"])
+def test_chaperone_waits_for_no_tracer(spool, how):
+    program = sh("sleep 1000 & echo $!; exec sleep 1000")
+    process = start(spool, program, stop={"grace_period": 1})
+    status = begun_in(spool)
+    pid = status["pid"]
+    if how == "leftover":
+        pid = until(lambda: int(stdout(spool) or 0))
+    # PTRACE_SEIZE; with PTRACE_O_TRACEEXIT a killed process stops before it is a zombie.
+    options = 0 if how == "zombie" else 0x40
+    text = "import ctypes; call = ctypes.CDLL(None).ptrace; call.argtypes = [ctypes.c_long] * 4; "
+    text += f"print(call(0x4206, {pid}, 0, {options}), flush=True); input()"
+    tracer = subprocess.Popen(
+        [sys.executable, "-c", text], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        if tracer.stdout.readline() != "0\n":
+            absent("the right to trace")
+        if how == "leftover":
+            os.kill(status["pid"], signal.SIGKILL)
+        else:
+            ask(spool, "kill")
+        assert process.wait(20) == 0
+        ended = final(spool)
+        if how == "leftover":
+            assert (ended["signal"], ended["leftovers"]) == ("SIGKILL", 1)
+        else:
+            held = f"its tracer holds process {pid}, which has ended"
+            if how == "exiting":
+                held = "1 processes run as another user or are held by a tracer"
+                held += f" and can't be killed: [{pid}]"
+            assert (ended["state"], ended["gone_by"]) == ("lost", None)
+            assert ended["exception"]["message"] == f"unable to stop the program: {held}"
+            assert log(spool)[-1] == held
+    finally:
+        tracer.kill()
+        tracer.communicate()
+    until(lambda: is_gone(pid))
 
 
 # -- where the kernel does not say
