@@ -8,7 +8,7 @@ A verb is declared only in its file in verbs/; this module collects them.
 from __future__ import annotations
 
 from .command import spec_text
-from .verb import UsageError, verbs_in
+from .verb import UsageError, dashes_missing, verbs_in
 from .verbs import check, control, doctor, hold, look, pieces, read, upkeep
 
 TYPE_CHECKING = False
@@ -99,6 +99,17 @@ def near_miss(word: str, names: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+def near_option(verb: Verb, word: str, names: Iterable[str], others: Iterable[str]) -> str:
+    """
+    As `near_miss`, of an option of a verb. The option may be one of a command without `--`, as in
+    `run ls -l`.
+
+    Args:
+        others (list): The words before it that are no options.
+    """
+    return (dashes_missing(list(others)) if verb.takes_command else "") or near_miss(word, names)
+
+
 # -- one verb
 
 
@@ -156,16 +167,20 @@ def _refuse_unknown_options(verb: Verb, words: Sequence[str]) -> None:
     """
     options = {name: each for each in verb.arguments if each.is_option for name in each.names}
     is_value = False
+    others: list[str] = []
     for word in words:
         name, equals, _ = word.partition("=")
-        if is_value or word == "-" or not word.startswith("-"):
+        if is_value:
             is_value = False
+            continue
+        if word == "-" or not word.startswith("-"):
+            others.append(word)
             continue
         if word == "--" or name == "-h" or (len(name) > 2 and "--help".startswith(name)):
             return
         full = [each for each in options if each == name or (each > "--" and each.startswith(name))]
         if not full and name[:2] not in options:
-            near = near_miss(name, options)
+            near = near_option(verb, name, options, others)
             if name[1:].isdigit() and "-n" in options:  # of head(1) and tail(1), for 40 years
                 near = f"; did you mean '-n {name[1:]}'?"
             reason = f"it has no option {name!r}{near}"

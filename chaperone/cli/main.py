@@ -145,7 +145,7 @@ def parsed(verb: Verb, words: list[str]) -> Given | None:
         elif word in ("-h", "--help"):
             return None
         elif name not in options:
-            raise _misunderstood(verb, f"it has no option {name!r}", name, options)
+            raise _misunderstood(verb, f"it has no option {name!r}", name, options, others)
         elif options[name].is_flag and equals:
             raise _misunderstood(verb, f"argument {name}: takes no value, got {value!r}")
         else:
@@ -183,11 +183,11 @@ def _set_others(given: Given, verb: Verb, others: list[str]) -> None:
 
 
 def _misunderstood(
-    verb: Verb, reason: str, word: str = "", names: Iterable[str] = ()
+    verb: Verb, reason: str, word: str = "", names: Iterable[str] = (), others: Iterable[str] = ()
 ) -> UsageError:
     from . import arguments
 
-    near = arguments.near_miss(word, names)
+    near = arguments.near_option(verb, word, names, others)
     return UsageError(f"unable to understand 'chaperone {verb.name}': {reason}{near}")
 
 

@@ -163,12 +163,17 @@ def read_spec(name: str) -> bytes:
     try:
         return read_file("spec", name)
     except NoInputError as error:
-        import shutil
+        raise NoInputError(f"{error}{dashes_missing([name])}") from error
 
-        command = "/" not in name and shutil.which(name)
-        raise NoInputError(
-            f"{error}; put -- before a command" if command else str(error)
-        ) from error
+
+def dashes_missing(others: list[str]) -> str:
+    """
+    `; put -- before a command` where the first word that is no option is a program, not a SPEC;
+    otherwise an empty text.
+    """
+    import shutil
+
+    return "; put -- before a command" if others and shutil.which(others[0]) else ""
 
 
 def read_file(what: str, name: str) -> bytes:

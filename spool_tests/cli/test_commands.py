@@ -123,6 +123,17 @@ def test_file_of_variables_is_read_as_systemd_does_and_nothing_is_expanded(chape
             "unable to read spec 'echo': No such file or directory; put -- before a command",
         ),
         (
+            ["run", "--survive", "ls", "-l"],
+            os.EX_USAGE,
+            "unable to understand 'chaperone run': it has no option '-l'; put -- before a command",
+        ),
+        (
+            ["check", "--cwd", "/", "ls", "-5"],
+            os.EX_USAGE,
+            "unable to understand 'chaperone check': it has no option '-5';"
+            " put -- before a command",
+        ),
+        (
             ["run", "--"],
             os.EX_USAGE,
             "unable to understand 'chaperone run': there is no command after --",
