@@ -182,6 +182,14 @@ def test_check_tells_what_would_be_run_and_no_secret(chaperone, tmp_path):
     )
 
 
+def test_check_tells_of_a_stop_that_asks_the_program_alone(chaperone):
+    spec = {"program": {"argv": ["ls"]}, "stop": {"to": "program", "grace_period": 5}}
+    assert (
+        "stop:     SIGTERM to the program alone, SIGKILL 5 s later; leftovers: stop\n"
+        in chaperone("check", "-", spec=spec).stdout
+    )
+
+
 def test_check_tells_every_hop(chaperone):
     remote = {"host": "db3", "user": "etl", "mode": "ssh-then-sudo"}
     lines = chaperone(

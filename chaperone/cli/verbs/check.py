@@ -122,8 +122,8 @@ def plan(spec: Spec, user: str, far_argv: list[str]) -> str:
         ("timeouts", ", ".join(_limit(*item) for item in spec["timeouts"].items())),
         (
             "stop",
-            f"{stop['signal']}, SIGKILL {stop['grace_period']:g} s later;"
-            f" leftovers: {spec['leftovers']}",
+            f"{stop['signal']}{' to the program alone' if stop['to'] == 'program' else ''},"
+            f" SIGKILL {stop['grace_period']:g} s later; leftovers: {spec['leftovers']}",
         ),
         ("life", _life(spec, bool(way))),
         *((name, "checked; nothing is posted yet") for name in agent),
