@@ -86,6 +86,8 @@ def test_ls_shows_reasons_and_says_how_many_are_hidden(chaperone, runs):
             "unable to understand '--since': want an age such as 1h, yesterday, a date,"
             " or a time such as 2026-11-25T08:00:00Z, got '7'",
         ),
+        (("--label", ""), "unable to understand '--label': want NAME[=VALUE], got ''"),
+        (("--label", "=etl"), "unable to understand '--label': want NAME[=VALUE], got '=etl'"),
     ],
 )
 def test_ls_refuses_what_it_does_not_understand(chaperone, words, sentence):

@@ -47,6 +47,9 @@ def ls(given: Given, terminal: Terminal) -> int:
     if given.state not in (None, *statuses.STATES):
         want = f"want one of {', '.join(statuses.STATES)}, got {given.state!r}"
         raise UsageError(f"unable to understand '--state': {want}")
+    if given.label is not None and given.label[:1] in ("", "="):  # an unset shell variable
+        want = f"want NAME[=VALUE], got {given.label!r}"
+        raise UsageError(f"unable to understand '--label': {want}")
     now_ns = time.time_ns()
     since_ns = when_ns("--since", given.since, now_ns)
     until_ns = when_ns("--until", given.until, now_ns)
