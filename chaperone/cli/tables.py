@@ -12,6 +12,7 @@ from .terminal import amount, duration, escaped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any
 
 COLUMNS = ("ID", "STATE", "HOST", "AGE", "ELAPSED", "OUTCOME", "BYTES", "PROGRAM OR REASON")
@@ -30,7 +31,11 @@ COLOURS = {
 
 
 def table(
-    runs: list[tuple[dict[str, Any], str]], now: float, width: int | None, colour: bool
+    runs: list[tuple[dict[str, Any], str]],
+    now: float,
+    width: int | None,
+    colour: bool,
+    others: Iterable[str] = (),
 ) -> str:
     """
     A table of runs, one a line below a heading.
@@ -42,12 +47,13 @@ def table(
         width (int): Columns of the terminal: lines are cut there, and on a narrow one generated ids
             are shortened; None for whole lines.
         colour (bool): Whether states are coloured.
+        others (set): Ids that are not in the table, but that a user may mean by a prefix.
     Returns:
         str: Safe for a terminal, with a newline at its end; only the heading if there are no runs.
     """
     rows = [COLUMNS, *(tuple(map(escaped, _row(status, host, now))) for status, host in runs)]
     if width is not None and width < WIDE:
-        rows = _with_short_ids(rows)
+        rows = _with_short_ids(rows, others)
     if all(host == HERE for _, host in runs):
         rows = [(*row[:2], *row[3:]) for row in rows]
     widths = [max(map(columns_of, column)) for column in zip(*rows, strict=True)]
@@ -65,14 +71,16 @@ def table(
     return "".join(lines)
 
 
-def _with_short_ids(rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+def _with_short_ids(rows: list[tuple[str, ...]], others: Iterable[str]) -> list[tuple[str, ...]]:
     """The rows with shortened generated ids; each is still the prefix of no other id."""
-    ids = [row[0] for row in rows]
+    ids = sorted({*others, *(row[0] for row in rows)})
     shown = {}
-    for run_id in ids:
+    for number, run_id in enumerate(ids):
         length = GENERATED if len(run_id) == 31 and run_id[:8].isdigit() else len(run_id)
-        while sum(other.startswith(run_id[:length]) for other in ids) > 1 and length < len(run_id):
-            length += 1
+        # Of all ids, those beside it in their order have the longest beginning in common with it.
+        for beside in (*ids[max(0, number - 1) : number], *ids[number + 1 : number + 2]):
+            while beside.startswith(run_id[:length]) and length < len(run_id):
+                length += 1
         shown[run_id] = run_id[:length]
     return [(shown[row[0]], *row[1:]) for row in rows]
 

@@ -159,6 +159,21 @@ def test_generated_ids_are_cut_as_far_as_they_stay_prefixes_of_one():
     assert [row.split("  ")[0] for row in rows] == list(IDS)
 
 
+def test_id_that_is_cut_fits_no_run_that_the_list_leaves_out(chaperone, spool):
+    failed, other = IDS[:2]
+    for run_id, code in ((failed, 3), (other, 0)):
+        chaperone("run", "-", spec=shell(run_id, f"exit {code}"))
+
+    def shown(*words):
+        _, written = on_terminal("ls", *words, columns=80, environ={"NO_COLOR": "1"})
+        return [line.split()[0] for line in written.decode().splitlines()[1:]]
+
+    assert shown("--failed") == shown(failed[:17]) == [failed[:17]]
+    (spool / ".ended" / failed).unlink()
+    # A prefix means an uncollected run first: a shorter one would be that of the other.
+    assert shown("--failed", "--all") == [failed[:17]]
+
+
 def test_ls_fits_80_columns_and_leaves_room_for_the_program(chaperone):
     for _ in range(2):
         assert chaperone("run", "--", "sleep", "0").returncode == 0

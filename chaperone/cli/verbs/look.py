@@ -55,7 +55,8 @@ def ls(given: Given, terminal: Terminal) -> int:
     until_ns = when_ns("--until", given.until, now_ns)
     found, unread = [], []
     with owned(format.open_spool(spool_path(given))) as spool_fd:
-        wanted, collected = _wanted_ids(spool_fd, given)
+        known, collected = _known_ids(spool_fd, given)
+        wanted = sorted(run_id for run_id in known if run_id.startswith(_prefixes(given)))
         for run_id in wanted:
             try:
                 status = _status(spool_fd, run_id)
@@ -74,22 +75,28 @@ def ls(given: Given, terminal: Terminal) -> int:
         for status, _ in found:
             terminal.line(jsontext.dumps(status))
     else:
-        table = tables.table(found, now_ns / 1e9, terminal.width(), terminal.may_colour())
+        now, colour = now_ns / 1e9, terminal.may_colour()
+        table = tables.table(found, now, terminal.width(), colour, known)
         terminal.text(table + (f"{collected} collected: --all\n" if collected else ""))
     for sentence in unread:
         terminal.note(sentence)
     return os.EX_IOERR if unread else os.EX_OK
 
 
-def _wanted_ids(spool_fd: int, given: Given) -> tuple[list[str], int]:
-    """The runs to list, and how many are hidden because they were collected."""
-    prefixes = tuple(given.prefixes) or ("",)
-    uncollected = {*format.live_ids(spool_fd, prefixes), *format.ended_ids(spool_fd, prefixes)}
-    everything = [] if given.json and not given.all else format.all_ids(spool_fd, prefixes)
-    collected = [run_id for run_id in everything if run_id not in uncollected]
+def _known_ids(spool_fd: int, given: Given) -> tuple[set[str], int]:
+    """
+    The runs that a prefix may mean, whatever the filters, and how many are hidden because they were
+    collected.
+    """
+    uncollected = {*format.live_ids(spool_fd), *format.ended_ids(spool_fd)}
     if given.all:
-        return sorted([*uncollected, *collected]), 0
-    return sorted(uncollected), len(collected)
+        return uncollected | set(format.all_ids(spool_fd)), 0
+    everything = [] if given.json else format.all_ids(spool_fd, _prefixes(given))
+    return uncollected, len(set(everything) - uncollected)
+
+
+def _prefixes(given: Given) -> tuple[str, ...]:
+    return tuple(given.prefixes) or ("",)
 
 
 def _fits(status: dict[str, Any], given: Given) -> bool:
