@@ -13,7 +13,7 @@ import pytest
 from chaperone.farside import payload, records
 from spool_tests.support import shells, supervisors
 from spool_tests.support.far import log
-from spool_tests.support.mounts import WITHOUT_PROC
+from spool_tests.support.mounts import WITHOUT_PROC, mounted
 from spool_tests.support.runs import ask, final, running, start, stdout
 from spool_tests.support.supervisors import every_sh
 from spool_tests.support.waiting import need, until
@@ -81,23 +81,26 @@ def test_far_side_names_what_it_can_not_kill(shell, how, far, raised):
     assert run.outcome()["wait_status"] == signal.SIGKILL
 
 
-def remote(tmp_path):
-    return {"hops": [{"exec": {"argv": list(PLAIN)}}], "remote_dir": str(tmp_path / "far")}
+def remote(tmp_path, proc):
+    hidden = mounted("mount -t proc -o hidepid=2 proc /proc") if proc == "hidden" else ()
+    hop = {"exec": {"argv": [*hidden, *PLAIN]}}
+    return {"hops": [hop], "remote_dir": str(tmp_path / "far")}
 
 
 @pytest.mark.parametrize("life", ["kill", "survive"])
+@pytest.mark.parametrize("proc", ["seen", "hidden"])
 def test_program_that_can_not_be_killed_is_lost_and_not_said_to_be_gone(
-    spool, tmp_path, raised, life
+    spool, tmp_path, raised, life, proc
 ):
     program = {"argv": [raised, "-I", "-S", "-c", ROOT]}
-    spec = {"remote": remote(tmp_path), "on_disconnect": life, "stop": {"grace_period": 0}}
+    spec = {"remote": remote(tmp_path, proc), "on_disconnect": life, "stop": {"grace_period": 0}}
     run = start(spool, program, **spec)
     until(lambda: stdout(spool))
     pid = running(spool)["pid"]
     ask(spool, "kill")
     assert run.wait(30) == 0
     status = final(spool)
-    sentence = f"1 process can't be killed: {pid} (a)"
+    sentence = f"1 process can't be killed: {pid} ({'-' if proc == 'hidden' else 'a'})"
     assert (status["state"], status["gone_by"]) == ("lost", None)
     assert (status["exception"]["stage"], status["exception"]["message"]) == (
         "stop",
@@ -108,16 +111,20 @@ def test_program_that_can_not_be_killed_is_lost_and_not_said_to_be_gone(
 
 
 @pytest.mark.parametrize("life", ["kill", "survive"])
-def test_leftover_that_can_not_be_killed_is_named_and_not_waited_for(spool, tmp_path, raised, life):
+@pytest.mark.parametrize("proc", ["seen", "hidden"])
+def test_leftover_that_can_not_be_killed_is_named_and_not_waited_for(
+    spool, tmp_path, raised, life, proc
+):
     argv = [sys.executable, "-I", "-S", "-c", LEAVES, raised, "-I", "-S", "-c", ROOT]
-    spec = {"remote": remote(tmp_path), "on_disconnect": life, "stop": {"grace_period": 0}}
+    spec = {"remote": remote(tmp_path, proc), "on_disconnect": life, "stop": {"grace_period": 0}}
     run = start(spool, {"argv": argv}, **spec)
     assert run.wait(30) == 0
     status = final(spool)
     assert (status["state"], status["return_code"], status["leftovers"]) == ("terminated", 0, 1)
     left = stdout(spool).decode().strip()
     lines = [line.partition(" ")[2] for line in log(spool).splitlines()]
-    assert f"1 process can't be killed: {left} (a)" in lines
+    name = "-" if proc == "hidden" else "a"
+    assert f"1 process can't be killed: {left} ({name})" in lines
     os.kill(int(left), signal.SIGKILL)
 
 

@@ -44,7 +44,13 @@ descend() {
     [ "$table" ] || return 0
     next=
     for member in $table; do
-      look "$member" && [ "$session" != "$home" ] || continue
+      if look "$member"; then
+        [ "$session" != "$home" ] || continue
+      else
+        # A /proc with hidepid shows nothing of another user's.
+        [ ! -e "/proc/$member/stat" ] && exists "$member" || continue
+        group=
+      fi
       if [ "$group" = "$pid" ]; then inside="$inside $member"; else outside="$outside $member"; fi
       for list in "/proc/$member/task"/[0-9]*/children; do
         kids=
