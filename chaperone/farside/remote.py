@@ -224,7 +224,8 @@ class Account:
 
     def report_unknown_start(self, event: Event) -> None:
         """The payload was sent, and no record says what became of it."""
-        message = f"unable to find out whether the program was started: {event.text}"
+        ended = f"the connection ended: {event.text}"
+        message = f"unable to find out whether the program was started: {ended}"
         started = False if event.number == CUT_PAYLOAD else None
         self._chaperone.failed("far-side", message, started=started)
 

@@ -160,7 +160,11 @@ class Outbox:
             SpecError: If it is not the number of the last batch.
         """
         if number != self.number or not self._unacknowledged:
-            want = f"want {self.number}" if self._unacknowledged else "no batch waits for that"
+            want = (
+                f"want batch {self.number}"
+                if self._unacknowledged
+                else "no batch waits to be acknowledged"
+            )
             raise SpecError(f"unable to acknowledge batch {number}: {want}")
         # The file keeps it until the next batch: printing a committed batch again does no harm.
         if self._path is not None:

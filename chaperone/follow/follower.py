@@ -183,7 +183,9 @@ class Follower:
         if run is None and format.where_entered(self.spool_fd, run_id) is None:
             return
         if run is None or not run.has_ended():
-            raise SpecError(f"unable to collect run {run_id!r}: its ending was not delivered yet")
+            raise SpecError(
+                f"unable to collect run {run_id!r}: its end was not yet delivered as an event"
+            )
         if look.key_of(self.spool_fd, run_id) not in (None, run.entry["key"]):
             # The run was deleted; the entry belongs to a later run with this id, whose events are
             # still to be delivered.
@@ -272,7 +274,7 @@ class Follower:
     def _own_watcher(self) -> Watcher:
         if isinstance(self._watcher, Watcher):
             return self._watcher
-        raise TypeError("unable to wait: a follower of an event loop can only be awaited")
+        raise TypeError("unable to wait: this follower belongs to an event loop; use await")
 
     def _take(self, until: float | None = None) -> Event | None:
         """The next event that needs no waiting; None when there is none, or the time is over."""

@@ -257,7 +257,9 @@ def _request(connection: socket.socket, launcher_fd: int) -> Request:
     if not isinstance(value, dict) or image != IMAGE:
         if isinstance(image, str) and image[:TIME_DIGITS] >= IMAGE[:TIME_DIGITS]:
             _end(launcher_fd)  # it was upgraded
-        raise ChaperoneError(f"unable to launch a run: want one that code {IMAGE!r} has checked")
+        raise ChaperoneError(
+            f"unable to launch a run: want one checked by the same code, {IMAGE!r}"
+        )
     return value
 
 

@@ -133,7 +133,8 @@ def bytes_or_text(value: str, path: str) -> str:
         value.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as error:
         raise SpecError(
-            f"{path}: want text or escaped bytes, got a lone surrogate at character {error.start}"
+            f"{path}: want text, or bytes as '\\udc80' to '\\udcff',"
+            f" got another surrogate at character {error.start}"
         ) from None
     return value
 

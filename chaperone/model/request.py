@@ -160,7 +160,7 @@ class Reader:
             if not self._is_overlong:
                 self._is_overlong = True
                 size = f"more than {LIMIT} bytes"
-                yield f"unable to take a request of {size}: the whole request is skipped"
+                yield f"unable to take a request: it has {size}, and all of it is skipped"
 
 
 _WANT = "stop [SECONDS], signal NAME or kill"

@@ -24,8 +24,7 @@ BEYOND = (
     "a user not even these",
     "a soft limit of program.rlimits is not above the hard one",
     "every character in the name of an image is printable",
-    "callback and config are at most 100 deep, and a whole number in them has less than 4,000 "
-    "digits",
+    "callback and config are at most 100 deep, and a whole number in them has at most 4,000 digits",
     "remote.share is true only where the first hop is ssh without a ControlPath of its own",
     "an object has each key once, and a spec has at most 64 MiB",
 )

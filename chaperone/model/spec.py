@@ -35,7 +35,7 @@ SIGNALS = {
 
 def _env_name(name: object, path: str) -> str:
     if not isinstance(name, str) or not name:
-        checks.fail(path, "a name", name)
+        checks.fail(path, "a non-empty name", name)
     before, equals, _ = name.partition("=")
     if equals:  # what comes after it may be a secret
         raise SpecError(f"{path}: want a name without '=', got {checks.cut(repr(before + '=...'))}")
@@ -297,7 +297,7 @@ def _refuse_contradictions(spec: dict[str, Any]) -> None:
         if spec["output"]["through"] == "file":
             checks.fail(
                 "output.through",
-                "'pipe' for a program that is not a child of the chaperone",
+                "'pipe' with 'remote' or with on_disconnect 'survive'",
                 "file",
             )
     if (
@@ -311,21 +311,21 @@ def _refuse_contradictions(spec: dict[str, Any]) -> None:
     if spec["remote"] is not None:
         _check_way(spec, spec["remote"])
     if spec["output"]["through"] == "file":
-        for name, wrong in (
-            ("max_bytes", spec["output"]["max_bytes"] is not None),
-            ("on_full", spec["output"]["on_full"] == "stop"),
-            ("timeline", spec["output"]["timeline"]),
+        for name, want, wrong in (
+            ("max_bytes", "null", spec["output"]["max_bytes"] is not None),
+            ("on_full", "'drop'", spec["output"]["on_full"] == "stop"),
+            ("timeline", "false", spec["output"]["timeline"]),
         ):
             if wrong:
                 checks.fail(
                     f"output.{name}",
-                    "none where output.through is 'file': the chaperone counts no bytes",
+                    f"{want} where output.through is 'file': the chaperone counts no bytes",
                     spec["output"][name],
                 )
         if spec["timeouts"]["idle"] is not None:
             checks.fail(
                 "timeouts.idle",
-                "none where output.through is 'file': the chaperone sees no bytes",
+                "null where output.through is 'file': the chaperone sees no bytes",
                 spec["timeouts"]["idle"],
             )
 

@@ -275,7 +275,7 @@ class LocalProgram:
         listed: the kernel has no such list, or no fd is free now.
         """
         if not self._sees_orphans:
-            self._blind = "the kernel does not list them"
+            self._blind = "this kernel does not list child processes"
             return None
         try:
             processes.reap_orphans((self.pid,))

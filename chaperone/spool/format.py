@@ -311,7 +311,8 @@ def open_plain(directory_fd: int, name: str, flags: int = os.O_RDONLY) -> int:
         os.close(fd)
         want = "FIFO" if kind == stat.S_IFIFO else "file"
         raise SpoolError(
-            f"unable to open {name!r}: want a {want} of this user without other links", errno.EPERM
+            f"unable to open {name!r}: want a {want} of this user without other hard links",
+            errno.EPERM,
         )
     return fd
 

@@ -235,5 +235,5 @@ def _swept_directory(name: str, is_gone: bool) -> Reaped:
         says = "it was removed: its chaperone died before the run appeared"
         return Reaped(run_id=name, done="swept", says=says)
     # It was planted: a starter makes only directories that contain files.
-    says = "it is left as it is: want a directory that contains only files"
+    says = "it contains something that is not a file, so it was not removed"
     return Reaped(run_id=name, done="failed", says=says)

@@ -71,7 +71,7 @@ def test_stop_passes_over_what_it_can_not_ask(chaperone, held, spool, tmp_path, 
     directory = held(SLEEP)
     sentence = (
         "chaperone: unable to ask run 'bad': unable to open 'status.json': want a file "
-        "of this user without other links\n"
+        "of this user without other hard links\n"
     )
     assert streams(chaperone(verb, "bad", "sleep")) == (os.EX_IOERR, "", sentence)
     assert (directory / "status.json").exists()

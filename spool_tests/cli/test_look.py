@@ -77,7 +77,7 @@ def test_ls_tells_what_it_can_where_a_run_can_not_be_read(chaperone, spool, tmp_
         os.EX_IOERR,
         (
             "chaperone: unable to look into run 'bad': unable to open 'status.json': "
-            "want a file of this user without other links\n"
+            "want a file of this user without other hard links\n"
         ),
     )
     assert (

@@ -132,10 +132,11 @@ def test_survivor_outlives_its_client_and_its_chaperone(spool, way):
             capture_output=True,
             text=True,
         )
-        what = "srun, whose step"
+        what = "srun, because the job step ends when srun ends"
         if way.image:
-            what = f"{way.engine.program} run, whose container"
-        said = REFUSED.format(f"{what} dies with its client")
+            client = f"{way.engine.program} run"
+            what = f"{client}, because the container ends when {client} ends"
+        said = REFUSED.format(what)
         assert (done.returncode, done.stderr) == (65, said)
         return
     text = "i=0; while [ $i -lt 60 ]; do echo $i; i=$((i+1)); sleep 0.1; done; exit 4"

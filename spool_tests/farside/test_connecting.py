@@ -146,7 +146,7 @@ def test_slots_are_free_again_when_their_holder_dies(spool, refusing):
     assert (status["exception"]["stage"], status["started"]) == ("connect", False)
     assert (
         status["exception"]["message"]
-        == "unable to connect: all 8 slots for this host stayed taken for 1 s"
+        == "unable to connect: all 8 connection slots for this host were in use for 1 s"
     )
     assert (
         held(spool, None, sh("exit 4"), "elsewhere", remote={"host": "other"})["return_code"] == 4

@@ -259,7 +259,7 @@ def test_payload_that_was_cut_runs_nothing(life, spool, forced, tmp_path):
     )
     assert (
         status["exception"]["message"]
-        == "unable to find out whether the program was started: code 97"
+        == "unable to find out whether the program was started: the connection ended: code 97"
     )
     if life == "kill":
         forced.says("1000 die")

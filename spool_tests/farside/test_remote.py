@@ -215,7 +215,7 @@ def test_noise_of_startup_files_goes_to_the_log(spool, sshd, shell, name):
         )
         assert (
             status["exception"]["message"]
-            == "unable to reach a shell on the far side: no ready word within 1 s"
+            == "unable to reach a shell on the far side: no answer within 1 s"
         )
     finally:
         path.unlink()

@@ -160,11 +160,11 @@ def test_next_batch_waits_for_the_acknowledgement(spool, file):
             SpecError, match="^unable to make the next batch: batch 1 was not acknowledged$"
         ):
             outbox.batch(0)
-        with pytest.raises(SpecError, match="^unable to acknowledge batch 2: want 1$"):
+        with pytest.raises(SpecError, match="^unable to acknowledge batch 2: want batch 1$"):
             outbox.acknowledge(2)
         outbox.acknowledge(1)
         with pytest.raises(
-            SpecError, match="^unable to acknowledge batch 1: no batch waits for that$"
+            SpecError, match="^unable to acknowledge batch 1: no batch waits to be acknowledged$"
         ):
             outbox.acknowledge(1)
         assert outbox.batch(0) is None

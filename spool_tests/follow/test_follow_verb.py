@@ -110,7 +110,7 @@ def test_run_that_can_not_be_read_is_told_on_stderr_and_holds_up_no_other(spool,
             follow.stdin.close()
             assert follow.stderr.read() == (
                 "chaperone: unable to follow run 'bad': unable to open 'lock': want "
-                "a file of this user without other links\n"
+                "a file of this user without other hard links\n"
             )
     assert (follow.returncode, told) == (0, ["started", "started", "output", "ended", "batch"])
 

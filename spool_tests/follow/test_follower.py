@@ -518,7 +518,8 @@ def test_lost_run_is_collected_once_it_was_reaped(spool):
 def test_run_whose_ending_was_not_told_can_not_be_collected(spool):
     with Writer(spool), Follower(spool) as follower:
         with pytest.raises(
-            SpecError, match="^unable to collect run 'r': its ending was not delivered yet$"
+            SpecError,
+            match="^unable to collect run 'r': its end was not yet delivered as an event$",
         ):
             follower.collect("r")
 

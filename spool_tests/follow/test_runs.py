@@ -399,7 +399,7 @@ def test_run_that_can_not_be_read_is_told_once_and_disturbs_no_other(spool):
         events = []
         sentence = (
             "^unable to follow run 'bad': unable to open 'lock': want a file of this user "
-            "without other links$"
+            "without other hard links$"
         )
         with pytest.raises(UnreadableRunError, match=sentence):
             while event := follower.next(0):

@@ -67,9 +67,9 @@ def test_engines_stand_behind_other_hops():
     assert route(ssh, {"srun": {"partition": "main"}}).place("me") == (
         "in a Slurm job of main, as whom ssh makes us"
     )
-    assert behind.dies_with_client == "srun, whose step dies with its client"
+    assert behind.dies_with_client == "srun, because the job step ends when srun ends"
     assert route({"docker": {"image": "etl"}}).dies_with_client == (
-        "docker run, whose container dies with its client"
+        "docker run, because the container ends when docker run ends"
     )
     assert route(ssh, {"docker": {"container": "etl"}}).dies_with_client == ""
 
@@ -79,11 +79,14 @@ def test_engines_stand_behind_other_hops():
     [
         (
             {"srun": {"partition": "-x"}},
-            "srun.partition: want a name that does not begin with '-', ",
+            "srun.partition: want a non-empty name that does not begin with '-', ",
         ),
         ({"srun": {"cpus": 0}}, "srun.cpus: want a whole number of at least 1, got 0"),
         ({"srun": {"cpus": True}}, "srun.cpus: want a whole number of at least 1, got true"),
-        ({"srun": {"gpus": "--x"}}, "srun.gpus: want a name that does not begin with '-', "),
+        (
+            {"srun": {"gpus": "--x"}},
+            "srun.gpus: want a non-empty name that does not begin with '-', ",
+        ),
         ({"srun": {"options": ["x"]}}, "srun.options: want an object of srun options, got a list"),
         (
             {"srun": {"options": {"--qos": "x"}}},
@@ -91,7 +94,10 @@ def test_engines_stand_behind_other_hops():
         ),
         (
             {"srun": {"options": {"pty": True}}},
-            "srun.options: want options that leave the streams and the number of tasks, got 'pty'",
+            (
+                "srun.options: want options that don't change the streams or the number of tasks, "
+                "got 'pty'"
+            ),
         ),
         (
             {"srun": {"options": {"qos": None}}},
@@ -104,7 +110,7 @@ def test_engines_stand_behind_other_hops():
         ),
         (
             {"docker": {"container": "-a"}},
-            "docker.container: want a name that does not begin with '-', got '-a'",
+            "docker.container: want a non-empty name that does not begin with '-', got '-a'",
         ),
         (
             {"docker": {"image": "--privileged"}},
@@ -120,7 +126,7 @@ def test_engines_stand_behind_other_hops():
         ),
         (
             {"docker": {"image": "a", "user": "-0"}},
-            "docker.user: want a name that does not begin with '-', got '-0'",
+            "docker.user: want a non-empty name that does not begin with '-', got '-0'",
         ),
     ],
 )

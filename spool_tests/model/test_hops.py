@@ -56,10 +56,10 @@ def test_hops_are_what_the_mode_means(remote, hops):
 @pytest.mark.parametrize(
     "remote, sentence",
     [
-        ({}, "host: want a name that does not begin with '-', got null"),
+        ({}, "host: want a non-empty name that does not begin with '-', got null"),
         (
             {"host": "-oProxyCommand=x"},
-            "host: want a name that does not begin with '-', got '-oProxyCommand=x'",
+            "host: want a non-empty name that does not begin with '-', got '-oProxyCommand=x'",
         ),
         (
             {"host": "a b"},
@@ -73,8 +73,11 @@ def test_hops_are_what_the_mode_means(remote, hops):
             {"host": "a;b"},
             "host: want a name without white space, quotes or shell characters, got 'a;b'",
         ),
-        ({"host": "a@b"}, "host: want a name in plain text without '@', got 'a@b'"),
-        ({"host": "a", "user": "-u"}, "user: want a name that does not begin with '-', got '-u'"),
+        ({"host": "a@b"}, "host: want a host's name without '@', got 'a@b'"),
+        (
+            {"host": "a", "user": "-u"},
+            "user: want a non-empty name that does not begin with '-', got '-u'",
+        ),
         ({"host": "a", "port": 0}, "port: want a port from 1 to 65535, got 0"),
         ({"host": "a", "port": True}, "port: want a port from 1 to 65535, got true"),
         (
@@ -85,25 +88,31 @@ def test_hops_are_what_the_mode_means(remote, hops):
             {"host": "a", "mode": "sudo", "user": "b"},
             "host: want none, because mode 'sudo' stays on this host, got 'a'",
         ),
-        ({"mode": "sudo"}, "user: want a name that does not begin with '-', got null"),
+        ({"mode": "sudo"}, "user: want a non-empty name that does not begin with '-', got null"),
         (
             {"mode": "sudo", "user": "b", "port": 0},
             "port: want none, because mode 'sudo' stays on this host, got 0",
         ),
-        ({"host": "\ud800"}, "host: want a name in plain text without '@', got '\\ud800'"),
+        ({"host": "\ud800"}, "host: want a name that is valid UTF-8, got '\\ud800'"),
         (
             {"host": "\udc80😀"},
-            "host: want a name in plain text without '@', got '\\udc80😀'",
+            "host: want a name that is valid UTF-8, got '\\udc80😀'",
         ),
         (
             {"host": "a", "options": {"X": "b\ud800"}},
-            "options.X: want text or escaped bytes, got a lone surrogate at character 1",
+            (
+                "options.X: want text, or bytes as '\\udc80' to '\\udcff', "
+                "got another surrogate at character 1"
+            ),
         ),
         (
             {"hops": [{"exec": {"argv": [""]}}]},
             "hops[0].exec.argv[0]: want a non-empty string, got ''",
         ),
-        ({"host": "a", "options": {"a b": 1}}, "options: want names as in ssh_config, got 'a b'"),
+        (
+            {"host": "a", "options": {"a b": 1}},
+            "options: want option names of letters and digits, as in ssh_config, got 'a b'",
+        ),
         (
             {"host": "a", "options": {"A": "x\ny"}},
             "options.A: want one line of text, a number, true or false, got 'x\\ny'",
@@ -133,7 +142,7 @@ def test_hops_are_what_the_mode_means(remote, hops):
         ({"hops": [{"ssh": "db3"}]}, "hops[0].ssh: want an object, got a string"),
         (
             {"hops": [{"ssh": {"host": "-x"}}]},
-            "hops[0].ssh.host: want a name that does not begin with '-', got '-x'",
+            "hops[0].ssh.host: want a non-empty name that does not begin with '-', got '-x'",
         ),
         (
             {"hops": [{"sudo": {"user": "a", "x": 1}}]},

@@ -37,7 +37,7 @@ KNOWN = {
             {"remote": {"host": "h", "options": {"X": "\udbff"}}},
             {"remote": {"host": "\udc80"}},
         ],
-        r"got a lone surrogate|plain text without '@', got '.*\\ud[89a-f]",
+        r"got another surrogate|valid UTF-8, got '.*\\ud[89a-f]",
     ),
     schema.BEYOND[2]: (
         [{"program": {**ARGV, "rlimits": {"cpu": [None, 1]}}}],

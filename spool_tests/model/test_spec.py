@@ -198,7 +198,10 @@ ID = "an id that matches [A-Za-z0-9][A-Za-z0-9._-]* and has at most 128 characte
         (
             "program.argv",
             ["x", "a\ud800"],
-            "program.argv[1]: want text or escaped bytes, got a lone surrogate at character 1",
+            (
+                "program.argv[1]: want text, or bytes as '\\udc80' to '\\udcff', "
+                "got another surrogate at character 1"
+            ),
         ),
         ("program.command", "", "program.command: want a non-empty string, got ''"),
         ("program.command", ["ls"], "program.command: want a non-empty string, got a list"),
@@ -209,7 +212,7 @@ ID = "an id that matches [A-Za-z0-9][A-Za-z0-9._-]* and has at most 128 characte
             "program.cwd: want a string without NUL bytes, got one at character 1",
         ),
         ("program.env", ["K=v"], "program.env: want an object of strings, got a list"),
-        ("program.env", {"": "v"}, "program.env: want a name, got ''"),
+        ("program.env", {"": "v"}, "program.env: want a non-empty name, got ''"),
         ("program.env", {"K=hunter2": "v"}, "program.env: want a name without '=', got 'K=...'"),
         ("program.env", {"K": 5}, "program.env.K: want a string, got a number"),
         ("program.env", {"K": None}, "program.env.K: want a string, got null"),
@@ -221,7 +224,10 @@ ID = "an id that matches [A-Za-z0-9][A-Za-z0-9._-]* and has at most 128 characte
         (
             "program.env",
             {"K": "\udc00"},
-            "program.env.K: want text or escaped bytes, got a lone surrogate at character 0",
+            (
+                "program.env.K: want text, or bytes as '\\udc80' to '\\udcff', "
+                "got another surrogate at character 0"
+            ),
         ),
         ("program.env", {"\x1b[31m": 1}, 'program.env["\\u001b[31m"]: want a string, got a number'),
         (
@@ -239,7 +245,11 @@ ID = "an id that matches [A-Za-z0-9][A-Za-z0-9._-]* and has at most 128 characte
             ["PATH", "K=hunter2"],
             "program.inherit_env[1]: want a name without '=', got 'K=...'",
         ),
-        ("program.inherit_env", ["PATH", 5], "program.inherit_env[1]: want a name, got 5"),
+        (
+            "program.inherit_env",
+            ["PATH", 5],
+            "program.inherit_env[1]: want a non-empty name, got 5",
+        ),
         ("program.stdin", 5, 'program.stdin: want null, a text or {"file": path}, got a number'),
         (
             "program.stdin",
@@ -249,7 +259,10 @@ ID = "an id that matches [A-Za-z0-9][A-Za-z0-9._-]* and has at most 128 characte
         (
             "program.stdin",
             "hunter2\ud800",
-            "program.stdin: want text or escaped bytes, got a lone surrogate at character 7",
+            (
+                "program.stdin: want text, or bytes as '\\udc80' to '\\udcff', "
+                "got another surrogate at character 7"
+            ),
         ),
         ("program.stdin", {}, "program.stdin.file: required field is missing"),
         ("program.stdin", {"file": ""}, "program.stdin.file: want a non-empty string, got ''"),
@@ -327,7 +340,7 @@ ID = "an id that matches [A-Za-z0-9][A-Za-z0-9._-]* and has at most 128 characte
             ),
         ),
         ("remote", "db3", "remote: want an object, got a string"),
-        ("remote", {}, "remote.host: want a name that does not begin with '-', got null"),
+        ("remote", {}, "remote.host: want a non-empty name that does not begin with '-', got null"),
         (
             "remote",
             {"host": "h", "supervise": "no"},
@@ -422,7 +435,10 @@ ID = "an id that matches [A-Za-z0-9][A-Za-z0-9._-]* and has at most 128 characte
         (
             "labels",
             {"n": "\ud800"},
-            "labels.n: want text or escaped bytes, got a lone surrogate at character 0",
+            (
+                "labels.n: want text, or bytes as '\\udc80' to '\\udcff', "
+                "got another surrogate at character 0"
+            ),
         ),
         ("version", 1, f"version: unknown field; want one of {FIELDS}"),
         ("a\nb", 1, f'["a\\nb"]: unknown field; want one of {FIELDS}'),
@@ -457,35 +473,32 @@ def test_field_is_refused_by_a_whole_sentence(path: str, value: object, sentence
         ),
         (
             {"program": ARGV, "remote": {"host": "h"}, "output": {"through": "file"}},
-            (
-                "output.through: want 'pipe' for a program that is not a child of the "
-                "chaperone, got 'file'"
-            ),
+            "output.through: want 'pipe' with 'remote' or with on_disconnect 'survive', got 'file'",
         ),
         (
             {"program": ARGV, "output": {"through": "file", "max_bytes": 5}},
             (
-                "output.max_bytes: want none where output.through is 'file': the "
+                "output.max_bytes: want null where output.through is 'file': the "
                 "chaperone counts no bytes, got 5"
             ),
         ),
         (
             {"program": ARGV, "output": {"through": "file", "timeline": True}},
             (
-                "output.timeline: want none where output.through is 'file': the "
+                "output.timeline: want false where output.through is 'file': the "
                 "chaperone counts no bytes, got true"
             ),
         ),
         (
             {"program": ARGV, "output": {"through": "file", "on_full": "stop"}},
             (
-                "output.on_full: want none where output.through is 'file': the chaperone "
+                "output.on_full: want 'drop' where output.through is 'file': the chaperone "
                 "counts no bytes, got 'stop'"
             ),
         ),
         (
             {"program": ARGV, "output": {"through": "file"}, "timeouts": {"idle": 5}},
-            "timeouts.idle: want none where output.through is 'file': the chaperone sees no bytes, "
+            "timeouts.idle: want null where output.through is 'file': the chaperone sees no bytes, "
             "got 5",
         ),
     ],

@@ -397,7 +397,7 @@ def test_what_no_starter_left_is_not_said_to_be_removed(spool, plant):
     (spool / ".launcher.new").touch()  # a launcher's, not a start's
     plant(spool / ".x.1.new")
     assert [(found.run_id, found.done, found.says) for found in reaping.reap(str(spool))] == [
-        (".x.1.new", "failed", "it is left as it is: want a directory that contains only files")
+        (".x.1.new", "failed", "it contains something that is not a file, so it was not removed")
     ]
     assert os.path.lexists(spool / ".x.1.new")
 

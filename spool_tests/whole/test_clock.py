@@ -71,7 +71,7 @@ def stopped_by(status):
     if status["state"] == "error":
         return (
             "connect"
-            if status["exception"]["message"].endswith("no ready word within 0.8 s")
+            if status["exception"]["message"].endswith("no answer within 0.8 s")
             else status["exception"]
         )
     return status["stop"] and {"timeout": "run"}.get(

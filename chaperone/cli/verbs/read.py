@@ -339,7 +339,8 @@ def follow(given: Given, terminal: Terminal) -> int:
     answers = _lines_of_stdin() if given.cursor else None
     if given.cursor and sys.stdin is None:
         raise UsageError(
-            "unable to follow with --cursor: stdin is closed, and it takes the number of each batch"
+            "unable to follow with --cursor: want the number of each batch on stdin,"
+            " which is closed"
         )
     with Outbox(os.path.abspath(spool_path(given)), given.cursor) as outbox:
         for text in conversation(outbox, answers, (0, 1) if given.cursor else (1,)):

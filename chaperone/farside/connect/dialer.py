@@ -146,11 +146,11 @@ class Dialer:
 
     def _start_master(self, attempts: Attempts, masters: Masters) -> None:
         if self._chaperone.loop.now() >= attempts.deadline - self._patience_s / 2:
-            self._alone(attempts, "it takes too long to make it")
+            self._alone(attempts, "too little time is left to make one")
         elif "CHAPERONE_RUN_ID" in os.environ:  # it would end with the run that we are part of
-            self._alone(attempts, "none is made inside a run")
+            self._alone(attempts, "a chaperone inside another run makes none")
         elif attempts.started_master:
-            self._alone(attempts, "its master did not start")
+            self._alone(attempts, "the ssh master for it did not start")
         elif not self._slots.take():
             self._later(SLOT_AGAIN_S * (0.5 + _chance()), attempts)
         elif masters.start(lambda: self._started(attempts)):
@@ -170,7 +170,7 @@ class Dialer:
         """Make a connection of our own, which also says what is wrong, if anything is."""
         assert self._masters is not None
         self._masters.leave()
-        self._chaperone.log(f"unable to share a connection: {why}")
+        self._chaperone.log(f"unable to share a connection: {why}; this run makes its own")
         attempts.shares = 0
         self._attempt(attempts)
 
@@ -180,7 +180,8 @@ class Dialer:
             if loop.now() < attempts.deadline:
                 self._later(SLOT_AGAIN_S * (0.5 + _chance()), attempts)
             else:
-                taken = f"all {SLOTS} slots for this host stayed taken for {self._patience_s:g} s"
+                slots = f"all {SLOTS} connection slots for this host"
+                taken = f"{slots} were in use for {self._patience_s:g} s"
                 self._owner.unreachable("connect", f"unable to connect: {taken}")
             return
         self._open(attempts, self._route, self._patience_s)
@@ -297,9 +298,9 @@ class Dialer:
         """Why there is no connection, where no hop said that it was refused."""
         no_shell = "unable to reach a shell on the far side"
         if self._chaperone.loop.now() >= attempts.deadline and not words:
-            return "far-side", f"{no_shell}: no ready word within {self._patience_s:g} s"
+            return "far-side", f"{no_shell}: no answer within {self._patience_s:g} s"
         if code < 0 or code in self._route.early_codes:
-            said = words or f"{self.argv[0]} ended with code {code} and no word"
+            said = words or f"{self.argv[0]} ended with code {code} and no message"
             return "connect", f"unable to connect: {said}"
         said = f", said {words!r}" if words else ""
         return "far-side", f"{no_shell}: the last hop's login ended with code {code}{said}"

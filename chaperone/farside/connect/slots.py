@@ -46,7 +46,9 @@ class Slots:
         except OSError as error:  # a limit that can't be kept is no reason not to run
             self.leave()
             reason = error.strerror or error
-            self._chaperone.log(f"unable to take a slot for connecting: {reason}")
+            self._chaperone.log(
+                f"unable to take a connection slot: {reason}; connecting without one"
+            )
             return True
 
     def _take_one(self) -> bool:

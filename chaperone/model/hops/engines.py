@@ -43,7 +43,9 @@ def _options(value: Any, path: str) -> dict[str, Any]:
         if not option.isascii() or not option.replace("-", "").isalnum() or option.startswith("-"):
             checks.fail(path, "names of long options without '--'", option)
         if option in OURS:
-            checks.fail(path, "options that leave the streams and the number of tasks", option)
+            checks.fail(
+                path, "options that don't change the streams or the number of tasks", option
+            )
         for one in given if isinstance(given, list) else [given]:
             if not isinstance(one, (str, int, float)) or "\0" in str(one):
                 checks.fail(f"{path}.{option}", "a text, a number, true or false", given)
@@ -67,7 +69,7 @@ class Srun(Kind):
         "options": (_options, checks.OBJECT),
     }
     may_be_killed = True
-    dies_with_client = "srun, whose step dies with its client"
+    dies_with_client = "srun, because the job step ends when srun ends"
     early_codes = (1,)
     refusals = (
         ("auth", ("Access/permission denied", "User's group not permitted", "Invalid account")),
@@ -160,7 +162,8 @@ class Container(Kind):
     def __init__(self, fields: Mapping[str, Any]) -> None:
         super().__init__(fields)
         if fields["container"] is None:
-            self.dies_with_client = f"{self.program} run, whose container dies with its client"
+            client = f"{self.program} run"
+            self.dies_with_client = f"{client}, because the container ends when {client} ends"
 
     @classmethod
     def checked(cls, value: Any, path: str) -> dict[str, Any]:

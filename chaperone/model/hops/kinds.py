@@ -55,17 +55,17 @@ def name(value: Any, path: str) -> str:
     A host or a user; not a word that ssh, sudo or a ProxyCommand's shell could misread.
     """
     if not isinstance(value, str) or not value or value.startswith("-"):
-        checks.fail(path, "a name that does not begin with '-'", value)
+        checks.fail(path, "a non-empty name that does not begin with '-'", value)
     if any(char <= " " or char == "\x7f" or char.isspace() or char in _UNSAFE for char in value):
         checks.fail(path, "a name without white space, quotes or shell characters", value)
     if any("\ud800" <= char <= "\udfff" for char in value):
-        checks.fail(path, "a name in plain text without '@'", value)
+        checks.fail(path, "a name that is valid UTF-8", value)
     return value
 
 
 def _host(value: Any, path: str) -> str:
     if "@" in name(value, path):
-        checks.fail(path, "a name in plain text without '@'", value)
+        checks.fail(path, "a host's name without '@'", value)
     return str(value)
 
 
@@ -86,7 +86,7 @@ def _options(value: Any, path: str) -> dict[str, Any]:
         checks.fail(path, "an object of ssh options", value)
     for name, given in value.items():
         if not name.isascii() or not name.isalnum():
-            checks.fail(path, "names as in ssh_config", name)
+            checks.fail(path, "option names of letters and digits, as in ssh_config", name)
         for one in given if isinstance(given, list) else [given]:
             if not isinstance(one, (str, int, float)) or any(char in "\0\r\n" for char in str(one)):
                 checks.fail(f"{path}.{name}", "one line of text, a number, true or false", given)
