@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 COLUMNS = ("ID", "STATE", "HOST", "AGE", "ELAPSED", "OUTCOME", "BYTES", "PROGRAM OR REASON")
+LEAST = ("BYTES", "ELAPSED", "AGE")  # left out in this order where a terminal is too narrow
 HERE = "here"
 WIDE = 100  # columns of a terminal that is wide enough for whole ids and a program
 GENERATED = len("20261123T201426")  # of a generated id: up to the second it is seldom ambiguous
@@ -45,7 +46,7 @@ def table(
             shown if one of them is another.
         now (float): Seconds since the epoch.
         width (int): Columns of the terminal: lines are cut there, and on a narrow one generated ids
-            are shortened; None for whole lines.
+            are shortened and some columns left out; None for whole lines.
         colour (bool): Whether states are coloured.
         others (set): Ids that are not in the table, but that a user may mean by a prefix.
     Returns:
@@ -56,7 +57,9 @@ def table(
         rows = _with_short_ids(rows, others)
     if all(host == HERE for _, host in runs):
         rows = [(*row[:2], *row[3:]) for row in rows]
-    widths = [max(map(columns_of, column)) for column in zip(*rows, strict=True)]
+    if width is not None and width < WIDE:
+        rows = _with_room_for_the_program(rows, width)
+    widths = _widths(rows)
     lines = []
     for row, run in zip(rows, [None, *runs], strict=True):
         cells = [
@@ -83,6 +86,22 @@ def _with_short_ids(rows: list[tuple[str, ...]], others: Iterable[str]) -> list[
                 length += 1
         shown[run_id] = run_id[:length]
     return [(shown[row[0]], *row[1:]) for row in rows]
+
+
+def _with_room_for_the_program(rows: list[tuple[str, ...]], width: int) -> list[tuple[str, ...]]:
+    """The rows, below a heading, without columns that leave no room for the program or reason."""
+    longest = max((columns_of(row[-1]) for row in rows[1:]), default=0)
+    for name in LEAST:
+        room = width - sum(before + 2 for before in _widths(rows)[:-1])
+        if room >= min(longest, len(COLUMNS[-1])):
+            break
+        at = rows[0].index(name)
+        rows = [(*row[:at], *row[at + 1 :]) for row in rows]
+    return rows
+
+
+def _widths(rows: list[tuple[str, ...]]) -> list[int]:
+    return [max(map(columns_of, column)) for column in zip(*rows, strict=True)]
 
 
 def _row(status: dict[str, Any], host: str, now: float) -> tuple[str, ...]:

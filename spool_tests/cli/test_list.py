@@ -174,6 +174,25 @@ def test_id_that_is_cut_fits_no_run_that_the_list_leaves_out(chaperone, spool):
     assert shown("--failed", "--all") == [failed[:17]]
 
 
+def test_reason_is_readable_at_80_columns_beside_a_long_host_and_outcome():
+    ends = (
+        {"state": "error", "exception": {"stage": "connect", "message": "unable to connect: x"}},
+        {"state": "terminated", "signal": "SIGTERM", "stop": {"reason": "timeout"}},
+    )
+    found = [
+        ({**statuses.last_known({"run_id": run_id}, run_id), **end}, host)
+        for run_id, end, host in zip(IDS[1:], ends, ("db3.example.com", "here"), strict=False)
+    ]
+    assert tables.table(found, 0.0, 80, False) == (
+        "ID               STATE       HOST             OUTCOME            PROGRAM OR REA…\n"
+        "20261126T030856  error       db3.example.com  connect            unable to conn…\n"
+        "20261126T030857  terminated  here             SIGTERM (timeout)  -\n"
+    )
+    assert tables.table(found[1:], 0.0, 80, False).splitlines()[0] == (
+        "ID               STATE       AGE  ELAPSED  OUTCOME            BYTES  PROGRAM OR…"
+    )
+
+
 def test_ls_fits_80_columns_and_leaves_room_for_the_program(chaperone):
     for _ in range(2):
         assert chaperone("run", "--", "sleep", "0").returncode == 0
