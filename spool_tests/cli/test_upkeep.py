@@ -76,6 +76,7 @@ def test_rm_deletes_what_has_ended_and_refuses_the_rest(chaperone, held, spool):
         "",
         "chaperone: unable to delete run 'sleep': it is running; stop it first\n",
     )
+    assert chaperone("rm", "c", "d").returncode == os.EX_NOINPUT
     assert sorted(path.name for path in spool.glob("[a-z]*")) == ["c", "sleep"]
     assert streams(chaperone("rm", "c")) == (0, "", "")
     assert streams(chaperone("rm", "c")) == (
