@@ -46,22 +46,24 @@ def shed_inherited_state() -> dict[str, Any]:
         # None: libc uses it. To look first saves 120 system calls.
         if signal.getsignal(number) not in (wanted, None):
             signal.signal(number, wanted)
-    for fd in _open_fds():
-        if fd > 2:
-            try:
-                os.close(fd)
-            except OSError:  # it was the fd of the listing
-                pass
+    _close_inherited_fds()
     # Write no .pyc for later imports: with our umask no other user could read them.
     sys.dont_write_bytecode = True
     return {"env": dict(environ), "umask": os.umask(0o077)}
 
 
-def _open_fds() -> list[int]:
+def _close_inherited_fds() -> None:
     try:
-        return [int(name) for name in os.listdir("/proc/self/fd")]
-    except FileNotFoundError:
-        return list(range(os.sysconf("SC_OPEN_MAX")))
+        names = os.listdir("/proc/self/fd")
+    except FileNotFoundError:  # the limit may be 1e9: one close_range(2), and no list
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        return
+    for fd in map(int, names):
+        if fd > 2:
+            try:
+                os.close(fd)
+            except OSError:  # it was the fd of the listing
+                pass
 
 
 def leads_a_group() -> bool:

@@ -7,6 +7,7 @@ Knows: what a process can inherit.  Must not know: how a run is held.
 import json
 import os
 import pty
+import resource
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ import pytest
 from chaperone import errors
 from chaperone.hold import begin, inherited
 from chaperone.launch import start as starting
+from spool_tests.support.calls import replace_call
+from spool_tests.support.disk import forked, waited
 from spool_tests.support.places import CHAPERONE, ROOT
 from spool_tests.support.processes import children
 from spool_tests.support.waiting import absent, need, until
@@ -317,6 +320,22 @@ def test_start_works_without_standard_fds(spool):
     )
     assert subprocess.run([sys.executable, "-c", code, str(spool)]).returncode == 0
     until(lambda: len(os.listdir(spool / ".ended")) == 1)
+
+
+def test_limit_of_a_billion_files_takes_no_memory_where_there_is_no_proc(monkeypatch):
+    def no_proc(path):
+        raise FileNotFoundError(2, "No such file or directory", path)
+
+    def shed():
+        replace_call(monkeypatch, "listdir", no_proc)
+        replace_call(monkeypatch, "sysconf", lambda name: 1_000_000_000)
+        resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))  # a list of them takes 8 GB
+        ours = os.dup(0)
+        inherited.shed_inherited_state()
+        with pytest.raises(OSError):
+            os.fstat(ours)
+
+    assert waited(forked(shed)) == 0
 
 
 def test_start_says_what_is_odd_about_the_interpreter(spool, monkeypatch):
