@@ -213,10 +213,11 @@ def test_connection_that_finds_no_descriptor_leaves_none_open():
         resource.getrlimit(resource.RLIMIT_NOFILE),
     )
     connection, room = None, 4
+    route = Route.of([{"exec": {"argv": ["env"]}}])
     while connection is None:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (room, limits[1]))
-            connection = Connection(loop, ["/bin/cat"], Route.of([]), Plain(b""), loop, loop)
+            connection = Connection(loop, ["/bin/cat"], route, Plain(b""), loop, loop)
         except OSError as error:
             assert error.errno in (
                 errno.EMFILE,

@@ -200,8 +200,9 @@ def test_bare_program_that_no_hop_announces_is_taken_for_started(spool, hops):
 def test_only_eight_connect_to_one_host_at_a_time(spool, sshd):
     count = 100 if os.environ.get("CI") else 24
     runs = [
-        start(spool, sh("exit 0"), f"r{number}", remote=sshd.remote()) for number in range(count)
+        start(spool, sh("exit 0"), f"r{number}", remote=sshd.remote(), timeouts={"connect": 300})
+        for number in range(count)
     ]
-    assert [run.wait(120) for run in runs] == [0] * count
+    assert [run.wait(300) for run in runs] == [0] * count
     assert {final(spool, f"r{number}")["return_code"] for number in range(count)} == {0}
     assert not any("unable to connect" in log(spool, f"r{number}") for number in range(count))

@@ -77,7 +77,7 @@ def through_its_life(spool, secret, life, remote):
         remote=remote,
         on_disconnect=life,
     )
-    until(lambda: stdout(spool) == b"up\n")
+    until(lambda: stdout(spool) == b"up\n", 60)
     if life == "survive":
         status = connected(spool)
         os.kill(status["connection"]["pid"], signal.SIGKILL)
@@ -86,12 +86,12 @@ def through_its_life(spool, secret, life, remote):
                 (now := connected(spool)["connection"]["drops"]) > status["connection"]["drops"]
                 and now
             ),
-            20,
+            60,
         )
         process.kill()
         process.wait()
         process = adopt(spool)
-        until(lambda: connected(spool)["connection"]["drops"] > drops, 20)
+        until(lambda: connected(spool)["connection"]["drops"] > drops, 60)
     (spool / "go").touch()
     assert process.wait(30) == 0
     (spool / "go").unlink()

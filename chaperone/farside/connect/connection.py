@@ -387,9 +387,11 @@ class Connection:
         noise = self._dialogue.noise()
         if self.ready:
             noise = self._booted + noise
-        else:  # a client that failed may say why on stdout
+        else:
             booted = self._booted.replace(self._dialogue.ready_word, b"")
-            noise = booted or (noise if code > 0 else b"")
+            # A client that failed may say why on stdout; without such a code, a shell wrote that.
+            failed = code in self._route.early_codes and code not in self._route.own_codes
+            noise = booted or (noise if failed else b"")
         self._owner.closed(code, self.ready, noise + said)
 
 
