@@ -115,6 +115,12 @@ def test_help_fits_80_columns(place):
     assert rows == lines
 
 
+@pytest.mark.parametrize("page", ["README.rst", "docs/tutorial.rst"])
+def test_first_background_run_of_a_page_is_a_command_without_json(page):
+    started = re.search(r"\$ .*chaperone run --detach .*", pathlib.Path(ROOT, page).read_text())
+    assert re.search(r" -- \w+", started[0])
+
+
 def test_each_word_of_the_verbs_that_look_and_run_is_in_a_transcript():
     """And so pinned by the tests above."""
     transcripts = [
