@@ -50,7 +50,8 @@ class Spool:
         cwd: str | None = None,
     ) -> Run:
         """
-        Start a run. With an `id` in the spec a retry is safe, because an id never runs twice.
+        Start a run. With an `id` in the spec a retry is safe: the id of a run that is there is
+        refused.
 
         Args:
             spec (dict): As in docs/spec.rst; not changed. `chaperone.SpecDict` has its fields.

@@ -30,7 +30,7 @@ class SpoolError(ChaperoneError, OSError):
 
 
 class RunExistsError(SpoolError):
-    """The run id exists, and an id never runs twice (rule W1 of docs/spool-format.rst)."""
+    """The run id exists, and no second run gets it (rule W1 of docs/spool-format.rst)."""
 
 
 class NoRunError(SpoolError):
