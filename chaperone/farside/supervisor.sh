@@ -154,6 +154,9 @@ control() {
     ;;
   esac
   exec </dev/null
+  born=
+  look "$pid" || [ "$born" ] || exists "$pid" || born=gone
+  started=$born
   own_pid
   reader=$number
   [ "$life" = survive ] && echo "$reader $boot_id" >"$dir/reader"
@@ -176,7 +179,7 @@ control() {
         exists "$pid" || { [ "$done" ] && grep -q ' end R' "$dir/said"; } || say dead $(said_start)
         [ "$life" = kill ] && say beat "$one"
         ;;
-      k) kill "-$one" "$pid" ;;    # signal the program
+      k) reused || kill "-$one" "$pid" ;; # signal the program
       g) left && hit "$one" ;;     # signal all of it
       z)                           # kill all of it
         end_all 0
@@ -287,7 +290,7 @@ stay() {
 
 # -v: without it bash takes a function of that name, where there is no such variable.
 unset -v why self word words rest one two done kinds mount cgroup counter root point kills before count attached old booted outcome table next member list found line number parent group session born \
-  seen kids home inside outside hurt spared refused named how setsid proc boot_id birth tracking children tool tools link attacher
+  seen kids home inside outside hurt spared refused named how setsid proc boot_id birth started tracking children tool tools link attacher
 pid=-1
 exec 3<&0 4>&2 5>&1 </dev/null >/dev/null 2>&1
 echo "$nonce out" >&5

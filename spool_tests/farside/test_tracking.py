@@ -253,6 +253,53 @@ def test_program_of_another_uid_is_alive(shell, proc, far, setuid_python):
     until(lambda: run.read(0.05) or ["dead"] in run.records)
 
 
+# Gives the pid of the program, once that is free, to a process of its own, and says how this ended.
+REUSES = """import os, signal, sys, time
+signal.alarm(20)
+os.chdir(sys.argv[1])
+while not os.path.exists("ended"): time.sleep(0.01)
+pid = int(open("ended").read())
+while os.path.exists(f"/proc/{pid}"): time.sleep(0.01)
+child = 0
+while child != pid:
+    open("/proc/sys/kernel/ns_last_pid", "w").write(str(pid - 1))
+    if not (child := os.fork()):
+        while not os.path.exists("left"): time.sleep(0.01)
+        os._exit(7)
+    if child != pid: os.kill(child, 9)
+open("reused", "w").close()
+code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+open("code.new", "w").write(str(code))
+os.rename("code.new", "code")
+"""
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("shell", ["dash", "busybox"])
+def test_process_that_has_the_programs_pid_by_now_is_none_of_the_run(shell, far, tmp_path):
+    need("unshare")
+    (tmp_path / "reuses.py").write_text(REUSES)
+    text = f'python3 {tmp_path}/reuses.py {tmp_path} </dev/null >/dev/null 2>&1 & "$@"; wait'
+    namespace = ["unshare", "--pid", "--fork", "--mount-proc", "sh", "-c", text, "sh"]
+    leaves = "setsid sh -c 'trap \"\" TERM; echo up; sleep 1000; sleep 1000' & read -r line; exit 3"
+    run = far(
+        shell,
+        {"argv": ["sh", "-c", f"{{ {leaves}; }} </dev/null"]},
+        argv=[*namespace, shells.as_sh(shell), *payload.CONSTANT[1:]],
+    )
+    (tmp_path / "pid").write_text(run.wait("start")[0])
+    until(lambda: run.read(0.05) or run.output["stdout"] == b"up\n")
+    run.outcome()
+    os.rename(tmp_path / "pid", tmp_path / "ended")
+    until((tmp_path / "reused").exists)
+    run.send("k USR1")
+    run.send("q 2")
+    assert int(run.wait("left")[0]) > 0
+    (tmp_path / "left").touch()
+    until((tmp_path / "code").exists)
+    assert (tmp_path / "code").read_text() == "7"
+
+
 @pytest.mark.root
 @every_sh
 @pytest.mark.parametrize("what", ["foreign", "busy", "loader", "many"])

@@ -16,6 +16,9 @@ exists() {
   case $(LC_ALL=C; kill -0 "$1" 2>&1) in *ermi*) return 0 ;; *) return 1 ;; esac
 }
 
+# Whether the program has ended, and another process has its pid by now.
+reused() { [ "$started" ] && look "$pid" && [ "$born" != "$started" ]; }
+
 # Who belongs to the run, into $inside (of the program's own group) and $outside.
 list_members() {
   inside= outside=
@@ -35,6 +38,7 @@ add() { case "$inside$outside " in *" $1 "*) ;; *) outside="$outside $1" ;; esac
 descend() {
   look $$ && [ "$born" = "$birth" ] || return 1
   home=$session seen=' ' next=$pid
+  ! reused || next=
   while :; do
     table= kids=
     read -r kids <"$children"
