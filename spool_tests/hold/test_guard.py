@@ -191,6 +191,14 @@ def test_death_by_signal_comes_back_through_it(spool, number):
     assert process.wait(20) == -number and is_gone(status["pid"])
 
 
+def test_its_rusage_includes_the_chaperone_and_the_program(spool):
+    process = start(spool, py("import time\nwhile time.process_time() < 0.1: pass"))
+    _, process.returncode, usage = os.wait4(process.pid, 0)
+    program = final(spool)["rusage"]
+    assert process.returncode == 0 and program["utime"] + program["stime"] >= 0.1
+    assert usage.ru_utime + usage.ru_stime > program["utime"] + program["stime"]
+
+
 def test_it_ends_after_the_last_fd_of_the_spool_is_closed(spool):
     for run_id, number in (("a", None), ("b", signal.SIGKILL)):
         process = start(spool, sh("exec sleep 1000"), run_id)
