@@ -74,6 +74,14 @@ def try_take_for_process(fd: int, byte: int | None = None) -> bool:
     return True
 
 
+def is_free_for_process(fd: int, byte: int) -> bool:
+    """Whether this process could lock a byte of a file; it does so for a moment."""
+    if not try_take_for_process(fd, byte):
+        return False
+    fcntl.lockf(fd, fcntl.LOCK_UN, 1, byte)
+    return True
+
+
 def _tried(fd: int, how: int) -> bool:
     try:
         fcntl.flock(fd, how | fcntl.LOCK_NB)

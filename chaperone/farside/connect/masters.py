@@ -68,10 +68,10 @@ class Masters:
             self._fd = format.open_plain(self._directory_fd, name, flags)
             if not self._is_there():
                 return None
-            for session in range(1, self._limit() + 1):
-                if locks.try_take_for_process(self._fd, session):
-                    self._session = session
-                    return self._path()
+            if not (limit := self._limit()):
+                raise OSError("the server takes no session on a shared connection")
+            if self._take_session() and (limit == SESSIONS or self._taken() < limit):
+                return self._path()
             self.leave()
         raise OSError(f"all sessions of {MASTERS} connections are taken")
 
@@ -123,9 +123,10 @@ class Masters:
 
     def refused(self) -> None:
         """The server takes no more sessions on this connection: remember how many it takes."""
-        flags = os.O_WRONLY | os.O_CREAT
+        # Of several that ask at once the server may refuse any: what the others have is its limit.
+        taken, flags = self._taken(), os.O_WRONLY | os.O_CREAT
         with owned(format.open_plain(self._directory_fd, f"{self._name}.sessions", flags)) as fd:
-            os.pwrite(fd, b"%d\n" % (self._session - 1), 0)
+            os.pwrite(fd, b"%d\n" % min(taken, self._limit()), 0)
         self.leave()
 
     def failed(self) -> None:
@@ -134,6 +135,18 @@ class Masters:
             if not _listens(self._path()):
                 format.unlink(f"{self._name}.{self._number}", self._directory_fd)
         self.leave()
+
+    def _take_session(self) -> bool:
+        for session in range(1, SESSIONS + 1):
+            if locks.try_take_for_process(self._fd, session):
+                self._session = session
+                return True
+        return False
+
+    def _taken(self) -> int:
+        """How many sessions of this master others have."""
+        others = [number for number in range(1, SESSIONS + 1) if number != self._session]
+        return sum(not locks.is_free_for_process(self._fd, number) for number in others)
 
     def _limit(self) -> int:
         try:
