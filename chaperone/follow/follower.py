@@ -183,9 +183,7 @@ class Follower:
         if run is None and format.where_entered(self.spool_fd, run_id) is None:
             return
         if run is None or not run.has_ended():
-            raise SpecError(
-                f"unable to collect run {run_id!r}: its end was not yet delivered as an event"
-            )
+            raise SpecError(f"unable to collect run {run_id!r}: its end was not delivered yet")
         if look.key_of(self.spool_fd, run_id) not in (None, run.entry["key"]):
             # The run was deleted; the entry belongs to a later run with this id, whose events are
             # still to be delivered.

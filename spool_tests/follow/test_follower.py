@@ -519,7 +519,7 @@ def test_run_whose_ending_was_not_told_can_not_be_collected(spool):
     with Writer(spool), Follower(spool) as follower:
         with pytest.raises(
             SpecError,
-            match="^unable to collect run 'r': its end was not yet delivered as an event$",
+            match="^unable to collect run 'r': its end was not delivered yet$",
         ):
             follower.collect("r")
 
