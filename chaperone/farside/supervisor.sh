@@ -179,7 +179,7 @@ control() {
         exists "$pid" || { [ "$done" ] && grep -q ' end R' "$dir/said"; } || say dead $(said_start)
         [ "$life" = kill ] && say beat "$one"
         ;;
-      k) reused || kill "-$one" "$pid" ;; # signal the program
+      k) reused || ! is_pid "$pid" || kill "-$one" "$pid" ;; # signal the program
       g) left && hit "$one" ;;     # signal all of it
       z)                           # kill all of it
         end_all 0

@@ -4,8 +4,10 @@ What a far side can't kill, as it is another user's: named, never said to be gon
 
 import contextlib
 import os
+import pathlib
 import shutil
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -14,6 +16,7 @@ from chaperone.farside import payload, records
 from spool_tests.support import shells, supervisors
 from spool_tests.support.far import log
 from spool_tests.support.mounts import WITHOUT_PROC, mounted
+from spool_tests.support.places import ROOT as ROOT_OF_ALL
 from spool_tests.support.runs import ask, final, running, start, stdout
 from spool_tests.support.supervisors import every_sh
 from spool_tests.support.waiting import need, until
@@ -139,3 +142,29 @@ def test_record_is_a_sentence():
     words = ["unkillable", "30", "41", "su", "42", "-"]
     assert records.event_of(words) == "unkillable"
     assert records.unkillable(words) == "30 processes can't be killed: 41 (su), 42 (-)"
+
+
+# What is sent, up to where it would begin; the kill of this shell only prints.
+ASKED = """
+kill() { echo "kill $*"; }
+cookie=none proc=1 home= started= children=/proc/$$/task/$$/children birth= tracking=%s setsid=%s
+look $$; birth=$born pid=-1
+list_members
+echo "members:$inside$outside"
+inside='1 -1' outside='-1 0 1 - x'
+hit KILL
+"""
+
+
+@every_sh
+@pytest.mark.parametrize("tracking", ["kernel", "cookie", "group"])
+@pytest.mark.parametrize("setsid", ["setsid", ""])
+def test_run_without_a_pid_has_no_members_and_kills_nothing(shell, tracking, setsid):
+    """To SIGKILL -1 would end every process of the user: all of the host, as root."""
+    members = pathlib.Path(ROOT_OF_ALL, "chaperone/farside/sh/members.sh").read_text()
+    text = members + ASKED % (tracking, setsid)
+    done = subprocess.run(
+        [shells.as_sh(shell), "-c", text], capture_output=True, text=True, cwd="/", timeout=20
+    )
+    assert done.stdout.splitlines()[-1].startswith("members:"), done
+    assert not [line for line in done.stdout.splitlines() if line.startswith("kill -KILL")]

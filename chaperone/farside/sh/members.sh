@@ -10,6 +10,9 @@ look() {
   case $1 in [ZX]) [ "${18}" -gt 1 ] ;; esac
 }
 
+# Whether $1 can be the pid of a process of the run. A `kill -KILL -1` would end all that the user may end.
+is_pid() { case $1 in '' | *[!0-9]* | 0 | 1) return 1 ;; esac; }
+
 # Whether a process, or with a - before it a group, is there. Another user's can't be signalled, but the kernel says that it is there.
 exists() {
   kill -0 "$1" && return
@@ -48,6 +51,7 @@ descend() {
     [ "$table" ] || return 0
     next=
     for member in $table; do
+      is_pid "$member" || continue
       if look "$member"; then
         [ "$session" != "$home" ] || continue
       else
@@ -110,8 +114,8 @@ left() {
 # One signal for all that `left` has listed, and for each only once. False where none could be signalled: gone, or another user's.
 hit() {
   hurt=
-  [ "$setsid" ] && [ "$inside" ] && kill "-$1" "-$pid" && hurt=1
-  for member in $outside; do kill "-$1" "$member" && hurt=1; done
+  [ "$setsid" ] && [ "$inside" ] && is_pid "$pid" && kill "-$1" "-$pid" && hurt=1
+  for member in $outside; do is_pid "$member" && kill "-$1" "$member" && hurt=1; done
   [ "$hurt" ]
 }
 
