@@ -443,3 +443,36 @@ def test_odd_words_come_back_from_every_login_shell(shell):
         [path_of(shell), "-c", text], stdout=subprocess.PIPE, check=True
     ).stdout
     assert printed == b"".join(word.encode() + b"\0" for word in words)
+
+
+def test_ssh_shares_a_connection_with_what_has_its_options():
+    one, other = Route.of([ssh(user="etl")]), Route.of([ssh(user="etl", options={"Port": 2})])
+    assert one.share_key == Route.of([ssh(user="etl")]).share_key not in ("", other.share_key)
+    assert [
+        Route.of(hops).share_key
+        for hops in (
+            [],
+            [{"sudo": {"user": "u"}}],
+            [{"sudo": {"user": "u"}}, ssh()],
+            [ssh(options={"controlpath": "/x"})],
+        )
+    ] == ["", "", "", ""]
+    master = one.master("/spool/100%", "/spool/log")
+    assert master[:4] == ["ssh", "-T", "-E", "/spool/log"]
+    assert master[-6:] == ["-o", "ControlPersist=60", "-N", "-f", "--", "db3"]
+    assert master.index("ControlPath=/spool/100%%") < master.index("ControlPath=none")
+    shared = Route.of([ssh(user="etl"), {"sudo": {"user": "u"}}]).shared("/spool/m").argv(["true"])
+    assert shared.index("ControlPath=/spool/m") < shared.index("ControlPath=none")
+    assert "ProxyCommand=false" in shared
+    assert shared[-1] == "exec sudo -n -H -u u -- true"
+
+
+def test_messages_of_ssh_say_what_to_do_next():
+    full = "mux_client_request_session: session request failed: Session open refused by peer"
+    old = "command-line: line 0: Bad configuration option: stdinnull"
+    route = Route.of([ssh(), {"sudo": {"user": "u"}}])
+    assert (route.is_full(full), route.is_full(old), route.is_too_new(old)) == (True, False, True)
+    assert not Route.of([{"sudo": {"user": "u"}}, ssh()]).is_full(full)
+    older = route.older()
+    assert "StdinNull=no" in route.argv(["true"]) and "StdinNull=no" not in older.argv(["true"])
+    assert not older.is_too_new(old)
