@@ -101,7 +101,10 @@ class Loop:
             # Twice: if a signal (SIGCONT, say) interrupts a poll whose time is over, it returns
             # nothing and has not looked. What has arrived must be handled before a deadline is
             # called missed.
-            came = self._poll.poll(self._patience()) or self._poll.poll(0)
+            came = self._poll.poll(self._patience())
+            # Not after the callbacks: the process may have been stopped in one of them for long.
+            now = self.now() if self._due else 0.0
+            came = came or self._poll.poll(0)
             for fd, events in came:
                 callback = self._ready.get(fd)
                 # None if an earlier callback of this round has unwatched it.
@@ -110,7 +113,7 @@ class Loop:
             if not came and self._quiet is not None and not self._ended:
                 quiet, self._quiet = self._quiet, None
                 quiet()
-            self._pass_deadlines()
+            self._pass_deadlines(now)
 
     def _patience(self) -> int | None:
         """
@@ -124,10 +127,7 @@ class Loop:
         wait_s = min(when for when, _ in self._due.values()) - self.now()
         return max(0, int(min(wait_s, LONGEST_S) * 1000) + 1)
 
-    def _pass_deadlines(self) -> None:
-        if not self._due:
-            return
-        now = self.now()
+    def _pass_deadlines(self, now: float) -> None:
         for handle, (when, callback) in sorted(self._due.items(), key=lambda item: item[1][0]):
             if when <= now and self._due.pop(handle, None) is not None and not self._ended:
                 callback()

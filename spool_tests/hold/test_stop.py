@@ -253,7 +253,6 @@ def test_idle_timeout_counts_from_the_last_byte(spool):
     )
 
 
-@pytest.mark.long  # a pause that falls between a look and a read still ends the run at times
 def test_idle_timeout_survives_a_paused_chaperone(spool):
     chaperone = start(spool, sh("while :; do echo x; sleep 0.02; done"), timeouts={"idle": 4})
     pid = running(spool)["chaperone_pid"]
