@@ -153,7 +153,7 @@ def test_man_pages_are_installed_and_man_shows_them(installed):
     for page, text in shown.items():
         assert f"{page} - " in text and "chaperone 0.2.0" not in text.partition("\n")[0], page
         lines = [line for line in text.splitlines() if '{"' not in line]  # JSON stays as printed
-        assert max(map(len, lines)) <= 140, page
+        assert max(map(len, lines)) <= 120, page
     assert "--detach" in shown["chaperone"] and "chaperone-spool(5)" in shown["chaperone"]
 
 
