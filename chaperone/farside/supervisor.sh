@@ -233,7 +233,7 @@ attach() {
   kill -KILL $tails
 }
 
-# Whether what copies still does: without it the near side waits for ever, unless it comes anew. Where a file is gone that is said instead.
+# Whether what copies still does: without it the near side waits for ever, unless it connects again. Where a file is gone that is said instead.
 copying() { [ ! "$proc" ] || [ ! -e out ] || [ ! -e err ] || [ ! -e said ] || for old in $tails; do look "$old" || return 1; done; }
 
 # Its directory proves that a pid is not somebody else's.

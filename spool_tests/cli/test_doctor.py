@@ -182,7 +182,7 @@ def told(spool, far):
     return [(one.name, one.fits, one.says) for one in findings if one.name in names]
 
 
-STARTED = ("far side", True, "a run was started there, and its end was told")
+STARTED = ("far side", True, "a run was started there, and its end was reported")
 KERNEL = ("tracking", True, "the kernel hands what leaves the program's group to the far side")
 
 
@@ -207,7 +207,7 @@ def test_a_far_side_is_told_with_what_it_lacks(spool, fake_ssh, tmp_path):
             "the far side has no setsid: the program has no group of its own, and is stopped"
             " process by process",
         ),
-        ("awk", False, "a killed program is told as one that exited with 137"),
+        ("awk", False, "a killed program is reported as one that exited with 137"),
         ("tracking", False, "what leaves the program's group is not found"),
     ]
 
@@ -238,7 +238,7 @@ def test_far_side_of_a_spec_is_tried_by_its_hops(chaperone, spool, tmp_path):
     }
     done = chaperone("doctor", "--spec", "-", spec=spec)
     assert done.stderr == "" and tried.exists()
-    assert "\nok  far side: a run was started there, and its end was told\n" in done.stdout
+    assert "\nok  far side: a run was started there, and its end was reported\n" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -358,7 +358,7 @@ NOISE, LACKS = "said before the program's own output: ", "the far side has no "
 
 
 def _far_side(spool: Spool, spec: SpecDict) -> Iterator[tuple[str, Answer]]:
-    """By a program that kills itself there: its status shows whether that is told from an exit."""
+    """By a program that kills itself there: its status shows whether that differs from an exit."""
     program = {"argv": ["/bin/sh", "-c", "kill -KILL $$"]}
     run = spool.start({**spec, "program": program})
     status = _ended(run)
@@ -366,7 +366,7 @@ def _far_side(spool: Spool, spec: SpecDict) -> Iterator[tuple[str, Answer]]:
         remedy = REMEDIES.get(str(status.exception["stage"]), "see the sentence")
         yield "far side", (False, str(status.exception["message"]), remedy)
         return
-    yield "far side", (True, "a run was started there, and its end was told", None)
+    yield "far side", (True, "a run was started there, and its end was reported", None)
     for logged in run.read("log").decode("utf-8", "replace").splitlines():
         line = logged.partition(" ")[2]
         if line.startswith(NOISE):
@@ -377,6 +377,6 @@ def _far_side(spool: Spool, spec: SpecDict) -> Iterator[tuple[str, Answer]]:
     if status.tracking not in TRACKING:  # nothing of ours runs there
         return
     if status.signal != "SIGKILL":
-        says = f"a killed program is told as one that exited with {status.return_code}"
+        says = f"a killed program is reported as one that exited with {status.return_code}"
         yield "awk", (False, says, "install mawk or gawk there")
     yield "tracking", TRACKING[status.tracking]

@@ -1,7 +1,7 @@
 # Which processes belong to a run on the far side, and how all of them are ended. Part of what is sent, before supervisor.sh.
 
 # What the kernel says of a process, by its stat; the second word may hold blanks and ends with a bracket. False of one that has ended:
-# nobody waits for an init that takes its time to reap. A process whose first thread alone has ended still lives.
+# no run waits for an init that takes its time to reap. A process whose first thread alone has ended still lives.
 look() {
   read -r words <"/proc/$1/stat" || return 1
   number=${words%% *}
@@ -70,7 +70,7 @@ descend() {
 }
 
 # By the cookie in the environment of whatever belongs to the run, also if it left the session or its parent died. In the middle of an exec a
-# process shows no environment at all: nobody is there only where a second look finds nobody either.
+# process shows no environment at all: none is there only if a second look finds none either.
 search() {
   found=$(grep_proc)
   [ "$found" ] || found=$(grep_proc)
