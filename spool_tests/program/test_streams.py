@@ -144,6 +144,26 @@ def test_bytes_that_wait_are_heard_before_a_deadline_is_called_missed(monkeypatc
     assert heard == ["bytes", "deadline"]
 
 
+def test_bytes_that_came_while_a_callback_was_stopped_are_heard_before_a_deadline(monkeypatch):
+    """As by SIGSTOP right after a write: the clock is past the deadline, and bytes wait."""
+    loop, clock, heard = Loop(), [0.0], []
+    monkeypatch.setattr(Loop, "now", staticmethod(lambda: clock[0]))
+    reading, writing = os.pipe()
+
+    def readable(fd, events):
+        heard.append(os.read(fd, 10))
+        if heard == [b"first"]:
+            clock[0] += 10
+            os.write(writing, b"second")
+
+    with os.fdopen(reading, "rb"), os.fdopen(writing, "wb"):
+        loop.watch(reading, select.POLLIN, readable)
+        loop.at(5.0, lambda: (heard.append("deadline"), loop.end()))
+        os.write(writing, b"first")
+        loop.run()
+    assert heard == [b"first", b"second", "deadline"]
+
+
 def test_deadlines_come_in_order_and_may_be_cancelled():
     loop, came = Loop(), []
     now = loop.now()
