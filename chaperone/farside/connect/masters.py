@@ -63,9 +63,8 @@ class Masters:
             format.make_directory(format.CONNECT, self._chaperone.spool_fd)
             self._directory_fd = format.open_entries(self._chaperone.spool_fd, format.CONNECT)
         for self._number in range(MASTERS):
-            name = f"{self._name}.{self._number}.lock"
             flags = os.O_RDWR | os.O_CREAT
-            self._fd = format.open_plain(self._directory_fd, name, flags)
+            self._fd = format.open_plain(self._directory_fd, f"{self._socket}.lock", flags)
             if not self._is_there():
                 return None
             if not (limit := self._limit()):
@@ -133,7 +132,7 @@ class Masters:
         """No session came about: remove the socket if no master listens behind it."""
         if self._fd >= 0 and locks.try_take_for_process(self._fd, 0):
             if not _listens(self._path()):
-                format.unlink(f"{self._name}.{self._number}", self._directory_fd)
+                format.unlink(self._socket, self._directory_fd)
         self.leave()
 
     def _take_session(self) -> bool:
@@ -156,17 +155,20 @@ class Masters:
             return SESSIONS
         return min(int(found), SESSIONS) if found.isdigit() else SESSIONS
 
+    @property
+    def _socket(self) -> str:
+        return f"{self._name}.{self._number}"
+
     def _is_there(self) -> bool:
-        found = format.found(self._directory_fd, f"{self._name}.{self._number}")
+        found = format.found(self._directory_fd, self._socket)
         return found is not None and stat.S_ISSOCK(found.st_mode)
 
     def _path(self) -> str:
         """Of the socket; where that would be too long, by way of our own descriptor."""
         directory = os.readlink(f"/proc/self/fd/{self._directory_fd}")
-        name = f"{self._name}.{self._number}"
-        if len(os.fsencode(f"{directory}/{name}")) > PATH_ROOM:
+        if len(os.fsencode(f"{directory}/{self._socket}")) > PATH_ROOM:
             directory = f"/proc/{os.getpid()}/fd/{self._directory_fd}"
-        return f"{directory}/{name}"
+        return f"{directory}/{self._socket}"
 
 
 def listening(spool_fd: int) -> dict[str, bool]:
