@@ -185,11 +185,11 @@ def test_path_of_any_length_will_do(tmp_path, spool, sshd, masters):
     try:
         for where, begins in ((pathlib.Path(short), short), (deep, "/proc/")):
             for name in ("first", "second"):
-                remote = shared(sshd, ControlPersist=1)
-                assert start(where, sh("exit 3"), name, remote=remote).wait(60) == 0
+                assert start(where, sh("exit 3"), name, remote=shared(sshd)).wait(60) == 0
                 assert final(where, name)["return_code"] == 3
             words = " ".join(final(where, "second")["connection"]["argv"])
             assert f"ControlPath={begins}" in words and len(masters()) == 1
+            os.kill(*masters().values(), signal.SIGTERM)
             until(lambda: not masters(), 20)
     finally:
         shutil.rmtree(short)
