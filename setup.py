@@ -59,6 +59,8 @@ setup(
     setup_requires=["docutils"],
     python_requires=">=3.10",
     install_requires=["attrs>=22.2", "filelock>=3.12", "inotify-simple>=1.3"],
+    # Pure Python, all that they need too: `chaperone deploy` sends them along.
+    extras_require={"agent": ["starlette>=1.0", "hypercorn>=0.18", "httpx>=0.28"]},
     cmdclass={"sdist": Sdist, "install_data": ManPages},
     zip_safe=False,
     classifiers=[

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from .api import Run as Run
     from .api import Spool as Spool
+    from .errors import AgentError as AgentError
     from .errors import BusyError as BusyError
     from .errors import ChaperoneError as ChaperoneError
     from .errors import NoRunError as NoRunError
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 _ROOMS = {
     "api": ("Run", "Spool"),
     "errors": (
+        "AgentError",
         "BusyError",
         "ChaperoneError",
         "NoRunError",

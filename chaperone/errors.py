@@ -41,6 +41,10 @@ class BusyError(SpoolError):
     """Another `reap` or `gc` is working on the spool: nothing was done; try again later."""
 
 
+class AgentError(SpoolError):
+    """An agent could not be reached, did not answer, or refused us: its host and we disagree."""
+
+
 class UnreadableRunError(SpoolError):
     """One run directory can't be read; others may be readable."""
 

@@ -187,7 +187,7 @@ class Outbox:
             if not whole:
                 return []
             offset = event.offset - len(tail)
-            return [_output(event.run_id, event.stream, offset, data[:whole], event.time)]
+            return [output_line(event.run_id, event.stream, offset, data[:whole], event.time)]
         left = []
         entry = self._follower.entry(event.run_id) or {}
         for stream in (
@@ -199,8 +199,8 @@ class Outbox:
         ):
             if tail := self._tails.pop((event.run_id, stream), b""):
                 offset = event.offset if isinstance(event, Shrank) else entry.get(stream, 0)
-                left.append(_output(event.run_id, stream, offset - len(tail), tail))
-        return [*left, json.dumps(_object(event))]
+                left.append(output_line(event.run_id, stream, offset - len(tail), tail))
+        return [*left, event_line(event)]
 
     def _keep(self, number: int, lines: list[str]) -> None:
         """
@@ -380,15 +380,17 @@ _KEPT = checks.Fields(
 )
 
 
-def _output(
+def output_line(
     run_id: str, stream: str, offset: int, data: bytes, time: datetime | None = None
 ) -> str:
+    """Bytes of a stream as a line of JSON, as `Output` has them."""
     line = {"event": "output", "run_id": run_id, "stream": stream, "offset": offset}
     when = {} if time is None else {"time": pieces.timestamp(time)}
     return json.dumps({**line, **when, **pieces.fields(data)})
 
 
-def _object(event: Event) -> dict[str, Any]:
+def event_line(event: Event) -> str:
+    """Any other event as a line of JSON."""
     line: dict[str, Any] = {"event": type(event).__name__.lower(), "run_id": event.run_id}
     if isinstance(event, Started):
         line["key"] = event.key
@@ -396,4 +398,4 @@ def _object(event: Event) -> dict[str, Any]:
         line |= {"stream": event.stream, "offset": event.offset, "size": event.size}
     elif isinstance(event, (Changed, Ended, Lost)):
         line["status"] = event.status.raw if event.status is not None else None
-    return line
+    return json.dumps(line)
