@@ -9,14 +9,10 @@ import fcntl
 import json
 import os
 import random
-import re
 import select
-import shlex
-import signal
 import subprocess
 import sys
 import termios
-import textwrap
 import time
 
 import pytest
@@ -24,7 +20,6 @@ import pytest
 from chaperone.errors import SpecError
 from chaperone.follow.batches import Outbox
 from spool_tests.support import lines
-from spool_tests.support.lines import objects
 from spool_tests.support.places import CHAPERONE, ROOT
 from spool_tests.support.waiting import absent, need, until
 from spool_tests.support.writer import WORDS, Writer
@@ -386,64 +381,3 @@ def test_silent_filesystem_is_polled_and_said_so_on_stderr(spool):
                 "ended",
             ]
             reader.kill()
-
-
-def consumer():
-    """The shell loop of docs/following.rst, as it stands there."""
-    with open(os.path.join(ROOT, "docs", "following.rst")) as file:
-        block = re.search(r"\.\. code-block:: sh\n\n((?:    .*\n|\n)+)", file.read()).group(1)
-    assert "chaperone follow --cursor cursor.json" in block
-    return textwrap.dedent(block)
-
-
-def test_consumer_in_shell_that_is_killed_takes_each_event_once(spool, tmp_path):
-    need("jq")
-    home = tmp_path / "consumer"
-    (home / "bin").mkdir(parents=True)
-    command = home / "bin" / "chaperone"
-    command.write_text(f'#!/bin/sh\nexec {shlex.join(CHAPERONE)} "$@"\n')
-    command.chmod(0o755)
-    env = {**os.environ, "PATH": f"{command.parent}:{os.environ['PATH']}"}
-    with Writer(spool, "last") as last:
-        for number in range(6):
-            with Writer(spool, f"r{number}") as writer:
-                writer.write(f"größer {number} ".encode() * 100).end(number)
-            consuming = subprocess.Popen(
-                ["sh", "-c", consumer()], cwd=home, env=env, start_new_session=True
-            )
-            pidfd = os.pidfd_open(consuming.pid)
-            select.select([pidfd], [], [], 0.15 + number * 0.05)
-            os.close(pidfd)
-            os.killpg(consuming.pid, signal.SIGKILL)
-            consuming.wait()
-        last.end(9)
-        consuming = subprocess.Popen(
-            ["sh", "-c", consumer()], cwd=home, env=env, start_new_session=True
-        )
-        pidfd = os.pidfd_open(consuming.pid)
-        try:
-            for _ in range(600):
-                if '"return_code": 9' in everything(home):
-                    break
-                select.select([pidfd], [], [], 0.05)
-        finally:
-            os.close(pidfd)
-            os.killpg(consuming.pid, signal.SIGKILL)
-            consuming.wait()
-    lines = objects(everything(home).splitlines())
-    for number in range(6):
-        run = [line for line in lines if line["run_id"] == f"r{number}"]
-        assert [line["event"] for line in run if line["event"] != "output"] == ["started", "ended"]
-        assert (
-            "".join(line["text"] for line in run if line["event"] == "output")
-            == f"größer {number} " * 100
-        )
-
-
-def everything(home):
-    batches = home / "batches"
-    return (
-        "".join((batches / name).read_text() for name in sorted(os.listdir(batches), key=int))
-        if batches.exists()
-        else ""
-    )
