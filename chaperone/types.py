@@ -127,6 +127,28 @@ class SpecOutput(TypedDict, total=False):
     timeline: bool
 
 
+class _SpecCallbackUrl(TypedDict):
+    url: str
+
+
+class SpecCallback(_SpecCallbackUrl, total=False):
+    """Where an agent posts the run: one of `token` and `token_file`."""
+
+    method: Literal["POST", "GET"]
+    token: str | None
+    token_file: str | None
+    ca: str | None
+
+
+class SpecConfig(TypedDict, total=False):
+    """How it posts: seconds and bytes."""
+
+    retry_frequency: float
+    timeout: float
+    output_buffer: int
+    output_latency: float
+
+
 class _SpecRequired(TypedDict):
     program: SpecProgram
 
@@ -144,8 +166,8 @@ class SpecDict(_SpecRequired, total=False):
     output: SpecOutput
     durable: bool
     keep_secrets: bool
-    callback: dict[str, Any] | None
-    config: dict[str, Any] | None
+    callback: SpecCallback | None
+    config: SpecConfig | None
     labels: dict[str, str]
 
 

@@ -59,7 +59,6 @@ TAKES = {
     checks.text: str,
     checks.strings: list[str],
     checks.object_of_strings: dict[str, str],
-    checks.json_object: dict[str, typing.Any],
 }
 
 

@@ -165,6 +165,11 @@ def hold(
             run.close()
         begun(message)
         return os.EX_OK
+    if spec["callback"] is not None and not adopted:
+        # The chaperone itself posts nothing: a run must not depend on a network.
+        chaperone.log("callback: posted while `chaperone agent` or `chaperone serve` runs here")
+        if spec["callback"]["method"] == "GET":
+            chaperone.log("callback.method: GET is taken for POST, as a GET carries no output")
     # 0.1 had no timeline.
     if spec["output"].get("timeline") and isinstance(run, run_directory.RunDirectory):
         from ..spool import timeline

@@ -116,9 +116,6 @@ class Chaperone:
 
     def hold(self) -> int:
         """Start the program and stay until the outcome is recorded."""
-        for name in ("callback", "config"):
-            if self.spec[name] is not None:
-                self.log(f"the spec has a {name!r}: nothing is posted yet")
         try:
             self.program.start()
         except StartError as error:

@@ -207,36 +207,6 @@ class OrNull:
         return None if value is None else self.check(value, path)
 
 
-def json_object(value: Any, path: str) -> dict[str, object]:
-    """Any JSON object; it may contain a secret, so no message shows it."""
-    if not isinstance(value, dict):
-        fail_unseen(path, "an object", value)
-    if not _is_json(
-        value,
-        100,
-        # The parser takes some 900 levels if the stack is shallow. A limit of 100 works at every
-        # depth of the stack, and stops a value that contains itself.
-    ):
-        raise SpecError(f"{path}: want JSON values, nested at most 100 deep")
-    return dict(value)
-
-
-def _is_json(value: object, depth: int) -> bool:
-    if isinstance(value, dict):
-        return depth > 0 and all(
-            isinstance(name, str) and _is_json(inner, depth - 1) for name, inner in value.items()
-        )
-    if isinstance(value, list):
-        return depth > 0 and all(_is_json(inner, depth - 1) for inner in value)
-    if isinstance(value, float):
-        return value - value == 0
-    return (
-        value is None
-        or isinstance(value, (str, bool))
-        or (isinstance(value, int) and abs(value) < 10**4000)
-    )
-
-
 class ListOf:
     """A list whose items all pass one check."""
 

@@ -24,7 +24,7 @@ BEYOND = (
     "a user not even these",
     "a soft limit of program.rlimits is not above the hard one",
     "every character in the name of an image is printable",
-    "callback and config are at most 100 deep, and a whole number in them has at most 4,000 digits",
+    "the port of callback.url is from 1 to 65535",
     "remote.share is true only where the first hop is ssh without a ControlPath of its own",
     "an object has each key once, and a spec has at most 64 MiB",
 )
@@ -219,6 +219,14 @@ def _contradictions() -> list[Schema]:
         {"if": to_file, "then": _not_at("output.on_full", {"const": "stop"})},
         {"if": to_file, "then": _not_at("output.timeline", {"const": True})},
         {"if": to_file, "then": _not_at("timeouts.idle", {"type": "number"})},
+        {
+            "if": _at("callback", {"type": "object"}),
+            "then": {
+                "oneOf": [
+                    _at(f"callback.{name}", {"type": "string"}) for name in ("token", "token_file")
+                ]
+            },
+        },
     ]
 
 
@@ -227,7 +235,6 @@ _BY_NAME: dict[str, Schema] = {
     "checks.text": _TEXT,
     "checks.strings": {"type": "array", "items": _PASSABLE, "minItems": 1},
     "checks.argv": {"type": "array", "prefixItems": [_TEXT], "items": _PASSABLE, "minItems": 1},
-    "checks.json_object": {"type": "object"},
     "checks.object_of_strings": {
         "type": "object",
         "propertyNames": _PASSABLE,
@@ -251,6 +258,12 @@ _BY_NAME: dict[str, Schema] = {
     },
     "spec.signal_name": _signal(),
     "spec.id": _ID,
+    "spec.url": {
+        "type": "string",
+        "pattern": r"^https://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?(?:/|$)",
+        "not": {"pattern": r"[^!-~]|[?#\\]"},
+    },
+    "spec.token": {"type": "string", "minLength": 1, "not": {"pattern": "[^!-~]"}},
     "kinds.name": _name(),
     "kinds.host": _name(_NO_WORD.replace("[", "[@", 1)),
     "kinds.port": {"type": "integer", "minimum": 1, "maximum": 65_535},

@@ -21,6 +21,7 @@ ID_FORM = f"that matches [A-Za-z0-9][A-Za-z0-9._-]* and has at most {ID_LENGTH} 
 _ID_FIRST = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789")
 _ID_REST = _ID_FIRST | frozenset("._-")
 _NAME = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_")
+_VISIBLE = frozenset(map(chr, range(33, 127)))  # ASCII; what a header and a URL can carry
 RLIMITS = ("as", "core", "cpu", "data", "fsize", "memlock", "nofile", "nproc", "rss", "stack")
 LEASE_S = {"kill": 60, "survive": 2400}  # 2,400 s: HTCondor's JobLeaseDuration, twenty years in use
 
@@ -118,6 +119,38 @@ def _id(value: Any, path: str) -> str:
     return str(value)
 
 
+def _url(value: Any, path: str) -> str:
+    """An https URL. It is not shown: one that is wrong may contain a password."""
+    if not isinstance(value, str):
+        checks.fail_unseen(path, "an https URL", value)
+    if not value.startswith("https://"):
+        insecure = value.startswith("http://")
+        got = "one that begins with 'http://'" if insecure else "a string"
+        raise SpecError(f"{path}: want a URL that begins with 'https://', got {got}")
+    if set(value) - _VISIBLE | set(value) & set("?#\\") or "@" in value.split("/")[2]:
+        want = "a URL of visible ASCII characters, without a user, a query and a fragment"
+        checks.fail_unseen(path, want, value)
+    place = value.split("/")[2]
+    host, bracket, rest = place.rpartition("]")
+    if not bracket:
+        host, colon, port = place.partition(":")
+        is_host = bool(host) and not set(host) - _ID_REST
+    else:
+        nothing, colon, port = rest.partition(":")
+        is_address = len(host) > 1 and not set(host[1:]) - set("0123456789abcdefABCDEF:.")
+        is_host = host[0] == "[" and is_address and not nothing
+    is_port = not colon or (port.isdigit() and len(port) < 6 and 0 < int(port) < 65_536)
+    if not is_host or not is_port:
+        checks.fail_unseen(path, "https://HOST[:PORT][/PATH]", value)
+    return value
+
+
+def _token(value: Any, path: str) -> str:
+    if not isinstance(value, str) or not value or set(value) - _VISIBLE:
+        checks.fail_unseen(path, "visible ASCII characters", value)
+    return value
+
+
 def _remote(value: Any, path: str) -> dict[str, object]:
     from .hops import remote as hops  # 0.6 ms, and only a run behind hops needs it
 
@@ -144,6 +177,21 @@ _PROGRAM: dict[str, tuple[Check, object]] = {
     "umask": (checks.OrNull(_umask), None),
     "rlimits": (_rlimits, checks.OBJECT),
     "merge_stderr": (checks.boolean, False),
+}
+# Where a run is posted to, and how; `chaperone/agent/callback/` does it.
+CALLBACK: dict[str, tuple[Check, object]] = {
+    "url": (_url, checks.REQUIRED),
+    "method": (checks.OneOf("POST", "GET"), "POST"),
+    "token": (checks.OrNull(_token), None),
+    "token_file": (checks.OrNull(checks.text), None),
+    "ca": (checks.OrNull(checks.text), None),
+}
+CONFIG: dict[str, tuple[Check, object]] = {
+    "retry_frequency": (checks.Number(0, above=True), 10),
+    "timeout": (checks.Number(0, above=True), 86_400),
+    # The receiver takes no larger body.
+    "output_buffer": (checks.Number(1, whole=True, most=2**20), 65_536),
+    "output_latency": (checks.Number(0), 1),
 }
 TABLE: dict[str, tuple[Check, object]] = {
     "id": (checks.OrNull(_id), None),
@@ -185,8 +233,8 @@ TABLE: dict[str, tuple[Check, object]] = {
     ),
     "durable": (checks.boolean, False),
     "keep_secrets": (checks.boolean, True),
-    "callback": (checks.OrNull(checks.json_object), None),
-    "config": (checks.OrNull(checks.json_object), None),
+    "callback": (checks.OrNull(checks.Fields(CALLBACK)), None),
+    "config": (checks.OrNull(checks.Fields(CONFIG)), None),
     "labels": (checks.object_of_strings, checks.OBJECT),
 }
 
@@ -278,12 +326,25 @@ def checked(value: object, cwd: str) -> dict[str, Any]:
         program["stdin"]["file"] = _joined(cwd, program["stdin"]["file"])
     if spec["remote"] is None:
         program["cwd"] = _joined(cwd, program["cwd"] or cwd)
+    if spec["callback"] is not None:
+        _complete_callback(spec, spec["callback"], cwd)
     _refuse_contradictions(spec)
     return spec
 
 
 def _joined(cwd: str, path: str) -> str:
     return path if path.startswith("/") else f"{cwd.rstrip('/')}/{path}"
+
+
+def _complete_callback(spec: dict[str, Any], callback: dict[str, Any], cwd: str) -> None:
+    if (callback["token"] is None) == (callback["token_file"] is None):
+        got = "neither" if callback["token"] is None else "both"
+        raise SpecError(f"callback: want exactly one of token and token_file, got {got}")
+    for name in ("token_file", "ca"):
+        if callback[name] is not None:
+            callback[name] = _joined(cwd, callback[name])
+    if spec["config"] is None:
+        spec["config"] = checks.Fields(CONFIG)({}, "config")
 
 
 def _refuse_contradictions(spec: dict[str, Any]) -> None:
@@ -347,18 +408,21 @@ def _check_way(spec: dict[str, Any], remote: dict[str, Any]) -> None:
 
 def without_secrets(spec: dict[str, Any]) -> dict[str, Any]:
     """
-    A copy of the spec that may be shown: without the values of `program.env`, `callback` and
-    `config`, and without the text of stdin.
+    A copy of the spec that may be shown: without the values of `program.env`, the token of
+    `callback`, and the text of stdin.
 
     Args:
-        spec (dict): Canonical; not changed.
+        spec (dict): Canonical, maybe of an older version; not changed.
     Returns:
         dict: Each of those values is None; a text for stdin is `{"hidden": true}`.
     """
     program = dict(spec["program"], env=dict.fromkeys(spec["program"]["env"]))
     if isinstance(program["stdin"], str):
         program["stdin"] = {"hidden": True}
-    agents = {
-        name: dict.fromkeys(spec[name]) for name in ("callback", "config") if spec[name] is not None
-    }
+    agents = {}
+    # In 0.1 both could be any object, with secrets of any name.
+    for name, shown in (("callback", CALLBACK.keys() - {"token"}), ("config", CONFIG.keys())):
+        if spec[name] is not None:
+            given = spec[name].items()
+            agents[name] = {key: value if key in shown else None for key, value in given}
     return {**spec, "program": program, **agents}

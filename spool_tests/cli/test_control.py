@@ -157,7 +157,7 @@ def test_check_tells_what_would_be_run_and_no_secret(chaperone, tmp_path):
             "inherit_env": ["PATH"],
             "umask": "022",
         },
-        "callback": {"token": "s3cret"},
+        "callback": {"url": "https://scheduler:8443/etl", "token": "s3cret"},
         "labels": {"team": "etl"},
         "timeouts": {"run": 90},
         "output": {"timeline": True},
@@ -177,7 +177,8 @@ def test_check_tells_what_would_be_run_and_no_secret(chaperone, tmp_path):
         "timeouts: connect 30 s, run 90 s, idle -\n"
         "stop:     SIGTERM, SIGKILL 60 s later; leftovers: stop\n"
         "life:     ends with its chaperone\n"
-        "callback: checked; nothing is posted yet\n"
+        "callback: POST to https://scheduler:8443/etl with its token, 65536 bytes at once and 1 s "
+        "late at most; again every 10 s, stopped after 86400 s without an answer\n"
         "labels:   team=etl\n"
     )
 

@@ -48,8 +48,11 @@ KNOWN = {
         r"want an image that does not begin with '-'",
     ),
     schema.BEYOND[4]: (
-        [{"config": json.loads('{"a":' * 101 + "0" + "}" * 101)}, {"callback": {"a": 10**4000}}],
-        r"want JSON values, nested at most 100 deep",
+        [
+            {"callback": {"url": "https://h:0/", "token": "t"}},
+            {"callback": {"url": "https://[::1]:65536", "token_file": "t"}},
+        ],
+        r"callback.url: want https://HOST\[:PORT\]\[/PATH\]",
     ),
     schema.BEYOND[5]: (
         [
@@ -138,7 +141,14 @@ RIGHT = {
     "stop": [{}, {"to": "program"}, {"signal": "INT", "grace_period": 0}],
     "timeouts": [{}, {"idle": 1, "run": None}],
     "output": [{}, {"through": "file"}, {"max_bytes": 0, "on_full": "stop"}, {"timeline": True}],
-    "callback": [None, {"a": [1]}],
+    "callback": [None, {"url": "https://h", "token": "t"}, {"url": "https://[::1]:8/a/b@c"},
+                 {"url": "https://h-1.x:8443/", "token": "t", "token_file": "f"},
+                 {"url": "https://u@h/", "token": "t"}, {"url": "http://h/", "token": "t"},
+                 {"url": "https://h/\n", "token": "t"}, {"url": "https://h\n", "token": "t"},
+                 {"url": "https:///a", "token": "t"}, {"url": "https://h:/", "token": "t"},
+                 {"url": "https://h?a", "token": "t"}, {"url": "https://h", "token": "a b"},
+                 {"url": "https://h", "token_file": "f", "ca": "c", "method": "GET"}],
+    "config": [None, {}, {"output_buffer": 1, "timeout": 0.5}],
     "labels": [{}, {"a": "b"}],
 }  # fmt: skip
 PROGRAM_AND_MORE = st.fixed_dictionaries(
@@ -152,6 +162,8 @@ PATHS = [
         ("program",): {**CANONICAL["program"], "command": None},
         ("remote",): (*remote.HOP_FIELDS, *spec.REMOTE),
         **{(part,): CANONICAL[part] for part in ("stop", "timeouts", "output")},
+        ("callback",): spec.CALLBACK,
+        ("config",): spec.CONFIG,
     }.items()
     for name in (*table, "frob")
 ]

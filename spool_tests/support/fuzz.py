@@ -216,7 +216,8 @@ SEEDS = {
         b' "stop": {"signal": "SIGTERM", "grace_period": 1.5},'
         b' "timeouts": {"connect": 3, "run": 2, "idle": null}, "output": {"through": "pipe",'
         b' "max_bytes": 9, "on_full": "stop", "timeline": true}, "durable": true,'
-        b' "keep_secrets": false, "labels": {"team": "etl"}, "callback": {}, "config": {}}',
+        b' "keep_secrets": false, "labels": {"team": "etl"}, "callback":'
+        b' {"url": "https://h:8443/p", "token": "t"}, "config": {"output_buffer": 1}}',
     ],
     "status": [
         _STATUS,

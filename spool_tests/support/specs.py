@@ -30,3 +30,27 @@ CANONICAL = {
     "config": None,
     "labels": {},
 }
+
+# `config` with its defaults.
+POSTING = {"retry_frequency": 10, "timeout": 86400, "output_buffer": 65536, "output_latency": 1}
+
+# The program.json of the notes that chaperone comes from, value for value.
+SEED = {
+    "program": {
+        "argv": ["/path/to/executable", "arg1", "arg2"],
+        "cwd": "/path/to/dir",
+        "env": {"VAR1": "value1", "VAR2": "value2"},
+        "stdin": None,
+    },
+    "callback": {
+        "url": "https://agenthost:8050/api/v1/agent/PROG-ID",
+        "method": "GET",
+        "token": "kHJBeIu1r0Xhb9y0FGeDU-sVPPfmoqaMlNSAw0L9ipU",
+    },
+    "config": {
+        "retry_frequency": 10,
+        "timeout": 86400,
+        "output_buffer": 65536,
+        "output_latency": 1,
+    },
+}

@@ -89,6 +89,17 @@ def _print_far_side(spec: Spec, terminal: Terminal) -> None:
     terminal.text("\n".join(escaped(line.expandtabs()) for line in lines))
 
 
+def _callback(callback: Any, config: Any) -> str:
+    if callback is None:
+        return ""
+    proof = "its token" if callback["token_file"] is None else f"that in {callback['token_file']!r}"
+    return (
+        f"POST to {callback['url']} with {proof}, {config['output_buffer']} bytes at once and"
+        f" {config['output_latency']:g} s late at most; again every"
+        f" {config['retry_frequency']:g} s, stopped after {config['timeout']:g} s without an answer"
+    )
+
+
 # -- what a spec would do
 
 
@@ -109,7 +120,6 @@ def plan(spec: Spec, user: str, far_argv: list[str]) -> str:
         argv = Route.of(way[number:]).argv(far_argv)
         steps.append((f"hop {number + 1}", f"{place}: {_words(argv)}"))
     program, stop = spec["program"], spec["stop"]
-    agent = [name for name in ("callback", "config") if spec[name] is not None]
     facts = [
         ("run", spec["id"] or "an id that is made at the start"),
         *steps,
@@ -126,7 +136,7 @@ def plan(spec: Spec, user: str, far_argv: list[str]) -> str:
             f" SIGKILL {stop['grace_period']:g} s later; leftovers: {spec['leftovers']}",
         ),
         ("life", _life(spec, bool(way))),
-        *((name, "checked; nothing is posted yet") for name in agent),
+        ("callback", _callback(spec["callback"], spec["config"])),
         ("labels", ", ".join(f"{name}={value}" for name, value in spec["labels"].items())),
     ]
     return "".join(f"{name + ':':10}{escaped(fact)}\n" for name, fact in facts if fact)
