@@ -346,7 +346,10 @@ def request_end(run: Run, request: Request, wait: bool) -> Status | None:
         if status.is_final():
             return status
         if status.state == "unattended":
+            feeder = look.feeder(run.spec())
             why = "its chaperone died, and its program may be running; adopt it first"
+            if feeder is not None:
+                why = f"an agent has it; start {feeder} again"
             raise NoRunError(f"unable to ask run {run.run_id!r}: {why}") from None
         if not wait:
             raise

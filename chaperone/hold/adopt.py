@@ -25,27 +25,31 @@ if TYPE_CHECKING:
 
 
 def unattended(spool_path: str) -> list[str]:
-    """The ids of all runs whose chaperone died and whose program may still run."""
+    """
+    The ids of all runs whose chaperone died and whose program may still run; without those that an
+    agent has.
+    """
     spool_fd = format.open_spool(spool_path)
     try:
         return [
             run_id
             for run_id in format.live_ids(spool_fd)
-            if _state(spool_fd, run_id) == "unattended"
+            if _state(spool_fd, run_id) == ("unattended", None)
         ]
     finally:
         os.close(spool_fd)
 
 
-def _state(spool_fd: int, run_id: str) -> object:
+def _state(spool_fd: int, run_id: str) -> tuple[object, str | None]:
+    """The state of a run, None if it can't be read; and what feeds it, as `look.feeder`."""
     try:
         run_fd = format.open_run(spool_fd, run_id)
     except NoRunError:
-        return None
+        return None, None
     try:
-        return look.look(run_fd, run_id)[1]["state"]
+        return look.look(run_fd, run_id)[1]["state"], look.feeder(look.read_spec(run_fd))
     except (NoRunError, SpoolError):
-        return None
+        return None, None
     finally:
         os.close(run_fd)
 
@@ -66,7 +70,10 @@ def hold_left_run(spool_path: str, run_id: str, inherited: dict[str, Any], visib
     """
     spool_fd = format.open_spool(spool_path)
     try:
-        state = _state(spool_fd, run_id)
+        state, feeder = _state(spool_fd, run_id)
+        if feeder is not None:
+            why = f"an agent has it; start {feeder} again"
+            raise SpoolError(f"unable to adopt run {run_id!r}: {why}")
         if state != "unattended":
             why = f"but it is {state}" if state else "but there is no such run"
             raise SpoolError(f"unable to adopt run {run_id!r}: want an unattended run, {why}")

@@ -163,9 +163,12 @@ def delete(spool_path: str, run_id: str) -> int:
         with owned(format.open_run(spool_fd, run_id)) as run_fd:
             if look.ended_at(run_fd) is None or look.pulse(run_fd):
                 state = look.look(run_fd, run_id)[1]["state"]
-                first = FIRST.get(state, "wait for")
+                first = f"{FIRST.get(state, 'wait for')} it"
+                feeder = look.feeder(look.read_spec(run_fd))
+                if state == "unattended" and feeder is not None:
+                    first = f"start {feeder} again"
                 raise SpoolError(
-                    f"unable to delete run {run_id!r}: it is {state}; {first} it first", errno.EBUSY
+                    f"unable to delete run {run_id!r}: it is {state}; {first} first", errno.EBUSY
                 )
         try:
             return _removed(spool_fd, run_id)

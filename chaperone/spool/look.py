@@ -79,6 +79,31 @@ def key_at(path: str, run_id: str) -> str | None:
         return key_of(spool_fd, run_id)
 
 
+def is_fed(spec: dict[str, Any], by: str | None = None) -> bool:
+    """
+    Whether an agent has the run, and a sink feeds its run directory here.
+
+    Args:
+        spec (dict): From `read_spec`.
+        by (str): `mirror` or `receiver`; None for any sink.
+    """
+    origin = spec.get("origin")
+    return (
+        isinstance(origin, dict)
+        and isinstance(origin.get("url"), str)
+        and isinstance(origin.get("by"), str)
+        and by in (None, origin["by"])
+    )
+
+
+def feeder(spec: dict[str, Any]) -> str | None:
+    """
+    What feeds the run directory of a run that an agent has: `the mirror of URL`; None if its
+    chaperone is here.
+    """
+    return f"the {spec['origin']['by']} of {spec['origin']['url']}" if is_fed(spec) else None
+
+
 def read_final(run_fd: int, run_id: str) -> dict[str, Any] | None:
     """The published final status; None if there is none."""
     return statuses.final_known(format.read_json(run_fd, format.FINAL_STATUS), run_id)

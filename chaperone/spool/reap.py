@@ -126,8 +126,9 @@ def _needs_nothing(spool_fd: int, run_fd: int, run_id: str) -> tuple[str, str] |
     if pulse is None:
         return "failed", "its lock is gone, so nothing shows whether its chaperone is running"
     if not ended and (left_s := _adoptable_s(run_fd, run_id)) > 0:
-        says = f"it may run for {left_s:.0f} s more without its chaperone: adopt it"
-        return "unattended", says
+        feeder = look.feeder(look.read_spec(run_fd))
+        without = "its chaperone: adopt it" if feeder is None else f"{feeder}: start that again"
+        return "unattended", f"it may run for {left_s:.0f} s more without {without}"
     return None
 
 
@@ -180,7 +181,12 @@ def _lost(
     message = transitions.DIED
     gone_by = None
     remote = spec.get("remote")
-    if spec.get("on_disconnect") == "survive" or isinstance(remote, dict):
+    if (feeder := look.feeder(spec)) is not None:
+        message = f"{feeder} died before the program's end was recorded, and its lease is over"
+        if spec.get("renew") is not None:  # nothing else ends a program that an agent has
+            wait_s = _far_end_s({**spec, "remote": None}, left_s)
+            gone_by = None if wait_s is None else statuses.timestamp(now_ns + int(wait_s * 1e9))
+    elif spec.get("on_disconnect") == "survive" or isinstance(remote, dict):
         survives = spec.get("on_disconnect") == "survive"
         wait_s = _far_end_s(spec, left_s if survives else spec.get("lease"))
         gone_by = None if wait_s is None else statuses.timestamp(now_ns + int(wait_s * 1e9))
