@@ -132,7 +132,7 @@ def timeline(lab, rounds):
 
 def captured(lab, writer, size, disk=None, **output):
     """
-    GB/s over the program's life, as the status tells it.
+    GB/s over the program's life, as the status has it.
 
     Args:
         disk (list): Takes the size of the timeline as a part of the stream's.

@@ -82,7 +82,7 @@ def by_tail(lab, spool, process, count):
     with subprocess.Popen(
         ["tail", "-F", "-n", "+1", path], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as tail:
-        time.sleep(0.3)  # until it watches: nothing tells
+        time.sleep(0.3)  # until it watches: nothing reports that
         process.stdin.write(b"go\n")
         process.stdin.flush()
         with labs.first_in_line():
@@ -148,8 +148,8 @@ def cpu_and_wall():
 
 def death(lab, rounds):
     """
-    From the SIGKILL of a chaperone to the event that tells of the loss; and, of others, to their
-    end as the kernel tells it, of which that is made.
+    From the SIGKILL of a chaperone to the event that reports the loss; and, for other chaperones,
+    to their end as the kernel reports it, which is a part of that time.
     """
     row = Row("death", "SIGKILL of a chaperone to Lost")
     spool = lab.new("spool")
@@ -200,8 +200,8 @@ def end_told(spool, run_id, pid):
 
 def end(lab, rounds):
     """
-    From the moment when a program is told to end to the moment when a scheduler knows how it did:
-    against conmon's exit file.
+    From the moment when a program is asked to end to the moment when a scheduler knows how it
+    ended: against conmon's exit file.
     """
     row = Row("end", "program's end to Ended")
     if not labs.has("conmon"):
@@ -309,7 +309,7 @@ def make_history(lab, spool, made, wanted):
 def gc(lab, rounds):
     """
     10,000 run directories, 1,000 of them live: `gc` deletes the rest, against `rm -rf` of as many
-    that nobody has to judge.
+    without a look at their states.
     """
     row = Row("gc", "gc of 10,000 runs, 1,000 of them live")
     found = {"rm -rf": [], "gc --older 7d": []}
@@ -373,7 +373,7 @@ def fsync(lab, rounds):
 def heap(lab, rounds):
     """
     A start from a scheduler with a heap of 1 GiB, against one without: what a fork of it would cost
-    is told beside them.
+    is shown beside them.
     """
     row = Row("heap", "a start from a scheduler with a big heap")
     code = (

@@ -52,7 +52,7 @@ class Lab:
     A directory of its own, and everything that was started in it.
 
     Attributes:
-        path (str): On a disk, not in memory: /var/tmp unless told otherwise.
+        path (str): On a disk, not in memory: /var/tmp by default.
         env (dict): What programs are started with: as little as a daemon's.
     """
 
@@ -145,8 +145,8 @@ class Lab:
 @contextlib.contextmanager
 def first_in_line():
     """
-    With real-time scheduling: who waits for an event is woken before those who cause it go on.
-    Without: nothing.
+    With real-time scheduling: a process that waits for an event is woken before the one that
+    causes it goes on. Without: nothing.
     """
     policy = os.sched_getscheduler(0)
     if policy != os.SCHED_RR:
@@ -331,7 +331,8 @@ class Conmon:
     conmon with a runtime that starts a program and nothing else: what it costs to have a process
         watched by conmon.
 
-    The runtime is in C where there is a compiler, else in sh, which costs conmon 1 ms more.
+    The runtime is in C where there is a compiler, and otherwise in sh, which costs conmon
+    1 ms more.
     """
 
     def __init__(self, lab):

@@ -1,5 +1,5 @@
 """
-What was measured, and how it is told: figures, what they must reach, the table.
+What was measured, and how it is printed: figures, what they must reach, the table.
 
 Knows: numbers.  Must not know: what was measured, or how.
 """
@@ -11,7 +11,7 @@ import statistics
 
 def interleaved(rounds, variants):
     """
-    Measure variants in turns, in another order each round, so that what else the machine does hits
+    Measure variants in turns, in another order each round, so that other work of the machine hits
     all of them alike.
 
     Args:

@@ -1,5 +1,5 @@
 """
-A command after `--`: the spec that it stands for, with its options, for run, exec and check.
+A command after `--`: the spec that it becomes, with its options, for run, exec and check.
 
 Knows: the words of the command line.  Must not know: how a spec is held.
 """

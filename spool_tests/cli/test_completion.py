@@ -58,8 +58,8 @@ def completed_in_fish(*words):
 
 def completed_in_zsh(*words):
     """
-    By a Tab key, on a terminal: zsh completes nowhere else. A listing stands on lines of its own, a
-    single match in the line.
+    By a Tab key, on a terminal, because zsh completes only there. A listing comes on lines of its
+    own, a single match in the line.
     """
     line = " ".join(["chaperone", *words])
     script = subprocess.run(

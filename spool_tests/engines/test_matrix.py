@@ -57,7 +57,8 @@ def test_codes_and_signals_are_exact(spool, way):
         assert chaperone.wait(120) == 0
         status = final(spool, name)
         found[name] = (status["state"], status["status"])
-        if status["ambiguous"]:  # the docs: where awk is busybox's, above 128 nothing tells which
+        # The docs: where awk is busybox's, above 128 it can't be known which.
+        if status["ambiguous"]:
             assert way.image == "busybox" and status["return_code"] > 128
             found[name] = (status["state"], scripts[name])
     expected = {f"c{code}": ("terminated", code << 8) for code in CODES}

@@ -13,7 +13,7 @@ from spool_tests.support.far import held, log
 from spool_tests.support.runs import final, sh, start
 from spool_tests.support.waiting import until
 
-# -- connecting: what a stand-in tells of attempts
+# -- connecting: what a stand-in records of attempts
 
 
 REFUSING = """#!/bin/sh
@@ -37,7 +37,7 @@ exec /bin/sh -c "$last"
 @pytest.fixture
 def refusing(tmp_path, monkeypatch):
     """
-    Put the stand-in in ssh's place: refusing(fails, slow); returns a function that tells the
+    Put the stand-in in ssh's place: refusing(fails, slow); returns a function that lists the
     attempts, `+` and `-`.
     """
     directory = tmp_path / "bin"

@@ -68,7 +68,7 @@ class Orphans:
 
     def within(self, seconds):
         """The longest time that it took, after it took no longer than this."""
-        with contextlib.suppress(AssertionError):  # for one that tells more
+        with contextlib.suppress(AssertionError):  # for the assertion below, which says more
             until(self.are_gone, seconds)
         assert self._since.keys() <= self.took.keys(), (
             f"something lives on of {self._since.keys() - self.took.keys()}, others "

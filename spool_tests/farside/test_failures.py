@@ -228,7 +228,7 @@ exit $code
 @pytest.fixture(scope="module")
 def forced():
     """
-    An sshd that passes on as much of a command's input as its `says` tells: "1000", "1000 die" or
+    An sshd that passes on as much of a command's input as its `says` has: "1000", "1000 die" or
     "all".
     """
     need("sshd", "ssh", "ssh-keygen", "pgrep")
@@ -332,7 +332,7 @@ def test_forced_command_can_be_run_bare_alone(spool, tmp_path):
 
 
 STUBBORN_SUDO = """#!/bin/sh
-# A sudo that never gets through and passes no signal on; it tells of each.
+# A sudo that never gets through and passes no signal on; it writes each down.
 trap 'echo TERM >>"$TOLD"' TERM
 while [ ! -e "$TOLD.go" ]; do sleep 0.05; done
 echo ended >>"$TOLD"
@@ -406,9 +406,8 @@ def test_connection_that_is_lost_after_the_end_keeps_the_outcome(
     )
     until(lambda: stdout(spool))
     (tmp_path / "go").touch()
-    until(
-        lambda: stdout(spool) == b"up\nTERM came\n"
-    )  # the end was told: what the program left has its grace now
+    # The end was reported: what the program left has its grace now.
+    until(lambda: stdout(spool) == b"up\nTERM came\n")
     os.kill(running(spool)["connection"]["pid"], signal.SIGKILL)
     assert process.wait(30) == 0
     status = final(spool)

@@ -223,9 +223,8 @@ def test_far_host_that_boots_anew_has_lost_the_run(life, spool, sshd, tmp_path):
             os.kill(pid, signal.SIGKILL)
     if life == "survive":
         (directory,) = (tmp_path / "far").glob("*")
-        (directory / "reader").write_text(
-            f"{os.getpid()} another-boot\n"
-        )  # its number belongs to somebody else now
+        # Its number belongs to another process now.
+        (directory / "reader").write_text(f"{os.getpid()} another-boot\n")
     process.send_signal(signal.SIGCONT)
     assert process.wait(40) == 0
     status = final(spool)

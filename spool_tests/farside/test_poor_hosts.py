@@ -59,7 +59,7 @@ def test_hosts_with_little_say_what_they_can_not_know(shell, far, little):
     )
     assert "setsid=" in run.wait("hello")
     found = run.outcome()
-    # ksh93 alone tells a signal from an exit by its own `$?`.
+    # Only in ksh93 `$?` alone distinguishes a signal from an exit.
     assert found["ambiguous"] == (shell != "ksh93")
     assert found["return_code"] == (None if shell == "ksh93" else 130)
     run.send("q 1")

@@ -100,7 +100,7 @@ def test_no_byte_is_lost_or_doubled_by_cuts_and_deaths(
     )
     monkeypatch.setenv("HOME", str(tmp_path))
     directory, sums, enough = tmp_path / ".chaperone", tmp_path / "sums", tmp_path / "enough"
-    there, ways, remote = None, [], None  # nobody cuts a pipe here
+    there, ways, remote = None, [], None  # a pipe here is never cut
     if place != "here":
         there = (
             request.getfixturevalue("sshd")
@@ -206,7 +206,7 @@ def test_status_shows_whether_the_connection_is_up_or_down_since_when_and_until_
 def booted_anew(tmp_path):
     """
     The words before an argv that let it live in this host's next boot, ten seconds old: another
-    boot id, and clocks that begin anew.
+    boot id, and clocks that begin again.
     """
     boot_id = tmp_path / "boot_id"
     boot_id.write_text(f"{uuid.uuid4()}\n")
@@ -238,8 +238,8 @@ def test_run_goes_on_when_the_host_of_its_chaperone_boots_anew(
     spool, network, tmp_path, monkeypatch, disk
 ):
     """
-    As after a power cut: chaperone and client die, nobody tells the far side, whose session goes on
-        waiting, and the program writes on.
+    As after a power cut: chaperone and client die, the far side does not notice, so its session
+    goes on waiting, and the program goes on writing.
 
     A torn disk has lost what was not yet on it: the ends of the streams, and the last status.
     """
@@ -349,9 +349,8 @@ def test_run_here_is_lost_when_its_host_boots_anew(spool, tmp_path, monkeypatch)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
     until(lambda: not processes_with(os.environ["TEST_TOKEN"].encode()))
-    (kept / "reader").write_text(
-        f"{os.getpid()} {(kept / 'reader').read_text().split()[1]}\n"
-    )  # its number belongs to somebody else now
+    # Its number belongs to another process now.
+    (kept / "reader").write_text(f"{os.getpid()} {(kept / 'reader').read_text().split()[1]}\n")
     booted, boot_id = booted_anew(tmp_path)
     subprocess.run(
         [*booted, *CHAPERONE, "adopt", "r"],

@@ -21,7 +21,7 @@ from spool_tests.support.runs import final, start
 from spool_tests.support.waiting import need, until
 
 far, removed, every_sh = supervisors.far, supervisors.removed, supervisors.every_sh
-FOREIGN = b"\x7fELF\2\1\1" + bytes(9) + b"\2\0\xf7\0\1" + bytes(43)  # nobody's machine: EM_BPF
+FOREIGN = b"\x7fELF\2\1\1" + bytes(9) + b"\2\0\xf7\0\1" + bytes(43)  # no machine's: EM_BPF
 
 
 def without_subreaper(whole):

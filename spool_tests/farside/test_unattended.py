@@ -93,7 +93,7 @@ def test_run_of_a_service_without_home_is_adopted_from_a_terminal_and_back(
         ), log(spool, run_id)
         assert not [name for name in os.listdir(f"{home}/.chaperone") if name.startswith(run_id)]
     if not was_there:
-        with contextlib.suppress(OSError):  # somebody else's run is in it by now
+        with contextlib.suppress(OSError):  # another test's run is in it by now
             os.rmdir(f"{home}/.chaperone")
 
 
@@ -251,9 +251,8 @@ def test_adopter_comes_to_an_end_whatever_is_damaged_over_there(
             shutil.rmtree(directory)
     status = final(spool)
     found = (status["state"], status["return_code"], status["complete"])
-    if (
-        found != LOST and DAMAGES[name, how][over] == LOST
-    ):  # it was ended for want of control, and there was time to hear of that
+    # It was ended because it could not be controlled, and there was time to hear of that.
+    if found != LOST and DAMAGES[name, how][over] == LOST:
         assert (name, status["state"], status["complete"]) == (
             "control",
             "terminated",

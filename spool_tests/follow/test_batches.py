@@ -250,7 +250,7 @@ def test_cursor_file_that_can_not_be_written_hands_out_nothing(spool, file):
 
 def test_batch_that_could_not_be_kept_is_the_next_one(spool, file):
     """
-    A disk that was full for a while: what the follower has told already it tells no second time.
+    A disk that was full for a while: the follower does not repeat what it has delivered already.
     """
     with Writer(spool) as writer, Outbox(spool, file) as outbox:
         writer.running().write(b"one")
@@ -291,7 +291,7 @@ def test_ending_is_handed_out_before_the_removal_of_its_spool_is_told(spool, fil
 
 def test_batch_is_on_the_disk_under_its_name_before_it_is_handed_out(spool, file, monkeypatch):
     """
-    Else a power cut could take it back from under a consumer that has its number, and another batch
+    Otherwise a power cut could take it away from a consumer that has its number, and another batch
     would come with that number.
     """
     steps = []

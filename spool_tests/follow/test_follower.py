@@ -240,8 +240,8 @@ def test_event_queue_that_overflowed_loses_nothing(spool):
 
 def test_the_deeper_the_queue_the_more_events_are_taken_at_once(spool, monkeypatch):
     """
-    A write a run is told one by one; of 6,000 that wait, each run has one event, and a few reads of
-    the queue take them all.
+    One write of each run is reported one by one; if 6,000 writes wait, each run has one event, and
+    a few reads of the queue take them all.
     """
     reads = []
     monkeypatch.setattr(
@@ -271,8 +271,8 @@ def test_the_deeper_the_queue_the_more_events_are_taken_at_once(spool, monkeypat
 
 def test_queue_is_left_to_fill_while_there_is_work_on_hand(spool, monkeypatch):
     """
-    With a flood to tell, it is read each millisecond and not each time: GATHER_S is what that costs
-    the others.
+    With a flood to deliver, it is read each millisecond and not each time: GATHER_S is what that
+    costs the others.
     """
     monkeypatch.setattr(followers, "GATHER_S", 60)
     with (
@@ -453,8 +453,8 @@ def test_run_that_was_collected_before_its_cursor_was_committed_is_forgotten(spo
 
 def test_run_may_be_collected_before_its_entry_has_moved(spool):
     """
-    The final status appears first: whoever collects at once must not leave an entry that tells the
-    run a second time.
+    The final status appears first: a scheduler that collects at once must not leave an entry that
+    would deliver the run a second time.
     """
     with Writer(spool) as writer, Follower(spool) as follower:
         writer.running().publish()
@@ -490,7 +490,7 @@ def test_run_that_was_collected_is_not_told_again_by_an_event_that_was_late(spoo
             told(follower)
             cursor = again(follower)
         with Follower(spool, cursor) as follower:
-            writer.end()  # the kernel tells that its entry moves, and nobody listens yet
+            writer.end()  # the kernel reports that its entry moves before we listen
             follower.collect("r")
             assert (follower.cursor, os.listdir(spool / ".ended")) == ({"runs": {}}, [])
             assert (told(follower), follower.cursor) == ([], {"runs": {}})

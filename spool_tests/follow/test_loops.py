@@ -26,7 +26,7 @@ from spool_tests.support.events import brief, is_readable, next_of, told
 from spool_tests.support.processes import open_fds
 from spool_tests.support.writer import Writer
 
-# -- where the kernel does not tell
+# -- where the kernel does not report changes
 
 
 def test_polling_tells_the_same(spool):

@@ -233,8 +233,8 @@ def test_gc_while_a_run_is_read_tells_its_end_once_and_disturbs_no_other(spool):
 )
 def test_gc_that_never_rests_takes_no_run_s_end_from_its_follower(spool, seed, runs):
     """
-    Runs begin, write and end; gc deletes each as soon as it may; the follower dawdles. What was
-    told to start ends, once.
+    Runs begin, write and end; gc deletes each as soon as it may; the follower dawdles. Each
+    run that was reported to start ends, once.
     """
     dice = random.Random(seed)
     live, events = {}, []

@@ -216,8 +216,8 @@ def test_program_gets_what_the_spec_says(spool, monkeypatch):
     }
     assert got["fds"] == ["0", "1", "2", "3"]  # 3 is listdir's own
     # Python itself ignores PIPE (13) and XFSZ (25); glibc's posix_spawn, by which Python 3.13
-    # starts what we are, ignores 32 and 33, its own, and lets nobody change that. Nothing else may
-    # be.
+    # starts us, ignores 32 and 33, which are its own and can't be changed. No other signal may be
+    # ignored.
     assert int(got["ignored"], 16) & ~(0b11 << 31) == 1 << 12 | 1 << 24
 
 
@@ -307,7 +307,7 @@ def test_signals_that_come_together_while_stdin_is_waited_for_stop_once(spool, f
 )
 def test_fifo_is_no_stdin_for_a_program_that_is_sent_it(spool, fifo, remote):
     """
-    Neither on a far side nor in a run here that may survive; nobody is waited for, and nobody
+    Neither on a far side nor in a run here that may survive; no writer is waited for, and none is
     asked.
     """
     status = held(

@@ -1,5 +1,5 @@
 """
-Starting chaperones: from every place a scheduler may start one, and what it is told.
+Starting chaperones: from every place a scheduler may start one, and the answers.
 
 Knows: what a process can inherit.  Must not know: how a run is held.
 """

@@ -199,8 +199,8 @@ def test_socket_is_the_owners_alone(spool, warm):
 @pytest.mark.root
 def test_another_user_who_can_reach_the_socket_is_refused(spool, warm):
     """
-    The modes of the spool and the socket keep others out; should somebody open them, the kernel
-    still tells who asks.
+    The modes of the spool and the socket keep others out; if they are opened to others, the
+    kernel still reports who asks.
     """
     reached = socket.socket(socket.AF_UNIX)
     directory = os.open(spool, os.O_RDONLY)
@@ -354,7 +354,7 @@ def test_run_that_appears_while_we_start_cold_is_the_one_that_was_asked_for(
 )
 def test_launcher_killed_again_and_again_during_a_burst_starts_each_run_once(spool, warm, seed):
     """
-    At moments that nobody chose; those that were killed are followed by others, started on demand.
+    At random moments; those that were killed are followed by others, started on demand.
     A refusal would have to be a clear one.
     """
     dice = random.Random(seed)
@@ -417,7 +417,7 @@ def kill_launcher(spool):
     with open(spool / ".launcher.lock", "r+b") as lock:
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return None  # what it says is nobody's pid any more
+            return None  # what it says is no launcher's pid any more
         except BlockingIOError:
             pid = int(lock.read() or 0)
     if not is_launcher(pid, spool):  # a new one holds the lock, and has not said yet who it is
@@ -467,7 +467,8 @@ def uss(pid):
 def test_runs_that_are_started_all_at_once_idle_without_a_wake_up_and_each_ends_as_its_program_did(
     spool, warm, monkeypatch, count
 ):
-    monkeypatch.setattr(client, "ANSWER_S", 60)  # on a busy machine some would start cold else
+    # On a busy machine some would start cold otherwise.
+    monkeypatch.setattr(client, "ANSWER_S", 60)
     os.mkfifo(spool.parent / "go")
     go = os.open(spool.parent / "go", os.O_RDWR)
     together = threading.Barrier(count)

@@ -94,8 +94,8 @@ def test_what_is_no_json_is_not_written(value: object) -> None:
 
 def test_bad_text_is_told_without_the_json_package() -> None:
     """
-    The C scanner looks its exception up in `json.decoder` and fails with a SystemError when nobody
-    has imported that: so it is in a chaperone, and never in a test that runs beside pytest.
+    The C scanner looks its exception up in `json.decoder` and fails with a SystemError if that was
+    never imported: so it is in a chaperone, and never in a test that runs beside pytest.
     """
     script = """
 import sys

@@ -1,5 +1,5 @@
 """
-The spec: every field with its default and its refusals, told by one sentence that never shows a
+The spec: every field with its default and its refusals, each in one sentence that never shows a
 secret.
 """
 

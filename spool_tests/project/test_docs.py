@@ -50,7 +50,7 @@ def place(spool, on_path, tmp_path, monkeypatch):
     return tmp_path
 
 
-# nobody types so fast as to see that
+# no user types so fast as to see that
 AT_HUMAN_SPEED = "while grep -qs '\"starting\"' spool/*/running.json; do sleep 0.01; done"
 
 

@@ -239,9 +239,13 @@ def prose(path):
 
 
 def spoken(path):
-    """The lines of comments and docstrings of a module, numbered; quoted names are taken out."""
+    """
+    The lines of comments and docstrings of a module, numbered; quoted names are taken out. A text
+    that is a value, such as a script of a test, is not looked at.
+    """
     for token in tokenize.generate_tokens(io.StringIO(path.read_text()).readline):
-        if token.type == tokenize.COMMENT or token.string.startswith('"""'):
+        text = token.string.startswith('"""') and token.line.lstrip().startswith('"""')
+        if token.type == tokenize.COMMENT or text:
             for number, line in enumerate(token.string.splitlines(), token.start[0]):
                 yield number, re.sub(r"`[^`]*`|\"[^\"]*\"", "", line)
 
@@ -251,9 +255,10 @@ def test_prose_is_plain():
     rules = [line.split(" ; ") for line in listed if line and line[0] != "#"]
     pages = [pathlib.Path(ROOT, "README.rst"), pathlib.Path(ROOT, "CHANGELOG.rst")]
     pages += sorted(pathlib.Path(ROOT, "docs").glob("*.rst"))
+    tests = sorted(pathlib.Path(ROOT, "spool_tests").rglob("*.py"))
     found = [
         f"{path.name}:{number}: {match[0].strip()!r}, better: {better.strip()}"
-        for path in [*pages, *MODULES]
+        for path in [*pages, *MODULES, *tests]
         for number, line in (prose if path.suffix == ".rst" else spoken)(path)
         for pattern, better in rules
         for match in re.finditer(pattern.strip(), line, re.I)

@@ -238,8 +238,8 @@ def test_what_is_no_file_of_ours_is_refused_in_a_sentence(run, name, how):
 # -- under a chaperone that lives
 
 
-# Not its pulse and its ear, nor what only its own hand makes appear: who plants a final status has
-# the last word until then.
+# Not its lock and its FIFO, nor the final status, which only it writes: a planted one is what
+# readers believe until then.
 LIVE_FILES = [
     name for name in FILES if name not in (format.LOCK, format.CONTROL, format.FINAL_STATUS)
 ]
@@ -272,7 +272,7 @@ def test_damage_under_a_live_chaperone_harms_no_run(spool, survives, how):
     assert sorted(os.listdir(spool / ".ended")) == ["r"] and not os.listdir(spool / ".running")
 
 
-# -- what else is in a spool
+# -- other files of a spool
 
 
 @pytest.mark.parametrize("how", [*DAMAGES, *PLANTED])
@@ -367,7 +367,7 @@ def test_damaged_cursor_file_is_refused_in_a_sentence(run, how):
     except (SpecError, SpoolError) as error:
         assert str(error).startswith("unable to ") and "\n" not in str(error)
     else:
-        assert how in ("gone", "newer", "dangling")  # begun anew, or with a field that is ignored
+        assert how in ("gone", "newer", "dangling")  # begun again, or with a field that is ignored
 
 
 # -- what a far side keeps of a run that survives
@@ -377,8 +377,8 @@ def test_damaged_cursor_file_is_refused_in_a_sentence(run, how):
 @pytest.mark.parametrize("name", ["reader", "attached"])
 def test_damage_on_the_far_side_costs_no_outcome(spool, monkeypatch, name, how):
     """
-    In the files that say who is at work over there; what is lost of the streams and of the records
-    is lost.
+    In the files that say which processes work on the far side; what is lost of the streams and of
+    the records is lost.
     """
     monkeypatch.setenv("HOME", str(spool.parent))
     go = spool.parent / "go"

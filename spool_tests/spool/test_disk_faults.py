@@ -20,7 +20,7 @@ from spool_tests.support import crash
 from spool_tests.support.places import CHAPERONE
 from spool_tests.support.waiting import need
 
-# What can't fail for want of room or for a bad disk, or is the kernel's own business between
+# What can't fail because a disk is full or bad, or is the kernel's own business between
 # processes.
 UNHARMED = set(
     """
@@ -68,7 +68,7 @@ class Run:
         (directory / "spec.json").write_text(json.dumps(spec))
         words = ["run", "--spool", str(self.spool), "-"]
         tracer = crash.Tracer(directory, options=options)
-        # A file: what is said when the run is visible goes nowhere else but to a terminal.
+        # A file: messages after the run is visible would otherwise only go to a terminal.
         with open(directory / "stderr", "w") as said, open(directory / "spec.json") as stdin:
             streams = {"stdin": stdin, "stderr": said}
             if limit is not None:
@@ -162,7 +162,7 @@ def check(run, what):
         return (
             "dropped" if status["stdout"]["dropped"] or status["stderr"]["dropped"] else "unharmed"
         )
-    # It was refused: told, and nothing is left of it.
+    # It was refused with a message, and nothing is left of it.
     assert not started, what
     assert run.code in (os.EX_CANTCREAT, os.EX_IOERR, os.EX_OSERR), (what, run.code, run.stderr)
     if not (
@@ -202,7 +202,7 @@ def test_each_call_that_fails_costs_what_it_must_and_no_more(
                 f"inject={name}:error={error}:when={when}",
                 **KINDS[kind],
             )
-            if run.has_failed():  # else this run took a shorter way
+            if run.has_failed():  # otherwise this run took a shorter way
                 cost = check(run, what)
                 seen[cost] = seen.get(cost, 0) + 1
     told(f"{kind}, {error}: {count} faults at {len(chosen)} of {len(points)} calls: {seen}")

@@ -23,7 +23,7 @@ FLOOD = f"yes 123456789 | head -c {TOTAL}; echo done >&2; exit 3"
 @pytest.fixture
 def small(tmp_path, spool):
     """
-    Run a shell text where $SMALL is a tmpfs of its own, seen by nobody else; what it leaves in
+    Run a shell text where $SMALL is a tmpfs that only it sees; what it leaves in
     $SMALL/spool is copied to `kept`.
 
     In a mount namespace, and where we are not root in a user namespace, too: it needs no rights and
@@ -218,7 +218,7 @@ def test_a_limit_on_file_sizes_does_not_kill_the_chaperone(spool):
 
 def test_a_chaperone_keeps_no_code_that_others_can_not_read(spool, tmp_path):
     """
-    What it imports after it took its own umask, in a package that nobody has compiled: the next
+    What it imports after it took its own umask, in a package that was never compiled: the next
     user would compile it at each start.
     """
     shutil.copytree(PACKAGE, tmp_path / "chaperone", ignore=shutil.ignore_patterns("__pycache__"))

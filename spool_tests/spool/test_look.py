@@ -151,7 +151,7 @@ def test_probes_disturb_nobody(spool):
     assert look.pulse(run_fd) is True
     run.close()
     with open(spool / "r" / "lock") as other:
-        fcntl.flock(other, fcntl.LOCK_SH)  # somebody else's probe
+        fcntl.flock(other, fcntl.LOCK_SH)  # another reader's probe
         assert look.pulse(run_fd) is False
     (spool / "r" / "lock").unlink()
     assert look.pulse(run_fd) is None

@@ -40,7 +40,7 @@ def fake(directory, kind):
     Make the files of a kind of FAKES.
 
     Returns:
-        tuple: What stands for which path, {path: path}; the file that counts, or None.
+        tuple: Which path replaces which, {path: path}; the file that counts, or None.
     """
     root = directory / "cgroup"
     processes_cgroup, mounts, name = FAKES[kind]

@@ -2,8 +2,8 @@
 A wall clock of our own for the chaperones that are given it, which a test can step by days: this
 machine's is left alone.
 
-It stands in for the two functions by which chaperone reads the wall clock; that there are no more,
-`test_clock.py` checks.
+It replaces the two functions by which chaperone reads the wall clock; `test_clock.py` checks that
+there are no more.
 """
 
 import os

@@ -50,7 +50,7 @@ def on_terminal(*arguments, columns=80, environ=()):
         while True:
             try:
                 written += terminal.read(65_536)
-            except OSError:  # EIO: nobody has the other side open any more
+            except OSError:  # EIO: no process has the other side open any more
                 return process.wait(), written
 
 

@@ -136,8 +136,8 @@ class Tracer:
         """
         The crash points of what was recorded: before and after each call that changes something.
 
-        After a call is before whatever comes next: in between a process does nothing that anybody
-            else could see.
+        After a call is before whatever comes next: in between a process does nothing that others
+            could see.
 
         Args:
             path (str): What comes before this path is named, or a process is made, is the

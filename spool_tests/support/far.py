@@ -30,7 +30,7 @@ def log(spool, run_id="r"):
 
 def far_processes(spool, run_id="r"):
     """
-    What belongs to a run on the far side, told from the same run of another test that runs now:
+    What belongs to a run on the far side, and not to the same run of another test that runs now:
     {pid: command}.
     """
     key = json.loads((spool / run_id / "spec.json").read_text())["key"]

@@ -59,8 +59,8 @@ class Survive(Cold):
 
     def is_over(self):
         """
-        Whether nobody need be over there: a chaperone that was killed after it had published leaves
-        the far side to its lease.
+        Whether the far side need be empty: a chaperone that was killed after it had published
+        leaves the far side to its lease.
         """
         return (self.spool / "r" / "status.json").exists() and not (
             self.spool / "r" / "lock"
@@ -100,7 +100,7 @@ class Survive(Cold):
             assert looked(self.spool, "r")[1]["state"] == "unattended"
             assert self.called("adopt", "r") == (0, ""), self.said()
         status = json.loads((self.spool / "r" / "status.json").read_text())
-        # What ran is told with its outcome, what never began is not.
+        # What ran has its outcome in the status, what never began has none.
         assert status["state"] == ("terminated" if self.started() else "lost"), self.said()
 
     def said(self):

@@ -110,8 +110,8 @@ NULL = os.open(os.devnull, os.O_WRONLY | os.O_APPEND)
 
 def far_side(data):
     """
-    Whatever comes from over there: no byte of the program is lost or doubled however it is cut, and
-    nothing that is said ends us.
+    Whatever comes from the far side: no byte of the program is lost or doubled however it is cut,
+    and no message ends us.
     """
     how, data = data[:8] or b"\0", data[8:]
     whole, parser = records.Records(NONCE), records.Records(NONCE)

@@ -50,8 +50,8 @@ def in_place_of_sh(shell, directory):
     """
     The words before an argv that give it a /bin/sh of its own; as root alone.
 
-    It sees the machine's /usr/bin through a directory in which `sh` is another link; nobody else
-    does, and nothing is left when it has ended.
+    It sees the machine's /usr/bin through a directory in which `sh` is another link; no other
+    process does, and nothing is left when it has ended.
     """
     return over("/usr/bin", links(os.path.join(directory, "bin"), {"sh": path_of(shell)}))
 

@@ -317,8 +317,8 @@ class Network:
 
     def cut(self, port=None):
         """
-        No packet comes through any more, and nobody is told; with a near port none of that one
-        connection.
+        No packet comes through any more, and neither side is informed; with a near port none of
+        that one connection.
         """
         rules = ["add table ip chaperone"]
         for hook, end in (("input", "sport"), ("output", "dport")):

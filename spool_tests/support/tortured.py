@@ -177,7 +177,7 @@ class Cold:
                 os.close(until(self.opened_go, 2))
             return
         line = f"stop {self.rng.choice((0, 0.1, 0.3))}" if what == "stop" else "kill"
-        with contextlib.suppress(OSError):  # nobody is there any more
+        with contextlib.suppress(OSError):  # no process reads it any more
             ask(self.spool, f"{line} by=torture", self.run_id)
 
     def opened_go(self):

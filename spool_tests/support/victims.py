@@ -204,8 +204,8 @@ class Cold:
 
     def agree(self, status, ran):
         """
-        Whether a verdict fits what the program did: it ran at most once, and its outcome is told
-        only if it had one.
+        Whether a verdict fits what the program did: it ran at most once, and an outcome is
+        reported only if it had one.
         """
         assert ran <= 1 and not (status["started"] is False and ran)
         if status["state"] == "terminated":

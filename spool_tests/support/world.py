@@ -32,8 +32,8 @@ class World:
         flags (tuple): Of unshare(1), for namespaces that live as long as the world; () for none.
         entered (tuple): Which of them are entered, by nsenter(1).
         setup (str): sh, as root, in these namespaces; `$0` is a directory of the world's own.
-        words (function): From that directory and the user's id, what stands before each argv there.
-        limits (tuple): What stands before all that, where a run or a far side is started.
+        words (function): From that directory and the user's id, what comes before each argv there.
+        limits (tuple): What comes before all that, where a run or a far side is started.
         command (function): From that directory, what starts a chaperone there.
         user (bool): Whether a plain user of its own is there.
         room (str): Where its spools are, below its directory; None for the test's own.

@@ -27,8 +27,8 @@ HANGS = {
     "host": "nowhere.invalid",
     "options": {"ProxyCommand": "sh -c 'while read x; do :; done'", "ConnectTimeout": 30},
 }
-# What of the time module any module may use: the clocks, of which `Clock` stands in for the two
-# that tell the time of day, and what only waits.
+# What of the time module any module may use: the clocks, of which `Clock` replaces the two
+# that give the time of day, and what only waits.
 READ = {
     "monotonic",
     "time",
@@ -145,7 +145,7 @@ def test_step_ends_no_run_that_has_limits(spool, clock):
 @pytest.mark.parametrize("step", [DAY, -DAY])
 def test_adopted_run_keeps_its_time_whatever_the_clock_says(spool, clock, step, monkeypatch):
     """
-    Its limit goes on from when the program was started, though nobody who was there lives any more.
+    Its limit counts from the program's start, though no process that saw it lives any more.
     """
     monkeypatch.setenv("HOME", str(spool.parent))
     chaperone = start(

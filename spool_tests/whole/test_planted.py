@@ -96,8 +96,8 @@ def replaced(path, plant, outside):
 
 def checked(results):
     """
-    Each a state, or one sentence a line; nothing from outside is believed or told, and nothing is
-    our bug.
+    Each a state, or one sentence a line; nothing from outside is believed or repeated, and nothing
+    is our bug.
     """
     for words, (code, text) in results:
         assert code != os.EX_SOFTWARE and "Traceback" not in text and "stolen" not in text, (

@@ -14,7 +14,7 @@ from spool_tests.support import recorded
 from spool_tests.support.places import MAIN, ROOT
 
 # 0.1 set CHAPERONE_COOKIE for a local program too; the kernel knows now what belongs to a run. What
-# stood there, what stands there, and the bytes between.
+# was there, what is there, and the bytes between.
 COOKIES = {
     "env": ("CHAPERONE_COOKIE\n", "", 17),
     "env-alone": ("CHAPERONE_COOKIE=COOKIE\n", "CHAPERONE_COOKIE=mine\n", 28),

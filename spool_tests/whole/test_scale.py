@@ -1,6 +1,6 @@
 """
-A thousand runs, a follower that stands still, a backlog of half a gigabyte: nothing is lost, nobody
-is held up, no memory grows.
+A thousand runs, a follower that stands still, a backlog of half a gigabyte: nothing is lost, no
+process is held up, no memory grows.
 """
 
 import collections
@@ -22,7 +22,7 @@ from spool_tests.support.places import CHAPERONE, ROOT
 from spool_tests.support.waiting import absent, until
 from spool_tests.support.writer import Writer
 
-# A scheduler of its own: counts what it hears until all that it was told to expect has ended, and
+# A scheduler of its own: counts what it hears until all that it was given to expect has ended, and
 # how often the kernel's queue overflowed.
 FOLLOWS = """
 import collections, hashlib, json, sys
@@ -82,7 +82,7 @@ def test_follower_that_is_stopped_until_the_queue_overflows_hears_all_of_it_once
 ):
     """
     Meanwhile runs write, begin, end, die, and begin and end; the kernel drops what does not fit,
-    the files tell it.
+    the files still have it.
     """
     dice = random.Random(f"{runs} {waves}")
     depth = queue_depth()
@@ -118,9 +118,8 @@ def test_follower_that_is_stopped_until_the_queue_overflows_hears_all_of_it_once
                 live[watched[number % len(watched)]].write(
                     data, "stdout" if number % 3 else "stderr"
                 )
-            for number in range(
-                3, 5
-            ):  # the kernel tells nothing of these: only a listing finds them
+            # The kernel reports nothing of these: only a listing finds them.
+            for number in range(3, 5):
                 live[f"wave-{wave}-{number}"] = Writer(spool, f"wave-{wave}-{number}").running()
             for run_id in live.keys() - set(watched):
                 live[run_id].write(b"unwatched").write(b"as yet", "stderr")
@@ -174,9 +173,8 @@ def test_flooding_run_takes_its_turn_among_quiet_ones(spool, quiet, many_fds, mo
         while follower.next(0) is not None:
             pass
         for flood in floods:
-            os.truncate(
-                spool / flood.spec["id"] / "stdout", 1 << 40
-            )  # a TiB behind, as a sparse file: it always has a MiB to tell
+            # A TiB behind, as a sparse file: it always has a MiB to deliver.
+            os.truncate(spool / flood.spec["id"] / "stdout", 1 << 40)
             flood.write(b"\n")
         for round_ in range(3):
             turns = collections.Counter(follower.next(0).run_id for _ in range(20))
@@ -238,9 +236,8 @@ def test_follower_half_a_gigabyte_behind_takes_no_more_memory(spool):
         )
     assert (read.returncode, read.stderr) == (0, "")
     print(f"{behind:,} bytes behind: {int(read.stdout)} KiB more at the most")
-    assert (
-        int(read.stdout) <= 4 * 1_024
-    )  # two chunks of a MiB, the one that is handed out and the one that is read, and room
+    # Two chunks of a MiB, the one that is delivered and the one that is read, and room.
+    assert int(read.stdout) <= 4 * 1_024
 
 
 @pytest.mark.parametrize("behind", [20_000_000, pytest.param(500_000_000, marks=pytest.mark.long)])

@@ -1,6 +1,6 @@
 """
-Secrets of a run are in nobody's argv, here or there, while it starts, works, is cut off, is adopted
-and ends.
+Secrets of a run are in no process's argv, near or far, while it starts, works, is cut off, is
+adopted and ends.
 """
 
 import contextlib
@@ -18,8 +18,8 @@ from spool_tests.support.runs import final, sh, start, stdout
 from spool_tests.support.surviving import adopt, connected
 from spool_tests.support.waiting import need, until
 
-# Told the secret by its input, for its own argv is looked at too; ends with its input, and says how
-# often it looked and what it saw.
+# Gets the secret from its input, because its own argv is looked at too; ends with its input, and
+# says how often it looked and what it saw.
 POLL = """
 import os, sys
 secret, looks, seen = sys.stdin.buffer.readline().strip(), 0, set()

@@ -1,6 +1,6 @@
 """
-What docs/security.rst says, claim by claim: who may do what, what planted things come to, what
-can't be smuggled and what is never told.
+What docs/security.rst says, claim by claim: what each user may do, what planted things come
+to, what can't be smuggled and what is never shown.
 
 Knows: the command line, other users.  Must not know: how chaperone works inside.
 """

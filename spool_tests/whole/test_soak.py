@@ -72,7 +72,7 @@ class Held:
         )
 
     def _start(self, argv, spec=None):
-        # An adopter is sent nothing: it may have let go of its stdin before we get so far.
+        # An adopter is sent nothing: it may have closed its stdin before we get so far.
         stdin = subprocess.DEVNULL if spec is None else subprocess.PIPE
         self.process, self.dying = (
             subprocess.Popen(argv, stdin=stdin, stdout=subprocess.PIPE),

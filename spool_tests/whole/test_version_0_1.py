@@ -108,7 +108,7 @@ def test_run_that_outlived_its_chaperone_of_0_1_is_adopted(old, spool, chaperone
 
 def test_launcher_of_0_1_refuses_nobody(old, spool, chaperone, tmp_path):
     """
-    It takes no spec of another version, for it was checked by other code; the run starts cold.
+    It takes no spec of another version, because other code checked it; the run starts cold.
     """
     go = tmp_path / "go"
     program = {"command": WAITS.format(go=go)}
