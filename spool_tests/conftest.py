@@ -173,7 +173,7 @@ def spool(tmp_path, monkeypatch):
                 fifo.write(b"kill by=teardown\n")
     deadline = time.monotonic() + 5
     while (
-        left := processes_with(token.encode()) | processes_with(str(tmp_path).encode())
+        left := processes_with(token.encode(), os.fsencode(tmp_path))
     ) and time.monotonic() < deadline:
         for pid in ssh_masters(token.encode()):  # each ends when it was idle for a minute
             with contextlib.suppress(ProcessLookupError):

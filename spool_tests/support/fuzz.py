@@ -190,10 +190,12 @@ def follower(data):
                         event = followed.next(0)
                         if event is None:
                             break
-                        assert isinstance(event.run_id, str) and all(
-                            isinstance(json.loads(line), dict)
-                            for line in [json.dumps(batches._object(event))]
-                        )
+                        if isinstance(event, events.Output):
+                            said = (event.run_id, event.stream, event.offset, event.data)
+                            line = batches.output_line(*said, event.time)
+                        else:
+                            line = batches.event_line(event)
+                        assert isinstance(json.loads(line)["run_id"], str)
                     else:
                         raise AssertionError("20 events and no end")
                     Follower(spool, followed.cursor).close()

@@ -2,33 +2,46 @@
 Processes that a test started, found by a token in their environment, and its open fds.
 """
 
+import contextlib
 import os
 
 # Children that outlive a test on purpose: the pids of servers which serve many.
 SERVERS = set()
 
 
-def processes_with(token):
+def processes_with(*tokens):
     """
-    Processes, but not this one, that carry `token` (bytes) in their environment, command or working
-    directory: {pid: command}.
+    Processes, but not this one, that carry one of `tokens` (bytes) in their environment or command:
+    {pid: command}.
     """
     found = {}
     for name in os.listdir("/proc"):
         if not name.isdigit() or int(name) == os.getpid():
             continue
         try:
-            with (
-                open(f"/proc/{name}/environ", "rb") as environ,
-                open(f"/proc/{name}/cmdline", "rb") as cmdline,
-                open(f"/proc/{name}/stat", "rb") as stat,
-            ):
-                command, state = cmdline.read(), stat.read().rpartition(b")")[2].split()[0]
-                if state not in b"ZX" and (token in environ.read() or token in command):
-                    found[int(name)] = command.replace(b"\0", b" ").decode(errors="replace")
+            command = _content(f"/proc/{name}/cmdline")
+            carried = _content(f"/proc/{name}/environ") + b"\0\0" + command
+            if any(token in carried for token in tokens) and not _has_ended(name):
+                found[int(name)] = command.replace(b"\0", b" ").decode(errors="replace")
         except OSError:  # gone, or not ours to look at
             continue
     return found
+
+
+def _content(path):
+    """A file of /proc as bytes; tests look at each process so often that a file object costs."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        content = b""
+        while piece := os.read(fd, 65_536):
+            content += piece
+        return content
+    finally:
+        os.close(fd)
+
+
+def _has_ended(pid):
+    return _content(f"/proc/{pid}/stat").rpartition(b")")[2].split()[0] in b"ZX"
 
 
 def ssh_masters(token):
@@ -67,22 +80,20 @@ def instances():
 
 
 def children():
-    """This process's children, ended ones that nobody has waited for among them: {pid: command}."""
+    """This process's children, ended ones that were not waited for among them: {pid: command}."""
     try:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except (
-        ChildProcessError
-    ):  # the ordinary case, and 1,000 times cheaper than a look at all processes
+    except ChildProcessError:  # there are none
         return {}
+    names = []
+    with contextlib.suppress(FileNotFoundError):  # a kernel without these files
+        for thread in os.listdir("/proc/self/task"):
+            names += _content(f"/proc/self/task/{thread}/children").decode().split()
     found = {}
-    for name in filter(str.isdigit, os.listdir("/proc")):
+    for name in names or filter(str.isdigit, os.listdir("/proc")):
         try:
-            with (
-                open(f"/proc/{name}/stat", "rb") as stat,
-                open(f"/proc/{name}/cmdline", "rb") as cmdline,
-            ):
-                before, _, after = stat.read().rpartition(b") ")
-                command = cmdline.read().replace(b"\0", b" ")
+            before, _, after = _content(f"/proc/{name}/stat").rpartition(b") ")
+            command = _content(f"/proc/{name}/cmdline").replace(b"\0", b" ")
         except OSError:  # gone
             continue
         if int(after.split()[1]) == os.getpid():
