@@ -1,19 +1,35 @@
-"""The bench's command line: which rows, how often, where, and how it is told."""
+"""The bench's command line: which rows, how often, where, and how they are shown."""
 
 import argparse
 import json
 import os
-import platform
 import sys
+import tempfile
+import time
 
-from . import capturing, following, remoting, sharing, starting
-from .lab import Lab
+if os.environ.get("CHAPERONE_BENCH_ROOT"):  # an older version, of --against
+    sys.path.insert(0, os.environ["CHAPERONE_BENCH_ROOT"])
+
+from . import (
+    against,
+    capturing,
+    costing,
+    following,
+    growth,
+    machine,
+    page,
+    remoting,
+    sharing,
+    starting,
+)
+from .lab import ROOT, Lab
 
 ROWS = {
     "cold": starting.cold,
     "warm": starting.warm,
     "heap": following.heap,
     "memory": starting.memory,
+    "cpu": costing.cpu,
     "capture": capturing.capture,
     "timeline": capturing.timeline,
     "ssh-capture": remoting.capture,
@@ -28,23 +44,15 @@ ROWS = {
     "reconnect": following.reconnect,
     "gc": following.gc,
     "fsync": following.fsync,
+    "growth-history": growth.history,
+    "growth-live": growth.live,
+    "growth-ended": growth.ended,
 }
-
-
-def machine():
-    """What it ran on, in one line."""
-    with open("/proc/cpuinfo") as file:
-        model = next(
-            (line.partition(":")[2].strip() for line in file if line.startswith("model name")),
-            platform.machine(),
-        )
-    return (
-        f"{os.cpu_count()} x {model}, Linux {platform.release()}, Python "
-        f"{platform.python_version()}"
-    )
+FIGURES, PAGE = "docs/performance.json", "docs/performance.rst"
 
 
 def main():
+    machine.in_own_mounts()
     parser = argparse.ArgumentParser(
         prog="bin/bench",
         description="Measure rows of docs/performance.rst beside their peers and floors.",
@@ -58,12 +66,17 @@ def main():
     parser.add_argument(
         "--json", metavar="FILE", help="write the figures there too; - for stdout, and no table"
     )
-    parser.add_argument("--rounds", type=int, help="how often; else as the row needs it")
-    parser.add_argument("--dir", default="/var/tmp", help="where spools are made [/var/tmp]")
+    parser.add_argument("--rounds", type=int, help="how often; otherwise as the row needs it")
     parser.add_argument(
-        "--realtime",
+        "--dir", default="/var/tmp", help="where the image of the filesystem is made [/var/tmp]"
+    )
+    parser.add_argument(
+        "--against", metavar="REV", help="measure this older version beside today's, in turns"
+    )
+    parser.add_argument(
+        "--page",
         action="store_true",
-        help="measure before all other work of the machine, which should be none (needs root)",
+        help=f"measure nothing: make the table in {PAGE} of {FIGURES}",
     )
     given = parser.parse_args()
     meant = {
@@ -73,37 +86,68 @@ def main():
     unknown = [name for name, found in meant.items() if not found]
     if unknown:
         parser.error(f"no row {unknown[0]!r}: want {', '.join(ROWS)}")
-    if given.realtime:
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(10))
+    names = list(dict.fromkeys(row for found in meant.values() for row in found))
+    if given.page:
+        page.write(os.path.join(ROOT, FIGURES), os.path.join(ROOT, PAGE))
+        return 0
+    if given.against:
+        return beside(parser, given, names)
+    return measured(given, names)
+
+
+def measured(given, names):
+    """Measure rows, and print them; returns the exit code."""
     rows = []
-    told = sys.stderr if given.json == "-" else sys.stdout
-    print(machine(), file=told)
-    for name in dict.fromkeys(row for found in meant.values() for row in found):
-        with Lab(given.dir) as lab:
-            row = ROWS[name](lab, given.rounds)
-        print(f"\n{row.as_text()}", file=told, flush=True)
-        rows.append(row)
+    shown = sys.stderr if given.json == "-" else sys.stdout
+    print(machine.described(), file=shown)
+    with machine.journaled(given.dir) as (directory, disk):
+        print(f"spools on {disk}", file=shown)
+        for name in names:
+            busy = machine.busy_percent()
+            with Lab(directory) as lab:
+                row = ROWS[name](lab, given.rounds)
+            if busy > machine.BUSY_PERCENT:
+                row.note(f"the machine was busy before this row: {busy:.0f} % of its cores")
+            print(f"\n{row.as_text()}", file=shown, flush=True)
+            rows.append(row)
     short = [(row.name, claim[0]) for row in rows for claim in row.short()]
-    print(
-        "\n"
-        + (
-            f"falls short: {'; '.join(f'{name} ({label})' for name, label in short)}"
-            if short
-            else "every bound was reached"
-        ),
-        file=told,
-    )
+    missed = "; ".join(f"{name} ({label})" for name, label in short)
+    print(f"\n{f'falls short: {missed}' if short else 'every bound was reached'}", file=shown)
     if given.json:
-        text = (
-            json.dumps({"machine": machine(), "rows": [row.as_json() for row in rows]}, indent=1)
-            + "\n"
-        )
+        found = {
+            "machine": machine.described(),
+            "date": time.strftime("%Y-%m-%d"),
+            "words": "".join(f" {name}" for name in given.rows),
+            "disk": disk,
+            "rows": [row.as_json() for row in rows],
+        }
+        text = json.dumps(found, indent=1) + "\n"
         if given.json == "-":
             sys.stdout.write(text)
         else:
             with open(given.json, "w") as file:
                 file.write(text)
     return 1 if short else 0
+
+
+def beside(parser, given, names):
+    """Compare rows with an older version's; returns the exit code: 1 if one is worse."""
+    words = ["--dir", given.dir]
+    words += ["--rounds", str(given.rounds)] if given.rounds else []
+    print(f"{machine.described()}\nbefore is {given.against}")
+    worse = []
+    with tempfile.TemporaryDirectory(prefix="chaperone-bench-", dir=given.dir) as directory:
+        os.chmod(directory, 0o711)  # a remote row logs in as a plain user
+        try:
+            root = against.unpacked(directory, given.against)
+        except against.UnknownRevisionError as error:
+            parser.error(f"unable to measure {given.against!r}: {error}")
+        for name in names:
+            figures = against.compared(root, name, words)
+            print(f"\n{against.as_text(name, figures)}", flush=True)
+            worse += [f"{name} ({each[0]})" for each in figures if against.is_worse(*each[1:])]
+    print(f"\n{f'worse: {chr(59).join(worse)}' if worse else 'no figure is worse'}")
+    return 1 if worse else 0
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """
-A process that holds runs and writes lines into them: `feeder SPOOL RUNS LINES_A_SECOND SECONDS`.
+A process that holds runs and writes lines into them: `feeder SPOOL RUNS LINES_A_SECOND SECONDS
+FIRST`; the runs are called run-FIRST and so on.
 
 It says "ready" when the runs are there, begins at the first line on its stdin, and holds the runs
 until it is killed.
@@ -13,10 +14,11 @@ import time
 from spool_tests.support.writer import Writer
 
 
-def main(spool, runs, lines_s, seconds):
+def main(spool, runs, lines_s, seconds, first):
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    writers = [Writer(spool, f"run-{number}").running() for number in range(int(runs))]
+    numbers = range(int(first), int(first) + int(runs))
+    writers = [Writer(spool, f"run-{number}").running() for number in numbers]
     fds = [writer.run.streams["stdout"] for writer in writers]
     print("ready", flush=True)
     sys.stdin.readline()

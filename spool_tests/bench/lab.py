@@ -19,7 +19,10 @@ from inotify_simple import INotify, flags
 
 from spool_tests.support.sshd import Sshd
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+# Where the chaperone is that is measured: this checkout, or the older one of --against.
+ROOT = os.environ.get("CHAPERONE_BENCH_ROOT") or os.path.dirname(
+    os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+)
 HERE = os.path.dirname(os.path.abspath(__file__))
 PYTHON = sys.executable
 BARE = [PYTHON, "-I", "-S"]
@@ -104,17 +107,26 @@ class Lab:
         """Seconds from the start of a program to its end."""
         begun = time.perf_counter()
         pid = self.spawn(argv, **keywords)
-        with first_in_line():
-            os.waitpid(pid, 0)
-            return time.perf_counter() - begun
+        os.waitpid(pid, 0)
+        return time.perf_counter() - begun
 
     def sshd(self):
-        """An sshd of our own on loopback, until the lab closes; None where there can't be one."""
+        """
+        An sshd of our own on loopback, until the lab closes.
+
+        Returns:
+            tuple: (server, the user to log in as). That is a plain user without startup files,
+                where we may make one: root's own may cost more than the run. (None, None) where
+                there can't be a server.
+        """
         if not has("ssh", "ssh-keygen", "sshd"):
-            return None
+            return None, None
         server = Sshd(self.directory("sshd"))
         self._closing.callback(server.close)
-        return server
+        if os.geteuid() != 0:
+            return server, None
+        os.chmod(self.path, 0o711)  # sshd reads the keys as that user
+        return server, server.user("dash")
 
     def at_end(self, act):
         """Call a function when the lab closes, the last one first."""
@@ -140,24 +152,6 @@ class Lab:
         self._closing.callback(end)
         until(lambda: os.path.exists(os.path.join(spool, ".launcher")))
         return begun.pid
-
-
-@contextlib.contextmanager
-def first_in_line():
-    """
-    With real-time scheduling: a process that waits for an event is woken before the one that
-    causes it goes on. Without: nothing.
-    """
-    policy = os.sched_getscheduler(0)
-    if policy != os.SCHED_RR:
-        yield
-        return
-    priority = os.sched_getparam(0)
-    os.sched_setscheduler(0, policy, os.sched_param(priority.sched_priority + 1))
-    try:
-        yield
-    finally:
-        os.sched_setscheduler(0, policy, priority)
 
 
 class Programs:
@@ -196,18 +190,17 @@ class Programs:
     def all_executed(self, begun, count):
         """Seconds from `begun` at which each of so many of them was executed."""
         seen = {}
-        with first_in_line():
-            while len(seen) < count:
-                events = self._inotify.read(timeout=TIMEOUT_S * 1000)
-                now = time.perf_counter() - begun
-                if not events:
-                    raise TimeoutError(
-                        f"{count - len(seen)} of {count} programs were not executed "
-                        f"within {TIMEOUT_S} s"
-                    )
-                for event in events:
-                    if event.name:
-                        seen.setdefault(event.name, now)
+        while len(seen) < count:
+            events = self._inotify.read(timeout=TIMEOUT_S * 1000)
+            now = time.perf_counter() - begun
+            if not events:
+                raise TimeoutError(
+                    f"{count - len(seen)} of {count} programs were not executed "
+                    f"within {TIMEOUT_S} s"
+                )
+            for event in events:
+                if event.name:
+                    seen.setdefault(event.name, now)
         return sorted(seen.values())
 
 
@@ -304,15 +297,6 @@ def cpu_seconds(pid):
     """What a process, without its children, has used."""
     with open(f"/proc/{pid}/schedstat") as file:
         return int(file.read().split()[0]) / 1e9
-
-
-def machine_cpu_seconds():
-    """What the whole machine has spent at work, its own and its guests' time apart."""
-    with open("/proc/stat") as file:
-        user, nice, system, _, _, irq, softirq = (
-            int(word) for word in file.readline().split()[1:8]
-        )
-    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
 def children(pid):

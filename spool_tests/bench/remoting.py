@@ -8,20 +8,19 @@ import os
 import time
 
 from . import lab as labs
+from . import machine
 from .starting import STATUS_WAIT_S
 from .table import Row, interleaved
 
 SIZE = 400_000_000
 
 
-def remote_run(lab, sshd, spool, argv, entry=(*labs.BARE, labs.MAIN), **fields):
+def remote_run(lab, remote, spool, argv, entry=(*labs.BARE, labs.MAIN), **fields):
     """A chaperone for a program over ssh; returns (pid, run id)."""
     name = os.path.basename(lab.new("remote"))
     spec = lab.file(
         "spec.json",
-        json.dumps(
-            {"id": name, "program": {"argv": argv, "cwd": "/"}, "remote": sshd.remote(), **fields}
-        ),
+        json.dumps({"id": name, "program": {"argv": argv, "cwd": "/"}, "remote": remote, **fields}),
     )
     return lab.spawn([*entry, "run", "--spool", spool, spec]), name
 
@@ -32,7 +31,7 @@ def capture(lab, rounds):
     supervisor into the spool.
     """
     row = Row("ssh-capture", "ssh capture, 400 MB")
-    sshd = lab.sshd()
+    sshd, user = lab.sshd()
     if sshd is None:
         row.note("no sshd could be started")
         return row
@@ -41,7 +40,7 @@ def capture(lab, rounds):
 
     def by_ssh():
         fd = os.open(lab.new("file"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        seconds = lab.ended([*sshd.argv(), " ".join(program)], stdout=fd)
+        seconds = lab.ended([*sshd.argv(user), " ".join(program)], stdout=fd)
         assert os.fstat(fd).st_size == SIZE
         os.ftruncate(fd, 0)
         os.close(fd)
@@ -49,7 +48,7 @@ def capture(lab, rounds):
 
     def by_chaperone():
         begun = time.perf_counter()
-        pid, run_id = remote_run(lab, sshd, spool, program, labs.without_fsync())
+        pid, run_id = remote_run(lab, sshd.remote(user), spool, program, labs.without_fsync())
         os.waitpid(pid, 0)
         seconds = time.perf_counter() - begun
         path = os.path.join(spool, run_id, "stdout")
@@ -77,17 +76,17 @@ def cost(lab, rounds):
     `ssh host true`.
     """
     row = Row("ssh-cost", "cost of the supervisor a run")
-    sshd = lab.sshd()
+    sshd, user = lab.sshd()
     if sshd is None:
         row.note("no sshd could be started")
         return row
     spool = lab.new("spool")
     here = lab.spec(["true"])
     variants = {
-        "ssh host true": lambda: lab.ended([*sshd.argv(), "true"]),
+        "ssh host true": lambda: lab.ended([*sshd.argv(user), "true"]),
         "chaperone, here": lambda: lab.ended([*labs.RUN, "--spool", spool, here]),
         "chaperone, over ssh": lambda: ended_well(
-            lab, spool, *remote_run(lab, sshd, spool, ["true"])
+            lab, spool, *remote_run(lab, sshd.remote(user), spool, ["true"])
         ),
     }
     middle = row.figures_of(interleaved(rounds or 30, variants), "ms", 1e3)
@@ -98,9 +97,8 @@ def cost(lab, rounds):
 
 def ended_well(lab, spool, pid, run_id):
     begun = time.perf_counter()
-    with labs.first_in_line():
-        os.waitpid(pid, 0)
-        seconds = time.perf_counter() - begun
+    os.waitpid(pid, 0)
+    seconds = time.perf_counter() - begun
     status = labs.status(spool, run_id)
     assert status["return_code"] == 0, status
     return seconds
@@ -112,7 +110,7 @@ def starts(lab, rounds):
     true` with 8 at a time.
     """
     row = Row("ssh-starts", "100 starts to one host at once")
-    sshd = lab.sshd()
+    sshd, user = lab.sshd()
     if sshd is None:
         row.note("no sshd could be started")
         return row
@@ -121,24 +119,24 @@ def starts(lab, rounds):
     times = {"ssh host true, 8 at a time": [], "chaperones, all at once": []}
     cpu = {f"{label}: CPU of the machine": [] for label in times}
     for _ in range(min(rounds or 1, 3)):
-        begun, busy = time.perf_counter(), [labs.machine_cpu_seconds()]
+        begun, busy = time.perf_counter(), [machine.cpu_seconds()]
         running, left = set(), count
         while running or left:
             while left and len(running) < 8:
-                running.add(lab.spawn([*sshd.argv(), "true"]))
+                running.add(lab.spawn([*sshd.argv(user), "true"]))
                 left -= 1
             running.discard(os.waitpid(-1, 0)[0])  # a child of an earlier row may end only now
         times["ssh host true, 8 at a time"].append(time.perf_counter() - begun)
-        busy.append(labs.machine_cpu_seconds())
+        busy.append(machine.cpu_seconds())
         begun = time.perf_counter()
         runs = [
-            remote_run(lab, sshd, spool, ["true"], timeouts={"connect": STATUS_WAIT_S})
+            remote_run(lab, sshd.remote(user), spool, ["true"], timeouts={"connect": STATUS_WAIT_S})
             for _ in range(count)
         ]
         for pid, _ in runs:
             os.waitpid(pid, 0)
         times["chaperones, all at once"].append(time.perf_counter() - begun)
-        busy.append(labs.machine_cpu_seconds())
+        busy.append(machine.cpu_seconds())
         for series, before, after in zip(cpu.values(), busy, busy[1:], strict=False):
             series.append(after - before)
         refused += sum(labs.status(spool, run_id).get("return_code") != 0 for _, run_id in runs)

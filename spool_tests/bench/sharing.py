@@ -1,7 +1,6 @@
 """
 Rows about shared connections and about engines: many starts to one host, one start, and what the
-supervisor adds behind each engine. The login is a plain user without startup files, where we may
-make one.
+supervisor adds behind each engine.
 """
 
 import json
@@ -25,12 +24,10 @@ def share(lab, rounds):
     and each with a connection of its own; and one start alone. Against `ssh host true`.
     """
     row = Row("share", "starts over ssh on shared connections")
-    sshd = lab.sshd()
+    sshd, user = lab.sshd()
     if sshd is None:
         row.note("no sshd could be started")
         return row
-    user = sshd.user("dash") if os.geteuid() == 0 else None
-    os.chmod(lab.path, 0o711)  # sshd reads the keys as that user
     spools = {}
 
     def spec(shared):

@@ -1,6 +1,7 @@
 """Rows about starting: cold, warm, memory."""
 
 import os
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -48,8 +49,7 @@ def cold(lab, rounds):
     found = interleaved(rounds or 100, variants)
     middle = row.figures_of(found, "ms", 1e3)
     ratio = middle["chaperone"] / middle["bare interpreter, ended"]
-    row.claim("cold start / bare interpreter", ratio, "<=", 2.5)
-    row.note(f"the beautiful goal of 1.5 is {'reached' if ratio <= 1.5 else 'not reached'}")
+    row.claim("cold start / bare interpreter", ratio, "<=", 1.9)
     return row
 
 
@@ -103,7 +103,7 @@ def warm(lab, rounds):
 
         variants["task-spooler"] = spooled_executed
     middle = row.figures_of(interleaved(rounds or 100, variants), "ms", 1e3)
-    row.claim("warm start / conmon", middle["chaperone, warm"] / middle[conmon.label], "<=", 0.75)
+    row.claim("warm start / conmon", middle["chaperone, warm"] / middle[conmon.label], "<=", 0.8)
     burst(lab, row, conmon, spool, spooled)
     return row
 
@@ -178,7 +178,7 @@ def burst(lab, row, conmon, spool, spooled, count=300, rounds=5):
         "warm starts a second / conmon",
         middle["chaperone, warm, burst"] / middle[f"{conmon.label}, burst"],
         ">=",
-        1.2,
+        1,
     )
 
 
@@ -221,10 +221,11 @@ def memory(lab, rounds):
             labs.ask(spool, status["run_id"], "kill")
     labs.until(lambda: not labs.live(cold) and not labs.live(warm))
     if ssh:
-        row.claim(
-            "warm / idle ssh client", middle["chaperone, warm"] / row.figures[0][3], "<=", 0.6
-        )
-        row.claim("cold / idle ssh client", middle["chaperone, cold"] / row.figures[0][3], "<=", 3)
+        client = row.figures[0][3]
+        # 3.12 keeps no count of references to what is immortal.
+        bound = 1.4 if sys.version_info < (3, 12) else 1.2
+        row.claim("warm / idle ssh client", middle["chaperone, warm"] / client, "<=", bound)
+        row.claim("cold / idle ssh client", middle["chaperone, cold"] / client, "<=", 3.6)
     else:
         row.note("no sshd could be started: nothing to compare with")
     return row
@@ -237,11 +238,13 @@ def holding(status):
 
 def ssh_client(lab, count=5):
     """KiB of ssh clients whose program is idle; nothing where there is no sshd."""
-    sshd = lab.sshd()
+    sshd, user = lab.sshd()
     if sshd is None:
         return []
     outs = [os.open(lab.new("ready"), os.O_RDWR | os.O_CREAT, 0o600) for _ in range(count)]
-    pids = [lab.spawn([*sshd.argv(), "echo ready; exec sleep 1000"], stdout=out) for out in outs]
+    pids = [
+        lab.spawn([*sshd.argv(user), "echo ready; exec sleep 1000"], stdout=out) for out in outs
+    ]
     labs.until(lambda: all(os.fstat(out).st_size for out in outs))
     found = [labs.memory(pid) for pid in pids]
     labs.kill(pids)

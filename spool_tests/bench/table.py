@@ -49,11 +49,22 @@ class Row:
         figures (list): (label, unit, n, median, p99).
         claims (list): (label, value, "<=" or ">=", bound).
         notes (list): Sentences.
+        curves (dict): Of a row about growth: call to [(size, seconds)].
     """
 
     def __init__(self, name, what):
         self.name, self.what = name, what
         self.figures, self.claims, self.notes = [], [], []
+        self.curves = {}
+
+    @classmethod
+    def of(cls, value):
+        """The row that `as_json` was made of."""
+        row = cls(value["row"], value["what"])
+        row.figures = [tuple(figure.values()) for figure in value["figures"]]
+        row.claims = [tuple(claim.values())[:4] for claim in value["claims"]]
+        row.notes, row.curves = value["notes"], value["curves"]
+        return row
 
     def figure(self, label, values, unit, scale=1.0):
         """Keep a series; returns its median, unscaled."""
@@ -95,6 +106,7 @@ class Row:
                 for claim in self.claims
             ],
             "notes": self.notes,
+            "curves": self.curves,
         }
 
     def as_text(self):
