@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from .command import spec_text
 from .verb import UsageError, dashes_missing, verbs_in
-from .verbs import check, control, doctor, hold, look, pieces, read, upkeep
+from .verbs import agent, check, control, doctor, hold, look, pieces, read, upkeep
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from .verb import Verb
 
-FAMILIES = (hold, check, look, read, pieces, control, upkeep, doctor)
+FAMILIES = (hold, check, look, read, pieces, control, upkeep, agent, doctor)
 VERBS = {name: verb for family in FAMILIES for name, verb in verbs_in(family).items()}
 
 HEAD = """\

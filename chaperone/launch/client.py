@@ -46,6 +46,7 @@ def start_warm(
     given: dict[str, Any],
     cold: Callable[[], Any],
     on_demand: bool,
+    key: str | None = None,
 ) -> bool:
     """
     Start a run through the spool's launcher, or cold if that does not work.
@@ -56,12 +57,13 @@ def start_warm(
         given (dict): `env` (dict) and `umask` (int): what the program inherits.
         cold: Starts the run without a launcher; called when no launcher has done it or still can.
         on_demand (bool): Start a launcher if there is none.
+        key (str): Of the run; `cold` uses the same. None for a new key.
     Returns:
         bool: True if the launcher started the run, False if `cold` did.
     Raises:
         RunExistsError, SpoolError: As `start.start`; and whatever `cold` raises.
     """
-    key = os.urandom(16).hex()
+    key = key or os.urandom(16).hex()
     request = (
         jsontext.dumps({"image": IMAGE, "key": key, **given}).removesuffix("}").encode()
         + b', "spec": '

@@ -17,6 +17,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+# Between a spec and the key of its run, on the stdin of a cold start; no JSON contains it. In argv
+# every user of the host would see the key.
+KEY_MARK = b"\0"
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 

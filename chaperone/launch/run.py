@@ -13,7 +13,7 @@ from ..errors import SpecError
 from ..hold.begin import canonical_spec, hold_new_run, new_id
 from ..hold.inherited import leads_a_group, print_run_id, shed_inherited_state
 from ..model import jsontext
-from .process import exit_code, visible_or_ended
+from .process import KEY_MARK, exit_code, visible_or_ended
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -70,11 +70,19 @@ def run(
     def held_of(name: str, text: bytes) -> Call:
         if warm:
             return lambda tell: _asked(name, text, cwd, path, run_id, inherited, tell)
+        text, mark, key = text.partition(KEY_MARK)
+        if mark and not _is_key(key):
+            raise SpecError(f"unable to read spec {name!r}: want JSON, got a NUL byte")
+        given = key.decode() or None
         return lambda tell: hold_new_run(
-            canonical_spec(name, text, cwd), path, run_id, inherited, tell, begun=begun
+            canonical_spec(name, text, cwd), path, run_id, inherited, tell, given, begun=begun
         )
 
     return _each([held_of(name, text) for name, text in texts], detach or warm, visible)
+
+
+def _is_key(text: bytes) -> bool:
+    return len(text) == 32 and not set(text) - set(b"0123456789abcdef")
 
 
 def adopt(

@@ -7,6 +7,7 @@ or a file name.
 
 from __future__ import annotations
 
+import errno
 import os
 
 from ..errors import ChaperoneError, RunExistsError, SpecError, SpoolError
@@ -16,7 +17,7 @@ from ..model import spec as specs
 from ..program.fds import above_stderr
 from ..program.spawn import encoded
 from ..spool import look
-from .process import run_command
+from .process import KEY_MARK, run_command
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def start(
     warm: bool = False,
     env: dict[str, str] | None = None,
     cwd: str | None = None,
+    key: str | None = None,
 ) -> str:
     """
     Start a chaperone for a run, which goes on by itself. The cost does not grow with the memory of
@@ -44,11 +46,13 @@ def start(
         env (dict): The environment that the program inherits, as text; None for that of this
             process.
         cwd (str): The directory for relative paths of the spec; None for that of this process.
+        key (str): Of the run, 32 hexadecimal digits: a run with this id and this key is the one to
+            be started, so that a start can be repeated. None for a new key.
     Returns:
         str: The run id; the run directory is visible.
     Raises:
         SpecError: If the spec is invalid.
-        RunExistsError: If there is a run with that id.
+        RunExistsError: If there is a run with that id, and not with that key.
         SpoolError: If the run directory can't be created.
         ChaperoneError: If no chaperone could be started.
     """
@@ -63,7 +67,11 @@ def start(
     path = os.path.join(cwd, spool_path)
 
     def cold() -> None:
-        _start_cold(path, run_id, text, environ)
+        try:
+            _start_cold(path, run_id, text, environ, key)
+        except RunExistsError:
+            if key is None or look.key_at(path, run_id) != key:
+                raise
 
     if warm:
         from . import client
@@ -71,7 +79,7 @@ def start(
         # A launcher that is started inside of a run would die with that run, and runs must not.
         on_demand = b"CHAPERONE_RUN_ID" not in os.environb
         given = {"env": client.decoded(environ), "umask": _umask()}
-        client.start_warm(path, run_id, text, given, cold, on_demand)
+        client.start_warm(path, run_id, text, given, cold, on_demand, key)
     else:
         cold()
     return run_id
@@ -103,14 +111,16 @@ def _umask() -> int:
         return umask
 
 
-def _start_cold(path: str, run_id: str, text: bytes, env: dict[bytes, bytes]) -> None:
+def _start_cold(
+    path: str, run_id: str, text: bytes, env: dict[bytes, bytes], key: str | None
+) -> None:
     """
-    Run `chaperone run --detach` with the spec on its stdin. Its streams are files in memory: a pipe
-    would need a reader meanwhile.
+    Run `chaperone run --detach` with the spec on its stdin, and the key behind it. Its streams are
+    files in memory: a pipe would need a reader meanwhile.
     """
     files = [above_stderr(os.memfd_create(name)) for name in ("spec", "stdout", "stderr")]
     try:
-        os.pwrite(files[0], text, 0)
+        os.pwrite(files[0], text if key is None else text + KEY_MARK + key.encode(), 0)
         code = run_command(["run", "--detach", "--spool", path, "-"], env, files)
         printed, said = (
             os.pread(fd, 1 << 16, 0).decode("utf-8", "surrogateescape") for fd in files[1:]
@@ -129,7 +139,7 @@ def _failure(code: int | None, path: str, run_id: str, sentence: str) -> Chapero
         return SpecError(sentence)
     if code in (os.EX_CANTCREAT, None):
         return (
-            RunExistsError(sentence)
+            RunExistsError(sentence, errno.EEXIST)
             if look.key_at(path, run_id) is not None
             else SpoolError(sentence)
         )

@@ -156,6 +156,20 @@ def look(run_fd: int, run_id: str) -> tuple[bool, dict[str, Any]]:
     return False, transitions.lost(status, transitions.DIED)
 
 
+def present(spool_fd: int, run_id: str) -> dict[str, Any]:
+    """As `look`, with the present sizes of the streams until their end is recorded."""
+    with owned(format.open_run(spool_fd, run_id)) as run_fd:
+        _, status = look(run_fd, run_id)
+        if status["state"] not in statuses.FINAL or status["end_time"] is None:
+            for stream in format.STREAMS:
+                try:
+                    size = stream_size(run_fd, stream)
+                except SpoolError:  # not a file of ours
+                    continue
+                status[stream] = {**status[stream], "bytes": size}
+    return status
+
+
 def leased_s(run_fd: int, spec: dict[str, Any], boot: str | None) -> float:
     """
     As `left_s`, with the times of the lock, which the chaperone sets whenever it hears the far

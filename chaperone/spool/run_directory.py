@@ -365,7 +365,8 @@ def _appear(
     made: Callable[[RunDirectory], None],
 ) -> RunDirectory:
     run_id = spec["id"]
-    building = f".{run_id}.{key}{format.NEW}"
+    # Not by the key: a start that is repeated has the same, and the first may still be building.
+    building = f".{run_id}.{os.urandom(8).hex()}{format.NEW}"
     run = None
     with owned(format.open_entries(spool_fd, format.RUNNING)) as running_fd:
         locks.share(running_fd)

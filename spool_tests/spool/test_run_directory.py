@@ -7,6 +7,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import stat
 import subprocess
 
@@ -21,6 +22,7 @@ from spool_tests.support.calls import replace_call
 from spool_tests.support.directories import ENDED_FILES
 from spool_tests.support.processes import open_fds
 
+BUILT = re.compile(r"\.r\.[0-9a-f]{16}\.new")
 LIVE_FILES = [".status", "control", "lock", "log", "running.json", "spec.json", "stderr", "stdout"]
 
 
@@ -62,7 +64,7 @@ def test_run_directory_appears_complete_locked_and_entered(spool, monkeypatch):
 
     replace_call(monkeypatch, "rename", rename)
     run = disk.create(spool)
-    assert seen == [f".r.{run.key}.new"] and free(spool / ".running")
+    assert len(seen) == 1 and BUILT.fullmatch(seen[0]) and free(spool / ".running")
     run.close()
 
 
@@ -389,7 +391,7 @@ def test_planted_file_is_not_written_into(spool, tmp_path):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """What is synced and made visible, by name."""
+    """What is synced and made visible, by name; the random part of one is RANDOM."""
     made = []
     for name in ("fsync", "rename"):
         real = getattr(os, name)
@@ -400,7 +402,7 @@ def calls(monkeypatch):
                 if name == "fsync"
                 else f"{first} {rest[0]}"
             )
-            made.append(f"{name} {told}")
+            made.append(f"{name} {BUILT.sub('.r.RANDOM.new', told)}")
             return real(first, *rest, **keywords)
 
         replace_call(monkeypatch, name, call)
@@ -412,7 +414,7 @@ def test_outcome_is_synced_before_it_appears(spool, calls):
     disk.running(run)
     assert calls == [
         "rename .running.json running.json",
-        f"rename .r.{run.key}.new r",
+        "rename .r.RANDOM.new r",
         "rename .running.json running.json",
     ]
     calls.clear()
@@ -429,7 +431,7 @@ def test_outcome_is_synced_before_it_appears(spool, calls):
 
 def test_durable_run_has_its_start_and_its_directories_synced(spool, calls):
     run = disk.create(spool, durable=True)
-    built = f".r.{run.key}.new"
+    built = ".r.RANDOM.new"
     assert calls == [
         "fsync spec.json",
         "rename .running.json running.json",

@@ -66,8 +66,8 @@ function _shtab_chaperone_using
   test "$_shtab_chaperone_cmdpath" = "$argv"
 end
 
-set -g _shtab_chaperone_commands run exec adopt launcher check schema ls status tail follow read wait stop kill signal reap gc rm completion doctor
-set -g _shtab_chaperone_opts_with_value --by --bytes --cursor --cwd --env --env-file --grace --host --id --idle --keep-failed --label --lines --max-bytes --offset --older --since --spec --spool --state --stdin --timeout --until --wait -n
+set -g _shtab_chaperone_commands run exec adopt launcher check schema ls status tail follow read wait stop kill signal reap gc rm completion serve token doctor
+set -g _shtab_chaperone_opts_with_value --by --bytes --cert --cursor --cwd --env --env-file --grace --host --id --idle --keep-failed --key --label --lines --listen --max-bytes --offset --older --right --since --spec --spool --state --stdin --timeout --tokens --until --wait -n
 
 complete -c chaperone -e
 complete -c chaperone -f
@@ -205,6 +205,18 @@ complete -c chaperone -n '_shtab_chaperone_using rm; and test $_shtab_chaperone_
 complete -c chaperone -n '_shtab_chaperone_using; and test $_shtab_chaperone_npos -eq 0' -a completion -d 'print the completion script of a shell'
 complete -c chaperone -n '_shtab_chaperone_using completion' -s h -l help -d 'its words'
 complete -c chaperone -n '_shtab_chaperone_using completion; and test $_shtab_chaperone_npos -eq 0' -ka "bash zsh fish" -d 'bash, zsh or fish'
+complete -c chaperone -n '_shtab_chaperone_using; and test $_shtab_chaperone_npos -eq 0' -a serve -d 'serve the spools in a directory over HTTPS'
+complete -c chaperone -n '_shtab_chaperone_using serve' -s h -l help -d 'its words'
+complete -c chaperone -n '_shtab_chaperone_using serve' -l listen -x -d 'where; port 0 is any free one'
+complete -c chaperone -n '_shtab_chaperone_using serve' -l cert -xka "(__fish_complete_path (commandline -ct))" -d 'the certificate, as PEM'
+complete -c chaperone -n '_shtab_chaperone_using serve' -l key -xka "(__fish_complete_path (commandline -ct))" -d 'its private key, as PEM'
+complete -c chaperone -n '_shtab_chaperone_using serve' -l tokens -xka "(__fish_complete_path (commandline -ct))" -d 'the tokens, as hashes; 0600'
+complete -c chaperone -n '_shtab_chaperone_using serve; and test $_shtab_chaperone_npos -eq 0' -ka "(__fish_complete_directories)" -d 'each spool directly below it is served'
+complete -c chaperone -n '_shtab_chaperone_using; and test $_shtab_chaperone_npos -eq 0' -a token -d 'make a token for an agent, or revoke one'
+complete -c chaperone -n '_shtab_chaperone_using token' -s h -l help -d 'its words'
+complete -c chaperone -n '_shtab_chaperone_using token' -l right -xka "look run" -d 'look or run'
+complete -c chaperone -n '_shtab_chaperone_using token' -l revoke -d 'make it invalid'
+complete -c chaperone -n '_shtab_chaperone_using token' -l tokens -xka "(__fish_complete_path (commandline -ct))" -d 'the tokens, as hashes; 0600'
 complete -c chaperone -n '_shtab_chaperone_using; and test $_shtab_chaperone_npos -eq 0' -a doctor -d 'try what runs need, here and on a far side, and say each remedy'
 complete -c chaperone -n '_shtab_chaperone_using doctor' -s h -l help -d 'its words'
 complete -c chaperone -n '_shtab_chaperone_using doctor' -l spec -xka "(__fish_complete_path (commandline -ct))" -d 'try the far side of this spec, by its hops'

@@ -25,10 +25,12 @@ _shtab_chaperone_commands() {
     rm:'delete runs that have ended, collected or not'
     run:'run a program and stay until it ends; print the run id first'
     schema:'print the JSON Schema of a spec, for editors and generators'
+    serve:'serve the spools in a directory over HTTPS'
     signal:'send a signal to a run'"'"'s program'
     status:'print the status of a run as JSON'
     stop:'stop runs: a signal, a grace, then SIGKILL; wait for their end'
     tail:'print the last lines of the output of runs'
+    token:'make a token for an agent, or revoke one'
     wait:'wait for runs to end; exit with their highest exit code'
   )
   _describe 'chaperone commands' _commands
@@ -223,6 +225,18 @@ _shtab_chaperone_schema_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_chaperone_schema_defaults_added=0
 
+_shtab_chaperone_serve_options=(
+  {-h,--help}"[its words]"
+  "--listen[where\; port 0 is any free one]:HOST:PORT:"
+  "--cert[the certificate, as PEM]:FILE:_files"
+  "--key[its private key, as PEM]:FILE:_files"
+  "--tokens[the tokens, as hashes\; 0600]:FILE:_files"
+  ":each spool directly below it is served:_files -/"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_chaperone_serve_defaults_added=0
+
 _shtab_chaperone_signal_options=(
   {-h,--help}"[its words]"
   "--by[the requester, for the status\; default\: the user\'s name]:WORD:"
@@ -268,6 +282,17 @@ _shtab_chaperone_tail_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_chaperone_tail_defaults_added=0
 
+_shtab_chaperone_token_options=(
+  {-h,--help}"[its words]"
+  "--right[look or run]:RIGHT:(look run)"
+  "--revoke[make it invalid]"
+  "--tokens[the tokens, as hashes\; 0600]:FILE:_files"
+  ":of who uses it\: the name is in the log and in \`by\`:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_chaperone_token_defaults_added=0
+
 _shtab_chaperone_wait_options=(
   {-h,--help}"[its words]"
   "--timeout[exit with 124 after it\: 90s, 12h]:AGE:"
@@ -312,10 +337,12 @@ _shtab_chaperone() {
         rm) _arguments -C -s $_shtab_chaperone_rm_options ;;
         run) _arguments -C -s $_shtab_chaperone_run_options ;;
         schema) _arguments -C -s $_shtab_chaperone_schema_options ;;
+        serve) _arguments -C -s $_shtab_chaperone_serve_options ;;
         signal) _arguments -C -s $_shtab_chaperone_signal_options ;;
         status) _arguments -C -s $_shtab_chaperone_status_options ;;
         stop) _arguments -C -s $_shtab_chaperone_stop_options ;;
         tail) _arguments -C -s $_shtab_chaperone_tail_options ;;
+        token) _arguments -C -s $_shtab_chaperone_token_options ;;
         wait) _arguments -C -s $_shtab_chaperone_wait_options ;;
       esac
   esac

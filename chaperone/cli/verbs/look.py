@@ -59,7 +59,7 @@ def ls(given: Given, terminal: Terminal) -> int:
         wanted = sorted(run_id for run_id in known if run_id.startswith(_prefixes(given)))
         for run_id in wanted:
             try:
-                status = _status(spool_fd, run_id)
+                status = look.present(spool_fd, run_id)
                 host = _host(spool_fd, run_id, status)
             except NoRunError:  # about to appear, or gone since
                 continue
@@ -112,24 +112,10 @@ def _fits(status: dict[str, Any], given: Given) -> bool:
 @verb("print the status of a run as JSON", Argument("run", metavar="RUN", help=A_RUN), SPOOL)
 def status(given: Given, terminal: Terminal) -> int:
     with owned(format.open_spool(spool_path(given))) as spool_fd:
-        found = _status(spool_fd, found_id(spool_fd, given.run))
+        found = look.present(spool_fd, found_id(spool_fd, given.run))
     show = indented if terminal.is_terminal() else jsontext.dumps
     terminal.text(f"{show(found)}\n")
     return os.EX_OK
-
-
-def _status(spool_fd: int, run_id: str) -> dict[str, Any]:
-    """The status of a run, with the present sizes of its streams until their end is recorded."""
-    with owned(format.open_run(spool_fd, run_id)) as run_fd:
-        _, found = look.look(run_fd, run_id)
-        if found["state"] not in statuses.FINAL or found["end_time"] is None:
-            for stream in format.STREAMS:
-                try:
-                    size = look.stream_size(run_fd, stream)
-                except SpoolError:  # not a file of ours
-                    continue
-                found[stream] = {**found[stream], "bytes": size}
-    return found
 
 
 def _host(spool_fd: int, run_id: str, found: dict[str, Any]) -> str:

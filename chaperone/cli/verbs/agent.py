@@ -1,0 +1,72 @@
+"""
+The verbs of agents: serve, token.
+
+Knows: what their words mean.  Must not know: HTTP, TLS.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from ..common import add_site_packages
+from ..verb import Argument, UsageError, verb
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..terminal import Terminal
+    from ..verb import Given
+
+TOKENS = Argument("--tokens", metavar="FILE", required=True, help="the tokens, as hashes; 0600")
+
+
+@verb(
+    "serve the spools in a directory over HTTPS",
+    Argument("directory", metavar="DIR", help="each spool directly below it is served"),
+    Argument("--listen", metavar="HOST:PORT", required=True, help="where; port 0 is any free one"),
+    Argument("--cert", metavar="FILE", required=True, help="the certificate, as PEM"),
+    Argument("--key", metavar="FILE", required=True, help="its private key, as PEM"),
+    TOKENS,
+)
+def serve(given: Given, terminal: Terminal) -> int:
+    add_site_packages(terminal)
+    import asyncio
+
+    from ...agent.server import serving
+    from ...agent.server.application import Agent
+    from ...agent.server.tokens import Tokens
+    from ...agent.tls import Certificate
+
+    def log(line: str) -> None:
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        terminal.note(f"{now} {line}")
+
+    if not os.path.isdir(given.directory):
+        raise UsageError(f"unable to serve {given.directory!r}: want a directory")
+    agent = Agent(given.directory, Tokens(given.tokens), log)
+    certificate = Certificate(given.cert, given.key)
+    listening = serving.listen(given.listen)
+    url = serving.url(listening)
+    asyncio.run(serving.serve(agent, listening, certificate, lambda: terminal.line(url)))
+    # A thread that waits for a disk must not keep us: an agent holds nothing.
+    os._exit(os.EX_OK)
+
+
+@verb(
+    "make a token for an agent, or revoke one",
+    Argument("name", metavar="NAME", help="of who uses it: the name is in the log and in `by`"),
+    Argument("--right", metavar="RIGHT", choices=("look", "run"), help="look or run"),
+    Argument("--revoke", action="store_true", help="make it invalid"),
+    TOKENS,
+)
+def token(given: Given, terminal: Terminal) -> int:
+    if given.revoke == (given.right is not None):
+        raise UsageError("unable to understand 'chaperone token': want --right or --revoke")
+    add_site_packages(terminal)
+    from ...agent.server import tokens
+
+    if given.revoke:
+        tokens.revoke(given.tokens, given.name)
+    else:
+        terminal.line(tokens.add(given.tokens, given.name, given.right))
+    return os.EX_OK
