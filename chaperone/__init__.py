@@ -75,20 +75,19 @@ def __getattr__(name: str) -> object:
 
 def _by_path_or_url(spool_by_path: Any) -> type:
     """
-    `chaperone.Spool`: the spool of a path; an agent's where a URL is given, once there are agents.
+    `chaperone.Spool`: the spool of a path, or of an agent where a URL is given.
     It is chosen here, above all floors, so that api.py never looks up.
     """
-    from .errors import SpecError
+    from .agent.client.place import client_room, is_place
 
     class Spool(spool_by_path):  # type: ignore[misc]
         __doc__ = spool_by_path.__doc__
         __qualname__ = "Spool"
 
-        def __new__(cls, path: object = "", *rest: object) -> Spool:
-            if isinstance(path, str) and path.startswith(("https://", "http://")):
-                why = "a URL is an agent's, and this version has none"
-                raise SpecError(f"unable to open spool {path!r}: {why}")
-            return super().__new__(cls)  # type: ignore[no-any-return]
+        def __new__(cls, path: Any = "", *rest: Any, **proofs: Any) -> Any:
+            if is_place(path):
+                return client_room(path, "spool").Spool(path, *rest, **proofs)
+            return super().__new__(cls)
 
     return Spool
 

@@ -16,8 +16,8 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, TypeVar, overload
 from weakref import WeakValueDictionary
 
-from . import api
-from .errors import SpecError
+from . import api, interface
+from .agent.client.place import client_room, is_place
 from .follow import follower as followers
 from .follow.followed import CHUNK
 from .model.events import Ended, Event, Lost, Output, Status
@@ -33,11 +33,24 @@ class Spool:
     `chaperone.Spool` as coroutines: the same calls, arguments, values and errors.
 
     Args:
-        path (str): As of `chaperone.Spool`.
+        path (str): As of `chaperone.Spool`; the URL of an agent's spool, too.
+        token_file, ca (str): As of `chaperone.Spool`.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._spool = api.Spool(path)
+    def __new__(cls, path: Any = "", *rest: Any, **proofs: Any) -> Any:
+        """A spool of the class that the path or the URL needs."""
+        if is_place(path):
+            return client_room(path, "aio").Spool(path, *rest, **proofs)
+        return super().__new__(cls)
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        token_file: str | os.PathLike[str] | None = None,
+        ca: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self._spool = api.Spool(path, token_file=token_file, ca=ca)
 
     def __repr__(self) -> str:
         return f"aio.{self._spool!r}"
@@ -180,8 +193,7 @@ class Run:
 
     async def tail(self, stream: str = "stdout", offset: int = 0) -> AsyncIterator[bytes]:
         """As `chaperone.Run.tail`; nothing is read ahead of the task that asks."""
-        if stream not in format.STREAMS:
-            raise SpecError(f"unable to follow stream {stream!r}: want stdout or stderr")
+        interface.check_followed(stream)
         with self._followed(self._run.cursor(**{stream: offset}), (stream,)) as follower:
             while (event := await follower.anext()) is not None:
                 if isinstance(event, Output):

@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, overload
 
+from . import interface
 from .errors import NoRunError, SpecError
 from .follow.followed import CHUNK
 from .follow.follower import Follower
 from .launch import start
-from .model import checks
 from .model import cursor as cursors
 from .model import spec as specs
 from .model.events import Ended, Lost, Output, Status, status_view
@@ -31,12 +31,26 @@ class Spool:
     """
     All runs of one scheduler, in a directory on this host.
 
+    `chaperone.Spool` also takes the URL of an agent's spool, `https://HOST:PORT/NAME`, or
+    `agent:FILE`; docs/agents.rst says what that has in common with this class.
+
     Args:
         path (str): A directory on a local filesystem; made with mode 0700 at the first start or
             follow.
+        token_file, ca (str): For a URL only: a file with the token, and one with the authorities
+            that are trusted.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        token_file: str | os.PathLike[str] | None = None,
+        ca: str | os.PathLike[str] | None = None,
+    ) -> None:
+        if token_file is not None or ca is not None:
+            why = "token_file and ca are for the URL of an agent"
+            raise SpecError(f"unable to open spool {os.fspath(path)!r}: {why}")
         self.path = os.path.abspath(os.fspath(path))
 
     def __repr__(self) -> str:
@@ -216,10 +230,7 @@ class Run:
             NoRunError: If the run was deleted.
             SpecError: If the offset or the size can't be one.
         """
-        try:
-            _PIECE({"offset": offset, "size": size}, "")
-        except SpecError as error:
-            raise SpecError(f"unable to read run {self.run_id!r}: {error}") from None
+        interface.check_piece(self.run_id, offset, size)
         with self._opened() as run_fd:
             return look.read_stream(run_fd, stream, offset, size)
 
@@ -264,15 +275,17 @@ class Run:
         Raises:
             NoRunError: If the run is deleted before its end.
         """
-        if stream not in format.STREAMS:
-            raise SpecError(f"unable to follow stream {stream!r}: want stdout or stderr")
+        interface.check_followed(stream)
         cursor = self.cursor(**{stream: offset})
-        with Follower(self.spool_path, cursor, runs=[self.run_id], streams=[stream]) as follower:
+        with self._followed(cursor, [self.run_id], [stream]) as follower:
             for event in follower:
                 if isinstance(event, Output):
                     yield event.data
                 elif isinstance(event, Ended):
                     final_status(event, "follow")
+
+    def _followed(self, cursor: object, run_ids: Iterable[str], streams: Iterable[str]) -> Follower:
+        return Follower(self.spool_path, cursor, run_ids, streams)
 
     # -- requests
 
@@ -309,9 +322,8 @@ class Run:
             SpecError: If there is no such signal.
             NoRunError: If the chaperone is not running.
         """
-        text = str(int(name)) if isinstance(name, int) else name
         with self._opened() as run_fd:
-            look.request(run_fd, self.run_id, Request("signal", signal=text, by=by))
+            look.request(run_fd, self.run_id, interface.signal_request(name, by))
 
     def delete(self) -> None:
         """Delete the run, collected or not; raises as `chaperone.spool.gc.delete`, or BusyError."""
@@ -323,10 +335,6 @@ class Run:
     def _opened(self) -> owned:
         with owned(format.open_spool(self.spool_path)) as spool_fd:
             return _opened_run(spool_fd, self.run_id)
-
-
-_OFFSET = checks.Number(0, whole=True, most=cursors.LARGEST_OFFSET), checks.REQUIRED
-_PIECE = checks.Fields({"offset": _OFFSET, "size": _OFFSET})
 
 
 def request_end(run: Run, request: Request, wait: bool) -> Status | None:
@@ -381,7 +389,7 @@ def wait_each(runs: Sequence[Run], timeout: float | None = None) -> Iterator[tup
     cursor: dict[str, Any] = {"runs": {}}
     for run in waited.values():
         cursor["runs"].update(run.cursor()["runs"])
-    with Follower(runs[0].spool_path, cursor, runs=waited, streams=()) as follower:
+    with runs[0]._followed(cursor, waited, ()) as follower:
         while waited:
             event = follower.next(
                 None if deadline is None else max(0.0, deadline - time.monotonic())

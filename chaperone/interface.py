@@ -1,7 +1,8 @@
 """
 What any spool, run and follower can do, wherever they are; each call is described in `api`.
 
-Knows: the calls that a scheduler makes.  Must not know: where a spool is, or how it is reached.
+Knows: the calls that a scheduler makes, and arguments that no call takes.  Must not know: where a
+spool is, or how it is reached.
 """
 
 from __future__ import annotations
@@ -9,7 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, overload, runtime_checkable
 
+from .errors import SpecError
+from .model import checks, cursor
 from .model.events import Event, Status
+from .model.request import Request
+from .spool.format import STREAMS
 from .types import SpecDict
 
 
@@ -75,3 +80,38 @@ class SpoolLike(Protocol):
     def ended(self) -> Sequence[RunLike]: ...
     def all(self) -> Sequence[RunLike]: ...
     def collect(self, run_id: str) -> None: ...
+
+
+# -- arguments
+
+_OFFSET = checks.Number(0, whole=True, most=cursor.LARGEST_OFFSET), checks.REQUIRED
+_PIECE = checks.Fields({"offset": _OFFSET, "size": _OFFSET})
+
+
+def check_piece(run_id: str, offset: object, size: object) -> None:
+    """
+    Check which part of a stream is to be read.
+
+    Raises:
+        SpecError: If the offset or the size can't be one.
+    """
+    try:
+        _PIECE({"offset": offset, "size": size}, "")
+    except SpecError as error:
+        raise SpecError(f"unable to read run {run_id!r}: {error}") from None
+
+
+def check_followed(stream: object) -> None:
+    """
+    Check the name of a stream that is to be followed.
+
+    Raises:
+        SpecError: If there is no such stream.
+    """
+    if stream not in STREAMS:
+        raise SpecError(f"unable to follow stream {stream!r}: want stdout or stderr")
+
+
+def signal_request(name: str | int, by: str | None) -> Request:
+    """The request that `Run.signal` makes."""
+    return Request("signal", signal=str(int(name)) if isinstance(name, int) else name, by=by)

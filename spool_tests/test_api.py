@@ -4,8 +4,6 @@ The public names as a caller sees them: which spool `chaperone.Spool` is.
 
 import pickle
 
-import pytest
-
 import chaperone
 from chaperone import api
 
@@ -32,11 +30,3 @@ def test_spool_can_be_derived_from(spool):
             self.name = name
 
     assert (Mine(spool, "etl").path, Mine(spool, "etl").name) == (str(spool), "etl")
-
-
-@pytest.mark.parametrize("url", ["https://db3:8470/etl", "http://db3/etl"])
-def test_spool_of_a_url_is_refused_as_long_as_there_are_no_agents(url):
-    with pytest.raises(chaperone.SpecError) as caught:
-        chaperone.Spool(url)
-    why = "a URL is an agent's, and this version has none"
-    assert str(caught.value) == f"unable to open spool {url!r}: {why}"

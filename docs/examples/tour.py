@@ -8,7 +8,7 @@ import asyncio
 import sys
 
 import chaperone
-from chaperone import Changed, Ended, Lost, Output, Shrank, Started, aio
+from chaperone import AgentError, Changed, Ended, Lost, Output, Shrank, Started, aio
 
 SPEC: chaperone.SpecDict = {"id": "tour", "program": {"command": "echo out; exit 3"}}
 
@@ -54,7 +54,7 @@ try:
     with follower:
         counts: chaperone.Counts = (follow(follower) or run.wait()).stdout
     print(counts.bytes, run.read(), asyncio.run(sleep_together(aio.Spool(spool.path))))
-except (chaperone.BusyError, chaperone.NoRunError, chaperone.SpoolError) as fault:
+except (AgentError, chaperone.BusyError, chaperone.NoRunError, chaperone.SpoolError) as fault:
     sys.exit(f"try again: {fault}")
 except (chaperone.SpecError, chaperone.ChaperoneError) as fault:
     sys.exit(f"that can't be done: {fault}")

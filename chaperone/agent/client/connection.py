@@ -1,0 +1,285 @@
+"""
+Connections to an agent: they perform calls, one that blocks and one that awaits.
+
+Knows: httpx, TLS, who waits.  Must not know: what is asked, what an answer means.
+No redirect is followed, no proxy of the environment is used, and no answer is decompressed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+import weakref
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import httpx
+
+from ... import __version__
+from .. import tls
+from ..wire import PING_S
+from .place import Place
+from .question import ANSWER_S, Answer, Call, Pause, Question, Unanswered, Value, misunderstood
+
+CONNECT_S = 10.0
+ERROR_BYTES = 1 << 20
+SILENT_S = 3 * PING_S  # after it a stream without a sign of life is taken for dead
+# Less than the 5 s after which an agent closes a connection that is not used.
+LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=4.0)
+NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.LocalProtocolError)
+
+
+class _Line:
+    """What both connections have: the place, and how a question is sent there."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.place,)
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments of a client of httpx."""
+        return {
+            "verify": self.place.context(),
+            "trust_env": False,
+            "follow_redirects": False,
+            "limits": LIMITS,
+            "headers": {
+                "User-Agent": f"chaperone/{__version__}",
+                "Accept-Encoding": "identity",
+            },
+        }
+
+    def request(self, client: Any, question: Question) -> Any:
+        read_s = SILENT_S if question.is_stream else ANSWER_S + question.wait_s
+        name = self.place.server_name
+        return client.build_request(
+            question.method,
+            self.place.origin + question.path,
+            headers={**question.headers, "Authorization": f"Bearer {self.place.token()}"},
+            content=question.body,
+            timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S, read=read_s),
+            extensions={} if name is None else {"sni_hostname": name},
+        )
+
+    def failure(self, error: httpx.TransportError) -> Unanswered:
+        refused = tls.refusal(error)
+        was_sent = not isinstance(error, NOT_SENT)
+        reason = refused or _reason(error)
+        verb = "trust" if refused and not was_sent else "reach"
+        sentence = f"unable to {verb} the agent of {self.place.text!r}: {reason}"
+        return Unanswered(sentence, reason, was_sent, is_settled=verb == "trust")
+
+
+def _reason(error: httpx.TransportError) -> str:
+    if isinstance(error, httpx.TimeoutException):
+        return "it did not answer in time"
+    if isinstance(error, httpx.RemoteProtocolError):
+        return "it closed the connection before its answer was complete"
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, OSError) and found.strerror:
+            return found.strerror
+        found = found.__cause__ or found.__context__
+    return str(error) or "the connection was closed"
+
+
+class _Body:
+    """The bytes of an answer, up to a limit; an error may be longer than the answer would be."""
+
+    def __init__(self, question: Question, response: httpx.Response) -> None:
+        self._response = response
+        self._parts: list[bytes] = []
+        self._room = question.limit if response.is_success else max(question.limit, ERROR_BYTES)
+
+    def add(self, part: bytes) -> None:
+        self._room -= len(part)
+        if self._room < 0:
+            raise misunderstood("a shorter answer", part[:80])
+        self._parts.append(part)
+
+    def answer(self) -> Answer:
+        status, headers = self._response.status_code, self._response.headers
+        return Answer(status=status, headers=headers, body=b"".join(self._parts))
+
+
+# -- one that blocks
+
+
+class Connection(_Line):
+    """
+    A connection for callers that block; any number of threads may use it.
+
+    It keeps some connections open for a few seconds, for the next call.
+    """
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(place)
+        self._client: httpx.Client | None = None
+        self._pid = 0
+
+    def perform(self, call: Call[Value]) -> Value:
+        """Take the steps of a call; the value that it returns."""
+        go_on: Callable[[Any], Any] = call.send
+        result: Any = None
+        while True:
+            try:
+                step = go_on(result)
+            except StopIteration as over:
+                value: Value = over.value
+                return value
+            try:
+                go_on, result = call.send, self._take(step)
+            except Unanswered as error:
+                go_on, result = call.throw, error
+
+    def _take(self, step: Question | Pause) -> Answer | None:
+        if isinstance(step, Pause):
+            time.sleep(step.seconds)
+            return None
+        if step.is_once:
+            # By a connection of its own: one that was kept open may have been closed meanwhile,
+            # and the question would be lost in it without a proof.
+            with self.client() as client:
+                return self.answer(client, step)
+        return self.kept_answer(step)
+
+    def client(self) -> httpx.Client:
+        """A client of its own, which the caller closes."""
+        return httpx.Client(**self.settings())
+
+    def _kept(self) -> httpx.Client:
+        # The sockets of a process belong to it alone: a child of a fork opens its own.
+        if self._client is None or self._pid != os.getpid():
+            self._client, self._pid = self.client(), os.getpid()
+            weakref.finalize(self, self._client.close)
+        return self._client
+
+    def kept_answer(self, question: Question) -> Answer:
+        """The answer to a question, over a connection that is kept open for the next one."""
+        return self.answer(self._kept(), question)
+
+    def answer(self, client: httpx.Client, question: Question) -> Answer:
+        """
+        The answer to a question.
+
+        Raises:
+            Unanswered: If there is none, or a part of it.
+        """
+        with self.stream(client, question) as response:
+            return self.gathered(response, question)
+
+    def gathered(self, response: httpx.Response, question: Question) -> Answer:
+        """The whole answer of a response; to be called inside of `stream`."""
+        body = _Body(question, response)
+        for part in response.iter_raw():
+            body.add(part)
+        return body.answer()
+
+    @contextmanager
+    def stream(self, client: httpx.Client, question: Question) -> Iterator[httpx.Response]:
+        """The response to a question, whose body the caller reads."""
+        request = self.request(client, question)
+        try:
+            response = client.send(request, stream=True)
+            try:
+                yield response
+            finally:
+                response.close()
+        except httpx.TransportError as error:
+            raise self.failure(error) from error
+
+
+# -- one that awaits
+
+
+class AioConnection(_Line):
+    """
+    A connection for the tasks of event loops.
+
+    What it keeps open is closed when it is dropped, or when the loop ends: an asynchronous
+    generator holds it, and a loop closes those.
+    """
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(place)
+        self._holder: AsyncGenerator[httpx.AsyncClient, None] | None = None
+        self._client: httpx.AsyncClient | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def perform(self, call: Call[Value]) -> Value:
+        """As `Connection.perform`."""
+        go_on: Callable[[Any], Any] = call.send
+        result: Any = None
+        while True:
+            try:
+                step = go_on(result)
+            except StopIteration as over:
+                value: Value = over.value
+                return value
+            try:
+                go_on, result = call.send, await self._take(step)
+            except Unanswered as error:
+                go_on, result = call.throw, error
+
+    async def _take(self, step: Question | Pause) -> Answer | None:
+        if isinstance(step, Pause):
+            await asyncio.sleep(step.seconds)
+            return None
+        if step.is_once:  # as of `Connection`
+            async with self.client() as client:
+                return await self.answer(client, step)
+        return await self.kept_answer(step)
+
+    def client(self) -> httpx.AsyncClient:
+        """As of `Connection`."""
+        return httpx.AsyncClient(**self.settings())
+
+    async def _kept(self) -> httpx.AsyncClient:
+        loop = asyncio.get_running_loop()
+        if self._client is None or self._loop is not loop:
+            self._client, self._loop = self.client(), loop
+            self._holder = _held(self._client)
+            await anext(self._holder)
+        return self._client
+
+    async def kept_answer(self, question: Question) -> Answer:
+        """As of `Connection`."""
+        return await self.answer(await self._kept(), question)
+
+    async def answer(self, client: httpx.AsyncClient, question: Question) -> Answer:
+        """As of `Connection`."""
+        async with self.stream(client, question) as response:
+            return await self.gathered(response, question)
+
+    async def gathered(self, response: httpx.Response, question: Question) -> Answer:
+        """As of `Connection`."""
+        body = _Body(question, response)
+        async for part in response.aiter_raw():
+            body.add(part)
+        return body.answer()
+
+    @asynccontextmanager
+    async def stream(
+        self, client: httpx.AsyncClient, question: Question
+    ) -> AsyncIterator[httpx.Response]:
+        """As of `Connection`."""
+        request = self.request(client, question)
+        try:
+            response = await client.send(request, stream=True)
+            try:
+                yield response
+            finally:
+                await response.aclose()
+        except httpx.TransportError as error:
+            raise self.failure(error) from error
+
+
+async def _held(client: httpx.AsyncClient) -> AsyncGenerator[httpx.AsyncClient, None]:
+    try:
+        yield client
+    finally:
+        await client.aclose()
