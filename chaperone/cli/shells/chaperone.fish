@@ -211,6 +211,7 @@ complete -c chaperone -n '_shtab_chaperone_using serve' -l listen -x -d 'where; 
 complete -c chaperone -n '_shtab_chaperone_using serve' -l cert -xka "(__fish_complete_path (commandline -ct))" -d 'the certificate, as PEM'
 complete -c chaperone -n '_shtab_chaperone_using serve' -l key -xka "(__fish_complete_path (commandline -ct))" -d 'its private key, as PEM'
 complete -c chaperone -n '_shtab_chaperone_using serve' -l tokens -xka "(__fish_complete_path (commandline -ct))" -d 'the tokens, as hashes; 0600'
+complete -c chaperone -n '_shtab_chaperone_using serve' -l receive -d 'take what agents post about runs'
 complete -c chaperone -n '_shtab_chaperone_using serve; and test $_shtab_chaperone_npos -eq 0' -ka "(__fish_complete_directories)" -d 'each spool directly below it is served'
 complete -c chaperone -n '_shtab_chaperone_using; and test $_shtab_chaperone_npos -eq 0' -a token -d 'make a token for an agent, or revoke one'
 complete -c chaperone -n '_shtab_chaperone_using token' -s h -l help -d 'its words'

@@ -231,6 +231,7 @@ _shtab_chaperone_serve_options=(
   "--cert[the certificate, as PEM]:FILE:_files"
   "--key[its private key, as PEM]:FILE:_files"
   "--tokens[the tokens, as hashes\; 0600]:FILE:_files"
+  "--receive[take what agents post about runs]"
   ":each spool directly below it is served:_files -/"
 )
 

@@ -27,6 +27,7 @@ TOKENS = Argument("--tokens", metavar="FILE", required=True, help="the tokens, a
     Argument("--cert", metavar="FILE", required=True, help="the certificate, as PEM"),
     Argument("--key", metavar="FILE", required=True, help="its private key, as PEM"),
     TOKENS,
+    Argument("--receive", action="store_true", help="take what agents post about runs"),
 )
 def serve(given: Given, terminal: Terminal) -> int:
     add_site_packages(terminal)
@@ -34,6 +35,7 @@ def serve(given: Given, terminal: Terminal) -> int:
 
     from ...agent.server import serving
     from ...agent.server.application import Agent
+    from ...agent.server.receiving import Receptions
     from ...agent.server.tokens import Tokens
     from ...agent.tls import Certificate
 
@@ -47,7 +49,15 @@ def serve(given: Given, terminal: Terminal) -> int:
     certificate = Certificate(given.cert, given.key)
     listening = serving.listen(given.listen)
     url = serving.url(listening)
-    asyncio.run(serving.serve(agent, listening, certificate, lambda: terminal.line(url)))
+    receptions = Receptions(agent)
+
+    def ready() -> None:
+        if given.receive:
+            receptions.open_all()
+        terminal.line(url)
+
+    routes = [*serving.ROUTES, *(receptions.routes() if given.receive else ())]
+    asyncio.run(serving.serve(agent, listening, certificate, ready, routes))
     # A thread that waits for a disk must not keep us: an agent holds nothing.
     os._exit(os.EX_OK)
 
