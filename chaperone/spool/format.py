@@ -15,6 +15,7 @@ The on-disk format of a spool, version 1: the only module that knows a file name
         .status            room reserved for the final status
         stdout stderr log  append-only bytes
         timeline           when they came, where the spec asks for it; append-only lines
+        callback           what an agent that posts the run has done; append-only lines
         status.json        the final status; it exists if and only if the run has ended
 
 docs/spool-format.rst has the rules W1-W5 and R1-R6 that this module keeps.
@@ -57,6 +58,7 @@ LOCK = "lock"
 CONTROL = "control"
 LOG = "log"
 TIMELINE = "timeline"
+CALLBACK = "callback"
 LIVE_STATUS = "running.json"
 BUILDING = ".running.json"
 RESERVED = ".status"

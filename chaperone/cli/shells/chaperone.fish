@@ -66,7 +66,7 @@ function _shtab_chaperone_using
   test "$_shtab_chaperone_cmdpath" = "$argv"
 end
 
-set -g _shtab_chaperone_commands run exec adopt launcher check schema ls status tail follow read wait stop kill signal reap gc rm completion serve token doctor
+set -g _shtab_chaperone_commands run exec adopt launcher check schema ls status tail follow read wait stop kill signal reap gc rm completion serve token agent doctor
 set -g _shtab_chaperone_opts_with_value --by --bytes --cert --cursor --cwd --env --env-file --grace --host --id --idle --keep-failed --key --label --lines --listen --max-bytes --offset --older --right --since --spec --spool --state --stdin --timeout --tokens --until --wait -n
 
 complete -c chaperone -e
@@ -218,6 +218,9 @@ complete -c chaperone -n '_shtab_chaperone_using token' -s h -l help -d 'its wor
 complete -c chaperone -n '_shtab_chaperone_using token' -l right -xka "look run" -d 'look or run'
 complete -c chaperone -n '_shtab_chaperone_using token' -l revoke -d 'make it invalid'
 complete -c chaperone -n '_shtab_chaperone_using token' -l tokens -xka "(__fish_complete_path (commandline -ct))" -d 'the tokens, as hashes; 0600'
+complete -c chaperone -n '_shtab_chaperone_using; and test $_shtab_chaperone_npos -eq 0' -a agent -d 'run the program.json on stdin, and post its output and its end'
+complete -c chaperone -n '_shtab_chaperone_using agent' -s h -l help -d 'its words'
+complete -c chaperone -n '_shtab_chaperone_using agent' -l spool -xka "(__fish_complete_directories)" -d 'the spool; default: $CHAPERONE_SPOOL, then ./spool'
 complete -c chaperone -n '_shtab_chaperone_using; and test $_shtab_chaperone_npos -eq 0' -a doctor -d 'try what runs need, here and on a far side, and say each remedy'
 complete -c chaperone -n '_shtab_chaperone_using doctor' -s h -l help -d 'its words'
 complete -c chaperone -n '_shtab_chaperone_using doctor' -l spec -xka "(__fish_complete_path (commandline -ct))" -d 'try the far side of this spec, by its hops'

@@ -1,5 +1,5 @@
 """
-The verbs of agents: serve, token.
+The verbs of agents: serve, token, agent.
 
 Knows: what their words mean.  Must not know: HTTP, TLS.
 """
@@ -10,7 +10,7 @@ import os
 import time
 
 from ..common import add_site_packages
-from ..verb import Argument, UsageError, verb
+from ..verb import SPOOL, Argument, UsageError, read_spec, spool_path, verb
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -80,3 +80,38 @@ def token(given: Given, terminal: Terminal) -> int:
     else:
         terminal.line(tokens.add(given.tokens, given.name, given.right))
     return os.EX_OK
+
+
+@verb("run the program.json on stdin, and post its output and its end", SPOOL)
+def agent(given: Given, terminal: Terminal) -> int:
+    path = os.path.abspath(spool_path(given))
+    text = read_spec("-")
+    add_site_packages(terminal)
+    from ...agent.callback import poster, program
+
+    spec = program.spec_of(text, os.getcwd())
+    outcome = program.run(path, spec, lambda line: _print_and_close(terminal, line))
+    if outcome == poster.ACKNOWLEDGED:
+        return os.EX_OK
+    timeout_s = spec["config"]["timeout"]
+    code, why = {
+        poster.REFUSED: (os.EX_PROTOCOL, "the receiver refuses it"),
+        poster.TIMED_OUT: (os.EX_TEMPFAIL, f"nothing was acknowledged for {timeout_s:g} s"),
+        poster.DELETED: (os.EX_NOINPUT, "it was deleted"),
+    }[outcome]
+    terminal.note(f"unable to post all of run {spec['id']!r}: {why}")
+    return code
+
+
+def _print_and_close(terminal: Terminal, line: str) -> None:
+    """
+    Print the one line, and close stdout: a caller may read to its end. Whatever stdout takes, the
+    run must be posted.
+    """
+    try:
+        os.write(1, f"{line}\n".encode())
+    except OSError as error:
+        terminal.note(f"unable to write to stdout: {error.strerror}")
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
