@@ -108,6 +108,10 @@ class Spool:
         """As `chaperone.Spool.collect`."""
         self._spool.collect(run_id)
 
+    async def renew(self, runs: Iterable[str] | None = None) -> None:
+        """As `chaperone.Spool.renew`, in the executor of the loop."""
+        await asyncio.to_thread(self._spool.renew, runs)
+
     async def gc(
         self,
         older_s: float | None = None,

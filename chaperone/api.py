@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, overload
 
 from . import interface
-from .errors import NoRunError, SpecError
+from .errors import NoRunError, SpecError, SpoolError
 from .follow.followed import CHUNK
 from .follow.follower import Follower
 from .launch import start
@@ -146,6 +146,29 @@ class Spool:
         """
         with self._opened() as spool_fd:
             look.collect(spool_fd, run_id)
+
+    def renew(self, runs: Iterable[str] | None = None) -> None:
+        """
+        Renew the leases of runs that have `renew` in their spec: their time counts from now again.
+
+        Args:
+            runs: Run ids; None for all live runs. Runs that have ended, or are not there, are
+                skipped.
+        Raises:
+            SpoolError: If a run could not be asked; all others are renewed before that.
+        """
+        failure = None
+        with self._opened() as spool_fd:
+            for run_id in format.live_ids(spool_fd) if runs is None else runs:
+                try:
+                    with _opened_run(spool_fd, run_id) as run_fd:
+                        look.renew(run_fd, run_id, Request("renew"))
+                except NoRunError:
+                    pass
+                except SpoolError as error:
+                    failure = failure or error
+        if failure is not None:
+            raise failure
 
     def gc(
         self,

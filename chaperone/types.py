@@ -160,6 +160,7 @@ class SpecDict(_SpecRequired, total=False):
     remote: SpecRemote | None
     on_disconnect: Literal["kill", "survive"]
     lease: float | None
+    renew: float | None
     leftovers: Literal["stop", "leave"]
     stop: SpecStop
     timeouts: SpecTimeouts

@@ -94,6 +94,8 @@ def hold_left_run(spool_path: str, run_id: str, inherited: dict[str, Any], visib
         os.setsid()
     if status["boot_id"] == look.boot_id():
         run.read_start()
+    # The last renewal, by the clock of this boot, for `Limits`.
+    look.mark(run.control_fd, look.since_s(os.fstat(run.control_fd), status["boot_id"]))
     state = (
         status["state"] if status["state"] not in statuses.FINAL else "running"
     )  # a final state counts only if it is published

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from ..model.request import Request
     from ..program.interface import Program, RunStore
+    from .limits import Limits
 
     Begun = Callable[[str | None], None]
 
@@ -83,7 +84,7 @@ class Chaperone:
         # signal: (when it last came, how many came directly minus how many the guard passed on)
         self._single: dict[int, tuple[float, int]] = {}
         self._started_at: float | None = None
-        self._run_timer: int | None = None
+        self._limits = _limits(self)
         self._stop_timer: int | None = None
         self._stop_by = float("inf")
         self._exit = os.EX_SOFTWARE
@@ -116,6 +117,8 @@ class Chaperone:
 
     def hold(self) -> int:
         """Start the program and stay until the outcome is recorded."""
+        if self._limits is not None:
+            self._limits.begin()
         try:
             self.program.start()
         except StartError as error:
@@ -151,17 +154,10 @@ class Chaperone:
         self._replace()
         self._started_at = self.loop.now()
         self.run.mark_start(self._started_at)
-        self._watch_limits()
+        if self._limits is not None:
+            self._limits.program_started(self._started_at)
         self._begun(None)
         self._ask_again()
-
-    def _watch_limits(self) -> None:
-        timeouts = self.spec["timeouts"]
-        assert self._started_at is not None
-        if timeouts["run"] is not None:
-            self._run_timer = self.loop.at(self._started_at + timeouts["run"], self._timed_out)
-        if timeouts["idle"] is not None:
-            self.loop.at(self._started_at + timeouts["idle"], self._look_idle)
 
     def resumed(self, pid: int, **facts: object) -> None:
         """The program of an adopted run was found again; its timeouts count from its start."""
@@ -176,7 +172,8 @@ class Chaperone:
             start_ns = statuses.moment_ns(self.status["start_time"])
             started_at = now - max(0, now_ns - (now_ns if start_ns is None else start_ns)) / 1e9
         self._started_at = started_at
-        self._watch_limits()
+        if self._limits is not None:
+            self._limits.program_started(started_at)
         self._ask_again()
 
     def _ask_again(self) -> None:
@@ -206,7 +203,8 @@ class Chaperone:
 
     def program_ended(self) -> None:
         """The program has ended. All leftovers share one grace, or the rest of a stop's grace."""
-        self.loop.cancel(self._run_timer)
+        if self._limits is not None:
+            self._limits.program_ended()
         self._record_end()
         grace_s = self.spec["stop"]["grace_period"]
         if self.status["stop"]:
@@ -285,6 +283,10 @@ class Chaperone:
         ask = self.program.signal if alone and not self.status["end_time"] else self.program.stop
         ask(_number(name))
 
+    def stops_later_than(self, seconds: float) -> bool:
+        """Whether it would live longer than that: no stop was requested, or a slower one."""
+        return self._stop_by > self.loop.now() + seconds
+
     def _kill(self, reason: str, by: str | None = None) -> None:
         self._stopping("SIGKILL", reason, by)
         self._stop_by = self.loop.now()
@@ -341,31 +343,20 @@ class Chaperone:
                 self.log(request)
             else:
                 self._obey(request)
+        if self._limits is not None and not self.loop.has_ended():
+            self._limits.keep_renewal()
 
     def _obey(self, request: Request) -> None:
         if request.verb == "stop":
             self.stop("request", request.grace_s, request.by)
         elif request.verb == "kill":
             self._kill("request", request.by)
-        else:
+        elif request.verb == "signal":
             self.program.signal(_number(request.signal))
+        elif self._limits is not None:
+            self._limits.renew()
 
-    # -- deadlines and limits
-
-    def _timed_out(self) -> None:
-        self.stop("timeout", by=f"timeouts.run {self.spec['timeouts']['run']:g}")
-
-    def _look_idle(self) -> None:
-        """Called when the limit may be reached. To set a timer at each byte would cost too much."""
-        limit_s = self.spec["timeouts"]["idle"]
-        heard_at = (stream.heard_at for stream in self.streams.values())
-        due = max(self._started_at or 0.0, *heard_at) + limit_s
-        if self.status["end_time"] is not None:
-            return
-        if due <= self.loop.now():
-            self.stop("idle", by=f"timeouts.idle {limit_s:g}")
-        else:
-            self.loop.at(due, self._look_idle)
+    # -- what the streams report
 
     def _teller(self, name: str) -> Any:
         return lambda text: self.log(f"{name}: {text}")
@@ -435,6 +426,16 @@ class Chaperone:
         """Delete what only a live run has, and stop holding the run."""
         self.run.end(self.spec["durable"])
         self.loop.end()
+
+
+def _limits(chaperone: Chaperone) -> Limits | None:
+    """None for a run that has no limit of time, as most have none."""
+    spec, timeouts = chaperone.spec, chaperone.spec["timeouts"]
+    if (timeouts["run"], timeouts["idle"], spec.get("renew")) == (None, None, None):
+        return None
+    from .limits import Limits
+
+    return Limits(chaperone)
 
 
 def _left_to_wakeup_fd(number: int, frame: object) -> None:

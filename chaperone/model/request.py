@@ -1,7 +1,7 @@
 """
 Requests to a chaperone: the lines of `control`. Only this module writes and parses them.
 
-    stop [SECONDS]    kill    signal NAME    each with an optional by=WORD
+    stop [SECONDS]    kill    signal NAME    renew    each with an optional by=WORD
 
 Knows: the words of a request.  Must not know: its sender, or what is done about it.
 """
@@ -27,7 +27,7 @@ class Request:
     One request to a chaperone.
 
     Args:
-        verb (str): stop, kill or signal.
+        verb (str): stop, kill, signal or renew.
         grace_s (float): Of a stop: seconds, 0 to 1e10; None for the spec's.
         signal (str): Of `signal`: `SIGUSR1`, `USR1` or a number.
         by (str): The requester, as one word of at most 128 characters, or None.
@@ -107,8 +107,8 @@ def parsed(line: str) -> Request | None:
             return Request("stop", by=by)
         case ["stop", text] if (grace_s := _seconds(text)) is not None:
             return Request("stop", grace_s, by=by)
-        case ["kill"]:
-            return Request("kill", by=by)
+        case ["kill" | "renew" as verb]:
+            return Request(verb, by=by)
         case ["signal", text] if (name := specs.signal_name(text)) is not None:
             return Request("signal", signal=name, by=by)
     return None
@@ -163,4 +163,4 @@ class Reader:
                 yield f"unable to take a request: it has {size}, and all of it is skipped"
 
 
-_WANT = "stop [SECONDS], signal NAME or kill"
+_WANT = "stop [SECONDS], signal NAME, kill or renew"

@@ -199,6 +199,7 @@ TABLE: dict[str, tuple[Check, object]] = {
     "remote": (checks.OrNull(_remote), None),
     "on_disconnect": (checks.OneOf("kill", "survive"), "kill"),
     "lease": (checks.OrNull(checks.Number(1)), None),
+    "renew": (checks.OrNull(checks.Number(0, above=True)), None),
     "leftovers": (checks.OneOf("stop", "leave"), "stop"),
     "stop": (
         checks.Fields(

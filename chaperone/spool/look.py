@@ -283,7 +283,30 @@ def request(run_fd: int, run_id: str, asked: Request) -> None:
         raise format.failure(f"ask run {run_id!r}", error) from error
 
 
-# -- leases: how long a run may live on without its chaperone
+def renew(run_fd: int, run_id: str, asked: Request) -> None:
+    """
+    Renew the lease of a run that has `renew` in its spec; does nothing for others, and for a run
+    that has ended. If its chaperone died, the one that adopts it counts from now.
+
+    Args:
+        asked (Request): `renew`.
+    Raises:
+        SpoolError: If it can't be written.
+    """
+    if read_spec(run_fd).get("renew") is None:
+        return
+    try:
+        request(run_fd, run_id, asked)
+    except NoRunError:
+        try:
+            os.utime(format.CONTROL, stamp(), dir_fd=run_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise format.failure(f"renew run {run_id!r}", error) from error
+
+
+# -- leases: how long a run may live on without its chaperone, or without a renewal
 
 
 def stamp() -> tuple[float, float]:
@@ -295,6 +318,38 @@ def stamp() -> tuple[float, float]:
             since the epoch, which are still valid after a boot.
     """
     return time.clock_gettime(time.CLOCK_BOOTTIME), time.time()
+
+
+def mark(fd: int, ago_s: float = 0.0) -> None:
+    """
+    Set the times of a file to `stamp`, or to a time before it. They need no room on a full disk; if
+    the disk refuses, the earlier times stay, and the run goes on.
+
+    Args:
+        ago_s (float): Seconds.
+    """
+    since_boot, now = stamp()
+    # Before the boot its clock has no number: then the mtime counts, as in `since_s`.
+    atime = since_boot - ago_s if ago_s <= since_boot else now
+    try:
+        os.utime(fd, (atime, now - ago_s))
+    except OSError:
+        pass
+
+
+def since_s(marked: os.stat_result, boot: str | None) -> float:
+    """
+    How many seconds have passed since the moment that the times of a file are.
+
+    Args:
+        marked (os.stat_result): With the times of `stamp`.
+        boot (str): The `boot_id` of the status that was valid then.
+    """
+    since_boot, now = stamp()
+    # A read may set the atime of a file to the time since the epoch, which is far more than the
+    # time since any boot.
+    same_boot = boot is not None and boot == boot_id() and marked.st_atime <= since_boot
+    return since_boot - marked.st_atime if same_boot else now - marked.st_mtime
 
 
 def left_s(heard: os.stat_result, spec: dict[str, Any], boot: str | None) -> float:
@@ -311,11 +366,7 @@ def left_s(heard: os.stat_result, spec: dict[str, Any], boot: str | None) -> flo
     lease_s = spec.get("lease")
     if spec.get("on_disconnect") != "survive" or not isinstance(lease_s, (int, float)):
         return 0.0
-    since_boot, now = stamp()
-    # A read may set the atime of a file to the time since the epoch, which is far more than the
-    # time since any boot.
-    same_boot = boot is not None and boot == boot_id() and heard.st_atime <= since_boot
-    return lease_s - (since_boot - heard.st_atime if same_boot else now - heard.st_mtime)
+    return lease_s - since_s(heard, boot)
 
 
 def boot_id() -> str | None:

@@ -253,14 +253,8 @@ class RunDirectory:
             return error.errno not in (errno.ENOENT, errno.ENOTDIR)
 
     def touch(self) -> None:
-        """
-        Record that the far side was heard now, in the times of `lock`, which need no room on a full
-        disk. If the disk refuses, the earlier time stays, and the run goes on.
-        """
-        try:
-            os.utime(self.lock_fd, look.stamp())
-        except OSError:
-            pass
+        """Record that the far side was heard now, in the times of `lock`."""
+        look.mark(self.lock_fd)
 
     def mark_start(self, monotonic_s: float) -> None:
         """

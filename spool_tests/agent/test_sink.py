@@ -388,7 +388,7 @@ def test_requests_come_out_in_order_and_invalid_ones_are_logged(spool, sink):
     assert lines == [(run, b"signal SIGUSR1 by=me\n"), (run, b"stop 5.0 by=ops\n")]
     assert sink.requests() == []
     assert log(spool) == [
-        "unable to take the request 'dance': want stop [SECONDS], signal NAME or kill"
+        "unable to take the request 'dance': want stop [SECONDS], signal NAME, kill or renew"
     ]
 
 

@@ -191,6 +191,12 @@ def test_check_tells_of_a_stop_that_asks_the_program_alone(chaperone):
     )
 
 
+def test_check_tells_of_the_lease(chaperone):
+    spec = {"program": {"argv": ["ls"]}, "renew": 2400}
+    life = "life:     ends with its chaperone; stopped 2400 s after the last renewal\n"
+    assert life in chaperone("check", "-", spec=spec).stdout
+
+
 def test_check_tells_every_hop(chaperone):
     remote = {"host": "db3", "user": "etl", "mode": "ssh-then-sudo"}
     lines = chaperone(

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-import uuid
 
 import pytest
 
@@ -20,7 +19,7 @@ from spool_tests.support.far import far_processes, log, port_of, session_of
 from spool_tests.support.places import CHAPERONE, ROOT
 from spool_tests.support.processes import processes_with
 from spool_tests.support.runs import final, live, sh, start, stdout
-from spool_tests.support.surviving import adopt, connected
+from spool_tests.support.surviving import adopt, booted_anew, connected
 from spool_tests.support.waiting import until
 
 remote = surviving.remote
@@ -201,35 +200,6 @@ def test_status_shows_whether_the_connection_is_up_or_down_since_when_and_until_
     (tmp_path / "go").touch()
     assert process.wait(30) == 0
     assert final(spool)["connection"]["drops"] == 1
-
-
-def booted_anew(tmp_path):
-    """
-    The words before an argv that let it live in this host's next boot, ten seconds old: another
-    boot id, and clocks that begin again.
-    """
-    boot_id = tmp_path / "boot_id"
-    boot_id.write_text(f"{uuid.uuid4()}\n")
-    mounted = 'mount --bind "$0" /proc/sys/kernel/random/boot_id && exec "$@"'
-    back = f"-{max(0, int(time.monotonic()) - 10)}"
-    namespaces = [
-        "--mount",
-        "--time",
-        "--boottime",
-        back,
-        "--monotonic",
-        back,
-        "--fork",
-        "--kill-child",
-    ]
-    return [
-        "unshare",
-        *namespaces,
-        "/bin/sh",
-        "-c",
-        mounted,
-        str(boot_id),
-    ], boot_id.read_text().strip()
 
 
 @pytest.mark.root

@@ -181,7 +181,7 @@ def test_requests_that_make_no_sense_are_logged(spool):
     os.write(fd, b"\nkill\n")
     os.close(fd)
     assert chaperone.wait(20) == 0
-    want = "want stop [SECONDS], signal NAME or kill"
+    want = "want stop [SECONDS], signal NAME, kill or renew"
     assert log(spool) == [
         f"unable to take the request 'hello': {want}",
         f"unable to take the request 'stop soon': {want}",

@@ -25,7 +25,7 @@ graces = st.none() | st.floats(0, LONGEST_GRACE_S)
 signals = st.sampled_from([*specs.SIGNALS, "SIGRTMIN+3"])
 requests = st.one_of(
     st.builds(Request, st.just("stop"), graces, by=words),
-    st.builds(Request, st.just("kill"), by=words),
+    st.builds(Request, st.sampled_from(["kill", "renew"]), by=words),
     st.builds(Request, st.just("signal"), signal=signals, by=words),
 )
 
@@ -56,6 +56,7 @@ def test_requests_come_whole_out_of_any_pieces(asked, cuts):
         ("by=ops stop 0", Request("stop", 0.0, by="ops")),
         ("stop by=a by=b", Request("stop", by="a")),
         ("kill by=", Request("kill", by="")),
+        ("renew by=mirror", Request("renew", by="mirror")),
         ("signal usr1", Request("signal", signal="SIGUSR1")),
         ("signal 9", Request("signal", signal="SIGKILL")),
     ],
@@ -68,11 +69,12 @@ def test_line_that_was_written_by_hand_is_taken(line, expected):
     "line",
     [
         *("", "by=ops", "hello", "STOP", "stop soon", "stop -1", "stop nan", "stop inf"),
-        *("stop 2e10", "stop 1 2", "kill 9", "signal", "signal NONE", "signal 0", "signal 9 9"),
+        *("stop 2e10", "stop 1 2", "kill 9", "renew 9", "renew by"),
+        *("signal", "signal NONE", "signal 0", "signal 9 9"),
     ],
 )
 def test_line_that_makes_no_sense_is_named(line):
-    want = "want stop [SECONDS], signal NAME or kill"
+    want = "want stop [SECONDS], signal NAME, kill or renew"
     assert parsed(line) is None
     assert [*Reader().feed(f"{line}\n".encode())] == [
         f"unable to take the request {line!r}: {want}"
@@ -106,7 +108,7 @@ def test_flood_of_nonsense_fills_no_log(monkeypatch):
     reader = Reader()
     heard = [*reader.feed(b"x\n" * 1_000), *reader.feed(b"x\n" * 1_000)]
     assert len(heard) == 100 == MOST_REFUSALS
-    sentence = "unable to take the request 'x': want stop [SECONDS], signal NAME or kill"
+    sentence = "unable to take the request 'x': want stop [SECONDS], signal NAME, kill or renew"
     assert heard[98:] == [sentence, f"{sentence}; no further one is logged"]
     assert [request.verb for request in reader.feed(b"x\nkill\n")] == ["kill"]
 

@@ -88,6 +88,7 @@ def test_canonical_form_is_a_fixed_point_and_the_argument_stays_as_it_was() -> N
         ),
         ("program.merge_stderr", True, True),
         ("lease", 1.5, 1.5),
+        ("renew", 0.5, 0.5),
         ("leftovers", "leave", "leave"),
         ("stop.signal", "SIGINT", "SIGINT"),
         ("stop.signal", "usr1", "SIGUSR1"),
@@ -148,7 +149,7 @@ def test_surviving_has_a_longer_lease_and_wants_a_supervisor() -> None:
 
 FIELDS = (
     "callback, config, durable, id, keep_secrets, labels, lease, leftovers, "
-    "on_disconnect, output, program, remote, stop, timeouts"
+    "on_disconnect, output, program, remote, renew, stop, timeouts"
 )
 ID = "an id that matches [A-Za-z0-9][A-Za-z0-9._-]* and has at most 128 characters"
 
@@ -345,6 +346,8 @@ ID = "an id that matches [A-Za-z0-9][A-Za-z0-9._-]* and has at most 128 characte
         ("lease", "60", "lease: want a number of at least 1, got '60'"),
         ("lease", 1e11, "lease: want a number of at least 1 and at most 1e+10, got 100000000000.0"),
         ("lease", True, "lease: want a number of at least 1, got true"),
+        ("renew", 0, "renew: want a number above 0, got 0"),
+        ("renew", "60", "renew: want a number above 0, got '60'"),
         ("leftovers", "kill", "leftovers: want 'stop' or 'leave', got 'kill'"),
         ("stop", 5, "stop: want an object, got a number"),
         ("stop.signal", 15, "stop.signal: want a signal's name such as 'SIGTERM', got 15"),

@@ -73,6 +73,8 @@ def test_tree_is_what_a_run_makes(spool):
         format.LAUNCHER,
         format.LAUNCHER_LOCK,
         format.SWEEP_LOCK,
+        format.RECEIVE,
+        format.MIRROR,
         f".RUNID.RANDOM{format.NEW}",
         f".RUNID.RANDOM{format.GONE}",
     }

@@ -323,6 +323,7 @@ FROZEN = {
     "guarded": "terminated",
     "guarded-dead": "lost",
     "just-starting": "lost",
+    "leased": "terminated",
     "stopped": "terminated",
     "timed": "terminated",
 }
@@ -400,7 +401,7 @@ def test_new_files_have_the_fields_of_the_frozen_ones(spool):
     with open(os.path.join(DATA, "guarded-dead", "running.json")) as file:
         written = set(json.loads((spool / "r" / "running.json").read_text()))
         assert set(json.load(file)) <= written == set(statuses.FIELDS)
-    with open(os.path.join(DATA, "dead", "spec.json")) as file:
+    with open(os.path.join(DATA, "leased", "spec.json")) as file:
         assert set(json.load(file)) == set(json.loads((spool / "r" / "spec.json").read_text()))
     disk.end(run)
     with open(os.path.join(DATA, "guarded", "status.json")) as file:

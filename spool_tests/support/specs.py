@@ -20,6 +20,7 @@ CANONICAL = {
     "remote": None,
     "on_disconnect": "kill",
     "lease": 60,
+    "renew": None,
     "leftovers": "stop",
     "stop": {"signal": "SIGTERM", "grace_period": 60, "to": "all"},
     "timeouts": {"connect": 30, "run": None, "idle": None},

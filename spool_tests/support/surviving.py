@@ -4,6 +4,8 @@ Runs that survive their connection and their chaperone.
 
 import subprocess
 import sys
+import time
+import uuid
 
 import pytest
 
@@ -59,3 +61,32 @@ def connected(spool, run_id="r"):
         return status["state"] == "running" and status["connection"]["state"] == "up" and status
 
     return until(look, 20)
+
+
+def booted_anew(tmp_path):
+    """
+    The words before an argv that let it live in this host's next boot, ten seconds old: another
+    boot id, and clocks that begin again.
+    """
+    boot_id = tmp_path / "boot_id"
+    boot_id.write_text(f"{uuid.uuid4()}\n")
+    mounted = 'mount --bind "$0" /proc/sys/kernel/random/boot_id && exec "$@"'
+    back = f"-{max(0, int(time.monotonic()) - 10)}"
+    namespaces = [
+        "--mount",
+        "--time",
+        "--boottime",
+        back,
+        "--monotonic",
+        back,
+        "--fork",
+        "--kill-child",
+    ]
+    return [
+        "unshare",
+        *namespaces,
+        "/bin/sh",
+        "-c",
+        mounted,
+        str(boot_id),
+    ], boot_id.read_text().strip()

@@ -269,11 +269,13 @@ class _Reader:
         loop = asyncio.get_running_loop()
         await asyncio.sleep(0)  # the other tasks run in a backlog too
         while True:
+            if self._is_closed:
+                return None
             event = self._following.take()
             if event is not None:
                 _wake(self._room)
                 return event
-            if self._following.is_over() or self._is_closed:
+            if self._following.is_over():
                 return None
             if self._task is not None and self._task.done():
                 task, self._task = self._task, None

@@ -215,7 +215,7 @@ def tail_cursor(name: str, run_id: str, stream: str, offset: int) -> Call[dict[s
 
 def size(name: str, run_id: str, stream: str) -> Call[int]:
     """The present size of a stream, in bytes."""
-    path = _of(name, run_id, _stream(stream))
+    path = yield from _stream(name, run_id, stream)
     # Not HEAD: the answer to it has no body, so it can't say what is wrong.
     question = Question(method="GET", path=path, headers={"Range": "bytes=0-0"}, limit=1)
     answer = yield from answered(question, accepted=(RANGE_BEYOND,))
@@ -228,7 +228,7 @@ def size(name: str, run_id: str, stream: str) -> Call[int]:
 def read(name: str, run_id: str, stream: str, offset: int, size: int) -> Call[bytes]:
     """Bytes of a stream that are there; fewer, or none, if there are no more."""
     check_piece(run_id, offset, size)
-    path = _of(name, run_id, _stream(stream))
+    path = yield from _stream(name, run_id, stream)
     if not size:
         yield from raw_status(name, run_id)  # there must be such a run
     parts = []
@@ -251,12 +251,15 @@ def read(name: str, run_id: str, stream: str, offset: int, size: int) -> Call[by
     return b"".join(parts)
 
 
-def _stream(stream: str) -> str:
+def _stream(name: str, run_id: str, stream: str) -> Call[str]:
+    """The path of a stream."""
+    path = _of(name, run_id, stream)
     if stream not in (*STREAMS, LOG):
+        yield from raw_status(name, run_id)  # that there is no such run comes first
         raise SpoolError(
             f"unable to open stream {stream!r}: want stdout, stderr or log", errno.EINVAL
         )
-    return stream
+    return path
 
 
 def delete(name: str, run_id: str) -> Call[None]:
@@ -274,21 +277,26 @@ def delete(name: str, run_id: str) -> Call[None]:
 # -- requests to a run
 
 
-def _control(name: str, run_id: str, request: Request) -> Question:
-    return Question(
-        method="POST",
-        path=_of(name, run_id, "control"),
-        headers={"Content-Type": "text/plain; charset=utf-8"},
-        body=request.line(run_id),
-        is_once=request.verb == "signal",
+def _control(name: str, run_id: str, request: Request) -> Call[Answer]:
+    path = _of(name, run_id, "control")
+    try:
+        line = request.line(run_id)
+    except SpecError:
+        yield from raw_status(name, run_id)  # that there is no such run comes first
+        raise
+    text = {"Content-Type": "text/plain; charset=utf-8"}
+    is_once = request.verb == "signal"
+    return (
+        yield from answered(
+            Question(method="POST", path=path, headers=text, body=line, is_once=is_once)
+        )
     )
 
 
 def end(name: str, run_id: str, request: Request, is_waited: bool) -> Call[Status]:
     """Stop or kill a run; its status at that moment, or the final one."""
     try:
-        answer = yield from answered(_control(name, run_id, request))
-        found = status_view(object_in(answer))
+        found = status_view(object_in((yield from _control(name, run_id, request))))
     except NoRunError:
         if not is_waited:
             raise
@@ -304,7 +312,7 @@ def end(name: str, run_id: str, request: Request, is_waited: bool) -> Call[Statu
 def signal(name: str, run_id: str, request: Request) -> Call[None]:
     """Send a signal to the program of a run, at most once."""
     try:
-        yield from answered(_control(name, run_id, request))
+        yield from _control(name, run_id, request)
     except Unanswered as error:
         if error.was_sent:
             why = f"it may have been delivered: {error.reason}"

@@ -136,6 +136,8 @@ class _Reader:
         with self._changed:
             self._begin()
             while True:
+                if self._is_closed:
+                    return None
                 event = self._following.take()
                 self._ring()
                 if event is not None:
@@ -144,7 +146,7 @@ class _Reader:
                 if self._error is not None:
                     error, self._error, self._thread = self._error, None, None
                     raise error
-                if self._following.is_over() or self._is_closed:
+                if self._following.is_over():
                     return None
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:

@@ -198,7 +198,9 @@ def _limit(name: str, seconds: float | None) -> str:
 
 def _life(spec: Spec, far: bool) -> str:
     with_us = "its connection" if far else "its chaperone"
-    if spec["on_disconnect"] == "survive":
-        return f"outlives {with_us} for {spec['lease']:g} s, so that it can be adopted"
     latest = f", at the latest {spec['lease']:g} s after it was last heard" if far else ""
-    return f"ends with {with_us}{latest}"
+    life = f"ends with {with_us}{latest}"
+    if spec["on_disconnect"] == "survive":
+        life = f"outlives {with_us} for {spec['lease']:g} s, so that it can be adopted"
+    renew_s = spec["renew"]
+    return life if renew_s is None else f"{life}; stopped {renew_s:g} s after the last renewal"
