@@ -59,8 +59,14 @@ setup(
     setup_requires=["docutils"],
     python_requires=">=3.10",
     install_requires=["attrs>=22.2", "filelock>=3.12", "inotify-simple>=1.3"],
-    # Pure Python, all that they need too: `chaperone deploy` sends them along.
-    extras_require={"agent": ["starlette>=1.0", "hypercorn>=0.18", "httpx>=0.28"]},
+    # Pure Python, all that they need too: `chaperone deploy` sends them along. The last four are
+    # what they need of an old Python, which the other host may have whatever is here.
+    extras_require={
+        "agent": [
+            *("starlette>=1.0", "hypercorn>=0.18", "httpx>=0.28"),
+            *("exceptiongroup>=1.2", "taskgroup>=0.2", "tomli>=2.0", "typing-extensions>=4.12"),
+        ]
+    },
     cmdclass={"sdist": Sdist, "install_data": ManPages},
     zip_safe=False,
     classifiers=[

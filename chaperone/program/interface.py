@@ -47,31 +47,41 @@ class Program(Protocol):
         """
 
 
-class Chaperone(Protocol):
+class Caller(Protocol):
     """
-    A chaperone, as its program knows it.
+    What wants a connection, as those know it that make one: a chaperone, or a command that needs
+    no run.
 
     Attributes:
-        loop (Loop): Watches the program's fds.
-        streams (dict): `stdout` and `stderr`, for the program's bytes.
+        loop (Loop): Watches the connection.
     """
 
     loop: Loop
-    streams: dict[str, Stream]
 
     @property
     def log_path(self) -> str:
-        """The run's log, for a client that must open it by name."""
+        """The log, for a client that must open it by name."""
 
     @property
     def spool_fd(self) -> int:
         """The spool's directory; -1 for a run without a spool."""
 
+    def log(self, text: str) -> None:
+        """Write a line into the log."""
+
+
+class Chaperone(Caller, Protocol):
+    """
+    A chaperone, as its program knows it.
+
+    Attributes:
+        streams (dict): `stdout` and `stderr`, for the program's bytes.
+    """
+
+    streams: dict[str, Stream]
+
     def open_stream(self, stream: str) -> int:
         """One more fd of a stream, for the program itself; the caller closes it."""
-
-    def log(self, text: str) -> None:
-        """Write a line into the run's log."""
 
     def started(self, pid: int | None, **facts: object) -> None:
         """The program was started; `facts` are more fields of the status."""

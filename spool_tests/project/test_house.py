@@ -203,7 +203,8 @@ def test_one_module_calls_the_kernels_locks():
         for path in MODULES
         if re.search(r"\bfcntl\.(flock|lockf)\b", path.read_text())
     }
-    assert found == {"spool/locks.py"}
+    # `far.py` is sent alone to a host that has nothing of ours.
+    assert found == {"spool/locks.py", "agent/deploy/far.py"}
 
 
 # -- words

@@ -139,10 +139,15 @@ class Connection:
 
     def cut(self) -> None:
         """End it now; an answer that was not sent to its end is seen as cut."""
-        if self._writer is not None:
-            self._writer.transport.abort()
+        self._abort()
         if self.task is not None:
             self.task.cancel()
+
+    def _abort(self) -> None:
+        # asyncio before 3.12: the transport of a client that went while we closed it has no
+        # protocol any more, and can't be aborted.
+        if self._writer is not None and getattr(self._writer.transport, "_ssl_protocol", True):
+            self._writer.transport.abort()
 
     def check(self, now: float) -> None:
         """Cut it if it was silent or stalled for too long."""
@@ -175,8 +180,7 @@ class Connection:
             self._owner.log(f"unable to answer a client: {type(error).__name__} (this is a bug)")
         finally:
             self.know()
-            if self._writer is not None:
-                self._writer.transport.abort()
+            self._abort()
             self._sock.close()
             self._owner.all.discard(self)
 

@@ -11,9 +11,9 @@
 _shtab_chaperone_commands() {
   local _commands=(
     adopt:'take over runs whose chaperone died; stay until they end'
-    agent:'run the program.json on stdin, and post its output and its end'
     check:'show what would run, hop by hop, or the first error of the spec'
     completion:'print the completion script of a shell'
+    deploy:'start an agent on a host that has Python alone'
     doctor:'try what runs need, here and on a far side, and say each remedy'
     exec:'run a program on this stdout and stderr, without a spool'
     follow:'print all events as lines of JSON, for programs in any language'
@@ -55,14 +55,6 @@ _shtab_chaperone_adopt_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_chaperone_adopt_defaults_added=0
 
-_shtab_chaperone_agent_options=(
-  {-h,--help}"[its words]"
-  "--spool[the spool\; default\: \$CHAPERONE_SPOOL, then .\/spool]:DIR:_files -/"
-)
-
-# guard to ensure default positional specs are added only once per session
-_shtab_chaperone_agent_defaults_added=0
-
 _shtab_chaperone_check_options=(
   {-h,--help}"[its words]"
   "--host[run the command on that host, over ssh]:[USER@]HOST[:PORT]:"
@@ -88,6 +80,17 @@ _shtab_chaperone_completion_options=(
 
 # guard to ensure default positional specs are added only once per session
 _shtab_chaperone_completion_defaults_added=0
+
+_shtab_chaperone_deploy_options=(
+  {-h,--help}"[its words]"
+  "--spec[a file with \`remote\`, as in a spec\; - is stdin]:SPEC:_files"
+  "--single[an agent of its own, for one run]"
+  "--listen[where\; default\: the address ssh came to]:HOST:PORT:"
+  ":the host, reached by ssh:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_chaperone_deploy_defaults_added=0
 
 _shtab_chaperone_doctor_options=(
   {-h,--help}"[its words]"
@@ -240,7 +243,6 @@ _shtab_chaperone_serve_options=(
   "--cert[the certificate, as PEM]:FILE:_files"
   "--key[its private key, as PEM]:FILE:_files"
   "--tokens[the tokens, as hashes\; 0600]:FILE:_files"
-  "--receive[take what agents post about runs]"
   ":each spool directly below it is served:_files -/"
 )
 
@@ -333,9 +335,9 @@ _shtab_chaperone() {
       curcontext="${curcontext%:*:*}:_shtab_chaperone-$line[1]:"
       case $line[1] in
         adopt) _arguments -C -s $_shtab_chaperone_adopt_options ;;
-        agent) _arguments -C -s $_shtab_chaperone_agent_options ;;
         check) _arguments -C -s $_shtab_chaperone_check_options ;;
         completion) _arguments -C -s $_shtab_chaperone_completion_options ;;
+        deploy) _arguments -C -s $_shtab_chaperone_deploy_options ;;
         doctor) _arguments -C -s $_shtab_chaperone_doctor_options ;;
         exec) _arguments -C -s $_shtab_chaperone_exec_options ;;
         follow) _arguments -C -s $_shtab_chaperone_follow_options ;;

@@ -1,5 +1,5 @@
 """
-The verbs of agents: serve, token, agent.
+The verbs of agents: serve, token, deploy.
 
 Knows: what their words mean.  Must not know: HTTP, TLS.
 """
@@ -9,8 +9,11 @@ from __future__ import annotations
 import os
 import time
 
+from ...errors import SpecError
+from ...model import jsontext
+from ..command import place
 from ..common import add_site_packages
-from ..verb import SPOOL, Argument, UsageError, read_spec, spool_path, verb
+from ..verb import Argument, UsageError, read_spec, verb
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,7 +30,6 @@ TOKENS = Argument("--tokens", metavar="FILE", required=True, help="the tokens, a
     Argument("--cert", metavar="FILE", required=True, help="the certificate, as PEM"),
     Argument("--key", metavar="FILE", required=True, help="its private key, as PEM"),
     TOKENS,
-    Argument("--receive", action="store_true", help="take what agents post about runs"),
 )
 def serve(given: Given, terminal: Terminal) -> int:
     add_site_packages(terminal)
@@ -35,7 +37,6 @@ def serve(given: Given, terminal: Terminal) -> int:
 
     from ...agent.server import serving
     from ...agent.server.application import Agent
-    from ...agent.server.receiving import Receptions
     from ...agent.server.tokens import Tokens
     from ...agent.tls import Certificate
 
@@ -49,15 +50,7 @@ def serve(given: Given, terminal: Terminal) -> int:
     certificate = Certificate(given.cert, given.key)
     listening = serving.listen(given.listen)
     url = serving.url(listening)
-    receptions = Receptions(agent)
-
-    def ready() -> None:
-        if given.receive:
-            receptions.open_all()
-        terminal.line(url)
-
-    routes = [*serving.ROUTES, *(receptions.routes() if given.receive else ())]
-    asyncio.run(serving.serve(agent, listening, certificate, ready, routes))
+    asyncio.run(serving.serve(agent, listening, certificate, lambda: terminal.line(url)))
     # A thread that waits for a disk must not keep us: an agent holds nothing.
     os._exit(os.EX_OK)
 
@@ -82,36 +75,45 @@ def token(given: Given, terminal: Terminal) -> int:
     return os.EX_OK
 
 
-@verb("run the program.json on stdin, and post its output and its end", SPOOL)
-def agent(given: Given, terminal: Terminal) -> int:
-    path = os.path.abspath(spool_path(given))
-    text = read_spec("-")
+@verb(
+    "start an agent on a host that has Python alone",
+    Argument("host", metavar="[USER@]HOST[:PORT]", nargs="?", help="the host, reached by ssh"),
+    Argument("--spec", metavar="SPEC", help="a file with `remote`, as in a spec; - is stdin"),
+    Argument("--single", action="store_true", help="an agent of its own, for one run"),
+    Argument("--listen", metavar="HOST:PORT", help="where; default: the address ssh came to"),
+)
+def deploy(given: Given, terminal: Terminal) -> int:
+    if (given.host is None) == (given.spec is None):
+        raise UsageError("unable to understand 'chaperone deploy': want either HOST or --spec")
     add_site_packages(terminal)
-    from ...agent.callback import poster, program
+    from ...agent.deploy import deploy as deploying
 
-    spec = program.spec_of(text, os.getcwd())
-    outcome = program.run(path, spec, lambda line: _print_and_close(terminal, line))
-    if outcome == poster.ACKNOWLEDGED:
-        return os.EX_OK
-    timeout_s = spec["config"]["timeout"]
-    code, why = {
-        poster.REFUSED: (os.EX_PROTOCOL, "the receiver refuses it"),
-        poster.TIMED_OUT: (os.EX_TEMPFAIL, f"nothing was acknowledged for {timeout_s:g} s"),
-        poster.DELETED: (os.EX_NOINPUT, "it was deleted"),
-    }[outcome]
-    terminal.note(f"unable to post all of run {spec['id']!r}: {why}")
-    return code
+    remote = place(given.host, "HOST") if given.spec is None else _remote(given.spec)
+    path = deploying.deploy(
+        deploying.Place.of(remote, single=given.single, listen=_address(given.listen))
+    )
+    terminal.line(f"agent:{path}")
+    return os.EX_OK
 
 
-def _print_and_close(terminal: Terminal, line: str) -> None:
-    """
-    Print the one line, and close stdout: a caller may read to its end. Whatever stdout takes, the
-    run must be posted.
-    """
+def _remote(name: str) -> dict[str, object]:
+    """The `remote` of a spec; what it has besides is not looked at."""
     try:
-        os.write(1, f"{line}\n".encode())
-    except OSError as error:
-        terminal.note(f"unable to write to stdout: {error.strerror}")
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
-    os.close(null)
+        spec = jsontext.loads(read_spec(name))
+    except ValueError as error:
+        raise SpecError(f"unable to read spec {name!r}: {error}") from error
+    remote = spec.get("remote") if isinstance(spec, dict) else None
+    if not isinstance(remote, dict):
+        raise SpecError(f"unable to deploy by spec {name!r}: remote: required field is missing")
+    return remote
+
+
+def _address(text: str | None) -> tuple[str, int] | None:
+    """A host and a port; None for what was not given."""
+    if text is None:
+        return None
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not port.isdigit() or int(port) > 65_535:
+        raise UsageError(f"unable to understand '--listen': want HOST:PORT, got {text!r}")
+    return host, int(port)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from ...model.hops.route import Route
-    from ...program.interface import Chaperone
+    from ...program.interface import Caller
     from .connection import ConnectionOwner, Dialogue, Receiver
 
     class DialerOwner(ConnectionOwner, Receiver, Protocol):
@@ -48,7 +48,7 @@ class Dialer:
     Makes connections for one run, one at a time.
 
     Args:
-        chaperone (Chaperone): For its loop, log and spool.
+        chaperone (Caller): For its loop, log and spool.
         route (Route): The hops.
         inner (list): The argv at their end.
         patience_s (float): For all attempts of one call together.
@@ -61,7 +61,7 @@ class Dialer:
 
     def __init__(
         self,
-        chaperone: Chaperone,
+        chaperone: Caller,
         route: Route,
         inner: list[str],
         patience_s: float,

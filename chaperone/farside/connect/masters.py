@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ...model.hops.route import Route
-    from ...program.interface import Chaperone
+    from ...program.interface import Caller
 
 MASTERS = 16  # for one way
 SESSIONS = 10  # of one master: sshd's default MaxSessions; a lower limit is found out
@@ -37,11 +37,11 @@ class Masters:
     chaperone's process, so the session of a dead chaperone is free at once.
 
     Args:
-        chaperone (Chaperone): For its loop and its spool.
+        chaperone (Caller): For its loop and its spool.
         route (Route): One whose `share_key` is not empty.
     """
 
-    def __init__(self, chaperone: Chaperone, route: Route) -> None:
+    def __init__(self, chaperone: Caller, route: Route) -> None:
         self._chaperone, self._route = chaperone, route
         self._name = f"m-{cpython.digest(route.share_key.encode())}"
         self._directory_fd = -1

@@ -13,7 +13,7 @@ from ...spool import format, locks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ...program.interface import Chaperone
+    from ...program.interface import Caller
 
 # sshd's default MaxStartups begins to refuse at 10: of 100 at once 34-42 failed, of 100 eight at a
 # time none.
@@ -26,11 +26,11 @@ class Slots:
     spool. A slot is a lock in the spool, and is free again when its holder dies.
 
     Args:
-        chaperone (Chaperone): For its spool and log.
+        chaperone (Caller): For its spool and log.
         name (str): What the attempts that share a limit have in common; None for no limit.
     """
 
-    def __init__(self, chaperone: Chaperone, name: str | None) -> None:
+    def __init__(self, chaperone: Caller, name: str | None) -> None:
         self._chaperone, self._name = chaperone, name
         self._fds: list[int] = []  # one, while we connect; all, while we wait for one
 
