@@ -153,7 +153,7 @@ class Reader:
         for line in lines:
             if not self._is_overlong:
                 text = line.decode("utf-8", "backslashreplace")
-                yield parsed(text) or f"unable to take the request {text[:200]!r}: want {_WANT}"
+                yield parsed(text) or f"unable to take the request {text[:200]!r}: want {WANT}"
             self._is_overlong = False
         if len(self._left) > LIMIT:
             self._left = b""
@@ -163,4 +163,4 @@ class Reader:
                 yield f"unable to take a request: it has {size}, and all of it is skipped"
 
 
-_WANT = "stop [SECONDS], signal NAME, kill or renew"
+WANT = "stop [SECONDS], signal NAME, kill or renew"

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -65,16 +66,24 @@ class Agent:
         directory (str): Its spools are directories directly below it.
         tokens (Tokens): Of those that may ask.
         log: Takes a sentence, for stderr.
+        given (dict): Fields that each spec gets if it does not have them, such as `renew`.
 
     Attributes:
         asked_at (float): When the last request came, on the monotonic clock.
         streams (int): How many streams are followed now.
     """
 
-    def __init__(self, directory: str, tokens: Tokens, log: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        directory: str,
+        tokens: Tokens,
+        log: Callable[[str], None],
+        given: Mapping[str, object] = MappingProxyType({}),
+    ) -> None:
         self.directory = os.path.abspath(directory)
         self.tokens = tokens
         self.log = log
+        self.given = given
         self.asked_at = time.monotonic()
         self.streams = 0
         self._sweeps: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()

@@ -98,7 +98,7 @@ async def start(asked: Asked) -> Response:
     started = {"run_id": run_id, "key": key}
     if look.key_at(path, run_id) == key:
         return answer(started)
-    spec = {**spec, "id": run_id}
+    spec = {**asked.agent.given, **spec, "id": run_id}
     await asyncio.to_thread(starting.start, path, spec, given["warm"], env, cwd, key)
     return answer(started, 201)
 
@@ -216,8 +216,8 @@ async def control(asked: Asked) -> Response:
     line = asked.body.decode("utf-8", "backslashreplace").removesuffix("\n")
     found = request.parsed(line) if "\n" not in line and len(line) < request.LIMIT else None
     if found is None:
-        want = "stop [SECONDS], signal NAME or kill"
-        raise SpecError(f"unable to ask run {run.run_id!r}: want {want}, got {line[:200]!r}")
+        want = f"want {request.WANT}"
+        raise SpecError(f"unable to ask run {run.run_id!r}: {want}, got {line[:200]!r}")
     found.by = found.by or asked.by
     if found.verb in ("stop", "kill"):
         api.request_end(run, found, wait=False)
@@ -226,6 +226,15 @@ async def control(asked: Asked) -> Response:
             with owned(format.open_run(spool_fd, run.run_id)) as run_fd:
                 look.request(run_fd, run.run_id, found)
     return answer(_present(run))
+
+
+_LEASE = checks.Fields({"runs": (checks.OrNull(checks.ListOf(checks.text)), None)}, "request")
+
+
+async def renew(asked: Asked) -> Response:
+    """Renew the leases of runs, by default of all live ones."""
+    await asyncio.to_thread(asked.spool().renew, _LEASE(asked.json(), "")["runs"])
+    return Response(status_code=204)
 
 
 # -- collect, delete
@@ -344,7 +353,14 @@ ROUTES = [
         path="/{spool}/runs/{run_id}/control",
         right="run",
         answer=control,
-        does="Stop a run, or send a signal to its program",
+        does="Stop or renew a run, or send a signal to its program",
+    ),
+    Route(
+        method="POST",
+        path="/{spool}/lease",
+        right="run",
+        answer=renew,
+        does="Renew the leases of runs",
     ),
     Route(
         method="POST",
