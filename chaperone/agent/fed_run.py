@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ..errors import ChaperoneError
+from ..errors import ChaperoneError, SpecError
 from ..model import status as statuses
 from ..model import transitions
 from ..model.request import LIMIT, Reader, Request, parsed
@@ -115,10 +115,13 @@ class FedRun:
         Returns:
             int: How many bytes of the stream are here.
         Raises:
+            SpecError: If there is no such stream.
             GapError: If bytes before them are missing.
             ConflictError: If the run has ended, and has no such bytes.
             OSError: If the disk refuses them; the same call may be repeated.
         """
+        if stream not in self.sizes:
+            raise SpecError(f"unable to append to stream {stream!r}: want stdout or stderr")
         size = self.sizes[stream]
         if offset > size:
             raise GapError(self.run_id, dict(self.sizes))
@@ -143,6 +146,12 @@ class FedRun:
             os.ftruncate(self._directory.streams[stream], 0)
             self.log(f"{stream} was truncated where it runs: it is copied again from its start")
             self.sizes[stream] = 0
+
+    def sync(self) -> None:
+        """Bring the bytes to the disk before `ended`, which needs less time then."""
+        if self._directory is not None:
+            for fd in self._directory.streams.values():
+                os.fsync(fd)
 
     def changed(self, status: dict[str, Any]) -> None:
         """Replace the status so far; if the disk refuses it, the old one stays (rule W5)."""
@@ -263,7 +272,7 @@ def live_status(
             "program": {
                 "argv": program["argv"],
                 "cwd": program["cwd"],
-                "env": sorted(program["env"]),
+                "env": sorted(program["env"] or ()),
             },
             "labels": spec["labels"],
             "create_time": statuses.timestamp(time.time_ns()),

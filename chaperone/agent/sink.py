@@ -14,7 +14,7 @@ import os
 import select
 from typing import Any
 
-from ..errors import NoRunError, RunExistsError, SpoolError
+from ..errors import NoRunError, RunExistsError, SpecError, SpoolError
 from ..model import spec as specs
 from ..model.request import Request
 from ..program.fds import owned
@@ -28,6 +28,24 @@ MIRROR, RECEIVER = "mirror", "receiver"  # what feeds a run: `by` of its origin
 def origin(by: str, url: str) -> dict[str, str]:
     """Where a run comes from, for its spec.json; `spool.look.feeder` reads it."""
     return {"by": by, "url": url}
+
+
+def is_received(spec: dict[str, Any]) -> bool:
+    """Whether a receiver feeds the run with this spec."""
+    return look.is_fed(spec, RECEIVER)
+
+
+def check_names(run_id: object, key: object = None) -> None:
+    """
+    Refuse what an agent may send in place of a run id or a key: both are in names of files.
+
+    Raises:
+        SpecError: If one of them is invalid; a key of None is none.
+    """
+    if not specs.is_run_id(run_id):
+        raise SpecError(f"unable to feed run {run_id!r}: want an id {specs.ID_FORM}")
+    if key is not None and not (isinstance(key, str) and key.isalnum() and specs.is_run_id(key)):
+        raise SpecError(f"unable to feed run {run_id!r}: want a key of letters and digits")
 
 
 class Sink:
@@ -112,9 +130,11 @@ class Sink:
             lease_s (float): For how many seconds without a sink a reader takes the run for
                 `unattended`, and not for `lost`; counted from the last `touch`.
         Raises:
+            SpecError: If the id or the key is none.
             RunExistsError: If the id belongs to another run.
             SpoolError: If the run directory can't be made, or another process feeds it.
         """
+        check_names(run_id, key)
         known = self.runs.get(run_id)
         if known is not None and known.key == key and known.is_there():
             return known
@@ -186,15 +206,25 @@ def _near_spec(
 ) -> dict[str, Any]:
     """
     The spec as it is kept here: any reader, also an older one, concludes from it that the program
-    survives whatever feeds its run directory (rule R3).
+    survives whatever feeds its run directory (rule R3). The times of its bytes are not sent.
     """
     given = {name: field for name, field in spec.items() if name not in ("version", "key")}
-    bare = {
+    program, output, labels = (given.get(name) for name in ("program", "output", "labels"))
+    program = program if isinstance(program, dict) else {}
+    env = program.get("env")
+    return {
+        **given,
         "id": run_id,
-        "program": {"argv": None, "cwd": None, "env": {}},
-        "output": {"timeline": False},
-        "durable": False,
-        "labels": {},
+        "program": {
+            **program,
+            "argv": program.get("argv"),
+            "cwd": program.get("cwd"),
+            "env": env if isinstance(env, dict) else {},
+        },
+        "output": {**(output if isinstance(output, dict) else {}), "timeline": False},
+        "durable": given.get("durable") is True,
+        "labels": labels if isinstance(labels, dict) else {},
+        "on_disconnect": "survive",
+        "lease": lease_s,
+        "origin": origin,
     }
-    here = {"id": run_id, "on_disconnect": "survive", "lease": lease_s, "origin": origin}
-    return {**bare, **given, **here}

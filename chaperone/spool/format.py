@@ -5,6 +5,8 @@ The on-disk format of a spool, version 1: the only module that knows a file name
       .running/RUNID       a symlink to ../RUNID for each live run
       .ended/RUNID         the same entry, moved here when the run has ended, until it is collected
       .RUNID.RANDOM.new/   being built      .RUNID.RANDOM.gone/   being deleted
+      .receive/RUNID       what a receiver knows of a run that it expects
+      .mirror/HASH         locked by the mirror of one agent's spool
       RUNID/               0700, files 0600; complete from the moment it is visible
         spec.json          what to run and how, with the run's key; written once
         lock               locked (flock) by the chaperone as long as it lives: its pulse
@@ -13,6 +15,7 @@ The on-disk format of a spool, version 1: the only module that knows a file name
         .status            room reserved for the final status
         stdout stderr log  append-only bytes
         timeline           when they came, where the spec asks for it; append-only lines
+        callback           what an agent that posts the run has done; append-only lines
         status.json        the final status; it exists if and only if the run has ended
 
 docs/spool-format.rst has the rules W1-W5 and R1-R6 that this module keeps.
@@ -45,6 +48,8 @@ CONNECT = ".connect"
 LAUNCHER = ".launcher"
 LAUNCHER_LOCK = ".launcher.lock"
 SWEEP_LOCK = ".sweep.lock"
+RECEIVE = ".receive"
+MIRROR = ".mirror"
 NEW = ".new"
 GONE = ".gone"
 # In a run directory
@@ -53,6 +58,7 @@ LOCK = "lock"
 CONTROL = "control"
 LOG = "log"
 TIMELINE = "timeline"
+CALLBACK = "callback"
 LIVE_STATUS = "running.json"
 BUILDING = ".running.json"
 RESERVED = ".status"
@@ -320,6 +326,26 @@ def open_plain(directory_fd: int, name: str, flags: int = os.O_RDONLY) -> int:
 def create_plain(directory_fd: int, name: str, flags: int = os.O_WRONLY) -> int:
     """Create a new file, and return its fd; the caller closes it."""
     return os.open(name, flags | os.O_CREAT | os.O_EXCL | FILE, 0o600, dir_fd=directory_fd)
+
+
+def replace(directory_fd: int, name: str, data: bytes) -> None:
+    """
+    Write a whole file beside the runs, so that a power failure leaves the old one or the new one.
+
+    Raises:
+        SpoolError: If the disk refuses it; then the old one stays.
+    """
+    new = f".{os.urandom(8).hex()}{NEW}"
+    try:
+        with owned(create_plain(directory_fd, new)) as fd:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+            os.fsync(fd)
+        os.rename(new, name, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
+    except OSError as error:
+        unlink(new, directory_fd)
+        raise failure(f"write {name!r}", error) from error
 
 
 def unlink(name: str, dir_fd: int) -> None:

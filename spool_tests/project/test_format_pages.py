@@ -63,7 +63,7 @@ def test_tree_is_what_a_run_makes(spool):
         if depth == 4
     }
     run = disk.create(spool, output={**disk.spec()["output"], "timeline": True})
-    made = {*os.listdir(spool / "r"), ".running.json"}
+    made = {*os.listdir(spool / "r"), ".running.json", format.CALLBACK}  # an agent makes it
     disk.end(run)
     assert in_run == made | {"status.json"}
     constants = {
@@ -90,6 +90,7 @@ def test_every_file_has_its_paragraph():
         format.CONTROL,
         format.LOG,
         format.TIMELINE,
+        format.CALLBACK,
         format.LIVE_STATUS,
         format.FINAL_STATUS,
         format.RESERVED,

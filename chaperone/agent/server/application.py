@@ -46,7 +46,7 @@ class Route:
         path (str): Below /api/v1; `{spool}` and `{run_id}` are what they say.
         right (str): look or run; None if the handler itself checks who asks.
         answer: (Asked) to the response.
-        most (int): Bytes that its body may have.
+        most (int): Bytes that its body may have; None if the handler itself reads it.
         does (str): One line for the OpenAPI document.
     """
 
@@ -55,7 +55,7 @@ class Route:
     right: str | None
     answer: Callable[[Asked], Awaitable[Response]]
     does: str
-    most: int = BODY
+    most: int | None = BODY
 
 
 class Agent:
@@ -127,7 +127,7 @@ class Asked:
     Attributes:
         agent (Agent): Which it is for.
         request (Request): Its head.
-        body (bytes): All of it.
+        body (bytes): All of it, unless the handler reads it.
         exchange (Exchange): What it is a part of.
     """
 
@@ -216,7 +216,7 @@ class Application:
             exchange: Exchange = request.scope["chaperone"]
             try:
                 exchange.require(route.right)
-                body = await exchange.body(route.most)
+                body = b"" if route.most is None else await exchange.body(route.most)
                 asked = Asked(agent=self._agent, request=request, body=body, exchange=exchange)
                 return await route.answer(asked)
             except ChaperoneError as error:

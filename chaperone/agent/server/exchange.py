@@ -84,7 +84,12 @@ class Exchange:
     """
 
     def __init__(
-        self, tokens: Tokens, log: Callable[[str], None], scope: Any, receive: Receive, send: Send
+        self,
+        tokens: Tokens | None,
+        log: Callable[[str], None],
+        scope: Any,
+        receive: Receive,
+        send: Send,
     ) -> None:
         self.scope = scope
         self.token: Token | None = None
@@ -126,7 +131,7 @@ class Exchange:
         host = (self.scope.get("client") or ("-",))[0]
         name = "-" if self.token is None else self.token.name
         # Without what follows a `?`: a mistaken client may put a secret there.
-        path = self.scope["raw_path"].decode("ascii", "backslashreplace")
+        path = self.scope.get("raw_path", b"?").decode("ascii", "backslashreplace")
         took = f"{(time.monotonic() - began) * 1000:.0f}ms"
         end = "" if self._is_whole else " cut"
         answered = f"{self._status or '-'} {self._sent}B {took}{end}"
@@ -147,6 +152,7 @@ class Exchange:
         Raises:
             RefusedError: If there is none, or it is not valid.
         """
+        assert self._tokens is not None, "a receiver looks at the tokens of its runs"
         if said := self._tokens.refresh():
             self._say(said)
         given = [value for name, value in self.scope["headers"] if name == b"authorization"]

@@ -66,7 +66,7 @@ function _shtab_chaperone_using
   test "$_shtab_chaperone_cmdpath" = "$argv"
 end
 
-set -g _shtab_chaperone_commands run exec adopt launcher check schema ls status tail follow read wait stop kill signal reap gc rm completion serve token deploy doctor
+set -g _shtab_chaperone_commands run exec adopt launcher check schema ls status tail follow read wait stop kill signal reap gc rm completion serve token agent deploy doctor
 set -g _shtab_chaperone_opts_with_value --by --bytes --cert --cursor --cwd --env --env-file --grace --host --id --idle --keep-failed --key --label --lines --listen --max-bytes --offset --older --right --since --spec --spool --state --stdin --timeout --tokens --until --wait -n
 
 complete -c chaperone -e
@@ -211,12 +211,16 @@ complete -c chaperone -n '_shtab_chaperone_using serve' -l listen -x -d 'where; 
 complete -c chaperone -n '_shtab_chaperone_using serve' -l cert -xka "(__fish_complete_path (commandline -ct))" -d 'the certificate, as PEM'
 complete -c chaperone -n '_shtab_chaperone_using serve' -l key -xka "(__fish_complete_path (commandline -ct))" -d 'its private key, as PEM'
 complete -c chaperone -n '_shtab_chaperone_using serve' -l tokens -xka "(__fish_complete_path (commandline -ct))" -d 'the tokens, as hashes; 0600'
+complete -c chaperone -n '_shtab_chaperone_using serve' -l receive -d 'take what agents post about runs'
 complete -c chaperone -n '_shtab_chaperone_using serve; and test $_shtab_chaperone_npos -eq 0' -ka "(__fish_complete_directories)" -d 'each spool directly below it is served'
 complete -c chaperone -n '_shtab_chaperone_using; and test $_shtab_chaperone_npos -eq 0' -a token -d 'make a token for an agent, or revoke one'
 complete -c chaperone -n '_shtab_chaperone_using token' -s h -l help -d 'its words'
 complete -c chaperone -n '_shtab_chaperone_using token' -l right -xka "look run" -d 'look or run'
 complete -c chaperone -n '_shtab_chaperone_using token' -l revoke -d 'make it invalid'
 complete -c chaperone -n '_shtab_chaperone_using token' -l tokens -xka "(__fish_complete_path (commandline -ct))" -d 'the tokens, as hashes; 0600'
+complete -c chaperone -n '_shtab_chaperone_using; and test $_shtab_chaperone_npos -eq 0' -a agent -d 'run the program.json on stdin, and post its output and its end'
+complete -c chaperone -n '_shtab_chaperone_using agent' -s h -l help -d 'its words'
+complete -c chaperone -n '_shtab_chaperone_using agent' -l spool -xka "(__fish_complete_directories)" -d 'the spool; default: $CHAPERONE_SPOOL, then ./spool'
 complete -c chaperone -n '_shtab_chaperone_using; and test $_shtab_chaperone_npos -eq 0' -a deploy -d 'start an agent on a host that has Python alone'
 complete -c chaperone -n '_shtab_chaperone_using deploy' -s h -l help -d 'its words'
 complete -c chaperone -n '_shtab_chaperone_using deploy' -l spec -xka "(__fish_complete_path (commandline -ct))" -d 'a file with `remote`, as in a spec; - is stdin'

@@ -11,6 +11,7 @@
 _shtab_chaperone_commands() {
   local _commands=(
     adopt:'take over runs whose chaperone died; stay until they end'
+    agent:'run the program.json on stdin, and post its output and its end'
     check:'show what would run, hop by hop, or the first error of the spec'
     completion:'print the completion script of a shell'
     deploy:'start an agent on a host that has Python alone'
@@ -54,6 +55,14 @@ _shtab_chaperone_adopt_options=(
 
 # guard to ensure default positional specs are added only once per session
 _shtab_chaperone_adopt_defaults_added=0
+
+_shtab_chaperone_agent_options=(
+  {-h,--help}"[its words]"
+  "--spool[the spool\; default\: \$CHAPERONE_SPOOL, then .\/spool]:DIR:_files -/"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_chaperone_agent_defaults_added=0
 
 _shtab_chaperone_check_options=(
   {-h,--help}"[its words]"
@@ -243,6 +252,7 @@ _shtab_chaperone_serve_options=(
   "--cert[the certificate, as PEM]:FILE:_files"
   "--key[its private key, as PEM]:FILE:_files"
   "--tokens[the tokens, as hashes\; 0600]:FILE:_files"
+  "--receive[take what agents post about runs]"
   ":each spool directly below it is served:_files -/"
 )
 
@@ -335,6 +345,7 @@ _shtab_chaperone() {
       curcontext="${curcontext%:*:*}:_shtab_chaperone-$line[1]:"
       case $line[1] in
         adopt) _arguments -C -s $_shtab_chaperone_adopt_options ;;
+        agent) _arguments -C -s $_shtab_chaperone_agent_options ;;
         check) _arguments -C -s $_shtab_chaperone_check_options ;;
         completion) _arguments -C -s $_shtab_chaperone_completion_options ;;
         deploy) _arguments -C -s $_shtab_chaperone_deploy_options ;;

@@ -1,5 +1,5 @@
 """
-The verbs of agents: serve, token, deploy.
+The verbs of agents: serve, token, agent, deploy.
 
 Knows: what their words mean.  Must not know: HTTP, TLS.
 """
@@ -13,7 +13,7 @@ from ...errors import SpecError
 from ...model import jsontext
 from ..command import place
 from ..common import add_site_packages
-from ..verb import Argument, UsageError, read_spec, verb
+from ..verb import SPOOL, Argument, UsageError, read_spec, spool_path, verb
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ TOKENS = Argument("--tokens", metavar="FILE", required=True, help="the tokens, a
     Argument("--cert", metavar="FILE", required=True, help="the certificate, as PEM"),
     Argument("--key", metavar="FILE", required=True, help="its private key, as PEM"),
     TOKENS,
+    Argument("--receive", action="store_true", help="take what agents post about runs"),
 )
 def serve(given: Given, terminal: Terminal) -> int:
     add_site_packages(terminal)
@@ -37,6 +38,7 @@ def serve(given: Given, terminal: Terminal) -> int:
 
     from ...agent.server import serving
     from ...agent.server.application import Agent
+    from ...agent.server.receiving import Receptions
     from ...agent.server.tokens import Tokens
     from ...agent.tls import Certificate
 
@@ -50,7 +52,15 @@ def serve(given: Given, terminal: Terminal) -> int:
     certificate = Certificate(given.cert, given.key)
     listening = serving.listen(given.listen)
     url = serving.url(listening)
-    asyncio.run(serving.serve(agent, listening, certificate, lambda: terminal.line(url)))
+    receptions = Receptions(agent)
+
+    def ready() -> None:
+        if given.receive:
+            receptions.open_all()
+        terminal.line(url)
+
+    routes = [*serving.ROUTES, *(receptions.routes() if given.receive else ())]
+    asyncio.run(serving.serve(agent, listening, certificate, ready, routes))
     # A thread that waits for a disk must not keep us: an agent holds nothing.
     os._exit(os.EX_OK)
 
@@ -73,6 +83,41 @@ def token(given: Given, terminal: Terminal) -> int:
     else:
         terminal.line(tokens.add(given.tokens, given.name, given.right))
     return os.EX_OK
+
+
+@verb("run the program.json on stdin, and post its output and its end", SPOOL)
+def agent(given: Given, terminal: Terminal) -> int:
+    path = os.path.abspath(spool_path(given))
+    text = read_spec("-")
+    add_site_packages(terminal)
+    from ...agent.callback import poster, program
+
+    spec = program.spec_of(text, os.getcwd())
+    outcome = program.run(path, spec, lambda line: _print_and_close(terminal, line))
+    if outcome == poster.ACKNOWLEDGED:
+        return os.EX_OK
+    timeout_s = spec["config"]["timeout"]
+    code, why = {
+        poster.REFUSED: (os.EX_PROTOCOL, "the receiver refuses it"),
+        poster.TIMED_OUT: (os.EX_TEMPFAIL, f"nothing was acknowledged for {timeout_s:g} s"),
+        poster.DELETED: (os.EX_NOINPUT, "it was deleted"),
+    }[outcome]
+    terminal.note(f"unable to post all of run {spec['id']!r}: {why}")
+    return code
+
+
+def _print_and_close(terminal: Terminal, line: str) -> None:
+    """
+    Print the one line, and close stdout: a caller may read to its end. Whatever stdout takes, the
+    run must be posted.
+    """
+    try:
+        os.write(1, f"{line}\n".encode())
+    except OSError as error:
+        terminal.note(f"unable to write to stdout: {error.strerror}")
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
 
 
 @verb(
