@@ -68,7 +68,7 @@ def test_renewal_that_makes_no_sense_is_refused(agent):
     bodies = {
         '{"runs": "a"}': "runs: want a list, got a string",
         '{"runs": [5]}': "runs[0]: want a non-empty string, got 5",
-        '{"all": true}': "all: unknown field; want runs",
+        '{"all": true}': "all: unknown field; want one of runs",
     }
     with agent.client() as client:
         for body, sentence in bodies.items():
