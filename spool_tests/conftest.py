@@ -69,6 +69,7 @@ def pytest_collection_modifyitems(config, items):
     out = []
     for item in items:
         marks = {mark.name for mark in item.iter_markers()}
+        assert not {"user", "once"} <= marks, f"{item.nodeid}: it would be in neither run"
         if (
             ("root" in marks and not root)
             or ("user" in marks and root)

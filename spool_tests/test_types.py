@@ -22,6 +22,8 @@ from chaperone.model.hops.route import KINDS
 from spool_tests.support.places import ROOT
 from spool_tests.support.waiting import absent
 
+pytestmark = pytest.mark.once
+
 NULL = type(None)
 TOUR = pathlib.Path(ROOT, "docs/examples/tour.py")
 
@@ -176,7 +178,6 @@ MISTAKES = {
 }
 
 
-@pytest.mark.once
 def test_strict_type_checker_takes_the_tour_and_finds_mistakes(tmp_path):
     try:
         import mypy  # noqa: F401

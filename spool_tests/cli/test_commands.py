@@ -15,6 +15,8 @@ from spool_tests.support.commands import streams
 from spool_tests.support.places import CHAPERONE
 from spool_tests.support.waiting import until
 
+pytestmark = pytest.mark.once
+
 
 def spec_of(chaperone, *words):
     code, out, err = streams(chaperone("check", "--json", *words))

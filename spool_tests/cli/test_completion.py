@@ -19,6 +19,8 @@ from spool_tests.support.commands import ECHO, SLEEP, streams
 from spool_tests.support.places import CHAPERONE, ROOT
 from spool_tests.support.waiting import need
 
+pytestmark = pytest.mark.once
+
 # -- completion
 
 
@@ -105,7 +107,6 @@ def completed_in_zsh(*words):
 COMPLETED = {"bash": completed_in_bash, "fish": completed_in_fish, "zsh": completed_in_zsh}
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("name", COMPLETED)
 def test_shells_complete_verbs_options_and_ids(chaperone, held, name):
     need(name)
@@ -123,7 +124,6 @@ def test_shells_complete_verbs_options_and_ids(chaperone, held, name):
     assert sorted(offered) == sorted({"--help", *options})
 
 
-@pytest.mark.once
 def test_completion_for_zsh_may_be_sourced(tmp_path):
     need("zsh")
     (tmp_path / "script").write_text(completion.made("zsh"))
@@ -133,7 +133,6 @@ def test_completion_for_zsh_may_be_sourced(tmp_path):
     assert streams(result) == (0, "_shtab_chaperone\n", "")
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("name", COMPLETED)
 def test_completion_that_is_shipped_is_what_shtab_makes_of_the_verbs(name):
     """`python -m chaperone.cli.completion` makes it again."""
@@ -143,7 +142,6 @@ def test_completion_that_is_shipped_is_what_shtab_makes_of_the_verbs(name):
 # -- the page
 
 
-@pytest.mark.once
 def test_page_tells_of_every_verb_and_every_option():
     with open(os.path.join(ROOT, "docs", "command-line.rst")) as file:
         text = file.read()
@@ -168,7 +166,6 @@ def test_page_tells_of_every_verb_and_every_option():
     ]
 
 
-@pytest.mark.once
 def test_page_tells_of_every_exit_code():
     with open(os.path.join(ROOT, "docs", "command-line.rst")) as file:
         table = re.findall(r"^(\d+) +([A-Z]+) ", file.read(), re.M)

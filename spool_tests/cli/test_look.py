@@ -16,6 +16,8 @@ from spool_tests.support.commands import ECHO, READY, SLEEP, masked, on_terminal
 from spool_tests.support.places import CHAPERONE, ROOT
 from spool_tests.support.waiting import need, until
 
+pytestmark = pytest.mark.once
+
 # -- looking
 
 
@@ -367,7 +369,6 @@ def test_wait_tells_a_lost_run(chaperone, held):
     )
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("words", [("wait", "quiet"), ("tail", "-f", "quiet")], ids=" ".join)
 def test_a_wait_is_one_sleep_that_the_kernel_ends(held, tmp_path, words):
     need("strace")

@@ -18,6 +18,8 @@ from chaperone.model import status
 from spool_tests.support.commands import ECHO, READY, shell
 from spool_tests.support.places import CHAPERONE
 
+pytestmark = pytest.mark.once
+
 # -- a terminal that goes, a disk that is full
 
 
@@ -86,7 +88,6 @@ def test_non_blocking_stdout_gets_it_all(chaperone, spool):
 # -- values as text
 
 
-@pytest.mark.once
 @pytest.mark.parametrize(
     ("count", "text"),
     [
@@ -106,7 +107,6 @@ def test_amounts_are_short(count, text):
     assert terminal.amount(count) == text
 
 
-@pytest.mark.once
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
@@ -139,8 +139,7 @@ JSON = st.recursive(
 FIELDS = st.sampled_from(sorted(status.last_known(None, "x")))
 
 
-@pytest.mark.once
-@settings(max_examples=500)
+@settings(max_examples=200)
 @given(
     st.dictionaries(FIELDS, JSON),
     st.sampled_from(status.STATES),

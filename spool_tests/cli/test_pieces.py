@@ -20,6 +20,8 @@ from spool_tests.support.places import CHAPERONE
 from spool_tests.support.runs import py
 from spool_tests.support.waiting import until
 
+pytestmark = pytest.mark.once
+
 ENDED = {"run_id": "r", "stream": "stdout", "state": "terminated", "outcome": "0", "ended": True}
 
 
@@ -238,7 +240,6 @@ UTF8 = st.text(st.sampled_from("a\0é\u07ff\u0800€\uffff\U00010000😀"), max_
 PARTS = st.lists(UTF8.map(str.encode) | st.binary(max_size=5), max_size=6).map(b"".join)
 
 
-@pytest.mark.once
 @settings(
     max_examples=100,
     deadline=None,

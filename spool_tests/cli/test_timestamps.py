@@ -11,6 +11,8 @@ from spool_tests.support.places import CHAPERONE
 from spool_tests.support.timelines import lines
 from spool_tests.support.waiting import until
 
+pytestmark = pytest.mark.once
+
 TIMES = {"timeline": True}
 # Each in a millisecond of its own, and the streams in turn.
 STEPS = "for n in 1 2 3; do echo out $n; sleep 0.01; echo err $n >&2; sleep 0.01; done"

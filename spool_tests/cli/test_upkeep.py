@@ -14,6 +14,8 @@ from spool_tests.support.commands import ECHO, SLEEP, shell, streams
 from spool_tests.support.places import CHAPERONE
 from spool_tests.support.waiting import until
 
+pytestmark = pytest.mark.once
+
 # -- looking after a spool
 
 

@@ -21,6 +21,8 @@ from chaperone.cli.verbs import hold
 from spool_tests.support.commands import ECHO, shell, streams
 from spool_tests.support.places import CHAPERONE
 
+pytestmark = pytest.mark.once
+
 # -- words
 
 
@@ -236,8 +238,7 @@ WORDS = [
 ]
 
 
-@pytest.mark.once
-@settings(max_examples=2_000)
+@settings(max_examples=700)
 @given(verb=st.sampled_from(sorted(main.LEAN)), words=st.lists(st.sampled_from(WORDS), max_size=6))
 def test_what_is_read_by_hand_is_what_argparse_reads(verb, words):
     verb = arguments.VERBS[verb]
@@ -252,7 +253,6 @@ def test_what_is_read_by_hand_is_what_argparse_reads(verb, words):
     assert vars(by_hand) == vars(arguments.parsed(verb, words))
 
 
-@pytest.mark.once
 @pytest.mark.parametrize(
     ("words", "given"),
     [
@@ -327,7 +327,6 @@ def test_near_misses_are_answered_with_what_was_meant(chaperone, words, reason):
 # -- help
 
 
-@pytest.mark.once
 def test_help_lists_every_verb_and_no_other(chaperone):
     result = chaperone("--help")
     assert (result.returncode, result.stderr) == (0, "")
@@ -336,7 +335,6 @@ def test_help_lists_every_verb_and_no_other(chaperone):
     assert all(len(line) <= 80 for line in result.stdout.splitlines())
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("verb", arguments.VERBS)
 def test_help_of_a_verb_names_all_its_words(chaperone, verb):
     result = chaperone(verb, "--help")
@@ -351,7 +349,6 @@ def test_help_of_a_verb_names_all_its_words(chaperone, verb):
             assert word in result.stdout
 
 
-@pytest.mark.once
 def test_version_is_told_and_quick(chaperone):
     from chaperone import __version__
 
@@ -375,7 +372,6 @@ HEAVY = (
 )
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("words", [["--version"], ["--help"], ["run", "/dev/null"]], ids=" ".join)
 def test_lean_words_import_nothing_heavy(words):
     # What follows `run.run` is held to the same by its own test.

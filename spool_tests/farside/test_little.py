@@ -52,7 +52,7 @@ def little():
 
 
 SLOW_CAT = """#!/bin/sh
-sleep 0.5
+sleep 0.2
 exec /bin/cat "$@"
 """
 

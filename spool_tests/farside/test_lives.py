@@ -12,6 +12,8 @@ from chaperone.farside import contact, lives, records, remote
 from spool_tests.support.pages import table, words
 from spool_tests.support.places import ROOT
 
+pytestmark = pytest.mark.once
+
 PAGE = pathlib.Path(ROOT, "docs", "far-side.rst").read_text()
 LIVES = {"kill": lives.Life(lives.KILL), "survive": lives.Life(lives.SURVIVE)}
 both = pytest.mark.parametrize("name", LIVES)

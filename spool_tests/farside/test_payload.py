@@ -197,8 +197,9 @@ def test_bare_program_that_no_hop_announces_is_taken_for_started(spool, hops):
     assert stdout(spool) == b"out\nin"
 
 
-def test_only_eight_connect_to_one_host_at_a_time(spool, sshd):
-    count = 100 if os.environ.get("CI") else 24
+@pytest.mark.once
+def test_only_eight_connect_to_one_host_at_a_time(spool, sshd, request):
+    count = 100 if request.config.option.long else 24
     runs = [
         start(spool, sh("exit 0"), f"r{number}", remote=sshd.remote(), timeouts={"connect": 300})
         for number in range(count)

@@ -239,12 +239,13 @@ TELLING_SIGNALS = {
 def test_every_exit_code_and_signal_is_told_exactly(spool, sshd, mode, request):
     """
     Many runs at once, as it is the connections that take the time; all of 0 to 255 and every signal
-    in the long form.
+    in the long form. Behind a sudo every third of the short form: the records are the same.
     """
+    each = 1 if mode == "ssh-as" else 3
     codes, signals = (
         (range(256), DEADLY)
         if request.config.option.long
-        else (TELLING_CODES, TELLING_SIGNALS.intersection(DEADLY))
+        else (TELLING_CODES[::each], sorted(TELLING_SIGNALS.intersection(DEADLY))[::each])
     )
     remote, waiting, results = remotes(sshd, mode), [], {}
     tasks = [(f"c{code}", f"exit {code}") for code in codes]

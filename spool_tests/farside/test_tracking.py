@@ -104,8 +104,8 @@ def test_kernel_look_reads_no_stranger(shell, far, tmp_path):
     """So it costs the same, however many processes the host has."""
     need("strace")
     trace = tmp_path / "trace"
-    argv = ["strace", "-f", "-qq", "-e", "trace=openat,open", "-e", "signal=none", "-o", str(trace)]
-    argv += [shells.as_sh(shell), *payload.CONSTANT[1:]]
+    argv = ["strace", "-f", "--seccomp-bpf", "-qq", "-e", "trace=openat,open", "-e", "signal=none"]
+    argv += ["-o", str(trace), shells.as_sh(shell), *payload.CONSTANT[1:]]
     run = far(shell, {"argv": ["sh", "-c", "setsid sleep 1000 & exit 3"]}, argv=argv)
     run.outcome()
     run.send("q 0")

@@ -20,6 +20,8 @@ from spool_tests.support import lines
 from spool_tests.support.lines import objects
 from spool_tests.support.writer import Writer
 
+pytestmark = pytest.mark.once
+
 file = lines.file
 
 DUCK = "🦆".encode()

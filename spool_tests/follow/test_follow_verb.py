@@ -24,6 +24,8 @@ from spool_tests.support.places import CHAPERONE, ROOT
 from spool_tests.support.waiting import absent, need, until
 from spool_tests.support.writer import WORDS, Writer
 
+pytestmark = pytest.mark.once
+
 file = lines.file
 
 

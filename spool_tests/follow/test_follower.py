@@ -21,6 +21,8 @@ from spool_tests.support.processes import open_fds
 from spool_tests.support.waiting import until
 from spool_tests.support.writer import Writer
 
+pytestmark = pytest.mark.once
+
 # -- the life of a run
 
 

@@ -25,6 +25,8 @@ from spool_tests.support.processes import instances, open_fds
 from spool_tests.support.waiting import until
 from spool_tests.support.writer import Crowd, Writer
 
+pytestmark = pytest.mark.once
+
 
 async def followed(spool, **keywords):
     async with spool.follow(**keywords) as follower:

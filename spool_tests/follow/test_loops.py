@@ -26,6 +26,8 @@ from spool_tests.support.events import brief, is_readable, next_of, told
 from spool_tests.support.processes import open_fds
 from spool_tests.support.writer import Writer
 
+pytestmark = pytest.mark.once
+
 # -- where the kernel does not report changes
 
 

@@ -21,6 +21,8 @@ from spool_tests.support.processes import instances
 from spool_tests.support.waiting import absent
 from spool_tests.support.writer import Crowd
 
+pytestmark = pytest.mark.once
+
 
 @contextlib.contextmanager
 def fds_for(count):

@@ -23,6 +23,8 @@ from spool_tests.support.events import again, brief, is_readable, next_of, told
 from spool_tests.support.places import ROOT
 from spool_tests.support.writer import Writer
 
+pytestmark = pytest.mark.once
+
 # -- which runs
 
 

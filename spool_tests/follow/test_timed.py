@@ -21,6 +21,8 @@ from spool_tests.support.timelines import lines
 from spool_tests.support.waiting import until
 from spool_tests.support.writer import Writer
 
+pytestmark = pytest.mark.once
+
 TIMES = specs.checked({"program": {"argv": ["x"]}, "output": {"timeline": True}}, "/")["output"]
 MS = 1_764_130_000_000
 PROGRAM = """

@@ -7,6 +7,8 @@ import pytest
 from chaperone.errors import SpecError
 from chaperone.model import cursor
 
+pytestmark = pytest.mark.once
+
 WHOLE = {
     "runs": {
         "r1": {"key": "k", "stdout": 5, "stderr": 0},

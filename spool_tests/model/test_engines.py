@@ -7,6 +7,8 @@ import pytest
 from chaperone.model.hops import remote as remotes
 from chaperone.model.hops.route import Route
 
+pytestmark = pytest.mark.once
+
 
 def route(*hops):
     return Route.of(remotes.hops({"hops": list(hops)}))

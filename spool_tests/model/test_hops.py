@@ -16,6 +16,8 @@ from spool_tests.support.runs import final, sh, start, stdout
 from spool_tests.support.shells import path_of
 from spool_tests.support.waiting import until
 
+pytestmark = pytest.mark.once
+
 WORDS = strategies.text(
     strategies.characters(blacklist_characters="\0", blacklist_categories=("Cs",))
 )

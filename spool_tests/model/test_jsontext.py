@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from chaperone.model import jsontext
 
+pytestmark = pytest.mark.once
+
 finite = st.floats(allow_nan=False, allow_infinity=False)
 values = st.recursive(
     st.none()

@@ -19,6 +19,8 @@ from chaperone.model.request import (
     parsed,
 )
 
+pytestmark = pytest.mark.once
+
 printable = st.characters().filter(lambda char: char.isprintable() and not char.isspace())
 words = st.none() | st.text(printable, min_size=1, max_size=BY_LENGTH)
 graces = st.none() | st.floats(0, LONGEST_GRACE_S)

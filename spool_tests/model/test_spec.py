@@ -14,6 +14,8 @@ from chaperone.model import jsontext
 from chaperone.model import spec as specs
 from spool_tests.support.specs import ARGV, CANONICAL, CWD
 
+pytestmark = pytest.mark.once
+
 
 def made(path: str, value: object) -> dict[str, Any]:
     """A small spec with one field set, however deep: `made("stop.signal", "INT")`."""

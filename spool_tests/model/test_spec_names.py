@@ -13,6 +13,8 @@ from chaperone.model import jsontext
 from chaperone.model import spec as specs
 from spool_tests.support.specs import ARGV, CANONICAL, CWD
 
+pytestmark = pytest.mark.once
+
 # -- names and signals
 
 
@@ -119,7 +121,7 @@ nearly = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])  # on a loaded machine
+@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])  # on a loaded machine
 @given(likely | nearly)
 def test_anything_is_refused_in_one_sentence_or_has_a_fixed_point(value: object) -> None:
     try:

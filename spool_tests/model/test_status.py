@@ -23,6 +23,8 @@ from chaperone.program import processes
 from chaperone.spool import format
 from spool_tests.support import disk
 
+pytestmark = pytest.mark.once
+
 NOW_NS = 1_795_550_066_123_456_789
 START = transitions.starting(disk.spec("r", labels={"team": "etl"}), 42, "here", "boot", NOW_NS)
 RUNNING = transitions.running(START, 4711, NOW_NS)

@@ -20,7 +20,10 @@ from chaperone.model import status as statuses
 from chaperone.spool import format, gc
 from chaperone.spool import reap as reaping
 from spool_tests.support.places import CHAPERONE
+from spool_tests.support.users import said
 from spool_tests.support.waiting import until
+
+pytestmark = pytest.mark.once
 
 GARBAGE = bytes(range(256)) * 4
 DAMAGES = {
@@ -177,25 +180,17 @@ def readers(path):
 
 def verbs(path):
     """All the verbs that only look; each exits, none with a traceback or a bug's exit code."""
-    for words in (
+    looks = (
         ["ls", "--all"],
         ["ls", "--json"],
         ["status", "r"],
         ["tail", "r"],
         ["tail", "--timestamps", "r"],
         ["wait", "r"],
-    ):
-        done = subprocess.run(
-            [*CHAPERONE, *words, "--spool", str(path)],
-            capture_output=True,
-            timeout=20,
-            stdin=subprocess.DEVNULL,
-            check=False,
-        )
-        assert b"Traceback" not in done.stderr and done.returncode not in (
-            os.EX_SOFTWARE,
-            -signal.SIGSEGV,
-        ), (words, done)
+    )
+    asked = [[*words, "--spool", path] for words in looks]
+    for words, (code, text) in zip(asked, said(path.parent, *asked), strict=True):
+        assert "Traceback" not in text and code != os.EX_SOFTWARE, (words, code, text)
 
 
 @pytest.mark.parametrize("how", DAMAGES)

@@ -20,6 +20,8 @@ from spool_tests.support import crash
 from spool_tests.support.places import CHAPERONE
 from spool_tests.support.waiting import need
 
+pytestmark = pytest.mark.once
+
 # What can't fail because a disk is full or bad, or is the kernel's own business between
 # processes.
 UNHARMED = set(

@@ -25,6 +25,8 @@ from spool_tests.support import disk
 from spool_tests.support.calls import replace_call
 from spool_tests.support.places import ROOT
 
+pytestmark = pytest.mark.once
+
 # -- R1, R3: lock, then status, then the rest
 
 

@@ -13,6 +13,8 @@ from chaperone.spool import reap as reaping
 from spool_tests.support import disk
 from spool_tests.support.calls import replace_call
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def calls(monkeypatch):

@@ -17,6 +17,8 @@ from spool_tests.support.surviving import adopt
 from spool_tests.support.timelines import lines, timed
 from spool_tests.support.waiting import until
 
+pytestmark = pytest.mark.once
+
 TIMES = {"timeline": True}
 
 

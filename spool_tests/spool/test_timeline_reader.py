@@ -9,6 +9,8 @@ from chaperone.spool import timeline
 from chaperone.spool.timeline import Reader
 from spool_tests.support.timelines import pieces
 
+pytestmark = pytest.mark.once
+
 STREAMS = ("stdout", "stderr")
 
 

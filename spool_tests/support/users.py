@@ -2,14 +2,23 @@
 What tests of users share.
 """
 
+import asyncio  # noqa: F401
 import contextlib
 import itertools
 import os
 import re
 import signal
 
-from chaperone.cli import completion, main  # noqa: F401  imported once here, and not by each child
-from chaperone.model.hops import remote  # noqa: F401  imported once here, and not by each child
+# What verbs import is imported here, once, and not again by each child.
+from chaperone import api  # noqa: F401
+from chaperone.cli import completion, main  # noqa: F401
+from chaperone.cli.verbs import control, hold, look, pieces, read, upkeep  # noqa: F401
+from chaperone.farside import lives  # noqa: F401
+from chaperone.follow import batches  # noqa: F401
+from chaperone.hold import adopt, chaperone  # noqa: F401
+from chaperone.launch import launcher  # noqa: F401
+from chaperone.model.hops import remote  # noqa: F401
+from chaperone.spool import gc, reap  # noqa: F401
 from spool_tests.support import disk
 
 

@@ -16,6 +16,8 @@ from spool_tests.support import crash, victims
 from spool_tests.support.far_victims import KINDS
 from spool_tests.support.waiting import need
 
+pytestmark = pytest.mark.once
+
 server = victims.server
 
 SHARDS = 4  # of the long form, so that the points spread over workers

@@ -19,6 +19,8 @@ from chaperone.follow.follower import Follower
 from chaperone.model.events import Changed, Ended, Lost, Output
 from spool_tests.support.writer import WORDS, Writer
 
+pytestmark = pytest.mark.once
+
 RUNS = 70
 AT_ONCE = 50  # so many write at the time, to the last kill
 

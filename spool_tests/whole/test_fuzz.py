@@ -18,6 +18,8 @@ from chaperone.model import transitions
 from spool_tests.support import fuzz
 from spool_tests.support.waiting import absent
 
+pytestmark = pytest.mark.once
+
 WORDS = [
     b"\0\0",
     b"\n",

@@ -9,8 +9,6 @@ import stat
 
 import pytest
 
-from chaperone.cli import completion, main  # noqa: F401  imported once here, and not by each child
-from chaperone.model.hops import remote  # noqa: F401  imported once here, and not by each child
 from spool_tests.support import disk
 from spool_tests.support.processes import open_fds, processes_with
 from spool_tests.support.users import VERBS, said
@@ -149,6 +147,7 @@ def test_planted_file_in_a_run_is_followed_by_no_verb(spool, tmp_path, outside, 
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("plant", PLANTS)
 @pytest.mark.parametrize("name", SPOOL_FILES)
 def test_planted_file_in_a_spool_is_followed_by_no_verb(spool, tmp_path, outside, name, plant):

@@ -22,6 +22,8 @@ from spool_tests.support.places import CHAPERONE, ROOT
 from spool_tests.support.waiting import absent, until
 from spool_tests.support.writer import Writer
 
+pytestmark = pytest.mark.once
+
 # A scheduler of its own: counts what it hears until all that it was given to expect has ended, and
 # how often the kernel's queue overflowed.
 FOLLOWS = """

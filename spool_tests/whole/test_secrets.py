@@ -5,7 +5,6 @@ adopted and ends.
 
 import contextlib
 import os
-import pathlib
 import signal
 import subprocess
 import sys
@@ -14,7 +13,9 @@ import pytest
 
 from spool_tests.support import shells
 from spool_tests.support.far import assert_no_supervisor, far_processes, remotes, sudo
+from spool_tests.support.processes import processes_with
 from spool_tests.support.runs import final, sh, start, stdout
+from spool_tests.support.sshd import Sshd
 from spool_tests.support.surviving import adopt, connected
 from spool_tests.support.waiting import need, until
 
@@ -131,39 +132,22 @@ def test_secrets_are_in_no_argv_while_a_run_lives(spool, sshd, mode, life, tmp_p
 
 @pytest.mark.root
 @pytest.mark.parametrize("shell", shells.SH)
-def test_secrets_are_in_no_argv_that_any_sh_makes(spool, sshd_with, shell, tmp_path):
+def test_secrets_are_in_no_argv_that_any_sh_makes(spool, shell, tmp_path):
     """However short-lived: a trace of every exec below an sshd, its /bin/sh any that there is."""
-    need("strace")
-    there, trace, secret = sshd_with(shell), tmp_path / "trace", "s3cr3t" + os.urandom(8).hex()
-    argv = [
-        "strace",
-        "-f",
-        "-qq",
-        "-e",
-        "trace=execve",
-        "-e",
-        "signal=none",
-        "-s",
-        "1000000",
-        "-o",
-        str(trace),
-        "-p",
-        str(there.pid),
-    ]
-    with subprocess.Popen(argv, stderr=subprocess.DEVNULL) as tracer:
-        until(
-            lambda: (
-                f"TracerPid:\t{tracer.pid}\n"
-                in pathlib.Path(f"/proc/{there.pid}/status").read_text()
-            )
-        )
-        try:
-            through_its_life(
-                spool, secret, "survive", there.remote(remote_dir=str(tmp_path / "far"))
-            )
-        finally:
-            tracer.terminate()
+    need("sshd", "ssh", "ssh-keygen", "pgrep", "strace")
+    trace, secret = tmp_path / "trace", "s3cr3t" + os.urandom(8).hex()
+    (tmp_path / "sshd").mkdir()
+    # The tracer is no ancestor of what it traces (-D), and sees the calls that it asks for alone.
+    tracer = ["strace", "-D", "-f", "--seccomp-bpf", "-qq", "-e", "trace=execve", "-s", "1000000"]
+    tracer += ["-e", "signal=none", "-o", str(trace)]
+    there = Sshd(str(tmp_path / "sshd"), shell=shell, prefix=tracer)
+    try:
+        remote = there.remote(remote_dir=str(tmp_path / "far"))
+        through_its_life(spool, secret, "survive", remote)
+        assert_no_supervisor(there)
+    finally:
+        there.close()
+    until(lambda: not processes_with(os.fsencode(trace)))  # the tracer has written all of it
     execs = trace.read_text()
     assert "chaperone-ready-1" in execs and '"tail", "-c"' in execs
     assert secret not in execs
-    assert_no_supervisor(there)

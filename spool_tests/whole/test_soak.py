@@ -342,6 +342,7 @@ class Soak:
         return false
 
 
+@pytest.mark.once
 def test_no_verdict_is_false(spool, load, tmp_path, pytestconfig, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))  # where runs that survive keep themselves
     seed = os.environ.get("CHAPERONE_SOAK_SEED") or str(random.randrange(1 << 32))
