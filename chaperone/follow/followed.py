@@ -22,7 +22,7 @@ from ..spool.timeline import Timed
 from .descriptors import CLOSE_WRITE, IGNORED, MODIFY, MOVED_TO
 from .hub import OpenStreams, SharedStreams
 
-# Bytes of one Output at most: memory stays flat however far behind the reader is.
+# Bytes of one Output at most: memory is flat however far behind the reader is.
 CHUNK = 1024 * 1024
 # The kernel reports the close of the lock shortly before it releases the lock: 0.7 ms at the
 # median, 2.5 ms at most, more on a loaded host.
@@ -377,7 +377,9 @@ class FollowedRun:
             self.entry = cursors.advanced(self.entry, stream, 0)
             return Shrank(run_id=self.run_id, stream=stream, offset=offset, size=size)
         end = end if until is None else min(end, until)
-        data = os.pread(fd, min(end - offset, CHUNK), offset) if end > offset else b""
+        data = (
+            os.pread(fd, min(end - offset, self._follower.chunk), offset) if end > offset else b""
+        )
         if until is None and offset + len(data) >= end or not data:
             self.hints &= ~HINT_OF_STREAM[stream]
         if not data:
@@ -420,6 +422,7 @@ class FollowerServices(Protocol):
     """
 
     spool_fd: int
+    chunk: int
     wanted: tuple[str, ...]
     streams: OpenStreams | SharedStreams
 

@@ -33,7 +33,7 @@ from .descriptors import (
     Watcher,
     close_when_dropped,
 )
-from .followed import HINT_ENDED, HINT_LOOK, SHORT, FollowedRun
+from .followed import CHUNK, HINT_ENDED, HINT_LOOK, SHORT, FollowedRun
 from .progress import Progress
 from .turns import Turns
 
@@ -91,6 +91,7 @@ class Follower:
             want = f"want more than 0 and at most {LONGEST_S:g} s"
             raise SpecError(f"unable to poll every {poll_s!r} s: {want}")
         self.polling: str | None = None
+        self.chunk = CHUNK  # bytes of one Output at most, for whoever needs less
         self._named = None if runs is None else frozenset(runs)
         others = {name: entry for name, entry in entries.items() if not self._is_named(name)}
         self._progress = Progress(others)

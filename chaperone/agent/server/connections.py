@@ -30,6 +30,7 @@ from hypercorn.typing import ConnectionState
 
 from ..tls import Certificate
 from ..wire import PIECE
+from .exchange import bug
 
 HEAD_S = 8.0  # for a handshake and a whole head, and between two requests of a connection
 STALL_S = 60.0  # a stream that takes no byte for so long is closed; its cursor brings it back
@@ -38,7 +39,7 @@ CLOSE_S = 2.0  # for the last bytes, and the farewell of TLS
 MOST = 512  # connections: a process may have 1,024 files by default
 # Of one address, that have not shown a token; more wait for a place before their TLS begins, which
 # takes 300 KiB, most of it asyncio's buffer.
-MOST_UNKNOWN = 32
+MOST_UNKNOWN = 16
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
 Log = Callable[[str], None]
@@ -144,10 +145,10 @@ class Connection:
             self.task.cancel()
 
     def _abort(self) -> None:
-        # asyncio before 3.12: the transport of a client that went while we closed it has no
-        # protocol any more, and can't be aborted.
-        if self._writer is not None and getattr(self._writer.transport, "_ssl_protocol", True):
-            self._writer.transport.abort()
+        if self._writer is not None:
+            # Before 3.11.5 the transport of TLS can't be aborted when it was closed.
+            with contextlib.suppress(AttributeError):
+                self._writer.transport.abort()
 
     def check(self, now: float) -> None:
         """Cut it if it was silent or stalled for too long."""
@@ -162,7 +163,8 @@ class Connection:
 
     def _unsent(self) -> int:
         """Bytes that we have not passed on, and those that the client has not acknowledged."""
-        assert self._writer is not None
+        if self._writer is None or self._writer.is_closing():
+            return 0
         queued = struct.unpack("i", fcntl.ioctl(self._sock, termios.TIOCOUTQ, bytes(4)))[0]
         return int(queued) + self._writer.transport.get_write_buffer_size()
 
@@ -177,7 +179,7 @@ class Connection:
         except (OSError, asyncio.CancelledError, asyncio.TimeoutError):
             pass  # the client has gone, does not speak TLS, or was cut
         except Exception as error:  # noqa: BLE001  whatever one client does, the others go on
-            self._owner.log(f"unable to answer a client: {type(error).__name__} (this is a bug)")
+            self._owner.log(f"unable to answer a client: {bug(error)}")
         finally:
             self.know()
             self._abort()

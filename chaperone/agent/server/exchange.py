@@ -70,6 +70,13 @@ def refusal(error: ChaperoneError) -> Response:
     return answer(wire.error_object(error), status, headers)
 
 
+def bug(error: BaseException) -> str:
+    """A fault of ours as a sentence: where it is, without values, which may be secrets."""
+    places = traceback.extract_tb(error.__traceback__)[-3:]
+    shown = ", ".join(f"{os.path.basename(each.filename)}:{each.lineno}" for each in places)
+    return f"{type(error).__name__} at {shown} (this is a bug)"
+
+
 class CutError(Exception):
     """An answer ends before its end: the client sees that and asks again."""
 
@@ -113,7 +120,7 @@ class Exchange:
         except ChaperoneError as error:
             await refusal(error)(self.scope, self.receive, self.send)
         except Exception as error:  # noqa: BLE001  a bug: its client gets an answer, the others go on
-            self._log_bug(error)
+            self._say(f"unable to answer: {bug(error)}")
             if self._status is None:
                 sentence = f"unable to answer: {type(error).__name__} (this is a bug)"
                 await refusal(ChaperoneError(sentence))(self.scope, self.receive, self.send)
@@ -136,12 +143,6 @@ class Exchange:
         end = "" if self._is_whole else " cut"
         answered = f"{self._status or '-'} {self._sent}B {took}{end}"
         self._say(f"{host} {name} {self.scope['method']} {path} {answered}")
-
-    def _log_bug(self, error: Exception) -> None:
-        """Where it happened, without the values, which may be secrets."""
-        places = traceback.extract_tb(error.__traceback__)[-3:]
-        shown = ", ".join(f"{os.path.basename(each.filename)}:{each.lineno}" for each in places)
-        self._say(f"unable to answer: {type(error).__name__} at {shown} (this is a bug)")
 
     # -- who asks
 

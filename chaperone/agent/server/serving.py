@@ -18,6 +18,7 @@ from ..tls import Certificate
 from . import runs, streams
 from .application import Agent, Application, Route
 from .connections import Connections
+from .exchange import bug
 
 BACKLOG = 1024
 REAP_S = 60.0  # between two looks for runs whose chaperone died: nothing else does it here
@@ -103,9 +104,8 @@ async def serve(
 def _log_fault(agent: Agent, context: dict[str, object]) -> None:
     """A fault that no task has answered; what a client did to TLS is none."""
     error = context.get("exception")
-    if not isinstance(error, OSError):
-        kind = type(error).__name__ if error else ""
-        agent.log(f"unable to go on: {context.get('message')} {kind}".rstrip())
+    if isinstance(error, Exception) and not isinstance(error, OSError):
+        agent.log(f"unable to go on: {bug(error)}")
 
 
 async def _reap(agent: Agent) -> None:

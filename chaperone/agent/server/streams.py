@@ -56,6 +56,9 @@ class Stream(Response):
                 "headers": self.raw_headers,
             }
         )
+        if scope["method"] == "HEAD":
+            await send({"type": "http.response.body", "body": b""})
+            return
         sending = asyncio.ensure_future(self._send(send))
         leaving = asyncio.ensure_future(exchange.gone())
         connection = exchange.connection if self._follows else None
@@ -158,10 +161,10 @@ async def _read(run: Any, name: str, first: int, end: int) -> AsyncIterator[byte
 async def _followed(run: Any, name: str, first: int) -> AsyncIterator[bytes]:
     cursor = run.cursor(**{name: first})
     with Follower(run.spool_path, cursor, [run.run_id], [name], shared=True) as follower:
+        follower.chunk = wire.PIECE
         while (event := await follower.anext()) is not None:
             if isinstance(event, events.Output):
-                for begin in range(0, len(event.data), wire.PIECE):
-                    yield event.data[begin : begin + wire.PIECE]
+                yield event.data
             elif isinstance(event, events.Shrank) or (
                 isinstance(event, events.Ended) and event.status is None
             ):
@@ -194,6 +197,7 @@ async def followed(asked: Asked) -> Response:
 
 
 async def _lines(asked: Asked, follower: Follower) -> AsyncIterator[bytes]:
+    follower.chunk = wire.PIECE
     with follower:
         valid_until = time.monotonic() + wire.PING_S
         while True:
@@ -205,15 +209,10 @@ async def _lines(asked: Asked, follower: Follower) -> AsyncIterator[bytes]:
                 valid_until = time.monotonic() + wire.PING_S
             lines, size = [], 0
             while event is not None:
-                for piece in _pieces(event):
-                    lines.append(piece)
-                    size += len(piece)
+                lines.append(f"{wire.event_text(event)}\n".encode())
+                size += len(lines[-1])
                 event = None if size >= wire.PIECE else await follower.anext(0)
             yield b"".join(lines) or b"\n"
-
-
-def _pieces(event: events.Event) -> list[bytes]:
-    return [f"{wire.event_text(event)}\n".encode()]
 
 
 ROUTES = [
