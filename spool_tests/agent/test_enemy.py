@@ -8,15 +8,12 @@ Knows: sockets, TLS, HTTP as bytes.  Must not know: the code of the server.
 import contextlib
 import os
 import re
-import select
 import socket
-import time
 
 import pytest
 
-from spool_tests.support.agents import TOKENS, events, served
+from spool_tests.support.agents import TOKENS, served
 from spool_tests.support.runs import sh
-from spool_tests.support.waiting import until
 
 TOKEN = f"Authorization: Bearer {TOKENS['run']}\r\n"
 HEAD = f"Host: x\r\n{TOKEN}"
@@ -70,7 +67,7 @@ AMBIGUOUS = {
     "a list of lengths": (f"{POST}Content-Length: 0, 2\r\n\r\n{{}}{SMUGGLED}", [400]),
     "a signed length": (f"{POST}Content-Length: +2\r\n\r\n{{}}{SMUGGLED}", [400]),
     "chunks twice": (
-        f"{POST}Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{SMUGGLED}",
+        POST + "Transfer-Encoding: chunked\r\n" * 2 + f"\r\n0\r\n\r\n{SMUGGLED}",
         [501],
     ),
     "other codings": (f"{POST}Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n{SMUGGLED}", [501]),
@@ -78,7 +75,7 @@ AMBIGUOUS = {
         f"{POST}Content-Length : 2\r\n\r\n{{}}{SMUGGLED}",
         [400],
     ),
-    "a bad chunk": (f"{POST}Transfer-Encoding: chunked\r\n\r\n0x2\r\n{{}}\r\n{SMUGGLED}", []),
+    "a bad chunk": (f"{POST}Transfer-Encoding: chunked\r\n\r\n0x2\r\n{{}}\r\n{SMUGGLED}", [400]),
     "a bare return": (f"{POST}X: a\rContent-Length: 2\r\n\r\n{{}}{SMUGGLED}", [400]),
     "another protocol": (f"{POST}Upgrade: h2c\r\nHTTP2-Settings: x\r\n\r\n{SMUGGLED}", [400]),
     "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9), [400]),
@@ -111,7 +108,7 @@ def test_name_that_is_no_name_finds_nothing(agent):
     )
     names += ("../x", "%2Fetc%2Fpasswd", "r%2f..%2fr", "spec.json", "..%5c")
     (agent.directory / "x").mkdir(0o700)
-    before = sorted(os.walk(agent.directory))
+    before = sorted(path for path in agent.directory.rglob("*"))
     for name in names:
         for start in (
             "GET /api/v1/{}/runs",
@@ -126,3 +123,33 @@ def test_name_that_is_no_name_finds_nothing(agent):
         head = f"{HEAD}Connection: close\r\nContent-Length: {len(body)}\r\n\r\n"
         (code,) = answered(agent, f"PUT /api/v1/etl/runs/{name} HTTP/1.1\r\n{head}{body}")
         assert code in (404, 405, 422) or name == "spec.json", (code, name)
+    made = {path.name for path in agent.directory.rglob("*")} - {path.name for path in before}
+    assert {name for name in made if "json" in name} <= {"spec.json", "running.json", "status.json"}
+    assert sorted(os.listdir(agent.directory)) == ["etl", "x"]
+    assert os.listdir(agent.directory / "x") == []
+
+
+def test_body_that_is_compressed_or_too_large_is_refused(agent):
+    limits = [("/etl/collect", 64 * 1024), ("/etl/events", 16 * 1024 * 1024)]
+    with agent.client() as client:
+        response = client.post("/etl/collect", content=b"x", headers={"Content-Encoding": "gzip"})
+        assert response.status_code == 415
+        assert response.json()["error"] == {
+            "kind": "AgentError",
+            "message": "unable to answer a request: want a body as it is",
+            "errno": None,
+        }
+        for path, most in limits:
+            for body in (b" " * (most + 1), (b" " * 65_536 for _ in range(most // 65_536 + 1))):
+                response = client.post(path, content=body)
+                assert response.status_code == 413, path
+                want = f"unable to answer a request: want at most {most} bytes"
+                assert response.json()["error"]["message"] == want
+            assert client.post(path, content=b" " * most).status_code == 422
+    with agent.client(right=None) as client:
+        assert client.post("/etl/collect", content=b" " * 1_000_000).status_code == 401
+
+
+def test_head_without_end_is_refused(agent):
+    for line in (b"X: " + b"a" * 20_000, b"X: a\r\n" * 4_000, b"a" * 20_000):
+        assert answered(agent, b"GET /api/v1 HTTP/1.1\r\nHost: x\r\n" + line) == [431]
