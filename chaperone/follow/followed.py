@@ -417,8 +417,7 @@ class FollowerServices(Protocol):
 
     Attributes:
         spool_fd (int): The spool's.
-        wanted (tuple): Which streams are read.
-        streams: Shared by all runs.
+        wanted (tuple), chunk (int): Which streams are read, and how many bytes at once, at most.
     """
 
     spool_fd: int

@@ -91,7 +91,7 @@ class Follower:
             want = f"want more than 0 and at most {LONGEST_S:g} s"
             raise SpecError(f"unable to poll every {poll_s!r} s: {want}")
         self.polling: str | None = None
-        self.chunk = CHUNK  # bytes of one Output at most, for whoever needs less
+        self.chunk = CHUNK  # bytes of one Output, at most
         self._named = None if runs is None else frozenset(runs)
         others = {name: entry for name, entry in entries.items() if not self._is_named(name)}
         self._progress = Progress(others)
