@@ -82,6 +82,18 @@ def test_agent_with_an_unfetched_run_ends_by_its_lease(far):
     until(far.is_clean, PATIENCE_S)
 
 
+def test_runs_that_are_not_renewed_end_with_their_agent(far):
+    agent = far.deploy(idle_s=60, lease_s=2.0)
+    agent.start("r", "/bin/sleep", "1000")
+    agent.start("own", "/bin/true", renew=5000)
+    called = {"url": "https://127.0.0.1:9/r", "token": "t"}
+    agent.start("called", "/bin/true", callback=called, config={"timeout": 1})
+    assert [agent.spec(name)["renew"] for name in ("r", "own", "called")] == [2.0, 5000, None]
+    until(lambda: agent.status("r", wait=1)["state"] == "terminated")
+    assert agent.status("r")["stop"]["reason"] == "lease"
+    until(far.is_clean, PATIENCE_S)
+
+
 # -- who finds it
 
 

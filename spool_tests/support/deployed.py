@@ -120,6 +120,12 @@ class Agent:
         assert status == 200, said
         return said
 
+    def spec(self, run_id):
+        """The spec of a run."""
+        status, said = self.ask("GET", f"/spool/runs/{run_id}/spec")
+        assert status == 200, said
+        return said["spec"]
+
     def fetch(self, *run_ids):
         """Collect runs that have ended."""
         for run_id in run_ids:

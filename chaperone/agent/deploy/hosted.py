@@ -78,7 +78,9 @@ class Hosted:
             self._spool, tokens, given["idle_s"], given["lease_s"], given["single"]
         )
         # Requests are not logged: the log would grow as long as the agent lives.
-        self._agent = Agent(self._place, Tokens(tokens), lambda sentence: None)
+        self._agent = Agent(
+            self._place, Tokens(tokens), lambda sentence: None, given={"renew": given["lease_s"]}
+        )
 
     async def live(self, sock: socket.socket) -> None:
         """

@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 
+from ...errors import NoRunError
 from ...program.fds import owned
-from ...spool import format
+from ...spool import format, look
 
 LONGEST_S = 5.0  # between two looks
 
@@ -59,7 +60,8 @@ class Lifetime:
             return False
         quiet_s = now - max(asked_at, admitted_at)
         if ended:  # one that came when its clients were silent already has as long
-            return min(quiet_s, now - self._live_at) >= self._lease_s
+            left_s = min(quiet_s, now - self._live_at)
+            return left_s >= self._lease_s and left_s >= self._posting_s(ended)
         return quiet_s >= self._idle_s or (self._single and self._started_at() != self._began)
 
     def has_changed(self) -> bool:
@@ -74,6 +76,18 @@ class Lifetime:
         """The ids of live runs, and of ended ones that were not fetched."""
         with owned(format.open_spool(self._spool_path)) as spool_fd:
             return set(format.live_ids(spool_fd)), set(format.ended_ids(spool_fd))
+
+    def _posting_s(self, run_ids: set[str]) -> float:
+        """For how long the agent may still post the end of one of these runs to its callback."""
+        longest_s = 0.0
+        with owned(format.open_spool(self._spool_path)) as spool_fd:
+            for run_id in run_ids:
+                with contextlib.suppress(NoRunError):
+                    with owned(format.open_run(spool_fd, run_id)) as run_fd:
+                        spec = look.read_spec(run_fd)
+                    if spec.get("callback"):
+                        longest_s = max(longest_s, spec["config"]["timeout"])
+        return longest_s
 
     def _admitted_at(self, now: float) -> float:
         """When a `deploy` made this agent, or last found it."""

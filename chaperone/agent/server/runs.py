@@ -98,7 +98,9 @@ async def start(asked: Asked) -> Response:
     started = {"run_id": run_id, "key": key}
     if look.key_at(path, run_id) == key:
         return answer(started)
-    spec = {**asked.agent.given, **spec, "id": run_id}
+    # A run with a callback has a lease already: its receiver must answer within `config.timeout`.
+    lacking = {} if spec.get("callback") else asked.agent.given
+    spec = {**lacking, **spec, "id": run_id}
     await asyncio.to_thread(starting.start, path, spec, given["warm"], env, cwd, key)
     return answer(started, 201)
 
