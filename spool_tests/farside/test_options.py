@@ -114,10 +114,12 @@ def test_old_client_behind_another_hop_is_found_by_its_words(spool, sshd, client
     assert held(spool, sshd, sh("exit 7"), "two", remote=remote)["return_code"] == 7
 
 
-def test_doctor_asks_an_old_client_again(chaperone, client):
-    client(OLD_CLIENT)
-    said = chaperone("doctor", "127.0.0.1", stdin=None).stdout
-    assert "Bad configuration option" not in said
+def test_doctor_asks_an_old_client_again(chaperone, client, sshd):
+    path = client(OLD_CLIENT)
+    spec = {"program": {"argv": ["true"]}, "remote": sshd.remote()}
+    said = chaperone("doctor", "--spec", "-", spec=spec).stdout
+    assert "Bad configuration option" not in said and "ok  tracking: " in said
+    assert len(path.with_name("ssh.calls").read_text().splitlines()) >= 2
 
 
 def test_caller_s_own_argv_is_one_for_each_client():

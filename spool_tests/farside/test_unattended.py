@@ -213,6 +213,7 @@ PLACED = [("here", *case) for case in DAMAGES] + [
 ]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("over", [False, True], ids=["running", "over"])
 @pytest.mark.parametrize("remote, name, how", PLACED, indirect=["remote"])
 def test_adopter_comes_to_an_end_whatever_is_damaged_over_there(
