@@ -52,7 +52,7 @@ setup(
     author="The chaperone authors",
     license="MIT",
     packages=find_packages(include=["chaperone", "chaperone.*"]),
-    package_data={"chaperone": ["py.typed", "*/*.sh", "*/*/*.sh", "cli/shells/*"]},
+    package_data={"chaperone": ["py.typed", "*/*.sh", "*/*/*.sh", "cli/shells/*", "agent/page/*"]},
     # Not a console_scripts entry: its wrapper imports what a start can't afford.
     scripts=["bin/chaperone"],
     data_files=[("share/man", [])],

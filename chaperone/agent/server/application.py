@@ -28,10 +28,10 @@ from ...model import jsontext
 from ...model.spec import is_run_id
 from ...spool import format
 from .. import wire
+from . import page
 from .exchange import Exchange, NoSpoolError, Receive, RefusedError, Send, refusal
 from .tokens import Tokens
 
-PAGE = "chaperone: an agent; its API is below /api/v1\n"  # without data, as no token was shown
 BODY = 64 * 1024  # bytes, at most
 BIG_BODY = 16 * 1024 * 1024  # a spec or a cursor
 
@@ -185,14 +185,14 @@ class Application:
         by_path: dict[str, dict[str, Route]] = {}
         for route in routes:
             by_path.setdefault(route.path, {})[route.method] = route
-        page = Matcher("/", _page, methods=["GET"])
+        index = Matcher("/", _page, methods=["GET"])
         matchers = {
             path: Matcher(wire.API + path, self._endpoint(methods), methods=[*methods])
             for path, methods in by_path.items()
         }
         # What asks for a token of its own, or for none.
-        self._open = [page, *(matchers[route.path] for route in routes if route.right is None)]
-        inner = [page, *matchers.values()]
+        self._open = [index, *(matchers[route.path] for route in routes if route.right is None)]
+        inner = [index, *matchers.values()]
         self._app = Starlette(routes=inner, exception_handlers={HTTPException: _no_route})
         self._app.router.redirect_slashes = False
 
@@ -229,7 +229,8 @@ class Application:
 
 
 async def _page(request: Request) -> Response:
-    return Response(PAGE, media_type="text/plain")
+    html, headers = page.document()  # without data, as no token was shown
+    return Response(html, headers=headers)
 
 
 async def _no_route(request: Request, error: Exception) -> Response:
