@@ -138,9 +138,11 @@ class Sink:
         known = self.runs.get(run_id)
         if known is not None and known.key == key and known.is_there():
             return known
-        if known is not None:
-            self._let_go(known)
-            known.close()
+        if known is not None and known.is_there():
+            raise RunExistsError(
+                f"unable to feed run {run_id!r}: another run has its id", errno.EEXIST
+            )
+        self.drop_removed()
         try:
             run = self._found(run_id, key, origin["by"])
         except NoRunError:
@@ -186,6 +188,12 @@ class Sink:
             directory.end(spec.get("durable") is True)
             return ended
         return FedRun(directory, look.read_live(directory.fd, run_id), self._let_go)
+
+    def drop_removed(self) -> None:
+        """Let go of the runs whose run directory somebody has removed."""
+        for run in [run for run in self.runs.values() if not run.is_there()]:
+            self._let_go(run)
+            run.close()
 
     def requests(self) -> list[tuple[FedRun, Request]]:
         """The requests that came since the last call, in the order in which each run got them."""

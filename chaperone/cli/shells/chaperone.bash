@@ -5,7 +5,7 @@
 #    source ~/.local/share/bash_completion/chaperone
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
-_shtab_chaperone_subparsers=(run exec adopt launcher check schema ls status tail follow read wait stop kill signal reap gc rm completion serve token agent deploy doctor)
+_shtab_chaperone_subparsers=(run exec adopt launcher check schema ls status tail follow read wait stop kill signal reap gc rm completion serve mirror token agent deploy doctor)
 
 _shtab_chaperone_run_option_strings=(-h --help --host --env --env-file --cwd --label --stdin --survive --timeout --spool --id --detach --warm --exit-code)
 _shtab_chaperone_exec_option_strings=(-h --help --host --env --env-file --cwd --label --stdin --survive --timeout)
@@ -27,6 +27,7 @@ _shtab_chaperone_gc_option_strings=(-h --help --older --keep-failed --max-bytes 
 _shtab_chaperone_rm_option_strings=(-h --help --spool)
 _shtab_chaperone_completion_option_strings=(-h --help)
 _shtab_chaperone_serve_option_strings=(-h --help --listen --cert --key --tokens --receive)
+_shtab_chaperone_mirror_option_strings=(-h --help --spool)
 _shtab_chaperone_token_option_strings=(-h --help --right --revoke --tokens)
 _shtab_chaperone_agent_option_strings=(-h --help --spool)
 _shtab_chaperone_deploy_option_strings=(-h --help --spec --single --listen)
@@ -76,6 +77,7 @@ _shtab_chaperone_serve_pos_0_COMPGEN=_shtab_compgen_dirs
 _shtab_chaperone_serve___cert_COMPGEN=_shtab_compgen_files
 _shtab_chaperone_serve___key_COMPGEN=_shtab_compgen_files
 _shtab_chaperone_serve___tokens_COMPGEN=_shtab_compgen_files
+_shtab_chaperone_mirror___spool_COMPGEN=_shtab_compgen_dirs
 _shtab_chaperone_token___tokens_COMPGEN=_shtab_compgen_files
 _shtab_chaperone_agent___spool_COMPGEN=_shtab_compgen_dirs
 _shtab_chaperone_deploy___spec_COMPGEN=_shtab_compgen_files
@@ -87,7 +89,7 @@ _shtab_chaperone_read_pos_1_choices=(stdout stderr log)
 _shtab_chaperone_signal_pos_1_choices=(TERM INT HUP QUIT USR1 USR2 STOP CONT KILL WINCH ALRM)
 _shtab_chaperone_completion_pos_0_choices=(bash zsh fish)
 _shtab_chaperone_token___right_choices=(look run)
-_shtab_chaperone_pos_0_choices=(run exec adopt launcher check schema ls status tail follow read wait stop kill signal reap gc rm completion serve token agent deploy doctor)
+_shtab_chaperone_pos_0_choices=(run exec adopt launcher check schema ls status tail follow read wait stop kill signal reap gc rm completion serve mirror token agent deploy doctor)
 
 _shtab_chaperone_run_pos_0_nargs='*'
 _shtab_chaperone_run__h_nargs=0
@@ -161,6 +163,8 @@ _shtab_chaperone_completion___help_nargs=0
 _shtab_chaperone_serve__h_nargs=0
 _shtab_chaperone_serve___help_nargs=0
 _shtab_chaperone_serve___receive_nargs=0
+_shtab_chaperone_mirror__h_nargs=0
+_shtab_chaperone_mirror___help_nargs=0
 _shtab_chaperone_token__h_nargs=0
 _shtab_chaperone_token___help_nargs=0
 _shtab_chaperone_token___revoke_nargs=0

@@ -66,7 +66,7 @@ function _shtab_chaperone_using
   test "$_shtab_chaperone_cmdpath" = "$argv"
 end
 
-set -g _shtab_chaperone_commands run exec adopt launcher check schema ls status tail follow read wait stop kill signal reap gc rm completion serve token agent deploy doctor
+set -g _shtab_chaperone_commands run exec adopt launcher check schema ls status tail follow read wait stop kill signal reap gc rm completion serve mirror token agent deploy doctor
 set -g _shtab_chaperone_opts_with_value --by --bytes --cert --cursor --cwd --env --env-file --grace --host --id --idle --keep-failed --key --label --lines --listen --max-bytes --offset --older --right --since --spec --spool --state --stdin --timeout --tokens --until --wait -n
 
 complete -c chaperone -e
@@ -213,6 +213,9 @@ complete -c chaperone -n '_shtab_chaperone_using serve' -l key -xka "(__fish_com
 complete -c chaperone -n '_shtab_chaperone_using serve' -l tokens -xka "(__fish_complete_path (commandline -ct))" -d 'the tokens, as hashes; 0600'
 complete -c chaperone -n '_shtab_chaperone_using serve' -l receive -d 'take what agents post about runs'
 complete -c chaperone -n '_shtab_chaperone_using serve; and test $_shtab_chaperone_npos -eq 0' -ka "(__fish_complete_directories)" -d 'each spool directly below it is served'
+complete -c chaperone -n '_shtab_chaperone_using; and test $_shtab_chaperone_npos -eq 0' -a mirror -d 'copy the runs of an agent'"'"'s spool into a spool of this host'
+complete -c chaperone -n '_shtab_chaperone_using mirror' -s h -l help -d 'its words'
+complete -c chaperone -n '_shtab_chaperone_using mirror' -l spool -xka "(__fish_complete_directories)" -d 'the spool; default: $CHAPERONE_SPOOL, then ./spool'
 complete -c chaperone -n '_shtab_chaperone_using; and test $_shtab_chaperone_npos -eq 0' -a token -d 'make a token for an agent, or revoke one'
 complete -c chaperone -n '_shtab_chaperone_using token' -s h -l help -d 'its words'
 complete -c chaperone -n '_shtab_chaperone_using token' -l right -xka "look run" -d 'look or run'

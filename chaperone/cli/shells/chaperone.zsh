@@ -22,6 +22,7 @@ _shtab_chaperone_commands() {
     kill:'send SIGKILL to all processes of runs; wait for their end'
     launcher:'fork chaperones quickly, for callers that use --warm'
     ls:'list the live runs, and the ended runs that are not collected'
+    mirror:'copy the runs of an agent'"'"'s spool into a spool of this host'
     read:'print a part of a run'"'"'s output and the next offset, as JSON'
     reap:'record runs whose chaperone died as lost; clear failed starts'
     rm:'delete runs that have ended, collected or not'
@@ -186,6 +187,15 @@ _shtab_chaperone_ls_options=(
 
 # guard to ensure default positional specs are added only once per session
 _shtab_chaperone_ls_defaults_added=0
+
+_shtab_chaperone_mirror_options=(
+  {-h,--help}"[its words]"
+  "--spool[the spool\; default\: \$CHAPERONE_SPOOL, then .\/spool]:DIR:_files -/"
+  ":of the agent\'s spool, or agent\:FILE:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_chaperone_mirror_defaults_added=0
 
 _shtab_chaperone_read_options=(
   {-h,--help}"[its words]"
@@ -356,6 +366,7 @@ _shtab_chaperone() {
         kill) _arguments -C -s $_shtab_chaperone_kill_options ;;
         launcher) _arguments -C -s $_shtab_chaperone_launcher_options ;;
         ls) _arguments -C -s $_shtab_chaperone_ls_options ;;
+        mirror) _arguments -C -s $_shtab_chaperone_mirror_options ;;
         read) _arguments -C -s $_shtab_chaperone_read_options ;;
         reap) _arguments -C -s $_shtab_chaperone_reap_options ;;
         rm) _arguments -C -s $_shtab_chaperone_rm_options ;;

@@ -1,5 +1,5 @@
 """
-The verbs of agents: serve, token, agent, deploy.
+The verbs of agents: serve, mirror, token, agent, deploy.
 
 Knows: what their words mean.  Must not know: HTTP, TLS.
 """
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 TOKENS = Argument("--tokens", metavar="FILE", required=True, help="the tokens, as hashes; 0600")
 
 
+def _log(terminal: Terminal, line: str) -> None:
+    terminal.note(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {line}")
+
+
 @verb(
     "serve the spools in a directory over HTTPS",
     Argument("directory", metavar="DIR", help="each spool directly below it is served"),
@@ -42,13 +46,9 @@ def serve(given: Given, terminal: Terminal) -> int:
     from ...agent.server.tokens import Tokens
     from ...agent.tls import Certificate
 
-    def log(line: str) -> None:
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        terminal.note(f"{now} {line}")
-
     if not os.path.isdir(given.directory):
         raise UsageError(f"unable to serve {given.directory!r}: want a directory")
-    agent = Agent(given.directory, Tokens(given.tokens), log)
+    agent = Agent(given.directory, Tokens(given.tokens), lambda line: _log(terminal, line))
     certificate = Certificate(given.cert, given.key)
     listening = serving.listen(given.listen)
     url = serving.url(listening)
@@ -63,6 +63,36 @@ def serve(given: Given, terminal: Terminal) -> int:
     asyncio.run(serving.serve(agent, listening, certificate, ready, routes))
     # A thread that waits for a disk must not keep us: an agent holds nothing.
     os._exit(os.EX_OK)
+
+
+@verb(
+    "copy the runs of an agent's spool into a spool of this host",
+    Argument("url", metavar="URL", help="of the agent's spool, or agent:FILE"),
+    SPOOL,
+)
+def mirror(given: Given, terminal: Terminal) -> int:
+    add_site_packages(terminal)
+    import asyncio
+    import resource
+    import signal
+
+    from ...agent.client.place import client_room
+
+    client_room(given.url, "aio")  # it says so where a package is missing
+    from ...agent.mirror import Mirror
+
+    # Each run takes eight, and the usual soft limit is 1,024.
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+    async def run() -> None:
+        end = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, end.set)
+        await Mirror(given.url, spool_path(given), lambda line: _log(terminal, line)).run(end)
+
+    asyncio.run(run())
+    return os.EX_OK
 
 
 @verb(

@@ -1,0 +1,349 @@
+"""The mirror: an agent's runs as ordinary run directories of this host, whatever dies."""
+
+import json
+import os
+import random
+import shutil
+import signal
+
+import pytest
+
+import chaperone
+from chaperone import agent as agents
+from spool_tests.support.agents import served
+from spool_tests.support.fed import KEY, far_final
+from spool_tests.support.mirrors import Mirrored, mirrored, same
+from spool_tests.support.runs import ask, final, live, log, py, sh
+from spool_tests.support.runs import start as start_here
+from spool_tests.support.waiting import until
+
+# Writes random bytes to both streams, in pieces.
+WRITER = (
+    "import os, random, time\n"
+    "for n in range({pieces}):\n"
+    "    os.write(1, random.randbytes({size})); os.write(2, random.randbytes({size}))\n"
+    "    time.sleep({pause})"
+)
+
+
+@pytest.fixture
+def agent(spool, tmp_path):
+    with served(tmp_path) as agent:
+        yield agent
+
+
+@pytest.fixture
+def client(agent):
+    with agent.client() as client:
+        yield client
+
+
+@pytest.fixture
+def mirror(agent, spool):
+    with mirrored(agent, spool) as mirror:
+        yield mirror
+
+
+def put(agent, client, run_id, program, **spec):
+    answer = agent.put(client, run_id, program, **spec)
+    assert answer.status_code == 201, answer.text
+
+
+def ended(spool, run_id="r"):
+    path = spool / run_id / "status.json"
+    until(path.exists, 30, f"{run_id} has ended in {spool}")
+    until(lambda: not (spool / run_id / "lock").exists())
+    return final(spool, run_id)
+
+
+def state(spool, run_id="r"):
+    try:
+        return chaperone.Spool(str(spool))[run_id].status().state
+    except chaperone.NoRunError:
+        return None
+
+
+def collected(agent):
+    """Whether nothing is left in .ended/ at the agent."""
+    return not os.listdir(agent.spool / ".ended")
+
+
+# -- what is there
+
+
+def test_mirrored_run_is_like_any_other(agent, client, spool, mirror):
+    put(agent, client, "r", sh("echo out; echo err >&2; exit 3"), labels={"team": "etl"})
+    status = ended(spool)
+    assert (status["return_code"], status["labels"]) == (3, {"team": "etl"})
+    assert same(agent.spool, spool, "r") == []
+    assert (spool / ".ended" / "r").is_symlink()
+    until(lambda: collected(agent))
+    near, far = (json.loads((place / "r/spec.json").read_text()) for place in (spool, agent.spool))
+    assert near == {
+        **far,
+        "on_disconnect": "survive",
+        "lease": 2400,
+        "origin": {"by": "mirror", "url": agent.spool_url},
+    }
+
+
+def test_output_and_statuses_come_as_they_are_made(agent, client, spool, mirror):
+    put(agent, client, "r", sh("echo one; sleep 600"))
+    until(lambda: (spool / "r/stdout").exists() and (spool / "r/stdout").read_bytes() == b"one\n")
+    until(lambda: live(spool)["state"] == "running")
+    assert live(spool)["pid"] == live(agent.spool)["pid"]
+
+
+def test_runs_from_before_the_mirror_are_copied_and_collected_ones_are_not(agent, client, spool):
+    for run_id in ("old", "ended"):
+        put(agent, client, run_id, sh("echo bytes"))
+        ended(agent.spool, run_id)
+    client.post("/etl/collect", json={"runs": {"old": None}})
+    put(agent, client, "live", sh("echo bytes; sleep 600"))
+    with mirrored(agent, spool):
+        ended(spool, "ended")
+        until(lambda: state(spool, "live") == "running")
+        assert not (spool / "old").exists()
+        until(lambda: collected(agent))
+
+
+def test_one_listing_and_one_follower_see_all_runs_alike(tmp_path, spool):
+    """A local run, a mirrored one and a posted one, in one spool."""
+    with served(tmp_path) as agent, agent.client() as client, mirrored(agent, spool):
+        receiver = agents.receiver(str(spool), "https://near/")
+        try:
+            url, _ = receiver.expect("posted", KEY)
+            posted = receiver._callbacks.reception.run("posted", KEY)
+            start_here(spool, sh("echo bytes"), "here").wait()
+            put(agent, client, "there", sh("echo bytes"))
+            posted.append("stdout", 0, b"bytes\n")
+            posted.ended(far_final(6, run_id="posted"))
+            kinds = {}
+            with chaperone.Spool(str(spool)).follow() as follower:
+                while sum(events[-1] == "Ended" for events in kinds.values()) < 3:
+                    event = follower.next(30)
+                    assert event is not None, kinds
+                    seen = kinds.setdefault(event.run_id, [])
+                    if not isinstance(event, chaperone.Changed):
+                        seen.append(type(event).__name__)
+        finally:
+            receiver.close()
+    assert kinds == dict.fromkeys(("here", "there", "posted"), ["Started", "Output", "Ended"])
+    names = ["spec.json", "status.json", "stderr", "stdout"]
+    for run_id in kinds:
+        assert sorted(os.listdir(spool / run_id)) == names
+    assert sorted(os.listdir(spool / ".ended")) == sorted(kinds)
+
+
+# -- what is asked for here
+
+
+def test_requests_are_forwarded(agent, client, spool, mirror, chaperone):
+    trap = "trap 'echo usr1' USR1; echo ready; while :; do sleep 0.05; done"
+    put(agent, client, "r", sh(trap), stop={"grace_period": 5})
+    until(lambda: (spool / "r/stdout").exists() and (spool / "r/stdout").read_bytes())
+    assert chaperone("signal", "r", "USR1").returncode == 0
+    until(lambda: (spool / "r/stdout").read_bytes() == b"ready\nusr1\n")
+    done = chaperone("stop", "r", "--by", "ops")
+    assert done.returncode == 0, done.stderr
+    stop = final(spool)["stop"]
+    assert (stop["reason"], stop["by"]) == ("request", "ops")
+    assert same(agent.spool, spool, "r") == []
+
+
+def test_stop_is_forwarded_when_the_agent_is_back_and_a_signal_is_not(agent, client, spool, mirror):
+    put(agent, client, "r", sh("trap 'echo usr1' USR1; while :; do sleep 0.05; done"))
+    until(lambda: state(spool) == "running")
+    agent.kill()
+    ask(spool, "signal USR1")
+    ask(spool, "stop 0 by=ops")
+    until(lambda: live(spool).get("pending") == ["stop 0.0 by=ops"])
+    mirror.kill()
+    assert state(spool) == "unattended"
+    mirror.start()
+    until(lambda: state(spool) == "running")
+    agent.start()
+    status = ended(spool)
+    assert status["stop"]["by"] == "ops"
+    assert (spool / "r" / "stdout").read_bytes() == b""
+
+
+def test_request_that_the_agent_refuses_is_in_the_log(agent, client, spool):
+    put(agent, client, "r", sh("sleep 600"))
+    with mirrored(agent, spool, "look"):
+        until(lambda: state(spool) == "running")
+        ask(spool, "signal USR1")
+        until(lambda: log(spool))
+    assert log(spool) == ["unable to answer a request: token 'looker' may only look"]
+
+
+# -- deaths
+
+
+def test_end_of_a_mirror_leaves_its_runs_for_the_next_one(agent, client, spool, mirror):
+    put(agent, client, "r", sh("echo one; sleep 600"))
+    until(lambda: state(spool) == "running" and (spool / "r/stdout").read_bytes())
+    assert mirror.stop() == 0
+    assert mirror.lines() == []
+    assert state(spool) == "unattended"
+    agent.kill()
+    mirror.start()
+    until(lambda: state(spool) == "running")  # before the agent is there
+    agent.start()
+    client.post(f"{agent.api}/etl/runs/r/control", content="kill")
+    assert ended(spool)["signal"] == "SIGKILL"
+    assert same(agent.spool, spool, "r") == []
+
+
+def test_agent_that_is_away_is_waited_for_and_said_once(agent, client, spool, mirror):
+    put(agent, client, "r", sh("echo one; sleep 600"))
+    until(lambda: state(spool) == "running")
+    agent.kill()
+    until(lambda: len(mirror.lines()) == 1, 30)
+    agent.start()
+    client.post(f"{agent.api}/etl/runs/r/control", content="kill")
+    ended(spool)
+    until(lambda: len(mirror.lines()) == 2, 30)
+    away, back = mirror.lines()
+    assert away.startswith(f"following '{agent.spool_url}' again within ")
+    assert back == f"following {agent.spool_url} again"
+
+
+@pytest.mark.parametrize(
+    "victim, kills",
+    [
+        pytest.param("mirror", 30, marks=pytest.mark.tier("agents")),
+        pytest.param("agent", 30, marks=pytest.mark.tier("agents")),
+        pytest.param("both", 30, marks=pytest.mark.tier("agents")),
+        ("both", 2),
+    ],
+)
+def test_death_while_programs_write_loses_and_repeats_nothing(
+    agent, client, spool, mirror, victim, kills
+):
+    size = 5_000 * kills
+    whole = 4 * 2 * 40 * size
+    ids = [f"run-{number}" for number in range(4)]
+    for run_id in ids:
+        put(agent, client, run_id, py(WRITER.format(pieces=40, size=size, pause=0.05)))
+    dice = random.Random(victim)
+    with chaperone.Spool(str(spool)).follow() as follower:
+        for _ in range(kills):
+            wanted = written(spool) + dice.randrange(1, whole // kills)
+            until(lambda wanted=wanted: written(spool) >= min(wanted, whole * 9 // 10), 60)
+            if victim in ("mirror", "both"):
+                mirror.kill()
+            if victim in ("agent", "both"):
+                agent.kill()
+                agent.start()
+            if not mirror.is_alive():
+                mirror.start()
+        ends = []
+        while len(ends) < len(ids):
+            event = follower.next(30)
+            assert event is not None, mirror.lines()
+            assert not isinstance(event, (chaperone.Lost, chaperone.Shrank)), event
+            ends += [event.run_id] if isinstance(event, chaperone.Ended) else []
+        assert follower.next(0) is None
+    assert sorted(ends) == ids
+    assert {run_id: same(agent.spool, spool, run_id) for run_id in ids} == dict.fromkeys(ids, [])
+    until(lambda: collected(agent))
+
+
+def written(spool):
+    return sum(os.path.getsize(path) for path in spool.glob("run-*/std*"))
+
+
+def test_second_mirror_of_a_spool_is_refused(agent, spool, mirror):
+    until(lambda: (spool / ".mirror").exists() and os.listdir(spool / ".mirror"))
+    second = Mirrored(agent, spool)
+    second.start()
+    assert second.process.wait(20) == 74
+    assert second.log.read_text() == (
+        f"chaperone: unable to mirror {agent.spool_url} into spool '{spool}': another mirror does\n"
+    )
+    assert mirror.is_alive()
+
+
+# -- what can't be copied
+
+
+def test_run_whose_id_is_taken_stays_and_harms_no_other(agent, client, spool, mirror):
+    start_here(spool, sh("echo mine"), "taken").wait()
+    put(agent, client, "taken", sh("echo other"))
+    put(agent, client, "free", sh("echo bytes"))
+    ended(spool, "free")
+    until(mirror.lines)
+    why = "unable to feed run 'taken': another run has its id; the agent keeps its own"
+    assert mirror.lines() == [why]
+    until(lambda: os.listdir(agent.spool / ".ended") == ["taken"])
+    assert (spool / "taken" / "stdout").read_bytes() == b"mine\n"
+
+
+def test_run_directory_that_is_removed_here_is_copied_again(agent, client, spool, mirror):
+    put(agent, client, "r", sh("echo one; sleep 600"))
+    put(agent, client, "other", sh("echo bytes"))
+    until(lambda: state(spool) == "running" and (spool / "r/stdout").read_bytes())
+    shutil.rmtree(spool / "r")
+    client.post("/etl/runs/r/control", content="kill")
+    until(lambda: (spool / "r" / "status.json").exists(), 60)
+    assert same(agent.spool, spool, "r") == []
+    ended(spool, "other")
+
+
+def test_run_that_was_deleted_there_is_lost_here(agent, client, spool, mirror):
+    put(agent, client, "r", sh("echo one; sleep 600"))
+    until(lambda: state(spool) == "running" and (spool / "r/stdout").read_bytes())
+    mirror.kill()
+    client.post("/etl/runs/r/control", content="kill")
+    ended(agent.spool)
+    assert client.delete("/etl/runs/r").status_code == 204
+    mirror.start()
+    status = ended(spool)
+    assert (status["state"], status["stdout"]["bytes"], status["complete"]) == ("lost", 4, False)
+    assert status["exception"]["message"] == (
+        "the agent has no such run any more, and its end was not mirrored"
+    )
+
+
+def test_run_that_is_lost_there_is_lost_here_with_all_that_is_known(agent, client, spool, mirror):
+    put(agent, client, "r", sh("echo one; sleep 600"))
+    until(lambda: state(spool) == "running" and (spool / "r/stdout").read_bytes())
+    status = live(agent.spool)
+    os.kill(status["guard_pid"], signal.SIGSTOP)
+    os.kill(status["chaperone_pid"], signal.SIGKILL)
+    os.kill(status["guard_pid"], signal.SIGCONT)
+    until(lambda: state(agent.spool) == "lost")
+    agent.kill()  # it records losses when it starts
+    agent.start()
+    assert ended(spool)["state"] == "lost"
+    assert same(agent.spool, spool, "r") == []
+    until(lambda: collected(agent))
+
+
+def test_stream_that_its_program_truncates_is_copied_again(agent, client, spool, mirror):
+    program = sh("echo before; sleep 600")
+    put(agent, client, "r", program, output={"through": "file"})
+    until(lambda: state(spool) == "running" and (spool / "r/stdout").read_bytes())
+    os.truncate(agent.spool / "r" / "stdout", 0)
+    with open(agent.spool / "r" / "stdout", "a") as stream:
+        stream.write("new\n")
+    until(lambda: (spool / "r/stdout").read_bytes() == b"new\n")
+    client.post("/etl/runs/r/control", content="kill")
+    ended(spool)
+    assert same(agent.spool, spool, "r") == []
+    assert log(spool) == ["stdout was truncated where it runs: it is copied again from its start"]
+
+
+def test_wrong_token_is_said_once_and_a_right_one_is_taken(agent, client, spool, mirror):
+    until(lambda: (spool / ".mirror").exists())
+    mirror.kill()
+    token = agent.token_files["run"]
+    right = token.read_text()
+    token.write_text("wrong\n")
+    mirror.start()
+    until(mirror.lines)
+    put(agent, client, "r", sh("echo one"))
+    token.write_text(right)
+    ended(spool)
+    assert mirror.lines() == ["unable to answer a request: its token is not valid"]

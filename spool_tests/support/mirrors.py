@@ -1,0 +1,84 @@
+"""
+Mirrors that tests start: a real `chaperone mirror` of the spool of a served agent.
+"""
+
+import contextlib
+import hashlib
+import os
+import pathlib
+import subprocess
+
+from spool_tests.support.places import CHAPERONE
+
+
+class Mirrored:
+    """
+    A mirror of an agent's spool.
+
+    Args:
+        agent (Served): Of whose spool `etl`.
+        spool (Path): Of this host.
+    Attributes:
+        log (Path): Its stderr.
+    """
+
+    def __init__(self, agent, spool, right="run"):
+        self.agent, self.spool = agent, spool
+        self.log = pathlib.Path(f"{spool}.mirror.log")
+        self.environ = {
+            "CHAPERONE_TOKEN_FILE": str(agent.token_files[right]),
+            "CHAPERONE_CA": str(agent.ca),
+        }
+        self.process = None
+
+    def start(self, words=()):
+        command = [*words, *CHAPERONE, "mirror", self.agent.spool_url, "--spool", self.spool]
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(
+                list(map(str, command)),
+                stdin=subprocess.DEVNULL,
+                stderr=log,
+                env={**os.environ, **self.environ},
+            )
+
+    def is_alive(self):
+        return self.process is not None and self.process.poll() is None
+
+    def kill(self):
+        """SIGKILL, as out of memory."""
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self, timeout=15):
+        """SIGTERM: the exit code."""
+        self.process.terminate()
+        return self.process.wait(timeout)
+
+    def lines(self):
+        """What it has said, without the times."""
+        return [line.split(" ", 2)[2] for line in self.log.read_text().splitlines()]
+
+
+@contextlib.contextmanager
+def mirrored(agent, spool, right="run"):
+    """A mirror that runs; it is killed at the end."""
+    mirror = Mirrored(agent, spool, right)
+    mirror.start()
+    try:
+        yield mirror
+    finally:
+        if mirror.is_alive():
+            mirror.kill()
+
+
+def same(far, near, run_id):
+    """What differs between a run at its agent and the copy of it; nothing if they are the same."""
+    return [
+        name
+        for name in ("stdout", "stderr", "status.json")
+        if digest(far / run_id / name) != digest(near / run_id / name)
+    ]
+
+
+def digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
