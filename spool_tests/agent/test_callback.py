@@ -1,19 +1,15 @@
 """
-`chaperone agent < program.json`: what it prints, what it posts, and that a receiver as bad as can
-be gets each byte once.
+`chaperone agent < program.json`: what it prints, what it posts, what it refuses, how it ends.
 """
 
-import contextlib
-import hashlib
 import json
 import os
 import signal
-import subprocess
 
 import pytest
 
-from spool_tests.support.places import CHAPERONE
-from spool_tests.support.receiver_double import TOKEN, ReceiverDouble, faults
+from spool_tests.support.posting import agent, log, posted
+from spool_tests.support.receiver_double import TOKEN, ReceiverDouble
 from spool_tests.support.runs import final
 from spool_tests.support.specs import SEED
 
@@ -22,40 +18,6 @@ from spool_tests.support.specs import SEED
 def receiver(tmp_path):
     with ReceiverDouble(tmp_path) as double:
         yield double
-
-
-@contextlib.contextmanager
-def agent(spec, **options):
-    """An agent with that spec on its stdin; killed at the end if it is still there."""
-    text = json.dumps(spec) if isinstance(spec, dict) else spec
-    process = subprocess.Popen(
-        [*CHAPERONE, "agent"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
-    )
-    try:
-        process.stdin.write(text)
-        process.stdin.close()
-        process.stdin = None
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def posted(spec, **options):
-    """The exit code of an agent that has come to its end, its stdout, its stderr."""
-    with agent(spec, **options) as process:
-        out, err = process.communicate(timeout=60)
-        return process.returncode, out, err
-
-
-def log(spool, run_id="PROG-ID"):
-    path = spool / run_id / "log"
-    return [line.split(" ", 1)[1] for line in path.read_text().splitlines()]
 
 
 def test_program_is_run_and_posted(spool, receiver):
@@ -173,15 +135,3 @@ def test_stdout_ends_when_the_program_runs(spool, receiver):
         assert (shown["state"], shown["agent_pid"]) == ("running", process.pid)
         process.terminate()
         assert process.wait(20) == 0
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_receiver_that_fails_gets_each_byte_once(spool, tmp_path, seed):
-    lines = "for i in 1 2 3 4 5 6 7 8; do seq 2000; seq 300 >&2; sleep 0.02; done"
-    with ReceiverDouble(tmp_path, fault=faults(seed)) as receiver:
-        config = {"retry_frequency": 0.005, "output_buffer": 8_192, "output_latency": 0}
-        assert posted(receiver.spec(["/bin/sh", "-c", lines], config=config))[0] == 0
-        for name, data in receiver.streams.items():
-            kept = (spool / "PROG-ID" / name).read_bytes()
-            assert hashlib.sha256(data).digest() == hashlib.sha256(kept).digest(), name
-        assert receiver.final["stdout"]["bytes"] == len(receiver.streams["stdout"])

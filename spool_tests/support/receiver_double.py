@@ -122,9 +122,10 @@ class ReceiverDouble:
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     """
-    Faults: a number is an HTTP status; "cut" closes after half of the body, "lost" does all of it
-    and closes without an answer, "forget" forgets half of the stream before it looks, "half" keeps
-    half of the body and closes, "noise" answers what is no HTTP.
+    Faults: a number is an HTTP status; a dict has `code`, and may have `offset` and `body`; "cut"
+    closes after half of the body, "lost" does all of it and closes without an answer, "forget"
+    forgets half of the stream before it looks, "half" keeps half of the body and closes, "noise"
+    answers what is no HTTP.
     """
 
     protocol_version = "HTTP/1.1"
@@ -175,8 +176,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self._send(route, 401)
         fault = receiver.fault(route)
         if isinstance(fault, int):
+            fault = {"code": fault}
+        if isinstance(fault, dict):
             self.rfile.read(max(0, length))
-            return self._send(route, fault)
+            return self._send(route, fault["code"], fault.get("offset"), fault.get("body", b""))
         if fault == "noise":
             self.wfile.write(b"\x15\x03\x03 nothing that is HTTP\r\n\r\n")
             return self._cut()

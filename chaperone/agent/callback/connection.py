@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
+import os
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 import httpx
 
 from ...errors import AgentError
 from .. import tls, wire
+
+Value = TypeVar("Value")
 
 CONNECT_S = 10.0
 ANSWER_S = 120.0  # for a whole exchange: 1 MiB at 16 KiB a second takes 64 s
@@ -105,11 +109,14 @@ class Connection:
                 proof["If-Match"] = f'"{self._key}"'
             url = f"{self.url}/{path}"
             asked = self._shared.build_request(method, url, headers=headers | proof, content=data)
-            return await asyncio.wait_for(self._sent(asked), ANSWER_S)
-        except asyncio.TimeoutError as error:
-            raise AgentError(f"it did not answer within {ANSWER_S:g} s") from error
+            answer = await within(self._sent(asked), ANSWER_S)
+        except AgentError:  # an OSError too
+            raise
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError) as error:
             raise AgentError(_reason(error)) from error
+        if answer is None:
+            raise AgentError(f"it did not answer within {ANSWER_S:g} s")
+        return answer
 
     async def _sent(self, asked: httpx.Request) -> Answer:
         answered = await self._shared.send(asked, stream=True)
@@ -146,6 +153,21 @@ class Connection:
         return token
 
 
+async def within(work: Coroutine[Any, Any, Value], timeout_s: float | None) -> Value | None:
+    """
+    The result of a coroutine; None if it takes longer, and it is cancelled. Not asyncio.wait_for,
+    which may swallow a cancellation, up to Python 3.11.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({task}, timeout=timeout_s)
+        return task.result() if task.done() else None
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+
+
 def _reason(error: BaseException) -> str:
     """Why there was no answer, without what was sent."""
     refused = tls.refusal(error)
@@ -155,8 +177,10 @@ def _reason(error: BaseException) -> str:
         return "it did not answer in time"
     found: BaseException | None = error
     while found is not None:
-        if isinstance(found, OSError) and found.strerror:
-            return f"unable to connect: {found.strerror}"
+        if isinstance(found, OSError) and found.errno is not None:
+            # asyncio says which address, and not what the system said; of a name errno is below 0.
+            known = os.strerror(found.errno) if found.errno > 0 else found.strerror
+            return f"unable to connect: {known}"
         found = found.__cause__ or found.__context__
     if isinstance(error, httpx.ConnectError):
         return "unable to connect"

@@ -21,7 +21,7 @@ from ...model import status as statuses
 from ...model.events import Ended, Lost, Output, Shrank
 from ...model.request import Request, parsed
 from ...spool import format, look
-from .connection import POLL_S, Answer, Connection
+from .connection import Answer, Connection, within
 from .note import Note
 from .progress import Patience, Progress
 
@@ -87,7 +87,8 @@ class Poster:
             if self._note.is_done:
                 return ACKNOWLEDGED
             retry_s, timeout_s = self._config["retry_frequency"], self._config["timeout"]
-            self._patience = Patience(retry_s, timeout_s, time.monotonic())
+            renew_s = look.read_spec(self._run_fd).get("renew")
+            self._patience = Patience(retry_s, timeout_s, renew_s, time.monotonic())
             outcome = await self._until_over()
             if outcome == ACKNOWLEDGED:
                 self._note.done()
@@ -190,8 +191,7 @@ class Poster:
             wait_s = max(0.0, min(quiet_s, float("inf") if due_s is None else due_s))
             if wait_s:
                 news.clear()
-                with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(news.wait(), None if wait_s == float("inf") else wait_s)
+                await within(news.wait(), None if wait_s == float("inf") else wait_s)
                 continue
             offset, size = stream.piece()
             try:
@@ -214,12 +214,18 @@ class Poster:
     def _is_taken(self, answer: Answer) -> bool:
         """Whether it is an acknowledgement."""
         if answer.code == 410:
-            self._log(f"the receiver {self._connection.url} refuses the run: it has ended there")
+            why = "it has another one, or another end"
+            self._log(f"the receiver {self._connection.url} refuses the run: {why}")
             raise Refused
         if answer.code != 204:
             return False
-        self._patience.acknowledged(time.monotonic())
+        now = time.monotonic()
+        self._patience.acknowledged(now)
         self._works(is_post=True)
+        if self._patience.renews(now):
+            # Its chaperone ends the run where neither the receiver nor this agent is left.
+            with contextlib.suppress(SpoolError):
+                look.renew(self._run_fd, self.run_id, Request("renew"))
         return True
 
     async def _failed(self, error: AgentError, is_post: bool = True) -> None:
@@ -253,7 +259,7 @@ class Poster:
             with contextlib.suppress(NoRunError):
                 look.request(self._run_fd, self.run_id, Request("stop", by=BY))
             await self._ended.wait()
-            # One more try: it may be back.
+            # Time for one more try: it may be back.
             await asyncio.sleep(self._patience.pause_s(1.0))
             if self._patience.left_s(time.monotonic()) <= 0:
                 return TIMED_OUT
@@ -276,7 +282,7 @@ class Poster:
             fresh = [(seq, line) for seq, line in found if seq > self._note.seq]
             for seq, line in fresh:
                 await self._take(seq, line)
-            if not fresh and time.monotonic() - asked_at < min(SHORT_S, POLL_S):
+            if not fresh and time.monotonic() - asked_at < SHORT_S:
                 await self._pause()
 
     async def _take(self, seq: int, line: str) -> None:

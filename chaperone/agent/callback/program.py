@@ -30,6 +30,7 @@ from .connection import Connection, client
 from .poster import Poster
 
 BY = "agent"  # the requester of a stop that SIGTERM was
+LONGER = 1.5  # than `config.timeout`: after how long without a renewal a run ends
 STOPS = (signal.SIGTERM, signal.SIGINT)
 # What is printed of the status, in this order, behind `proc_id`, `state` and `program`.
 FACTS = ("pid", "exception", "status", "return_code", "signal", "rusage", "start_time", "end_time")
@@ -53,7 +54,9 @@ def spec_of(text: bytes, cwd: str) -> dict[str, Any]:
         raise SpecError("unable to read spec 'program.json': callback: required field is missing")
     last = spec["callback"]["url"].rstrip("/").rpartition("/")[2]
     named = last if spec["callback"]["url"].count("/") > 2 and specs.is_run_id(last) else None
-    return {**spec, "id": spec["id"] or named or new_id()}
+    # Without its agent too, a run ends when its receiver is gone; but the agent does it first.
+    renew = spec["renew"] or spec["config"]["timeout"] * LONGER
+    return {**spec, "id": spec["id"] or named or new_id(), "renew": renew}
 
 
 def run(spool_path: str, spec: dict[str, Any], show: Callable[[str], None]) -> str:

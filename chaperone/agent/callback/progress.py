@@ -99,12 +99,15 @@ class Patience:
     Args:
         retry_s (float): From a failure to the next try, a quarter more or less.
         timeout_s (float): How long the receiver may acknowledge nothing.
+        renew_s (float): How long the run lives without a renewal; None if it needs none.
         now (float): The clock's at the beginning.
     """
 
-    def __init__(self, retry_s: float, timeout_s: float, now: float) -> None:
+    def __init__(self, retry_s: float, timeout_s: float, renew_s: float | None, now: float) -> None:
         self.retry_s, self.timeout_s = retry_s, timeout_s
+        self._renew_s = renew_s
         self._acknowledged_at = now
+        self._renewed_at = float("-inf")
 
     def acknowledged(self, now: float) -> None:
         """The receiver has answered as agreed."""
@@ -117,9 +120,17 @@ class Patience:
     def quiet_s(self, now: float) -> float:
         """
         Seconds until the receiver is to be asked for a sign of life: it must be able to answer
-        some times before the time is over.
+        some times before the time is over, or the run needs a renewal.
         """
-        return self.left_s(now) - self.timeout_s * 3 / 4
+        shortest_s = min(self.timeout_s, self._renew_s or self.timeout_s)
+        return self._acknowledged_at + shortest_s / 4 - now
+
+    def renews(self, now: float) -> bool:
+        """Whether an acknowledgement at this moment is to renew the run; counted as done."""
+        if self._renew_s is None or now < self._renewed_at + self._renew_s / 8:
+            return False
+        self._renewed_at = now
+        return True
 
     def pause_s(self, random: float) -> float:
         """

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from ...errors import ChaperoneError, SpecError, SpoolError
 from ...spool import reap
+from ..callback import served
 from ..tls import Certificate
 from . import runs, streams
 from .application import Agent, Application, Route
@@ -92,6 +93,7 @@ async def serve(
     tasks = [
         loop.create_task(connections.accept(listening)),
         loop.create_task(_reap(agent)),
+        loop.create_task(served.post_each(lambda: _spool_paths(agent), agent.log)),
     ]
     ready()
     await end.wait()
@@ -106,6 +108,10 @@ def _log_fault(agent: Agent, context: dict[str, object]) -> None:
     error = context.get("exception")
     if isinstance(error, Exception) and not isinstance(error, OSError):
         agent.log(f"unable to go on: {bug(error)}")
+
+
+def _spool_paths(agent: Agent) -> list[str]:
+    return [agent.spool(name).path for name in agent.spools()]
 
 
 async def _reap(agent: Agent) -> None:

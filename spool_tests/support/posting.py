@@ -1,0 +1,54 @@
+"""
+`chaperone agent` as tests start it, and the log of its run.
+"""
+
+import contextlib
+import json
+import subprocess
+
+from spool_tests.support.places import CHAPERONE
+
+
+def begin(spec, **options):
+    """An agent that has that spec on its stdin, as a process."""
+    process = subprocess.Popen(
+        [*CHAPERONE, "agent"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+    process.stdin.write(spec if isinstance(spec, str) else json.dumps(spec))
+    process.stdin.close()
+    process.stdin = None
+    return process
+
+
+def kill(process):
+    """SIGKILL, as out of memory."""
+    process.kill()
+    process.communicate()
+
+
+@contextlib.contextmanager
+def agent(spec, **options):
+    """As `begin`; killed at the end if it is still there."""
+    process = begin(spec, **options)
+    try:
+        yield process
+    finally:
+        kill(process)
+
+
+def posted(spec, **options):
+    """What becomes of an agent that has come to its end: its exit code, stdout and stderr."""
+    with agent(spec, **options) as process:
+        out, err = process.communicate(timeout=60)
+        return process.returncode, out, err
+
+
+def log(spool, run_id="PROG-ID"):
+    """The sentences in the log of a run."""
+    path = spool / run_id / "log"
+    return [line.split(" ", 1)[1] for line in path.read_text().splitlines()]
