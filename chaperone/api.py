@@ -381,7 +381,7 @@ def request_end(run: Run, request: Request, wait: bool) -> Status | None:
             why = "its chaperone died, and its program may be running; adopt it first"
             if feeder is not None:
                 why = f"an agent has it; start {feeder} again"
-            raise NoRunError(f"unable to ask run {run.run_id!r}: {why}") from None
+            raise NoRunError(f"unable to send a request to run {run.run_id!r}: {why}") from None
         if not wait:
             raise
     return None

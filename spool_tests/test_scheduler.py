@@ -141,7 +141,9 @@ def test_request_to_an_ended_run_changes_nothing(spool):
     until(
         lambda: not (spool / "r" / "control").exists()
     )  # it goes a moment after the outcome has appeared
-    with pytest.raises(NoRunError, match="^unable to ask run 'r': its chaperone is not running$"):
+    with pytest.raises(
+        NoRunError, match="^unable to send a request to run 'r': its chaperone is not running$"
+    ):
         run.signal("USR1")
 
 
@@ -159,14 +161,14 @@ def test_request_to_an_ended_run_changes_nothing(spool):
         (
             lambda run: run.stop(by="two words"),
             (
-                "unable to ask run 'r': want one word of at most 128 characters for "
+                "unable to send a request to run 'r': want one word of at most 128 characters for "
                 "`by`, got 'two words'"
             ),
         ),
         (
             lambda run: run.stop(by="x\nkill"),
             (
-                "unable to ask run 'r': want one word of at most 128 characters for "
+                "unable to send a request to run 'r': want one word of at most 128 characters for "
                 "`by`, got 'x\\nkill'"
             ),
         ),

@@ -258,7 +258,7 @@ def _request(connection: socket.socket, launcher_fd: int) -> Request:
         if isinstance(image, str) and image[:TIME_DIGITS] >= IMAGE[:TIME_DIGITS]:
             _end(launcher_fd)  # it was upgraded
         raise ChaperoneError(
-            f"unable to launch a run: want one checked by the same code, {IMAGE!r}"
+            f"unable to launch a run: want a spec checked by the same version, {IMAGE!r}"
         )
     return value
 

@@ -131,7 +131,7 @@ def loads(text: bytes | str) -> object:
     except StopIteration as stop:
         raise ValueError(f"want a JSON value at character {stop.value}") from None
     except RecursionError:
-        raise ValueError("want JSON, got one nested too deep") from None
+        raise ValueError("want JSON, got too many levels of nesting") from None
     except ValueError as error:
         raise _sentence(error, decoded) from None
     if decoded[end:].strip(_BLANK):

@@ -87,7 +87,7 @@ def _word(by: str, run_id: str) -> str:
         or len(by) > BY_LENGTH
     ):
         want = f"one word of at most {BY_LENGTH} characters for `by`"
-        raise SpecError(f"unable to ask run {run_id!r}: want {want}, got {by!r}")
+        raise SpecError(f"unable to send a request to run {run_id!r}: want {want}, got {by!r}")
     return by
 
 

@@ -112,7 +112,7 @@ def open_spool(path: str, create: bool = False) -> int:
             )
         if ours.st_mode & 0o022:
             raise SpoolError(
-                f"unable to use spool {path!r}: want it writable by nobody else,"
+                f"unable to use spool {path!r}: want it writable only by its owner,"
                 f" got mode {ours.st_mode & 0o7777:04o}",
                 errno.EPERM,
             )

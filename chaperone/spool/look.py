@@ -276,11 +276,12 @@ def request(run_fd: int, run_id: str, asked: Request) -> None:
     except OSError as error:
         if error.errno in (errno.ENXIO, errno.ENOENT):
             raise NoRunError(
-                f"unable to ask run {run_id!r}: its chaperone is not running", error.errno
+                f"unable to send a request to run {run_id!r}: its chaperone is not running",
+                error.errno,
             ) from error
         if isinstance(error, SpoolError):
             raise
-        raise format.failure(f"ask run {run_id!r}", error) from error
+        raise format.failure(f"send a request to run {run_id!r}", error) from error
 
 
 def renew(run_fd: int, run_id: str, asked: Request) -> None:

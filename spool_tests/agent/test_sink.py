@@ -293,7 +293,7 @@ def test_only_its_feeder_goes_on_with_a_run(spool, sink, chaperone):
     )
     done = chaperone("stop", "--no-wait", "r")
     assert done.stderr == (
-        f"chaperone: unable to ask run 'r': an agent has it; start {feeder} again\n"
+        f"chaperone: unable to send a request to run 'r': an agent has it; start {feeder} again\n"
     )
     (reaped,) = reaping.reap(str(spool))
     assert reaped.done == "unattended"

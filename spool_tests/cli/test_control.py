@@ -70,8 +70,8 @@ def test_stop_passes_over_what_it_can_not_ask(chaperone, held, spool, tmp_path, 
     (tmp_path / "backup").hardlink_to(spool / "bad" / "status.json")
     directory = held(SLEEP)
     sentence = (
-        "chaperone: unable to ask run 'bad': unable to open 'status.json': want a file "
-        "of this user without other hard links\n"
+        "chaperone: unable to send a request to run 'bad': unable to open 'status.json': want a"
+        " file of this user without other hard links\n"
     )
     assert streams(chaperone(verb, "bad", "sleep")) == (os.EX_IOERR, "", sentence)
     assert (directory / "status.json").exists()
@@ -107,7 +107,7 @@ def test_signal_that_is_none_or_comes_too_late_is_refused(chaperone):
     assert streams(chaperone("signal", "echo", "TERM")) == (
         os.EX_NOINPUT,
         "",
-        "chaperone: unable to ask run 'echo': its chaperone is not running\n",
+        "chaperone: unable to send a request to run 'echo': its chaperone is not running\n",
     )
 
 
@@ -220,9 +220,7 @@ def test_check_prints_the_text_for_the_far_side_and_no_secret(chaperone):
         and "s3cret" not in result.stdout
     )
     assert payload.SUPERVISOR in result.stdout
-    sentence = (
-        "unable to show the far side's text: the program runs here, as a child of its chaperone"
-    )
+    sentence = "unable to show the payload: the program runs here, as a child of its chaperone"
     assert streams(chaperone("check", "--far-side", "-", spec=ECHO)) == (
         os.EX_USAGE,
         "",

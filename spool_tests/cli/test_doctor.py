@@ -46,7 +46,7 @@ def test_a_spool_that_others_can_write_to_is_told_with_its_remedy(spool):
     assert (
         not finding.fits
         and finding.says
-        == f"unable to use spool '{spool}': want it writable by nobody else, got mode 0777"
+        == f"unable to use spool '{spool}': want it writable only by its owner, got mode 0777"
     )
     assert finding.remedy == "run as its owner, or make a spool of your own: chmod 700"
 

@@ -137,7 +137,7 @@ def test_log_has_times_of_its_own(chaperone):
     assert streams(chaperone("tail", "--timestamps", "r", "log")) == (
         os.EX_USAGE,
         "",
-        "chaperone: unable to print the times of 'log': its lines have their own\n",
+        "chaperone: unable to print the times of 'log': each of its lines begins with its time\n",
     )
 
 

@@ -57,7 +57,7 @@ def test_adopt_holds_what_outlived_its_chaperone(chaperone, held, tmp_path):
     until(lambda: '"unattended"' in chaperone("status", "survivor").stdout)
     for verb in ("stop", "kill"):
         refused = (
-            "chaperone: unable to ask run 'survivor': its chaperone died, and its "
+            "chaperone: unable to send a request to run 'survivor': its chaperone died, and its "
             "program may be running; adopt it first\n"
         )
         assert streams(chaperone(verb, "surv")) == (os.EX_NOINPUT, "", refused)

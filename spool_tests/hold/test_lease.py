@@ -338,7 +338,10 @@ def test_run_that_takes_no_request_does_not_hinder_the_others(spool):
         before = look.stamp()[0]
         with pytest.raises(chaperone.SpoolError) as caught:
             found.renew()
-        assert str(caught.value) == "unable to ask run 'a': Resource temporarily unavailable"
+        assert (
+            str(caught.value)
+            == "unable to send a request to run 'a': Resource temporarily unavailable"
+        )
         until(lambda: before <= renewed_at(spool, "b") <= look.stamp()[0])
     finally:
         os.kill(pid, signal.SIGCONT)

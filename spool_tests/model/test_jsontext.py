@@ -72,7 +72,7 @@ def test_anything_is_read_or_refused_in_one_sentence(text: bytes | str) -> None:
         ("[-Infinity]", "want JSON, got the number -Infinity"),
         ("1e999", "want JSON, got the number 1e999"),
         ("9" * 5_000, "want JSON, got a number of 5000 digits"),
-        ("[" * 200_000, "want JSON, got one nested too deep"),
+        ("[" * 200_000, "want JSON, got too many levels of nesting"),
         (b'"\xff"', "want UTF-8, got byte 0xff at offset 1"),
     ],
 )

@@ -92,7 +92,8 @@ def test_line_that_makes_no_sense_is_named(line):
         ),
         (
             Request("stop", by=3),
-            "unable to ask run 'r': want one word of at most 128 characters for `by`, got 3",
+            "unable to send a request to run 'r': want one word of at most 128 characters for `by`,"
+            " got 3",
         ),
         (
             Request("signal", signal=15),
@@ -141,7 +142,8 @@ def test_line_that_is_too_long_is_named_once_and_passed_over():
         ),
         (
             Request("kill", by=""),
-            "unable to ask run 'r': want one word of at most 128 characters for `by`, got ''",
+            "unable to send a request to run 'r': want one word of at most 128 characters for `by`,"
+            " got ''",
         ),
     ],
 )

@@ -57,7 +57,8 @@ def test_spool_that_is_not_there_is_told(tmp_path):
 def test_spool_that_others_may_write_to_is_refused(spool, mode):
     spool.chmod(mode)
     assert refusal(spool) == (
-        f"unable to use spool {str(spool)!r}: want it writable by nobody else, got mode {mode:04o}"
+        f"unable to use spool {str(spool)!r}: want it writable only by its owner,"
+        f" got mode {mode:04o}"
     )
     spool.chmod(0o755)
     os.close(format.open_spool(str(spool)))

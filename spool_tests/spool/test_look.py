@@ -293,7 +293,7 @@ def test_request_to_nobody_is_told(spool):
             with pytest.raises(NoRunError) as caught:
                 look.request(run_fd, "r", Request("stop"))
             assert (str(caught.value), caught.value.errno) == (
-                "unable to ask run 'r': its chaperone is not running",
+                "unable to send a request to run 'r': its chaperone is not running",
                 expected,
             )
             (spool / "r" / "control").unlink(missing_ok=True)
@@ -306,7 +306,7 @@ def test_request_to_a_full_fifo_is_told_and_does_not_block(spool):
         for _ in range(100_000):
             look.request(run.fd, "r", Request("signal", signal="USR1"))
     assert (str(caught.value), caught.value.errno) == (
-        "unable to ask run 'r': Resource temporarily unavailable",
+        "unable to send a request to run 'r': Resource temporarily unavailable",
         errno.EAGAIN,
     )
     run.close()

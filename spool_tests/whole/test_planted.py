@@ -174,7 +174,7 @@ def test_planted_sweep_lock_stops_a_sweep_and_harms_nothing(spool, chaperone, ou
         "symlink": f"{opened} Too many levels of symbolic links",
         "symlink-to-directory": f"{opened} Too many levels of symbolic links",
         "dangling": f"{opened} Too many levels of symbolic links",
-        "hard-link": f"use spool {str(spool)!r}: want it writable by nobody else, got mode 0777",
+        "hard-link": f"use spool {str(spool)!r}: want it writable only by its owner, got mode 0777",
         "fifo": f"{opened} want a file of this user without other hard links",
         "directory": f"{opened} Is a directory",
         "socket": f"{opened} No such device or address",

@@ -55,7 +55,8 @@ def test_spool_that_others_may_write_to_is_refused_by_every_verb(spool, tmp_path
     refused(
         tmp_path,
         spool,
-        f"unable to use spool {str(spool)!r}: want it writable by nobody else, got mode {mode:04o}",
+        f"unable to use spool {str(spool)!r}: want it writable only by its owner,"
+        f" got mode {mode:04o}",
     )
 
 

@@ -219,7 +219,9 @@ async def control(asked: Asked) -> Response:
     found = request.parsed(line) if "\n" not in line and len(line) < request.LIMIT else None
     if found is None:
         want = f"want {request.WANT}"
-        raise SpecError(f"unable to ask run {run.run_id!r}: {want}, got {line[:200]!r}")
+        raise SpecError(
+            f"unable to send a request to run {run.run_id!r}: {want}, got {line[:200]!r}"
+        )
     found.by = found.by or asked.by
     if found.verb in ("stop", "kill"):
         api.request_end(run, found, wait=False)
@@ -301,7 +303,9 @@ def check_key(asked: Asked, run: api.Run) -> str:
         key = look.key_of(spool_fd, run.run_id) or ""
     wanted = asked.request.headers.get("if-match")
     if wanted is not None and wanted not in ("*", f'"{key}"'):
-        sentence = f"unable to ask run {run.run_id!r}: it is another run, with another key"
+        sentence = (
+            f"unable to send a request to run {run.run_id!r}: it is another run, with another key"
+        )
         raise RefusedError(412, sentence)
     return key
 

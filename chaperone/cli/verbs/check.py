@@ -76,9 +76,9 @@ def _print_far_side(spec: Spec, terminal: Terminal) -> None:
     if remote is None and spec["on_disconnect"] == "kill":
         why = "the program runs here, as a child of its chaperone"
     elif remote is not None and not remote["supervise"]:
-        why = "there is none where remote.supervise is false"
+        why = "none is sent if remote.supervise is false"
     if why is not None:
-        raise UsageError(f"unable to show the far side's text: {why}")
+        raise UsageError(f"unable to show the payload: {why}")
     umask = os.umask(0)
     os.umask(umask)
     text = payload.shown(spec, umask)

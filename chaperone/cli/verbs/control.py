@@ -120,7 +120,7 @@ def _end(given: Given, terminal: Terminal, ask: Callable[[Run], object]) -> int:
             terminal.note(str(error))
         except SpoolError as error:
             code = code or os.EX_IOERR
-            terminal.note(f"unable to ask run {run.run_id!r}: {error}")
+            terminal.note(f"unable to send a request to run {run.run_id!r}: {error}")
     from ...api import wait_each
 
     for run, final in wait_each([] if given.no_wait else asked):

@@ -297,7 +297,7 @@ def _stopped(spool: Spool) -> Answer:
     if status.signal == "SIGTERM":
         return True, "one was started and stopped", None
     why = status.exception["message"] if status.exception else f"it ended with {status.signal}"
-    return False, f"unable to stop a run: {why}", "see the sentence"
+    return False, f"unable to stop a run: {why}", "see the message"
 
 
 LEAVES = """import os, time
@@ -363,7 +363,7 @@ def _far_side(spool: Spool, spec: SpecDict) -> Iterator[tuple[str, Answer]]:
     run = spool.start({**spec, "program": program})
     status = _ended(run)
     if status.exception is not None:
-        remedy = REMEDIES.get(str(status.exception["stage"]), "see the sentence")
+        remedy = REMEDIES.get(str(status.exception["stage"]), "see the message")
         yield "far side", (False, str(status.exception["message"]), remedy)
         return
     yield "far side", (True, "a run was started there, and its end was reported", None)

@@ -119,7 +119,9 @@ def tail(given: Given, terminal: Terminal) -> int:
     if given.follow and streams[0] == format.LOG:
         raise UsageError("unable to follow stream 'log': want stdout or stderr")
     if given.timestamps and streams[0] == format.LOG:
-        raise UsageError("unable to print the times of 'log': its lines have their own")
+        raise UsageError(
+            "unable to print the times of 'log': each of its lines begins with its time"
+        )
     lines = _line_count(given.lines)
     sources = []
     with owned(format.open_spool(spool_path(given))) as spool_fd:
