@@ -134,7 +134,7 @@ class Sink:
             RunExistsError: If the id belongs to another run.
             SpoolError: If the run directory can't be made, or another process feeds it.
         """
-        check_names(run_id, key)
+        check_names(run_id, "" if key is None else key)
         known = self.runs.get(run_id)
         if known is not None and known.key == key and known.is_there():
             return known

@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 
 import pytest
 
@@ -177,6 +178,50 @@ def test_request_that_the_agent_refuses_is_in_the_log(agent, client, spool):
     assert log(spool) == ["unable to answer a request: token 'looker' may only look"]
 
 
+# -- leases
+
+
+def test_leases_are_renewed_by_the_mirror_alone(agent, client, spool, mirror):
+    """Longer than the lease the run goes on, and the near status says so; then nothing renews."""
+    put(agent, client, "free", sh("exec sleep 600"))
+    until(lambda: state(spool, "free") == "running")  # the mirror is there
+    put(agent, client, "r", sh("exec sleep 600"), renew=2, stop={"grace_period": 1})
+    until(lambda: state(spool) == "running")
+    assert json.loads((spool / "r/spec.json").read_text())["lease"] == 2
+    begun = os.stat(agent.spool / "r" / "control").st_atime
+    until(lambda: os.stat(agent.spool / "r" / "control").st_atime > begun + 4, 60)
+    assert state(spool) == "running"
+    until(lambda: os.stat(spool / "r" / "lock").st_atime > begun)
+    mirror.kill()
+    assert state(spool) == "unattended"
+    status = ended(agent.spool)
+    assert status["stop"]["reason"] == "lease"
+    until(lambda: state(spool) == "lost")
+    mirror.start()  # the loss was concluded, not recorded: there is more to know
+    assert ended(spool) == status
+    assert state(spool, "free") == "running"
+
+
+def test_renewed_run_of_a_mirror_that_never_comes_back_is_certainly_gone(
+    agent, client, spool, mirror, chaperone
+):
+    put(agent, client, "r", sh("exec sleep 600"), renew=3, stop={"grace_period": 1})
+    until(lambda: state(spool) == "running")
+    mirror.kill()
+    agent.kill()
+    until(lambda: state(spool) == "lost")
+    until(lambda: (agent.spool / "r" / "status.json").exists())
+    assert chaperone("reap").returncode == 0
+    assert final(spool)["gone_by"] is not None
+    agent.start()
+    mirror.start()
+    until(mirror.lines)
+    assert mirror.lines() == [
+        "unable to end run 'r': it has ended in another way; it stays at the agent"
+    ]
+    assert os.listdir(agent.spool / ".ended") == ["r"]
+
+
 # -- deaths
 
 
@@ -266,6 +311,33 @@ def test_second_mirror_of_a_spool_is_refused(agent, spool, mirror):
 
 
 # -- what can't be copied
+
+
+@pytest.mark.root
+def test_full_disk_is_waited_for(agent, client, tmp_path, spool):
+    """The bytes wait at the agent; when there is room, all of them are here."""
+    spool.rmdir()
+    spool.mkdir(0o700)
+    size = "size=8m,mode=0700"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", size, "none", spool], check=True)
+    try:
+        (spool / "filler").write_bytes(bytes(6_000_000))
+        with mirrored(agent, spool) as mirror:
+            put(agent, client, "r", py("import os\nfor n in range(60): os.write(1, bytes(50_000))"))
+            put(agent, client, "other", sh("echo bytes"))
+            ended(agent.spool)
+            until(mirror.lines, 30)
+            assert mirror.lines() == [
+                "waiting for room in the spool: [Errno 28] No space left on device"
+            ]
+            assert not (spool / "r" / "status.json").exists()
+            (spool / "filler").unlink()
+            ended(spool)
+            ended(spool, "other")
+            assert same(agent.spool, spool, "r") == []
+            mirror.kill()
+    finally:
+        subprocess.run(["umount", spool], check=True)
 
 
 def test_run_whose_id_is_taken_stays_and_harms_no_other(agent, client, spool, mirror):

@@ -14,7 +14,7 @@ import chaperone
 from chaperone.agent import sink as sinks
 from chaperone.agent.fed_run import ConflictError, GapError
 from chaperone.agent.sink import Sink
-from chaperone.errors import RunExistsError, SpoolError
+from chaperone.errors import RunExistsError, SpecError, SpoolError
 from chaperone.model import status as statuses
 from chaperone.spool import look
 from chaperone.spool import reap as reaping
@@ -246,6 +246,51 @@ def test_nothing_stays_open(spool):
         fed(sink)
         fed(sink, "ended").ended(far_final(run_id="ended"))
     assert open_fds(str(spool)) == before
+
+
+# -- what no agent of ours sends
+
+
+@pytest.mark.parametrize("run_id", ["../x", "", ".hidden", "a/b", "x" * 129, None, 7])
+def test_id_of_an_evil_agent_is_refused(spool, sink, run_id):
+    with pytest.raises(SpecError, match="^unable to feed run .*: want an id that matches "):
+        sink.run(run_id, KEY, far_spec(), ORIGIN)
+    assert disk.tree(spool.parent)[:2] == ["spool", "spool/.ended"]
+
+
+@pytest.mark.parametrize("key", ["../x", "", "a b", "a/b", "x" * 200, None, 7])
+def test_key_of_an_evil_agent_is_refused(spool, sink, key):
+    with pytest.raises(SpecError) as error:
+        sink.run("r", key, far_spec(), ORIGIN)
+    assert str(error.value) == "unable to feed run 'r': want a key of letters and digits"
+    assert not (spool / "r").exists()
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"program": "rm -rf /", "output": 7, "labels": [], "durable": "yes", "lease": -1},
+        {"program": {"argv": 5, "env": ["A"], "cwd": {}}, "output": {"timeline": True}},
+        {"origin": {"by": "mirror", "url": "https://other"}, "id": "../x", "key": "y"},
+        {"renew": "x", "stop": {"grace_period": "x"}, "timeouts": None},
+    ],
+)
+def test_spec_of_an_evil_agent_harms_nothing(spool, sink, spec, chaperone):
+    sink.run("r", KEY, spec, ORIGIN)
+    assert not (spool / "r" / "timeline").exists()
+    kept = json.loads((spool / "r" / "spec.json").read_text())
+    assert (kept["id"], kept["key"], kept["origin"]) == ("r", KEY, ORIGIN)
+    sink.close()
+    sink.__init__(str(spool))
+    assert look_at(spool, "r") == "unattended"
+    for verb in (["ls"], ["status", "r"], ["reap"], ["tail", "r", "--lines", "1"]):
+        assert chaperone(*verb).stderr == ""
+
+
+def test_stream_of_an_evil_agent_is_refused(sink):
+    with pytest.raises(SpecError) as error:
+        fed(sink).append("../x", 0, b"x")
+    assert str(error.value) == "unable to append to stream '../x': want stdout or stderr"
 
 
 # -- a dead sink
