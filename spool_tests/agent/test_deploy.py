@@ -2,13 +2,15 @@
 Agents on a host that has Python and nothing else: how they begin, who finds them, how they end.
 """
 
+import json
 import os
 import signal
-import ssl
 import threading
 
 import pytest
 
+import chaperone as package
+from chaperone.agent.deploy.certificate import certificate
 from chaperone.agent.deploy.deploy import Place, deploy
 from chaperone.errors import AgentError, SpecError
 from chaperone.model.hops.remote import hops
@@ -16,6 +18,7 @@ from spool_tests.support.deployed import Agent, Far
 from spool_tests.support.waiting import need, until
 
 PATIENCE_S = 60  # for an agent to end: a look each tenth of its idle time, on a busy machine
+WHERE = "here, behind env, as whom env makes us"
 
 
 @pytest.fixture
@@ -39,50 +42,61 @@ def test_deployed_agent_over_ssh_runs_a_program_and_leaves_nothing(far, sshd):
     agent = Agent(path)
     assert agent.file["url"] == f"https://127.0.0.1:{agent.port}/spool"
     assert sorted(agent.file) == ["ca", "server_name", "token", "url"]
-    agent.start("r", "/bin/sh", "-c", "pwd; echo $HOME")
-    agent.fetch("r")
-    assert agent.status("r")["return_code"] == 0
+    spool = package.Spool(f"agent:{path}")
+    run = spool.start({"id": "r", "program": {"argv": ["/bin/sh", "-c", "echo $HOME"]}})
+    assert run.wait().return_code == 0
+    assert run.read("stdout") == f"{far.home}\n".encode()
     (place,) = far.places()
     assert os.stat(place).st_mode & 0o777 == 0o700
-    secret = agent.file["token"].encode()
-    for file in [each for each in far.home.rglob("*") if each.is_file()]:
-        data = file.read_bytes()
-        assert secret not in data and b"PRIVATE KEY" not in data, file
+    files, processes = far.left()
+    assert any("deploy.hosted" in command for command in processes.values())
+    secrets = agent.file["token"].encode(), b"PRIVATE KEY"
+    for file in [each for each in files if os.path.isfile(each)]:
         assert os.stat(file).st_mode & 0o077 == 0, file
-    for pid in far.left()[1]:
-        for name in ("cmdline", "environ"):
-            with open(f"/proc/{pid}/{name}", "rb") as file:
-                data = file.read()
-            assert secret not in data and b"PRIVATE KEY" not in data
+        assert not _has(file, *secrets), file
+    for pid in processes:
+        assert not _has(f"/proc/{pid}/cmdline", *secrets)
+        assert not _has(f"/proc/{pid}/environ", *secrets)
+    agent.fetch("r")
     until(far.is_clean, PATIENCE_S)
 
 
-def test_agent_that_is_never_asked_ends(far):
-    agent = far.deploy(idle_s=0.2)
-    until(far.is_clean, PATIENCE_S)
-    with pytest.raises(ConnectionRefusedError):
-        agent.ask("GET", "")
+def _has(path, *words):
+    """Whether a file has one of these words; ours that name them are not meant."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except OSError:  # it has gone
+        return False
+    return not path.endswith((".py", ".pyc")) and any(word in data for word in words)
 
 
-def test_single_agent_ends_when_its_run_is_fetched(far):
-    shared, one, other = far.deploy(), far.deploy(single=True), far.deploy(single=True)
-    assert len({agent.path for agent in (shared, one, other)}) == 3
-    assert len(far.places()) == 3
-    one.start("r", "/bin/true")
-    one.fetch("r")
-    until(lambda: len(far.places()) == 2, PATIENCE_S)
-    with pytest.raises(OSError):
-        one.ask("GET", "")
-    assert other.ask("GET", "")[0] == 200
+def test_single_agent_ends_when_its_run_is_fetched_and_the_shared_one_stays(far):
+    shared, one = far.deploy(), far.deploy(single=True)
+    assert len({shared.path, one.path}) == len(far.places()) == 2
+    again = far.deploy()
+    assert (again.path, again.file) == (shared.path, shared.file)  # its token is still good
+    for agent in (shared, one):
+        agent.start("r", "/bin/true")
+        agent.fetch("r")
+    until(lambda: len(far.places()) == 1, PATIENCE_S)
+    assert shared.status("r")["state"] == "terminated"
+    # What reaches an agent with the file of another one says so, and sends nothing.
+    with open(one.path, "w") as file:
+        json.dump({**one.file, "url": shared.file["url"]}, file)
+    with pytest.raises(AgentError) as caught:
+        package.Spool(f"agent:{one.path}").live()
+    assert str(caught.value).partition(": ")[2] == (
+        "its certificate is refused: self-signed certificate"
+    )
+    with open(one.path, "w") as file:
+        json.dump({**shared.file, "server_name": certificate().name}, file)
+    with pytest.raises(AgentError) as caught:
+        package.Spool(f"agent:{one.path}").live()
+    assert ": its certificate is refused: Hostname mismatch" in str(caught.value)
 
 
-def test_agent_with_an_unfetched_run_ends_by_its_lease(far):
-    agent = far.deploy(idle_s=60, lease_s=0.5)
-    agent.start("r", "/bin/true")
-    until(far.is_clean, PATIENCE_S)
-
-
-def test_runs_that_are_not_renewed_end_with_their_agent(far):
+def test_runs_that_are_not_renewed_end_and_then_their_agent(far):
     agent = far.deploy(idle_s=60, lease_s=2.0)
     agent.start("r", "/bin/sleep", "1000")
     agent.start("own", "/bin/true", renew=5000)
@@ -91,38 +105,31 @@ def test_runs_that_are_not_renewed_end_with_their_agent(far):
     assert [agent.spec(name)["renew"] for name in ("r", "own", "called")] == [2.0, 5000, None]
     until(lambda: agent.status("r", wait=1)["state"] == "terminated")
     assert agent.status("r")["stop"]["reason"] == "lease"
-    until(far.is_clean, PATIENCE_S)
+    until(far.is_clean, PATIENCE_S)  # although nothing was fetched
 
 
 # -- who finds it
 
 
-def test_two_deployers_at_once_get_one_agent(far, monkeypatch):
+def test_deployers_at_once_get_one_agent(far):
     found, failed = [], []
 
-    def go(home):
+    def go():
         try:
             found.append(far.deploy())
         except AgentError as error:
             failed.append(error)
 
-    threads = [threading.Thread(target=go, args=[number]) for number in range(3)]
+    threads = [threading.Thread(target=go) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert not failed
-    assert len({agent.port for agent in found}) == 1
-    assert len({agent.file["server_name"] for agent in found}) == 1
-    assert len(far.places()) == 1
+    assert len({(agent.port, agent.file["server_name"]) for agent in found}) == 1
     assert [agent.ask("GET", "")[0] for agent in found] == [200, 200, 200]
+    assert len(far.places()) == 1
     found[0].pid(far)
-
-
-def test_second_deploy_finds_the_agent_and_keeps_the_token(far):
-    first, second = far.deploy(), far.deploy()
-    assert first.path == second.path
-    assert first.file == second.file
 
 
 def test_killed_agent_loses_no_run(far):
@@ -143,37 +150,29 @@ def test_killed_agent_loses_no_run(far):
 # -- what is refused
 
 
-def test_another_agents_certificate_is_refused(far):
-    one, other = far.deploy(single=True), far.deploy(single=True)
-    with pytest.raises(ssl.SSLCertVerificationError):
-        one.ask("GET", "", ca=other.file["ca"])
-    with pytest.raises(ssl.SSLCertVerificationError):
-        one.ask("GET", "", name=other.file["server_name"])
-
-
 def test_agent_that_can_not_listen_is_one_sentence_and_leaves_nothing(far):
     with pytest.raises(AgentError) as caught:
         far.deploy(listen=("203.0.113.7", 1234))
     assert str(caught.value) == (
-        "unable to deploy an agent here, behind env, as whom env makes us: the agent did not"
-        " start: unable to listen on '203.0.113.7:1234': Cannot assign requested address"
+        f"unable to deploy an agent {WHERE}: the agent did not start: unable to listen on"
+        " '203.0.113.7:1234': Cannot assign requested address"
     )
     assert far.is_clean()
 
 
-def test_agent_that_can_not_be_reached_is_one_sentence(far, monkeypatch):
+def test_agent_that_can_not_be_reached_is_one_sentence_and_ends(far, monkeypatch):
     def refuse(*_):
         raise TimeoutError("timed out")
 
     monkeypatch.setattr("chaperone.agent.deploy.deploy._knock", refuse)
     with pytest.raises(AgentError) as caught:
         far.deploy(idle_s=0.2)
-    assert str(caught.value).partition(" at port ")[0] == (
-        "unable to reach the agent here, behind env, as whom env makes us"
-    )
-    assert str(caught.value).partition(": ")[2] == (
+    begin, _, end = str(caught.value).partition(" at port ")
+    assert begin == f"unable to reach the agent {WHERE}"
+    assert end.partition(": ")[2] == (
         "127.0.0.1: timed out (--listen names an address and a port that can be reached)"
     )
+    until(far.is_clean, PATIENCE_S)
 
 
 def test_hop_that_no_agent_can_outlive_is_refused():
@@ -192,6 +191,46 @@ def test_directory_of_another_user_is_refused(far):
     with pytest.raises(AgentError) as caught:
         far.deploy()
     assert str(caught.value) == (
-        "unable to deploy an agent here, behind env, as whom env makes us:"
-        f" '{place}': want a directory of this user alone"
+        f"unable to deploy an agent {WHERE}: '{place}': want a directory of this user alone"
     )
+
+
+# -- the command
+
+
+def test_command_prints_the_file_for_clients(chaperone, far, tmp_path):
+    spec = tmp_path / "spec.json"
+    spec.write_text(json.dumps({"remote": {"hops": [far.hop]}}))
+    made = chaperone("deploy", "--spec", spec, "--single", "--listen", "127.0.0.1:0")
+    assert (made.returncode, made.stderr) == (0, "")
+    (path,) = (tmp_path / "near/.chaperone/agents").iterdir()
+    assert made.stdout == f"agent:{path}\n"
+    spool = package.Spool(made.stdout.strip())
+    run = spool.start({"id": "r", "program": {"argv": ["/bin/echo", "hello"]}})
+    assert (run.wait().return_code, run.read()) == (0, b"hello\n")
+    spool.collect("r")
+    run.delete()
+    until(far.is_clean, PATIENCE_S)
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ([], "want either HOST or --spec"),
+        (["db3", "--spec", "-"], "want either HOST or --spec"),
+        (["db3", "--listen", "8470"], "'--listen': want HOST:PORT, got '8470'"),
+    ],
+)
+def test_words_that_can_not_be_understood(chaperone, words, said):
+    ran = chaperone("deploy", *words)
+    where = "" if said.startswith("'") else "'chaperone deploy': "
+    assert ran.stderr == f"chaperone: unable to understand {where}{said}\n"
+    assert ran.returncode == os.EX_USAGE
+
+
+def test_spec_without_hops_is_refused(chaperone):
+    ran = chaperone("deploy", "--spec", "-", spec={"program": {"argv": ["true"]}})
+    assert ran.stderr == (
+        "chaperone: unable to deploy by spec '-': remote: required field is missing\n"
+    )
+    assert ran.returncode == os.EX_DATAERR
