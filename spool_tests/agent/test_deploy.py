@@ -10,12 +10,14 @@ import threading
 import pytest
 
 import chaperone as package
+from chaperone.agent.deploy.bundle import bundle
 from chaperone.agent.deploy.certificate import certificate
 from chaperone.agent.deploy.deploy import Place, deploy
 from chaperone.errors import AgentError, SpecError
 from chaperone.model.hops.remote import hops
+from spool_tests.support import pythons
 from spool_tests.support.deployed import Agent, Far
-from spool_tests.support.waiting import need, until
+from spool_tests.support.waiting import absent, need, until
 
 PATIENCE_S = 60  # for an agent to end: a look each tenth of its idle time, on a busy machine
 WHERE = "here, behind env, as whom env makes us"
@@ -145,6 +147,26 @@ def test_killed_agent_loses_no_run(far):
     assert again.ask("POST", "/spool/runs/long/control", "kill")[0] == 200
     again.fetch("r", "long")
     until(far.is_clean, PATIENCE_S)
+
+
+@pytest.mark.tier("agents")
+@pytest.mark.parametrize("minor", range(10, 16))
+def test_agent_of_each_python(minor, tmp_path, monkeypatch):
+    need("openssl")
+    lacks = [name for name, before in bundle().lacks.items() if minor < before]
+    if lacks:
+        absent(f"needs the packages {', '.join(lacks)} here")
+    there = Far(tmp_path, pythons.interpreter(minor))
+    monkeypatch.setenv("HOME", str(tmp_path / "near"))
+    try:
+        path = there.deploy(single=True).path
+        spool = package.Spool(f"agent:{path}")
+        run = spool.start({"id": "r", "program": {"argv": ["/bin/echo", "hello"]}})
+        assert (run.wait().return_code, run.read()) == (0, b"hello\n")
+        spool.collect("r")
+        until(there.is_clean, PATIENCE_S)
+    finally:
+        there.end()
 
 
 # -- what is refused

@@ -8,11 +8,14 @@ import pathlib
 import runpy
 import ssl
 import subprocess
+import sys
 import zipfile
 
+import attrs
 import pytest
 
 from chaperone.agent.deploy import bundle, far
+from chaperone.agent.deploy import deploy as deploying
 from chaperone.agent.deploy.certificate import certificate
 from chaperone.agent.deploy.sending import payload
 from chaperone.errors import AgentError
@@ -136,6 +139,7 @@ def _sent(packed):
             "idle_s": 60,
             "lease_s": 60,
             "digest": packed.digest,
+            "lacks": {},
             "token": f"name run {'0' * 64}",
             "server_name": made.name,
             "pem": made.pem,
@@ -170,9 +174,25 @@ def test_cut_text_runs_nothing_and_leaves_nothing(packed, tmp_path):
     assert there.is_clean()
 
 
+def test_packages_of_an_old_python_that_are_missing_here_are_named(packed, tmp_path, monkeypatch):
+    need("openssl")
+    there = Far(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "near"))
+    lacking = attrs.evolve(packed, lacks={"two": 99, "one": 99, "old": 1})
+    monkeypatch.setattr(deploying, "bundle", lambda: lacking)
+    with pytest.raises(AgentError) as caught:
+        there.deploy()
+    assert str(caught.value) == (
+        f"unable to deploy an agent here, behind env, as whom env makes us: Python"
+        f" 3.{sys.version_info[1]} there also needs one, two"
+        " (pip install 'chaperone-spool[agent]' here)"
+    )
+    assert there.is_clean()
+
+
 @pytest.mark.parametrize("python", ["", "exit 1", "exec python3.9"])
 def test_host_without_a_new_python_is_one_sentence(python, tmp_path, monkeypatch):
-    there = Far(tmp_path, python=None)
+    there = Far(tmp_path, python=())
     monkeypatch.setenv("HOME", str(tmp_path / "near"))
     names = ["python3"] if python else []
     for name in names:

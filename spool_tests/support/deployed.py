@@ -8,6 +8,7 @@ import contextlib
 import http.client
 import json
 import os
+import shlex
 import signal
 import socket
 import ssl
@@ -18,7 +19,7 @@ from chaperone.agent.deploy.deploy import Place, deploy
 from spool_tests.support.processes import processes_with
 from spool_tests.support.waiting import until
 
-BARE = os.path.realpath(sys.executable)  # started with -I -S, so that it finds no package
+BARE = (os.path.realpath(sys.executable),)  # started with -I -S, so that it finds no package
 
 
 class Far:
@@ -27,6 +28,7 @@ class Far:
 
     Args:
         path (pathlib.Path): Everything is below it: `home`, `near` and `bin`.
+        python (tuple): The argv of its python3; () for none.
     """
 
     def __init__(self, path, python=BARE):
@@ -35,7 +37,7 @@ class Far:
             each.mkdir()
         if python:
             script = path / "bin/python3"
-            script.write_text(f'#!/bin/sh\nexec {python} "$@"\n')
+            script.write_text(f'#!/bin/sh\nexec {shlex.join(python)} "$@"\n')
             script.chmod(0o755)
 
     @property

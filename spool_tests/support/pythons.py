@@ -49,6 +49,15 @@ def _on_this_machine(minor):
     return None
 
 
+def interpreter(minor):
+    """The argv of Python 3.`minor`, on this machine or in that Debian; skips the test without."""
+    if path := _on_this_machine(minor):
+        return (path,)
+    if not os.path.exists(f"{MADE}/{SUITE}/usr/bin/python3.{minor}"):
+        pytest.skip(f"not tried: no Python 3.{minor} is here, nor in {MADE}/{SUITE}")
+    return (*chroot(), f"/usr/bin/python3.{minor}")
+
+
 def words(minor):
     """What stands before an argv that Python 3.`minor` is to run; skips the test without one."""
     if not os.path.isdir(f"{MADE}/packages-3.{minor}"):

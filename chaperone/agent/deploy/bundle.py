@@ -22,8 +22,8 @@ from ...launch.process import PACKAGE
 
 # What setup.py requires, with its extra `agent`.
 DISTRIBUTIONS = ("attrs", "filelock", "inotify-simple", "starlette", "hypercorn", "httpx")
-# What these import on Python 3.10 alone: the other host may have it, whatever is here.
-FOR_OLD_PYTHONS = ("exceptiongroup", "taskgroup", "tomli", "typing-extensions")
+# What these import before a minor version of Python: the other host may have an older one.
+FOR_OLD_PYTHONS = {"exceptiongroup": 11, "taskgroup": 11, "tomli": 11, "typing-extensions": 13}
 SUFFIXES = (".py", ".pem")  # nothing compiled: the other host may be of another kind
 # Modules of theirs that nothing of ours imports, and that import what is not sent.
 UNUSED = ("anyio/_backends/_trio.py", "anyio/pytest_plugin.py", "hypercorn/trio/")
@@ -37,10 +37,12 @@ class Bundle:
     Attributes:
         data (bytes): Of the file.
         digest (str): Sixteen hexadecimal digits of its contents; the same for the same files.
+        lacks (dict): Those of `FOR_OLD_PYTHONS` that are not installed here.
     """
 
     data: bytes = attrs.field(repr=False)
     digest: str
+    lacks: dict[str, int]
 
 
 def bundle() -> Bundle:
@@ -50,7 +52,8 @@ def bundle() -> Bundle:
     Raises:
         AgentError: If a package that it needs is not installed here.
     """
-    names = {**_of_others(), **_of_package()}
+    others, lacks = _of_others()
+    names = {**others, **_of_package()}
     digest = hashlib.sha256()
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed:
@@ -59,7 +62,7 @@ def bundle() -> Bundle:
                 data = source.read()
             digest.update(f"{name}\0{len(data)}\0".encode() + data)
             packed.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
-    return Bundle(data=file.getvalue(), digest=digest.hexdigest()[:16])
+    return Bundle(data=file.getvalue(), digest=digest.hexdigest()[:16], lacks=lacks)
 
 
 def _of_package() -> dict[str, str]:
@@ -73,9 +76,10 @@ def _of_package() -> dict[str, str]:
     return found
 
 
-def _of_others() -> dict[str, str]:
-    """The same for all that it needs, and for what that needs."""
+def _of_others() -> tuple[dict[str, str], dict[str, int]]:
+    """The same for all that it needs, and for what that needs; and as `Bundle.lacks`."""
     found: dict[str, str] = {}
+    lacks: dict[str, int] = {}
     seen: set[str] = set()
     wanted = list(DISTRIBUTIONS)
     optional = list(FOR_OLD_PYTHONS)
@@ -88,7 +92,8 @@ def _of_others() -> dict[str, str]:
         try:
             distribution = metadata.distribution(name)
         except metadata.PackageNotFoundError as error:
-            if not is_required:  # the agent misses it on an old Python alone, and says so
+            if not is_required:
+                lacks.update({name: FOR_OLD_PYTHONS[name]} if name in FOR_OLD_PYTHONS else {})
                 continue
             raise AgentError(
                 f"unable to deploy an agent: the package {name} is required here"
@@ -97,7 +102,7 @@ def _of_others() -> dict[str, str]:
         found.update(_files(distribution))
         for requirement, has_marker in _requirements(distribution):
             (optional if has_marker else wanted).append(requirement)
-    return found
+    return found, lacks
 
 
 def _files(distribution: metadata.Distribution) -> Iterator[tuple[str, str]]:

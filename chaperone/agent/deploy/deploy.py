@@ -26,7 +26,7 @@ from ...model.hops import remote as remotes
 from ...model.hops.route import Route
 from ...spool import format
 from .. import tls
-from .bundle import bundle
+from .bundle import Bundle, bundle
 from .certificate import certificate
 from .sending import send
 
@@ -107,7 +107,7 @@ def deploy(place: Place) -> str:
     token = _token(path) or secrets.token_urlsafe(32)
     code = bundle()
     for left in reversed(range(TRIES)):
-        found = send(route, where, _settings(place, token, code.digest), code.data)
+        found = send(route, where, _settings(place, token, code), code.data)
         try:
             url = _reached(place, where, found)
         except AgentError:
@@ -120,7 +120,7 @@ def deploy(place: Place) -> str:
     return path
 
 
-def _settings(place: Place, token: str, code: str) -> dict[str, Any]:
+def _settings(place: Place, token: str, code: Bundle) -> dict[str, Any]:
     """What `far.main` reads."""
     made = certificate()
     digest = hashlib.sha256(token.encode()).hexdigest()
@@ -132,7 +132,8 @@ def _settings(place: Place, token: str, code: str) -> dict[str, Any]:
         "single": place.single,
         "idle_s": place.idle_s,
         "lease_s": place.lease_s,
-        "digest": code,
+        "digest": code.digest,
+        "lacks": code.lacks,
         "token": f"{_requester()} run {digest}",
         "server_name": made.name,
         "pem": made.pem,

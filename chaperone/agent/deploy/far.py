@@ -64,6 +64,11 @@ def main() -> None:
 
 def agent(settings: dict[str, Any], packed: bytes) -> dict[str, Any]:
     """What a client needs to reach the agent, and `found`: whether it ran already."""
+    lacks = [name for name, minor in settings["lacks"].items() if sys.version_info < (3, minor)]
+    if lacks:
+        version = f"Python 3.{sys.version_info[1]}"
+        mend = "pip install 'chaperone-spool[agent]' here"
+        raise Refused(f"{version} there also needs {', '.join(sorted(lacks))} ({mend})")
     place = directory(settings)
     while True:
         make(place)
