@@ -127,7 +127,7 @@ def test_wheel_holds_all_that_runs_and_no_more(wheel):
     shipped = {
         str(path.relative_to(package))
         for path in package.rglob("*")
-        if path.suffix in (".py", ".sh", ".typed") or path.parent.name == "shells"
+        if path.suffix in (".py", ".sh", ".typed") or path.parent.name in ("shells", "page")
     }
     assert wheel.name == "chaperone_spool-0.2.0-py3-none-any.whl"
     assert parts == shipped
