@@ -184,7 +184,7 @@ class Run:
         """As `chaperone.Run.wait`; a wait that is cancelled leaves nothing."""
         deadline = None if timeout is None else time.monotonic() + timeout
         status = self._run.status()
-        if api.has_ended(status):
+        if interface.has_ended(status):
             return status
         with self._followed(self._run.cursor(), ()) as follower:
             while True:
@@ -193,7 +193,7 @@ class Run:
                 if event is None:
                     return None
                 if isinstance(event, (Ended, Lost)):
-                    return api.final_status(event, "wait for")
+                    return interface.final_status(event, "wait for")
 
     async def tail(self, stream: str = "stdout", offset: int = 0) -> AsyncIterator[bytes]:
         """As `chaperone.Run.tail`; nothing is read ahead of the task that asks."""
@@ -203,7 +203,7 @@ class Run:
                 if isinstance(event, Output):
                     yield event.data
                 elif isinstance(event, Ended):
-                    api.final_status(event, "follow")
+                    interface.final_status(event, "follow")
 
     def _followed(self, cursor: dict[str, Any], streams: Iterable[str]) -> followers.Follower:
         return followers.Follower(self.spool_path, cursor, [self.run_id], streams, shared=True)

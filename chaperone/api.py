@@ -11,7 +11,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, overload
+from typing import Any, Protocol, overload
 
 from . import interface
 from .errors import NoRunError, SpecError, SpoolError
@@ -305,7 +305,7 @@ class Run:
                 if isinstance(event, Output):
                     yield event.data
                 elif isinstance(event, Ended):
-                    final_status(event, "follow")
+                    interface.final_status(event, "follow")
 
     def _followed(self, cursor: object, run_ids: Iterable[str], streams: Iterable[str]) -> Follower:
         return Follower(self.spool_path, cursor, run_ids, streams)
@@ -387,7 +387,17 @@ def request_end(run: Run, request: Request, wait: bool) -> Status | None:
     return None
 
 
-def wait_each(runs: Sequence[Run], timeout: float | None = None) -> Iterator[tuple[Run, Status]]:
+class Waited(interface.RunLike, Protocol):
+    """A run of any spool that `wait_each` waits for."""
+
+    def _followed(
+        self, cursor: object, run_ids: Iterable[str], streams: Iterable[str]
+    ) -> interface.FollowerLike: ...
+
+
+def wait_each(
+    runs: Sequence[Waited], timeout: float | None = None
+) -> Iterator[tuple[Waited, Status]]:
     """
     Wait for several runs by one follower; the kernel wakes the caller.
 
@@ -403,7 +413,7 @@ def wait_each(runs: Sequence[Run], timeout: float | None = None) -> Iterator[tup
     waited = {}
     for run in runs:
         status = run.status()
-        if has_ended(status):
+        if interface.has_ended(status):
             yield run, status
         else:
             waited[run.run_id] = run
@@ -420,26 +430,7 @@ def wait_each(runs: Sequence[Run], timeout: float | None = None) -> Iterator[tup
             if event is None:
                 return
             if isinstance(event, (Ended, Lost)):
-                yield waited.pop(event.run_id), final_status(event, "wait for")
-
-
-def has_ended(status: Status) -> bool:
-    """Whether a status is proven to be final; a lost run may still be read until that is."""
-    return status.state in ("terminated", "error")
-
-
-def final_status(event: Ended | Lost, verb: str) -> Status:
-    """
-    The status of an ending.
-
-    Args:
-        verb (str): What the caller does with the run, for the error.
-    Raises:
-        NoRunError: If the run was deleted before its end.
-    """
-    if event.status is None:
-        raise NoRunError(f"unable to {verb} run {event.run_id!r}: it was deleted")
-    return event.status
+                yield waited.pop(event.run_id), interface.final_status(event, "wait for")
 
 
 def _opened_run(spool_fd: int, run_id: str) -> owned:

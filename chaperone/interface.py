@@ -1,8 +1,8 @@
 """
 What any spool, run and follower can do, wherever they are; each call is described in `api`.
 
-Knows: the calls that a scheduler makes, and arguments that no call takes.  Must not know: where a
-spool is, or how it is reached.
+Knows: the calls that a scheduler makes, endings, arguments that no call takes.  Must not know:
+where a spool is, or how it is reached.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, overload, runtime_checkable
 
-from .errors import SpecError
+from .errors import NoRunError, SpecError
 from .model import checks, cursor
-from .model.events import Event, Status
+from .model.events import Ended, Event, Lost, Status
 from .model.request import Request
 from .spool.format import STREAMS
 from .types import SpecDict
@@ -81,6 +81,28 @@ class SpoolLike(Protocol):
     def all(self) -> Sequence[RunLike]: ...
     def collect(self, run_id: str) -> None: ...
     def renew(self, runs: Iterable[str] | None = None) -> None: ...
+
+
+# -- endings
+
+
+def has_ended(status: Status) -> bool:
+    """Whether a status is proven to be final; a lost run may still be read until that is."""
+    return status.state in ("terminated", "error")
+
+
+def final_status(event: Ended | Lost, verb: str) -> Status:
+    """
+    The status of an ending.
+
+    Args:
+        verb (str): What the caller does with the run, for the error.
+    Raises:
+        NoRunError: If the run was deleted before its end.
+    """
+    if event.status is None:
+        raise NoRunError(f"unable to {verb} run {event.run_id!r}: it was deleted")
+    return event.status
 
 
 # -- arguments

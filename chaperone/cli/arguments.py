@@ -35,8 +35,9 @@ chaperone VERB --help has more.
 Exit codes: 0 done (run: the outcome is recorded, whatever it is). wait and
 exec: the program's own code, 128+n for signal n, 125 if it could not be run or
 its end is unknown. Errors as in sysexits.h: 64 invalid command line, 65 invalid
-spec, 66 no such run or spec, 70 a bug in chaperone, 71 a system call failed,
-73 the run exists or can't be created, 74 the disk, 75 try again later.
+spec, 66 no such run or spec, 69 an agent does not answer, 70 a bug in
+chaperone, 71 a system call failed, 73 the run exists or can't be created, 74
+the disk, 75 try again later.
 """
 
 # What other tools call it.

@@ -41,6 +41,16 @@ def found_id(spool_fd: int, text: str) -> str:
             return text
         except NoRunError:
             found = _beginning_with(spool_fd, text) or format.all_ids(spool_fd, (text,))
+    return id_meant(found, text)
+
+
+def id_meant(found: list[str], text: str) -> str:
+    """
+    The only one of the ids that begin with a text.
+
+    Raises:
+        NoRunError: If there is none, or there are several.
+    """
     if len(found) == 1:
         return found[0]
     if not found:

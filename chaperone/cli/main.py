@@ -238,6 +238,7 @@ def _exit_code(name: str, error: Exception) -> int:
         ((NoInputError, errors.NoRunError), os.EX_NOINPUT),
         (errors.RunExistsError, os.EX_CANTCREAT),
         (errors.BusyError, os.EX_TEMPFAIL),
+        (errors.AgentError, os.EX_UNAVAILABLE),
         (errors.SpoolError, os.EX_CANTCREAT if name in ("run", "adopt") else os.EX_IOERR),
         (OutputError, os.EX_IOERR),
         ((errors.StartError, OSError), os.EX_OSERR),

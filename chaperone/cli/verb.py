@@ -112,7 +112,30 @@ RUNS = "run ids, or prefixes of one run id each"
 
 
 def spool_path(given: Given) -> str:
-    """The path of the spool: `--spool`, or $CHAPERONE_SPOOL, or ./spool."""
+    """
+    The path of the spool, for a verb that works on a directory of this host.
+
+    Raises:
+        UsageError: If the spool is an agent's.
+    """
+    named = spool_named(given)
+    if is_agents(named):
+        why = "this verb works on a directory of this host"
+        raise UsageError(f"unable to open spool {named!r}: {why}")
+    return named
+
+
+def is_agents(named: str) -> bool:
+    """Whether the spool is an agent's."""
+    if ":" not in named:  # a start of a run has no time to import what comes next
+        return False
+    from ..agent.client.place import is_place
+
+    return is_place(named)
+
+
+def spool_named(given: Given) -> str:
+    """The spool: `--spool`, or $CHAPERONE_SPOOL, or ./spool."""
     if given.spool == "":
         # It usually comes from an unset shell variable; gc would then delete from ./spool.
         raise UsageError("unable to understand '--spool': want a directory, got ''")

@@ -13,7 +13,7 @@ import json
 import os
 import select
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SpecError, SpoolError, UnreadableRunError
@@ -50,6 +50,7 @@ class Outbox:
         path (str): The cursor file; made if it is missing, used by one outbox at a time (by a lock
             on `PATH.lock`). None: a batch counts as acknowledged when it is returned.
         begin (dict): The cursor to begin with if there is no such file yet.
+        follow: Makes the follower of a cursor; None for one of a directory of this host.
 
     Attributes:
         number (int): Of the last batch that was returned; 0 before the first.
@@ -59,17 +60,22 @@ class Outbox:
     """
 
     def __init__(
-        self, spool_path: str | os.PathLike[str], path: str | None = None, begin: object = None
+        self,
+        spool_path: str | os.PathLike[str],
+        path: str | None = None,
+        begin: object = None,
+        follow: Callable[[object], Any] | None = None,
     ) -> None:
         self._path = path
+        self._follow = follow or (lambda cursor: Follower(spool_path, cursor))
         with contextlib.ExitStack() as stack:
             if path is not None:
                 stack.callback(_lock(path).release)
-            self._begin(spool_path, begin)
+            self._begin(begin)
             stack.callback(self._follower.close)
             self._open = stack.pop_all()
 
-    def _begin(self, spool_path: str | os.PathLike[str], begin: object) -> None:
+    def _begin(self, begin: object) -> None:
         path = self._path
         kept = _kept(path) if path is not None else None
         self.number: int = kept["batch"] if kept else 0
@@ -77,7 +83,7 @@ class Outbox:
         self._again = bool(self._unacknowledged)
         self._made: list[str] = []
         self._tails: dict[tuple[str, str], bytes] = {}
-        self._follower = Follower(spool_path, kept["cursor"] if kept else begin)
+        self._follower = self._follow(kept["cursor"] if kept else begin)
 
     def __enter__(self) -> Outbox:
         return self
@@ -148,7 +154,8 @@ class Outbox:
         """The next event; warn about a run that can't be read, and go on with the others."""
         while True:
             try:
-                return self._follower.next(timeout)
+                event: Event | None = self._follower.next(timeout)
+                return event
             except UnreadableRunError as error:
                 warnings.warn(str(error), RuntimeWarning, stacklevel=2)
 

@@ -291,10 +291,6 @@ class Network:
     """
     Another host, as far as the network goes: a namespace with an sshd in it, whose cable can be
     pulled.
-
-    Attributes:
-        address (str): Of that host.
-        words (tuple): Before an argv that is started there.
     """
 
     def __init__(self, directory):
@@ -314,8 +310,7 @@ class Network:
             f"-n {self._name} link set lo up",
         ):
             subprocess.run(["ip", *line.split()], check=True)
-        self.address, self.words = far, ("ip", "netns", "exec", self._name)
-        there = {"address": self.address, "prefix": self.words}
+        there = {"address": far, "prefix": ("ip", "netns", "exec", self._name)}
         self.sshd = Sshd(directory, **there)
         self._servers = Servers(**there)
         self.sshd_with = self._servers.get

@@ -17,11 +17,10 @@ from typing import Any, overload
 
 import httpx
 
-from ...api import final_status
 from ...errors import ChaperoneError
 from ...follow.descriptors import done, set_done
 from ...follow.followed import CHUNK
-from ...interface import signal_request
+from ...interface import final_status, signal_request
 from ...model.events import Ended, Event, Output, Status
 from ...model.request import Request
 from ...spool.format import STREAMS

@@ -15,10 +15,9 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from ...api import has_ended
 from ...errors import AgentError, NoRunError, SpecError, SpoolError
 from ...hold.begin import new_id
-from ...interface import check_followed, check_piece
+from ...interface import check_followed, check_piece, has_ended
 from ...model import cursor as cursors
 from ...model import spec as specs
 from ...model.events import Status, status_view

@@ -22,6 +22,7 @@ from .. import wire
 from . import calls
 from .place import Place
 from .question import (
+    PATIENCE_S,
     Answer,
     Call,
     Pause,
@@ -77,6 +78,7 @@ class Following:
         self._rest: list[bytes] = []  # of a line whose end has not arrived
         self._is_torn = False
         self._again_at = 0.0
+        self._was_heard = False
         self.polling: str | None = None
         self.is_closed = False
 
@@ -204,14 +206,17 @@ class Following:
             Question, Read, Room, Pause: What the reader does next. It gets the answer, or the
                 bytes, or `Unanswered`.
         Raises:
-            ChaperoneError: If the agent refuses; to come again would not help.
+            ChaperoneError: If the agent refuses, or was never heard: a wrong address is no reason
+                to wait forever.
         """
         waits = pauses(FIRST_PAUSE_S, LONGEST_PAUSE_S)
+        give_up_at = time.monotonic() + PATIENCE_S  # unless it was heard before
         while True:
             self._rest.clear()
             self._is_torn = False
             try:
                 reason = self._refused((yield self._question()))
+                self._was_heard = self._was_heard or reason is None
                 while reason is None:
                     data = yield Read
                     if not data:
@@ -228,7 +233,7 @@ class Following:
                     if self._is_torn:
                         reason = "the agent left out some bytes"
             except Unanswered as error:
-                if error.is_settled:
+                if error.is_settled or not self._was_heard and time.monotonic() > give_up_at:
                     raise
                 reason = error.reason
             while self._events:

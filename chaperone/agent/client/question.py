@@ -121,14 +121,16 @@ def answered(
     Ask until there is an answer.
 
     Args:
-        patience_s (float): Seconds after which an agent that does not answer is given up; a
-            question that must not be sent twice is asked again only if it was not sent.
+        patience_s (float): Seconds after which an agent that does not answer is given up; one that
+            never got the question is given up after `PATIENCE_S`. A question that must not be sent
+            twice is asked again only if it was not sent.
         accepted (tuple): Statuses that report no error here.
     Raises:
         ChaperoneError: The error that the agent reported, of the class of the local call.
         AgentError: If there was no answer.
     """
-    deadline = time.monotonic() + patience_s
+    began = time.monotonic()
+    patience_s, most_s = min(PATIENCE_S, patience_s), patience_s
     for pause_s in pauses(0.1, 2.0):
         error: ChaperoneError
         try:
@@ -143,7 +145,9 @@ def answered(
             error = unanswered
             if unanswered.is_settled or (question.is_once and unanswered.was_sent):
                 raise
-        if time.monotonic() + pause_s > deadline:
+            if unanswered.was_sent:
+                patience_s = most_s
+        if time.monotonic() + pause_s > began + patience_s:
             raise error
         yield Pause(pause_s)
     raise AssertionError  # the pauses have no end

@@ -10,9 +10,8 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Any, overload
 
-from ...api import final_status
 from ...follow.followed import CHUNK
-from ...interface import signal_request
+from ...interface import final_status, signal_request
 from ...model.events import Ended, Output, Status
 from ...model.request import Request
 from ...spool.format import STREAMS

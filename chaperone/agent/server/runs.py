@@ -16,7 +16,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from ... import __version__, api
+from ... import __version__, api, interface
 from ...errors import NoRunError, SpecError, SpoolError
 from ...follow.follower import Follower
 from ...launch import start as starting
@@ -189,7 +189,7 @@ def _present(run: api.Run) -> dict[str, Any]:
 async def _wait(run: api.Run, timeout_s: float) -> None:
     """Wait until a run has ended, but not longer than the time."""
     deadline = time.monotonic() + timeout_s
-    if api.has_ended(run.status()):
+    if interface.has_ended(run.status()):
         return
     with Follower(run.spool_path, run.cursor(), [run.run_id], (), shared=True) as follower:
         while (left := deadline - time.monotonic()) > 0:

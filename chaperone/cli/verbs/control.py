@@ -9,14 +9,16 @@ from __future__ import annotations
 import os
 
 from ...errors import NoRunError, SpoolError
-from ..common import add_site_packages, age_s, found_ids, user_name
-from ..verb import A_RUN, RUNS, SPOOL, Argument, spool_path, verb
+from ..common import age_s, user_name
+from ..spools import opened
+from ..verb import A_RUN, RUNS, SPOOL, Argument, verb
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ...api import Run
+    from ...api import Waited
+    from ...interface import RunLike
     from ...model.status import Status
     from ..terminal import Terminal
     from ..verb import Given
@@ -92,12 +94,9 @@ def signal(given: Given, terminal: Terminal) -> int:
     return os.EX_OK
 
 
-def _runs(given: Given, texts: list[str], terminal: Terminal) -> list[Run]:
-    named = found_ids(given, texts)
-    add_site_packages(terminal)
-    from ...api import Run
-
-    return [Run(os.path.abspath(spool_path(given)), run_id) for run_id in named]
+def _runs(given: Given, texts: list[str], terminal: Terminal) -> list[Waited]:
+    with opened(given, terminal) as spool:
+        return spool.runs(spool.meant(texts))
 
 
 def _by(given: Given) -> str:
@@ -105,7 +104,7 @@ def _by(given: Given) -> str:
     return user_name() if given.by is None else str(given.by)
 
 
-def _end(given: Given, terminal: Terminal, ask: Callable[[Run], object]) -> int:
+def _end(given: Given, terminal: Terminal, ask: Callable[[RunLike], object]) -> int:
     """
     Send a request to all runs before waiting for the first: so their graces run at the same time,
     and a run that can't take the request does not hinder the others.

@@ -11,7 +11,19 @@ import select
 
 from ...cpython import os
 from ...errors import TransitionError
-from ..verb import COMMAND, RUNS, SPECS, SPOOL, Argument, UsageError, specs_given, spool_path, verb
+from ..verb import (
+    COMMAND,
+    RUNS,
+    SPECS,
+    SPOOL,
+    Argument,
+    UsageError,
+    is_agents,
+    specs_given,
+    spool_named,
+    spool_path,
+    verb,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,13 +49,17 @@ PIPE_BUF = 4_096  # bytes that poll(2) promises room for, pipe(7)
     ),
     Argument("--exit-code", action="store_true", help="exit with the program's exit code"),
 )
-def run(given: Given, _: Terminal) -> int:
+def run(given: Given, terminal: Terminal) -> int:
     texts = specs_given("run", given)
-    path = _absolute(spool_path(given))
     leaves = given.detach or given.warm
     if given.exit_code and leaves:
         reason = "--exit-code waits for the end of the run, which --detach and --warm don't"
         raise UsageError(f"unable to understand 'chaperone run': {reason}")
+    if is_agents(spool_named(given)):
+        from .. import spools
+
+        return spools.run(given, terminal, texts)
+    path = _absolute(spool_path(given))
     from ...hold import inherited as shedding
 
     if leaves:

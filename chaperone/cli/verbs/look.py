@@ -9,21 +9,21 @@ from __future__ import annotations
 import os
 import time
 
-from ...errors import NoRunError, SpoolError
+from ...errors import AgentError, NoRunError, SpoolError
 from ...model import jsontext
 from ...model import status as statuses
 from ...model.hops.route import Route
-from ...program.fds import owned
-from ...spool import format, look
 from .. import tables
-from ..common import found_id, when_ns
+from ..common import when_ns
+from ..spools import opened
 from ..terminal import indented
-from ..verb import A_RUN, SPOOL, Argument, UsageError, spool_path, verb
+from ..verb import A_RUN, SPOOL, Argument, UsageError, verb
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from ..spools import AnySpool
     from ..terminal import Terminal
     from ..verb import Given
 
@@ -54,13 +54,15 @@ def ls(given: Given, terminal: Terminal) -> int:
     since_ns = when_ns("--since", given.since, now_ns)
     until_ns = when_ns("--until", given.until, now_ns)
     found, unread = [], []
-    with owned(format.open_spool(spool_path(given))) as spool_fd:
-        known, collected = _known_ids(spool_fd, given)
+    with opened(given, terminal) as spool:
+        known, collected = spool.ids(_prefixes(given), given.all, not given.json)
         wanted = sorted(run_id for run_id in known if run_id.startswith(_prefixes(given)))
         for run_id in wanted:
             try:
-                status = look.present(spool_fd, run_id)
-                host = _host(spool_fd, run_id, status)
+                status = spool.status(run_id)
+                host = _host(spool, run_id, status)
+            except AgentError:
+                raise
             except NoRunError:  # about to appear, or gone since
                 continue
             except SpoolError as error:  # the other runs may be readable
@@ -83,18 +85,6 @@ def ls(given: Given, terminal: Terminal) -> int:
     return os.EX_IOERR if unread else os.EX_OK
 
 
-def _known_ids(spool_fd: int, given: Given) -> tuple[set[str], int]:
-    """
-    The runs that a prefix may mean, whatever the filters, and how many are hidden because they were
-    collected.
-    """
-    uncollected = {*format.live_ids(spool_fd), *format.ended_ids(spool_fd)}
-    if given.all:
-        return uncollected | set(format.all_ids(spool_fd)), 0
-    everything = [] if given.json else format.all_ids(spool_fd, _prefixes(given))
-    return uncollected, len(set(everything) - uncollected)
-
-
 def _prefixes(given: Given) -> tuple[str, ...]:
     return tuple(given.prefixes) or ("",)
 
@@ -111,20 +101,20 @@ def _fits(status: dict[str, Any], given: Given) -> bool:
 
 @verb("print the status of a run as JSON", Argument("run", metavar="RUN", help=A_RUN), SPOOL)
 def status(given: Given, terminal: Terminal) -> int:
-    with owned(format.open_spool(spool_path(given))) as spool_fd:
-        found = look.present(spool_fd, found_id(spool_fd, given.run))
+    with opened(given, terminal) as spool:
+        (run_id,) = spool.meant([given.run])
+        found = spool.status(run_id)
     show = indented if terminal.is_terminal() else jsontext.dumps
     terminal.text(f"{show(found)}\n")
     return os.EX_OK
 
 
-def _host(spool_fd: int, run_id: str, found: dict[str, Any]) -> str:
+def _host(spool: AnySpool, run_id: str, found: dict[str, Any]) -> str:
     """The host of its program: `here`, the host of its chaperone, or the one its hops lead to."""
     if found["connection"] is None and found["start_time"] is not None:
         remote = None
     else:
-        with owned(format.open_run(spool_fd, run_id)) as run_fd:
-            remote = look.read_spec(run_fd).get("remote")
+        remote = spool.spec(run_id).get("remote")
     try:
         if remote is not None:
             way = Route.of(remote["hops"]).place("")

@@ -15,18 +15,19 @@ from ...follow import pieces
 from ...model import jsontext
 from ...model import status as statuses
 from ...model.cursor import LARGEST_OFFSET
-from ...program.fds import owned
-from ...spool import format, look
+from ...spool import format
 from .. import tables
-from ..common import add_site_packages, age_s, found_id
+from ..common import age_s
+from ..spools import end_of, opened
 from ..terminal import indented
-from ..verb import A_RUN, SPOOL, Argument, UsageError, spool_path, verb
-from .read import end_of, gaps
+from ..verb import A_RUN, SPOOL, Argument, UsageError, verb
+from .read import gaps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from ..spools import AnyRun, AnySpool
     from ..terminal import Terminal
     from ..verb import Given
 
@@ -56,13 +57,13 @@ class _Piece:
         has_ended (bool): Whether no bytes can follow after `data`.
     """
 
-    def __init__(self, run_fd: int, asked: _Asked, is_proven: bool) -> None:
-        _, self.status = look.look(run_fd, asked.run_id)
+    def __init__(self, run: AnyRun, asked: _Asked, is_proven: bool) -> None:
+        self.status = run.look()
         final = self.status["state"] in statuses.FINAL
         # A dead chaperone's guard may still write what the pipes held, until the loss is proven.
         settled = final and (is_proven or self.status["end_time"] is not None)
-        self.end = end_of(run_fd, self.status, asked.stream)
-        self.data = _read(run_fd, asked, self.end, may_grow=not settled)
+        self.end = end_of(run, self.status, asked.stream)
+        self.data = _read(run, asked, self.end, may_grow=not settled)
         self.has_ended = settled and asked.offset + len(self.data) >= self.end
 
     def is_news(self) -> bool:
@@ -98,16 +99,15 @@ def read(given: Given, terminal: Terminal) -> int:
     wait_s = age_s("--wait", given.wait)
     if wait_s is not None and given.stream == format.LOG:
         raise UsageError("unable to understand 'log' with --wait: want stdout or stderr")
-    path = os.path.abspath(spool_path(given))
-    with owned(format.open_spool(path)) as spool_fd:
-        asked.run_id = found_id(spool_fd, given.run)
-        with owned(format.open_run(spool_fd, asked.run_id)) as run_fd:
-            piece = _Piece(run_fd, asked, is_proven=False)
+    with opened(given, terminal) as spool:
+        (asked.run_id,) = spool.meant([given.run])
+        with spool.run(asked.run_id) as run:
+            piece = _Piece(run, asked, is_proven=False)
             is_lost = piece.status["state"] == "lost" and not piece.has_ended  # to be proven
             if is_lost or (wait_s and not piece.is_news()):
-                add_site_packages(terminal)
                 wait_s = 0.0 if piece.is_news() else wait_s
-                piece = _waited(path, run_fd, asked, piece, time.monotonic() + (wait_s or 0.0))
+                deadline = time.monotonic() + (wait_s or 0.0)
+                piece = _waited(spool, run, asked, piece, deadline)
     shown = _as_json(asked, piece)
     terminal.text(f"{indented(shown) if terminal.is_terminal() else jsontext.dumps(shown)}\n")
     if piece.has_ended and asked.stream in format.STREAMS:
@@ -124,45 +124,41 @@ def _count(option: str, text: str, least: int) -> int:
     return number
 
 
-def _waited(path: str, run_fd: int, asked: _Asked, piece: _Piece, deadline: float) -> _Piece:
+def _waited(spool: AnySpool, run: AnyRun, asked: _Asked, piece: _Piece, deadline: float) -> _Piece:
     """The piece as soon as there is news, or as it is at the deadline (monotonic, seconds)."""
-    from ...follow.follower import Follower
-    from ...model import cursor, events
+    from ...model import cursor
 
     # From what was read on, even beyond it: the follower reports each byte that comes after it.
-    entry = {**cursor.entry(look.key_in(run_fd)), asked.stream: piece.end}
+    entry = {**cursor.entry(run.key()), asked.stream: piece.end}
     streams = [stream for stream in format.STREAMS if stream == asked.stream]
     begin = cursor.of({asked.run_id: entry})
-    with Follower(path, begin, [asked.run_id], streams) as follower:
+    with spool.follow(begin, [asked.run_id], streams) as follower:
+        from ...model import events
+
         while True:
             event = follower.next(max(0.0, deadline - time.monotonic()))
             is_over = isinstance(event, (events.Ended, events.Lost))
             if isinstance(event, events.Ended) and event.status is None:
                 raise NoRunError(f"unable to read run {asked.run_id!r}: it was deleted")
-            piece = _Piece(run_fd, asked, is_proven=is_over)
+            piece = _Piece(run, asked, is_proven=is_over)
             if event is None or piece.is_news():
                 return piece
 
 
-def _read(run_fd: int, asked: _Asked, end: int, may_grow: bool) -> bytes:
+def _read(run: AnyRun, asked: _Asked, end: int, may_grow: bool) -> bytes:
     """
     The bytes of the part that are there, up to the last whole character.
 
     A part smaller than a character has it all. The beginning of a character that may still be
     completed is left for later; at the end of a stream it comes by itself.
     """
-    try:
-        stream_fd = look.open_stream(run_fd, asked.stream)
-    except FileNotFoundError:  # an empty log goes when the run ends
-        return b""
-    with owned(stream_fd) as fd:
-        room = max(0, end - asked.offset)
-        data = os.pread(fd, min(asked.size, room), asked.offset)
-        while (begun := pieces.incomplete(data)) == len(data) < min(room, pieces.TAIL + 1):
-            longer = os.pread(fd, len(data) + 1, asked.offset)
-            if not data or len(longer) == len(data):  # the file was cut meanwhile
-                break
-            data = longer
+    room = max(0, end - asked.offset)
+    data = run.read(asked.stream, min(asked.size, room), asked.offset)
+    while (begun := pieces.incomplete(data)) == len(data) < min(room, pieces.TAIL + 1):
+        longer = run.read(asked.stream, len(data) + 1, asked.offset)
+        if not data or len(longer) == len(data):  # the file was cut meanwhile
+            break
+        data = longer
     if begun < len(data):
         return data[: len(data) - begun]
     return b"" if may_grow else data

@@ -10,18 +10,19 @@ import os
 import sys
 import time
 
-from ...errors import SpoolError
 from ...model import status as statuses
 from ...program.fds import owned
-from ...spool import format, look
-from ..common import add_site_packages, found_id
-from ..verb import RUNS, SPOOL, Argument, NoInputError, UsageError, spool_path, verb
+from ...spool import format
+from ..common import add_site_packages
+from ..spools import DirectoryRun, end_of, opened
+from ..verb import RUNS, SPOOL, Argument, NoInputError, UsageError, is_agents, spool_named, verb
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from typing import Any
 
+    from ..spools import AnyRun, AnySpool
     from ..terminal import Terminal
     from ..verb import Given
 
@@ -39,11 +40,11 @@ class _Source:
         ends (dict): Of each stream, up to which byte it was read.
     """
 
-    def __init__(self, run_id: str, run_fd: int, streams: Sequence[str]) -> None:
-        _, self.status = look.look(run_fd, run_id)
-        self.run_id, self.key = run_id, look.key_in(run_fd)
-        names = (*format.STREAMS, *streams)
-        self.ends = {stream: end_of(run_fd, self.status, stream) for stream in names}
+    def __init__(self, run: AnyRun, streams: Sequence[str]) -> None:
+        self.status = run.look()
+        self.run_id, self.key = run.run_id, run.key()
+        names = dict.fromkeys((*format.STREAMS, *streams))
+        self.ends = {stream: end_of(run, self.status, stream) for stream in names}
 
 
 class _Printer:
@@ -124,24 +125,24 @@ def tail(given: Given, terminal: Terminal) -> int:
         )
     lines = _line_count(given.lines)
     sources = []
-    with owned(format.open_spool(spool_path(given))) as spool_fd:
-        run_ids = dict.fromkeys(found_id(spool_fd, word) for word in words)
+    with opened(given, terminal) as spool:
+        run_ids = spool.meant(words)
         printer = _Printer(terminal, is_named, len(run_ids) > 1, given.timestamps)
         for run_id in run_ids if given.timestamps else ():
-            _require_timeline(spool_fd, run_id)
+            _require_timeline(spool, run_id)
         for run_id in run_ids:
-            with owned(format.open_run(spool_fd, run_id)) as run_fd:
-                source = _Source(run_id, run_fd, streams)
-                if given.timestamps:
-                    _print_last_pieces(printer, source, run_fd, streams, lines)
+            with spool.run(run_id) as run:
+                source = _Source(run, streams)
+                if isinstance(run, DirectoryRun) and given.timestamps:
+                    _print_last_pieces(printer, source, run, streams, lines)
                 else:
                     for stream in streams:
-                        _print_last_lines(printer, source, run_fd, stream, lines)
+                        _print_last_lines(printer, source, run, stream, lines)
                 sources.append(source)
             if not given.follow:
                 _note_gaps(printer, source.status, streams, source.ends)
-    if given.follow:
-        _follow(given, terminal, printer, sources, streams)
+        if given.follow:
+            _follow(spool, terminal, printer, sources, streams)
     return os.EX_OK
 
 
@@ -153,59 +154,37 @@ def _line_count(text: str) -> int | None:
     return int(text)
 
 
-def end_of(run_fd: int, found: dict[str, Any], stream: str) -> int:
-    """
-    How far a reader goes: to the length that a final status records, because what was left running
-    may still write.
-    """
-    try:
-        size = look.stream_size(run_fd, stream)
-    except SpoolError:  # not a file of ours
-        size = 0
-    recorded = found.get(stream, {}).get("bytes")
-    final = found["state"] in statuses.FINAL and found["end_time"] is not None
-    return min(size, recorded) if final and isinstance(recorded, int) else size
-
-
 def _print_last_lines(
-    printer: _Printer, source: _Source, run_fd: int, stream: str, lines: int | None
+    printer: _Printer, source: _Source, run: AnyRun, stream: str, lines: int | None
 ) -> None:
-    try:
-        stream_fd = look.open_stream(run_fd, stream)
-    except FileNotFoundError:
-        return
     end = source.ends[stream]
-    with owned(stream_fd) as fd:
-        offset = 0 if lines is None else _start_of_lines(fd, end, lines)
-        while offset < end and (data := os.pread(fd, min(READ_BYTES, end - offset), offset)):
-            printer.print(source.run_id, stream, data)
-            offset += len(data)
+    offset = 0 if lines is None else _start_of_lines(run, stream, end, lines)
+    while offset < end and (data := run.read(stream, min(READ_BYTES, end - offset), offset)):
+        printer.print(source.run_id, stream, data)
+        offset += len(data)
 
 
-def _require_timeline(spool_fd: int, run_id: str) -> None:
-    with owned(format.open_run(spool_fd, run_id)) as run_fd:
-        if not format.found(run_fd, format.TIMELINE):
+def _require_timeline(spool: AnySpool, run_id: str) -> None:
+    with spool.run(run_id) as run:
+        if not run.has_timeline():
             why = "it has no timeline; its spec would need output.timeline"
+            if not spool.is_here:
+                why = "an agent sends no timeline; 'chaperone follow' has the times"
             raise NoInputError(f"unable to print the times of run {run_id!r}: {why}")
 
 
 def _print_last_pieces(
-    printer: _Printer, source: _Source, run_fd: int, streams: Sequence[str], lines: int | None
+    printer: _Printer, source: _Source, run: DirectoryRun, streams: Sequence[str], lines: int | None
 ) -> None:
     """As `_print_last_lines`, of all streams in the order in which they came."""
-    import contextlib
-
     from ...spool.timeline import Timed, timestamp
 
-    with contextlib.ExitStack() as stack:
-        line_fd = stack.enter_context(owned(format.open_plain(run_fd, format.TIMELINE)))
-        fds, offsets = {}, {}
-        for stream in streams:
-            with contextlib.suppress(FileNotFoundError):
-                fds[stream] = stack.enter_context(owned(look.open_stream(run_fd, stream)))
-                end = source.ends[stream]
-                offsets[stream] = 0 if lines is None else _start_of_lines(fds[stream], end, lines)
-        timed, is_over = Timed(), source.status["state"] in statuses.FINAL
+    offsets = {}
+    for stream in streams:
+        end = source.ends[stream]
+        offsets[stream] = 0 if lines is None else _start_of_lines(run, stream, end, lines)
+    timed, is_over = Timed(), source.status["state"] in statuses.FINAL
+    with owned(format.open_plain(run.fd, format.TIMELINE)) as line_fd:
         while any(offsets[stream] < source.ends[stream] for stream in offsets):
             piece = timed.piece(line_fd, offsets, source.ends.__getitem__, is_over)
             if piece is None:
@@ -213,13 +192,13 @@ def _print_last_pieces(
                 continue
             stream, end, ms = piece
             offset = offsets[stream]
-            data = os.pread(fds[stream], min(READ_BYTES, end - offset), offset)
+            data = run.read(stream, min(READ_BYTES, end - offset), offset)
             when = UNTIMED if ms is None else timestamp(ms)
             printer.print(source.run_id, stream, data, when)
             offsets[stream] = offset + len(data) if data else source.ends[stream]
 
 
-def _start_of_lines(fd: int, end: int, lines: int) -> int:
+def _start_of_lines(run: AnyRun, stream: str, end: int, lines: int) -> int:
     """
     Where the last lines begin, read backwards: a stream of many GB costs no more than its end.
     """
@@ -229,7 +208,7 @@ def _start_of_lines(fd: int, end: int, lines: int) -> int:
     while start > 0:
         size = min(BLOCK, start)
         start -= size
-        block = os.pread(fd, size, start)
+        block = run.read(stream, size, start)
         newline = len(block) - (start + size == end)  # the last byte ends a line, it begins none
         while (newline := block.rfind(b"\n", 0, newline)) >= 0:
             lines -= 1
@@ -239,7 +218,7 @@ def _start_of_lines(fd: int, end: int, lines: int) -> int:
 
 
 def _follow(
-    given: Given,
+    spool: AnySpool,
     terminal: Terminal,
     printer: _Printer,
     sources: list[_Source],
@@ -247,7 +226,6 @@ def _follow(
 ) -> None:
     """Print what comes after the ends that were seen, until all runs have ended."""
     add_site_packages(terminal)
-    from ...follow.follower import Follower
     from ...follow.pieces import timestamp
     from ...model import cursor, events
 
@@ -258,7 +236,7 @@ def _follow(
             for run_id, source in live.items()
         }
     )
-    with Follower(os.path.abspath(spool_path(given)), begin, list(live), streams) as follower:
+    with spool.follow(begin, list(live), streams) as follower:
         for event in follower:
             ends = live[event.run_id].ends
             if isinstance(event, events.Output) and event.stream in streams:
@@ -344,7 +322,12 @@ def follow(given: Given, terminal: Terminal) -> int:
             "unable to follow with --cursor: want the number of each batch on stdin,"
             " which is closed"
         )
-    with Outbox(os.path.abspath(spool_path(given)), given.cursor) as outbox:
+    named, follower = spool_named(given), None
+    if is_agents(named):
+        follower = opened(given, terminal).follow
+    else:
+        named = os.path.abspath(named)
+    with Outbox(named, given.cursor, follow=follower) as outbox:
         for text in conversation(outbox, answers, (0, 1) if given.cursor else (1,)):
             terminal.data(text.encode())
     return os.EX_OK

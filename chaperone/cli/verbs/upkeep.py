@@ -11,6 +11,7 @@ import os
 
 from ...errors import BusyError, SpoolError
 from ..common import add_site_packages, age_s, found_ids, quantity
+from ..spools import opened
 from ..terminal import amount
 from ..verb import RUNS, SPOOL, Argument, UsageError, spool_path, verb
 
@@ -123,13 +124,12 @@ def _runs(count: int) -> str:
     SPOOL,
 )
 def rm(given: Given, terminal: Terminal) -> int:
-    add_site_packages(terminal)
-    from ...spool import gc as collecting
-
     code = os.EX_OK
-    for run_id in found_ids(given, given.runs):
+    with opened(given, terminal) as spool:
+        runs = spool.runs(spool.meant(given.runs))
+    for run in runs:
         try:
-            collecting.delete(os.path.abspath(spool_path(given)), run_id)
+            run.delete()
         except BusyError:  # no other could be deleted now
             raise
         except SpoolError as error:
