@@ -39,7 +39,7 @@ def far(tmp_path, monkeypatch):
 def test_deployed_agent_over_ssh_runs_a_program_and_leaves_nothing(far, sshd):
     (ssh,) = hops(sshd.remote())
     home = {"exec": {"argv": ["env", f"HOME={far.home}"]}}
-    path = deploy(Place(hops=[ssh, home], idle_s=1.0))
+    path = deploy(Place(hops=[ssh, home], single=True))
     assert os.stat(path).st_mode & 0o777 == 0o600
     agent = Agent(path)
     assert agent.file["url"] == f"https://127.0.0.1:{agent.port}/spool"
@@ -80,6 +80,8 @@ def test_single_agent_ends_when_its_run_is_fetched_and_the_shared_one_stays(far)
     assert (again.path, again.file) == (shared.path, shared.file)  # its token is still good
     for agent in (shared, one):
         agent.start("r", "/bin/true")
+        if agent is shared:
+            _starts_with_a_lease(agent)
         agent.fetch("r")
     until(lambda: len(far.places()) == 1, PATIENCE_S)
     assert shared.status("r")["state"] == "terminated"
@@ -98,15 +100,19 @@ def test_single_agent_ends_when_its_run_is_fetched_and_the_shared_one_stays(far)
     assert ": its certificate is refused: Hostname mismatch" in str(caught.value)
 
 
-def test_runs_that_are_not_renewed_end_and_then_their_agent(far):
-    agent = far.deploy(idle_s=60, lease_s=2.0)
-    agent.start("r", "/bin/sleep", "1000")
+def _starts_with_a_lease(agent):
     agent.start("own", "/bin/true", renew=5000)
     called = {"url": "https://127.0.0.1:9/r", "token": "t"}
     agent.start("called", "/bin/true", callback=called, config={"timeout": 1})
-    assert [agent.spec(name)["renew"] for name in ("r", "own", "called")] == [2.0, 5000, None]
-    until(lambda: agent.status("r", wait=1)["state"] == "terminated")
-    assert agent.status("r")["stop"]["reason"] == "lease"
+    assert [agent.spec(name)["renew"] for name in ("r", "own", "called")] == [2400, 5000, None]
+
+
+def test_run_that_is_not_renewed_ends_and_then_its_agent(far):
+    agent = far.deploy(lease_s=2.0)
+    ended = far.path / "ended"
+    text = f"trap 'echo stopped >{ended}; exit 3' TERM; sleep 1000 & wait"
+    agent.start("r", "/bin/sh", "-c", text)  # the only request: the next one may come too late
+    until(ended.exists, PATIENCE_S)
     until(far.is_clean, PATIENCE_S)  # although nothing was fetched
 
 
@@ -195,6 +201,29 @@ def test_agent_that_can_not_be_reached_is_one_sentence_and_ends(far, monkeypatch
         "127.0.0.1: timed out (--listen names an address and a port that can be reached)"
     )
     until(far.is_clean, PATIENCE_S)
+
+
+def test_text_that_is_cut_on_the_way_starts_nothing(far, sshd):
+    (ssh,) = hops(sshd.remote())
+    home = {"exec": {"argv": ["env", f"HOME={far.home}"]}}
+    for size in (200_000, 1_000_000):
+        cut = {"exec": {"argv": ["/bin/sh", "-c", f'head -c {size} | "$@"', "sh"]}}
+        with pytest.raises(AgentError) as caught:
+            deploy(Place(hops=[cut, ssh, home]))
+        assert str(caught.value).partition(": ")[2] == (
+            "the connection ended with code 97 and no answer: the text was cut"
+        )
+    assert far.is_clean()
+
+
+def test_login_that_is_refused_is_one_sentence(far, sshd):
+    (ssh,) = hops(sshd.remote(user="no-such-user"))
+    with pytest.raises(AgentError) as caught:
+        deploy(Place(hops=[ssh]))
+    assert str(caught.value) == (
+        "unable to deploy an agent on 127.0.0.1, as no-such-user:"
+        " no-such-user@127.0.0.1: Permission denied (publickey)."
+    )
 
 
 def test_hop_that_no_agent_can_outlive_is_refused():

@@ -175,6 +175,10 @@ def facts(place: str) -> dict[str, Any]:
 def start(settings: dict[str, Any], packed: bytes, place: str, lock_fd: int) -> dict[str, Any]:
     """Unpack the code and start the agent, which keeps the lock; its facts when it listens."""
     clear(place)  # of an agent that was killed; its runs have in memory what they need
+    above, name = os.path.split(place)
+    for each in os.listdir(above):  # of one that was killed when it removed itself
+        if each.startswith(f"{name}.gone-"):
+            shutil.rmtree(f"{above}/{each}", ignore_errors=True)
     code = f"{place}/.code-{settings['digest']}"
     zipfile.ZipFile(io.BytesIO(packed)).extractall(code)
     admit(place, settings["token"])

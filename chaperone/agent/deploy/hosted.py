@@ -16,7 +16,6 @@ import secrets
 import shutil
 import signal
 import socket
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -33,6 +32,7 @@ from .lifetime import Lifetime
 
 UPKEEP_S = 60.0  # between two looks for fetched runs that are old
 LAUNCHER_S = 5.0  # for a launcher to end
+LOG_BYTES = 1 << 20  # nothing reads it as long as all is well
 SPOOL = "spool"
 
 
@@ -53,14 +53,16 @@ def main(settings_fd: int) -> None:
         with listening(given["host"], given["port"]) as sock:
             asyncio.run(Hosted(given).live(sock))
     except ChaperoneError as error:
-        note(str(error))
-        raise SystemExit(1) from error
+        raise SystemExit(str(error)) from None
 
 
 def note(sentence: str) -> None:
-    """Write a sentence into the log of the agent."""
-    sys.stderr.write(f"{sentence}\n")
-    sys.stderr.flush()
+    """Write a line into the log of the agent; the log begins again where it gets too long."""
+    if os.fstat(2).st_size > LOG_BYTES:
+        os.ftruncate(2, 0)
+        os.lseek(2, 0, os.SEEK_SET)
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    os.write(2, f"{now} {sentence}\n".encode(errors="backslashreplace"))
 
 
 class Hosted:
@@ -77,10 +79,7 @@ class Hosted:
         self._lifetime = Lifetime(
             self._spool, tokens, given["idle_s"], given["lease_s"], given["single"]
         )
-        # Requests are not logged: the log would grow as long as the agent lives.
-        self._agent = Agent(
-            self._place, Tokens(tokens), lambda sentence: None, given={"renew": given["lease_s"]}
-        )
+        self._agent = Agent(self._place, Tokens(tokens), note, given={"renew": given["lease_s"]})
 
     async def live(self, sock: socket.socket) -> None:
         """

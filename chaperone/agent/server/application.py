@@ -69,7 +69,7 @@ class Agent:
         given (dict): Fields that each spec gets if it does not have them, such as `renew`.
 
     Attributes:
-        asked_at (float): When the last request came, on the monotonic clock.
+        asked_at (float): When the last request with a valid token came, on the monotonic clock.
         streams (int): How many streams are followed now.
     """
 
@@ -200,7 +200,6 @@ class Application:
         """Answer a request."""
         if scope["type"] != "http":
             raise ValueError(f"unable to answer: want http, got {scope['type']}")
-        self._agent.asked_at = time.monotonic()
         exchange = Exchange(self._agent.tokens, self._agent.log, scope, receive, send)
         await exchange.answer(self._asked)
 
@@ -208,6 +207,7 @@ class Application:
         is_open = any(each.matches(exchange.scope)[0] is Match.FULL for each in self._open)
         if not is_open:
             exchange.authenticate()
+            self._agent.asked_at = time.monotonic()
         await self._app(exchange.scope, exchange.receive, exchange.send)
 
     def _endpoint(self, methods: dict[str, Route]) -> Callable[[Request], Awaitable[Response]]:
