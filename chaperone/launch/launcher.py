@@ -55,7 +55,8 @@ def serve(spool_path: str, idle_s: float | None, detach: bool) -> int:
     import resource  # noqa: F401
 
     from ..farside import remote  # noqa: F401
-    from ..hold import watch  # noqa: F401
+    from ..hold import limits, watch  # noqa: F401
+    from ..spool import timeline  # noqa: F401
 
     shed_inherited_state()
     reading, telling = os.pipe()

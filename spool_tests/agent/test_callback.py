@@ -5,9 +5,12 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
+from spool_tests.support.places import ROOT
 from spool_tests.support.posting import agent, log, posted
 from spool_tests.support.receiver_double import TOKEN, ReceiverDouble
 from spool_tests.support.runs import final
@@ -135,3 +138,17 @@ def test_stdout_ends_when_the_program_runs(spool, receiver):
         assert (shown["state"], shown["agent_pid"]) == ("running", process.pid)
         process.terminate()
         assert process.wait(20) == 0
+
+
+def test_package_that_is_missing_is_named(spool, tmp_path):
+    hidden = "import sys; sys.modules['httpx'] = None; from chaperone.cli import main; "
+    code = f"{hidden}sys.exit(main.main(['agent']))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], input="{}", capture_output=True, text=True, cwd=ROOT
+    )
+    why = "want the package httpx (pip install 'chaperone-spool[agent]')"
+    assert (result.returncode, result.stdout, result.stderr) == (
+        os.EX_IOERR,
+        "",
+        f"chaperone: unable to perform 'agent': {why}\n",
+    )

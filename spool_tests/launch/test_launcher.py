@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import random
+import re
 import select
 import signal
 import socket
@@ -24,7 +25,7 @@ from chaperone.launch import client, launcher, process
 from chaperone.launch import image as images
 from chaperone.launch import start as starting
 from spool_tests.support.places import CHAPERONE
-from spool_tests.support.waiting import until
+from spool_tests.support.waiting import need, until
 
 ECHO = {
     "argv": [
@@ -557,6 +558,23 @@ def test_launcher_imports_nothing_that_a_chaperone_must_not_hold(spool):
         "socket",
         "threading",
     } & set(loaded)
+
+
+def test_fork_of_a_launcher_imports_nothing(spool, tmp_path):
+    """The package may be another by then."""
+    need("strace")
+    trace = tmp_path / "trace"
+    command = ["strace", "-f", "-ttt", "-o", trace, "-e", "trace=open,openat", *CHAPERONE]
+    with subprocess.Popen([*command, "launcher", "--spool", spool]) as traced:
+        until((spool / ".launcher").exists)
+        now = time.time()
+        asked = {"timeouts": {"run": 60}, "renew": 60, "output": {"timeline": True}}
+        final(spool, starting.start(str(spool), {"program": {"argv": ["true"]}, **asked}, True))
+        os.kill(launcher_pid(spool), signal.SIGTERM)
+        traced.wait(20)
+    opened = [line for line in trace.read_text().splitlines() if re.search(r'\.(pyc?|so)"', line)]
+    assert len(opened) > 20
+    assert [line for line in opened if float(line.split(None, 2)[1]) > now] == []
 
 
 def test_program_is_executed_soon_after_the_ask(spool, warm):

@@ -47,13 +47,13 @@ class Served:
         log (Path): Its stderr.
     """
 
-    def __init__(self, place, words=(), environ=()):
+    def __init__(self, place, words=(), environ=(), host="127.0.0.1", before=()):
         self.place = place
         self.directory = place / "served"
         (self.directory / "etl").mkdir(0o700, parents=True)
         self.ca, self.cert, self.key = place / "ca.pem", place / "cert.pem", place / "key.pem"
         authority().cert_pem.write_to_path(self.ca)
-        self.show(certificate())
+        self.show(certificate() if host == "127.0.0.1" else certificate(host))
         self.tokens = place / "tokens"
         self.token_files = {}
         lines = []
@@ -66,7 +66,8 @@ class Served:
         self.environ = dict(environ)
         self.process = None
         self.url = None
-        self.listen = "127.0.0.1:0"
+        self.before, self.host = before, host
+        self.listen = f"{host}:0"
 
     def private(self, name, text):
         """A file that only this user can read."""
@@ -93,9 +94,22 @@ class Served:
     def spool_url(self):
         return f"{self.url}/etl"
 
-    def start(self):
-        """Start the agent, the second time where it was; returns when it listens."""
-        command = [*CHAPERONE, "serve", self.directory, "--listen", self.listen]
+    def start(self, before=()):
+        """
+        Start the agent, the second time where it was; returns when it listens.
+
+        Args:
+            before (list): Words before its argv, behind those of this agent.
+        """
+        command = [
+            *self.before,
+            *before,
+            *CHAPERONE,
+            "serve",
+            self.directory,
+            "--listen",
+            self.listen,
+        ]
         command += ["--cert", self.cert, "--key", self.key, "--tokens", self.tokens, *self.words]
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
@@ -108,7 +122,7 @@ class Served:
             )
         self.url = self.process.stdout.readline().strip()
         self.process.stdout.close()
-        assert self.url.startswith("https://127.0.0.1:"), self.log.read_text()
+        assert self.url.startswith(f"https://{self.host}:"), self.log.read_text()
         self.listen = self.url.removeprefix("https://")
 
     def kill(self):
@@ -138,13 +152,16 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(place, words=(), environ=()):
+def served(place, words=(), environ=(), **how):
     """
     An agent that serves the directory `served` in a place (Path), which has an empty spool `etl`.
 
+    Args:
+        how: `host`, where it listens, and `before`, words before its argv.
+
     At the end the agent is killed, and what still runs in its spools.
     """
-    agent = Served(place, words, environ)
+    agent = Served(place, words, environ, **how)
     agent.start()
     try:
         yield agent

@@ -291,6 +291,10 @@ class Network:
     """
     Another host, as far as the network goes: a namespace with an sshd in it, whose cable can be
     pulled.
+
+    Attributes:
+        address (str): Of that host.
+        words (tuple): Before an argv that is started there.
     """
 
     def __init__(self, directory):
@@ -310,7 +314,8 @@ class Network:
             f"-n {self._name} link set lo up",
         ):
             subprocess.run(["ip", *line.split()], check=True)
-        there = {"address": far, "prefix": ("ip", "netns", "exec", self._name)}
+        self.address, self.words = far, ("ip", "netns", "exec", self._name)
+        there = {"address": self.address, "prefix": self.words}
         self.sshd = Sshd(directory, **there)
         self._servers = Servers(**there)
         self.sshd_with = self._servers.get

@@ -91,7 +91,9 @@ class Poster:
             self._patience = Patience(retry_s, timeout_s, renew_s, time.monotonic())
             outcome = await self._until_over()
             if outcome == ACKNOWLEDGED:
-                self._note.done()
+                # If the disk refuses that, the next agent asks the receiver again.
+                with contextlib.suppress(SpoolError):
+                    self._note.done()
                 # The scheduler has it: no follower need deliver it again, and gc may delete it.
                 if format.is_path_of(spool_fd, self.run_id, self._run_fd):
                     look.collect(spool_fd, self.run_id)
@@ -228,17 +230,22 @@ class Poster:
                 look.renew(self._run_fd, self.run_id, Request("renew"))
         return True
 
-    async def _failed(self, error: AgentError, is_post: bool = True) -> None:
+    async def _failed(self, error: SpoolError, is_post: bool = True) -> None:
         """Log a failure once, however often it comes, and wait for the next try."""
         complaint = (is_post, str(error))
-        if complaint not in self._complaints and self._complaints_left:
-            self._complaints_left -= 1
+        if complaint not in self._complaints:
             what = "post to" if is_post else "ask"
-            last = "" if self._complaints_left else "; no further failure is logged"
-            again = f"trying again every {self._patience.retry_s:g} s{last}"
-            self._log(f"unable to {what} {self._connection.url}: {error}; {again}")
+            again = f"trying again every {self._patience.retry_s:g} s"
+            self._complain(f"unable to {what} {self._connection.url}: {error}; {again}")
         self._complaints.add(complaint)
         await self._pause()
+
+    def _complain(self, sentence: str) -> None:
+        """Log what is wrong with the receiver, up to a number of times."""
+        if self._complaints_left:
+            self._complaints_left -= 1
+            last = "" if self._complaints_left else "; nothing more of that kind is logged"
+            self._log(f"{sentence}{last}")
 
     def _works(self, is_post: bool) -> None:
         """The receiver answered as agreed: a later failure is a new one."""
@@ -274,21 +281,20 @@ class Poster:
                 answer = await self._connection.requests(self._note.seq)
                 if answer.code == 404:
                     return  # this receiver has none
-                found = _numbered(answer)
-            except AgentError as error:
+                fresh = [each for each in _numbered(answer) if each[0] > self._note.seq]
+                for seq, line in fresh:
+                    await self._take(seq, line)
+            except SpoolError as error:  # the note can't be written, or there was no answer
                 await self._failed(error, is_post=False)
                 continue
             self._works(is_post=False)
-            fresh = [(seq, line) for seq, line in found if seq > self._note.seq]
-            for seq, line in fresh:
-                await self._take(seq, line)
             if not fresh and time.monotonic() - asked_at < SHORT_S:
                 await self._pause()
 
     async def _take(self, seq: int, line: str) -> None:
         request = parsed(line)
         if request is None:
-            self._log(f"unable to take the request {line[:200]!r} of the receiver")
+            self._complain(f"unable to take the request {line[:200]!r} of the receiver")
         elif request.verb == "signal":
             # Noted first: a signal that was delivered twice could not be taken back.
             self._note.took(seq)
@@ -305,7 +311,7 @@ class Poster:
             look.request(self._run_fd, self.run_id, request)
             return True
         except (SpoolError, SpecError) as error:
-            self._log(f"unable to pass on the receiver's {request.verb}: {error}")
+            self._complain(f"unable to pass on the receiver's {request.verb}: {error}")
             return isinstance(error, SpecError)
 
     def _log(self, sentence: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 
-from ...errors import SpecError
+from ...errors import AgentError, SpecError
 from ...model import jsontext
 from ..command import place
 from ..common import add_site_packages
@@ -40,11 +40,14 @@ def serve(given: Given, terminal: Terminal) -> int:
     add_site_packages(terminal)
     import asyncio
 
-    from ...agent.server import serving
-    from ...agent.server.application import Agent
-    from ...agent.server.receiving import Receptions
-    from ...agent.server.tokens import Tokens
-    from ...agent.tls import Certificate
+    try:
+        from ...agent.server import serving
+        from ...agent.server.application import Agent
+        from ...agent.server.receiving import Receptions
+        from ...agent.server.tokens import Tokens
+        from ...agent.tls import Certificate
+    except ModuleNotFoundError as error:
+        raise _lacking("serve", error) from error
 
     if not os.path.isdir(given.directory):
         raise UsageError(f"unable to serve {given.directory!r}: want a directory")
@@ -120,8 +123,10 @@ def agent(given: Given, terminal: Terminal) -> int:
     path = os.path.abspath(spool_path(given))
     text = read_spec("-")
     add_site_packages(terminal)
-    from ...agent.callback import poster, program
-
+    try:
+        from ...agent.callback import poster, program
+    except ModuleNotFoundError as error:
+        raise _lacking("agent", error) from error
     spec = program.spec_of(text, os.getcwd())
     outcome = program.run(path, spec, lambda line: _print_and_close(terminal, line))
     if outcome == poster.ACKNOWLEDGED:
@@ -134,6 +139,14 @@ def agent(given: Given, terminal: Terminal) -> int:
     }[outcome]
     terminal.note(f"unable to post all of run {spec['id']!r}: {why}")
     return code
+
+
+def _lacking(verb: str, error: ModuleNotFoundError) -> ModuleNotFoundError | AgentError:
+    """The error to raise where a package of the extra is not installed."""
+    if error.name is None or error.name.startswith("chaperone"):
+        return error
+    why = f"want the package {error.name} (pip install 'chaperone-spool[agent]')"
+    return AgentError(f"unable to perform {verb!r}: {why}")
 
 
 def _print_and_close(terminal: Terminal, line: str) -> None:
