@@ -12,6 +12,7 @@ if os.environ.get("CHAPERONE_BENCH_ROOT"):  # an older version, of --against
 
 from . import (
     against,
+    agents,
     capturing,
     costing,
     following,
@@ -47,6 +48,11 @@ ROWS = {
     "growth-history": growth.history,
     "growth-live": growth.live,
     "growth-ended": growth.ended,
+    "agent-append": agents.append,
+    "agent-scale": agents.scale,
+    "agent-bytes": agents.transfer,
+    "agent-enemy": agents.enemy,
+    "page": agents.page,
 }
 FIGURES, PAGE = "docs/performance.json", "docs/performance.rst"
 
@@ -61,7 +67,7 @@ def main():
         "rows",
         metavar="ROW",
         nargs="*",
-        help=f"of {', '.join(ROWS)}; ssh for all of ssh; none for all",
+        help=f"of {', '.join(ROWS)}; ssh for all of ssh, agent for all of agents; none for all",
     )
     parser.add_argument(
         "--json", metavar="FILE", help="write the figures there too; - for stdout, and no table"
