@@ -152,3 +152,15 @@ def test_package_that_is_missing_is_named(spool, tmp_path):
         "",
         f"chaperone: unable to perform 'agent': {why}\n",
     )
+
+
+def test_second_agent_of_a_run_waits_for_the_first(spool, receiver):
+    spec = receiver.spec(["/bin/sh", "-c", "echo ready; exec sleep 1000"])
+    with agent(spec) as first, agent(spec) as second:
+        shown = [json.loads(process.stdout.read()) for process in (first, second)]
+        assert shown[0]["pid"] == shown[1]["pid"]
+        assert [each["agent_pid"] for each in shown] == [first.pid, second.pid]
+        second.terminate()
+        assert (first.wait(20), second.wait(20)) == (0, 0)
+    assert receiver.streams["stdout"] == b"ready\n"
+    assert [route for route, *_ in receiver.posts].count("completed") == 1

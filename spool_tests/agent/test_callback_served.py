@@ -4,6 +4,7 @@ Runs with a callback in a served spool, and our own agent towards our own receiv
 
 import contextlib
 import json
+import os
 import random
 
 import pytest
@@ -109,12 +110,23 @@ def test_stop_at_our_receiver_stops_the_program(spool, tmp_path, chaperone):
         assert final(near.spool, "r")["stop"]["by"] == "ops"
 
 
+def test_lost_run_is_posted_as_lost(spool, tmp_path):
+    with served(tmp_path, ["--receive"]) as near:
+        with agent(expected(near, ["/bin/sh", "-c", "echo ready; exec sleep 1000"])) as process:
+            until(lambda: (near.spool / "r" / "stdout").exists())
+            until(lambda: (near.spool / "r" / "stdout").read_bytes() == b"ready\n")
+            os.kill(json.loads((spool / "r" / "running.json").read_text())["chaperone_pid"], 9)
+            assert process.wait(30) == 0, log(spool, "r")
+        lost = final(near.spool, "r")
+        assert (lost["state"], (near.spool / "r" / "stdout").read_bytes()) == ("lost", b"ready\n")
+
+
 @pytest.mark.parametrize("seed", range(1))
 def test_agent_and_receiver_that_are_killed_lose_nothing(spool, tmp_path, seed):
     kills(spool, tmp_path, seed, 4)
 
 
-@pytest.mark.long
+@pytest.mark.tier("agents")
 @pytest.mark.parametrize("seed", range(10, 14))
 def test_agent_and_receiver_that_are_killed_often_lose_nothing(spool, tmp_path, seed):
     kills(spool, tmp_path, seed, 40)

@@ -20,7 +20,7 @@ from ...model import cursor as cursors
 from ...model import status as statuses
 from ...model.events import Ended, Lost, Output, Shrank
 from ...model.request import Request, parsed
-from ...spool import format, look
+from ...spool import format, look, reap
 from .connection import Answer, Connection, within
 from .note import Note
 from .progress import Patience, Progress
@@ -132,13 +132,35 @@ class Poster:
                     self._grew(event.stream, event.offset + len(event.data))
                 elif isinstance(event, Shrank):
                     self._grew(event.stream, event.size)
-                elif isinstance(event, (Ended, Lost)):
+                elif isinstance(event, Ended):
                     self._final = None if event.status is None else {**event.status.raw}
+                    break
+                elif isinstance(event, Lost):
+                    self._final = await self._recorded_loss()
                     break
         self._is_deleted = self._final is None
         self._ended.set()
         for news in self._news.values():
             news.set()
+
+    async def _recorded_loss(self) -> dict[str, Any] | None:
+        """
+        The final status of a run whose chaperone died, once it is recorded with the sizes of its
+        streams: what a reader concludes has older ones.
+        """
+        while True:
+            with contextlib.suppress(SpoolError):
+                await asyncio.to_thread(reap.reap, self.spool_path, [self.run_id])
+            # An ending publishes the status, and then deletes the lock: look in the other order.
+            is_gone = look.pulse(self._run_fd) is None
+            final = look.read_final(self._run_fd, self.run_id)
+            if final is not None:
+                for name in format.STREAMS:
+                    self._grew(name, look.stream_size(self._run_fd, name))
+                return final
+            if is_gone:
+                return None
+            await self._pause()  # its guard still works, or the disk refuses it
 
     def _grew(self, name: str, size: int) -> None:
         self._streams[name].grew(size, time.monotonic())
