@@ -43,6 +43,7 @@ READ = {
 LIMITS = {
     "run": {"program": sh("exec sleep 60"), "timeouts": {"run": 0.8}},
     "idle": {"program": sh("echo out; exec sleep 60"), "timeouts": {"idle": 0.8}},
+    "lease": {"program": sh("exec sleep 60"), "renew": 0.8},
     "connect": {"program": sh("exit 0"), "remote": HANGS, "timeouts": {"connect": 0.8}},
 }
 
@@ -129,6 +130,7 @@ def test_step_ends_no_run_that_has_limits(spool, clock):
         clock,
         program=sh("while [ ! -e go ]; do echo x; sleep 0.02; done; exit 3", cwd=str(spool)),
         timeouts={"run": 3600, "idle": 600},
+        renew=600,
     )
     running(spool)
     for step in (DAY, -DAY, 400 * DAY, 0):
@@ -143,21 +145,23 @@ def test_step_ends_no_run_that_has_limits(spool, clock):
 
 
 @pytest.mark.parametrize("step", [DAY, -DAY])
-def test_adopted_run_keeps_its_time_whatever_the_clock_says(spool, clock, step, monkeypatch):
+@pytest.mark.parametrize("limit", ["run", "lease"])
+def test_adopted_run_keeps_its_time_whatever_the_clock_says(spool, clock, limit, step, monkeypatch):
     """
-    Its limit counts from the program's start, though no process that saw it lives any more.
+    Its limit counts from the program's start, or from the last renewal, though no process that saw
+    it lives any more.
     """
+    limits = {"run": {"timeouts": {"run": 3}}, "lease": {"renew": 3}}
     monkeypatch.setenv("HOME", str(spool.parent))
-    chaperone = start(
-        spool, clock, program=sh("exec sleep 60"), on_disconnect="survive", timeouts={"run": 3}
-    )
+    survives = {"program": sh("exec sleep 60"), "on_disconnect": "survive"}
+    chaperone = start(spool, clock, **survives, **limits[limit])
     began = connected(spool) and time.monotonic()
     chaperone.kill()
     chaperone.wait()
     clock.step(step)
     adopter = subprocess.Popen([*clock.python(ADOPT), str(spool), "r"], stdout=subprocess.DEVNULL)
     assert adopter.wait(30) == 0
-    assert stopped_by(final(spool)) == "run", final(spool)
+    assert stopped_by(final(spool)) == limit, final(spool)
     assert time.monotonic() - began > 2  # and not at once, as the times of day would have it
     until(lambda: not list((spool.parent / ".chaperone").glob("*")))
 
