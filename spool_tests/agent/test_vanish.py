@@ -21,7 +21,7 @@ from spool_tests.support.deployed import Far
 from spool_tests.support.fleet import WRITER, Fleet, grow, reason, state
 from spool_tests.support.mirrors import Mirrored, same
 from spool_tests.support.places import CHAPERONE, ROOT
-from spool_tests.support.runs import final, live, py, running, sh, stdout
+from spool_tests.support.runs import final, live, py, sh, stdout
 from spool_tests.support.surviving import booted_anew
 from spool_tests.support.waiting import need, until
 
@@ -77,19 +77,6 @@ def fleet(agent, spool, tmp_path):
         yield fleet
     finally:
         fleet.end()
-
-
-def lives_of(spool, run_id="r"):
-    """The pids of a run: its guard, its chaperone, its program."""
-    status = running(spool, run_id)
-    return status["guard_pid"], status["chaperone_pid"], status["pid"]
-
-
-def cut_off(*pids):
-    """All at once, as by the end of power: none of them sees another die."""
-    for number in (signal.SIGSTOP, signal.SIGKILL):
-        for pid in pids:
-            os.kill(pid, number)
 
 
 def events(spool):
@@ -206,7 +193,7 @@ def test_runs_go_on_while_their_agent_is_dead(fleet):
 def test_program_dies_with_its_chaperone(fleet):
     fleet.write(renew=FOREVER)
     grow(fleet.near)
-    os.kill(lives_of(fleet.far)[1], signal.SIGKILL)
+    os.kill(live(fleet.far)["chaperone_pid"], signal.SIGKILL)
     until(lambda: not fleet.programs())
     fleet.reap()
     status = fleet.copied()
@@ -218,8 +205,7 @@ def test_program_dies_with_its_chaperone(fleet):
 def test_boot_of_the_far_host_is_reported_as_a_loss(fleet, tmp_path):
     fleet.write(renew=FOREVER)
     grow(fleet.near)
-    cut_off(*lives_of(fleet.far), fleet.agent.process.pid)
-    fleet.agent.process.wait()
+    fleet.end_far_host()
     until(lambda: not fleet.programs())
     booted, boot_id = booted_anew(tmp_path)
     fleet.agent.start(booted)
@@ -374,32 +360,37 @@ DEATHS = {
     "agent": lambda fleet, cable: fleet.agent.kill(),
     "chaperone": lambda fleet, cable: os.kill(live(fleet.far)["chaperone_pid"], signal.SIGKILL),
     "network": lambda fleet, cable: cable.cut(),
+    "far host": lambda fleet, cable: fleet.end_far_host(),
+    "near host": lambda fleet, cable: fleet.mirror.kill(),
 }
+# A host takes these with it, so they are no second death.
+PAIRS = [
+    pair
+    for pair in itertools.combinations(DEATHS, 2)
+    if pair not in (("mirror", "near host"), ("agent", "far host"), ("chaperone", "far host"))
+]
 
 
 @pytest.mark.root
 @pytest.mark.tier("agents")
-@pytest.mark.parametrize(
-    "pair",
-    list(itertools.combinations(DEATHS, 2)),
-    ids=" and ".join,
-)
-def test_two_deaths_leave_no_program_and_no_lie(distant, cable, pair):
+@pytest.mark.parametrize("pair", PAIRS, ids=" and ".join)
+def test_two_deaths_leave_no_program_and_no_lie(distant, cable, tmp_path, pair):
     distant.await_mirror()
     distant.put("r", sh(STUBBORN), **SHORT)
     for victim in pair:
         DEATHS[victim](distant, cable)
     until(lambda: not distant.programs(), 60)
     until(lambda: state(distant.far) in ("lost", "terminated"), 30)
-    if "agent" in pair:
-        distant.agent.start()
-    if "mirror" in pair:
-        distant.mirror.start()
+    booted, _ = booted_anew(tmp_path)
+    if "agent" in pair or "far host" in pair:
+        distant.agent.start(booted if "far host" in pair else ())
+    if "mirror" in pair or "near host" in pair:
+        distant.mirror.start(booted if "near host" in pair else ())
     cable.heal()
     if "chaperone" in pair:
         distant.reap()
     status = distant.copied()
-    if "chaperone" in pair:
+    if "chaperone" in pair or "far host" in pair:
         assert (status["state"], status["return_code"], status["signal"]) == ("lost", None, None)
     else:
         assert (reason(status), status["signal"]) == ("lease", "SIGKILL")

@@ -14,7 +14,7 @@ import chaperone
 from spool_tests.support.mirrors import Mirrored, same
 from spool_tests.support.places import CHAPERONE
 from spool_tests.support.processes import processes_with
-from spool_tests.support.runs import final, py, sh
+from spool_tests.support.runs import final, live, py, sh
 from spool_tests.support.waiting import until
 
 # Writes numbered lines to both streams until a file is there.
@@ -91,6 +91,16 @@ class Fleet:
             [*CHAPERONE, "reap", "--spool", self.far], capture_output=True, text=True, check=True
         )
         assert done.stderr == ""
+
+    def end_far_host(self, run_id="r"):
+        """Kill the agent and a run at once, as by the end of power: nothing sees another die."""
+        status = live(self.far, run_id)
+        pids = [status["guard_pid"], status["chaperone_pid"], self.agent.process.pid]
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for pid in [*pids, *self.programs()]:
+                with contextlib.suppress(ProcessLookupError):  # a short `sleep`
+                    os.kill(pid, number)
+        self.agent.process.wait()
 
     def end(self):
         """Kill what still runs."""
