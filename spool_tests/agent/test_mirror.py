@@ -18,12 +18,12 @@ from spool_tests.support.runs import ask, final, live, log, py, sh
 from spool_tests.support.runs import start as start_here
 from spool_tests.support.waiting import until
 
-# Writes random bytes to both streams, in pieces.
+# Writes random bytes to both streams, until the file `stop` is there.
 WRITER = (
     "import os, random, time\n"
-    "for n in range({pieces}):\n"
-    "    os.write(1, random.randbytes({size})); os.write(2, random.randbytes({size}))\n"
-    "    time.sleep({pause})"
+    "while not os.path.exists({stop!r}):\n"
+    "    os.write(1, random.randbytes(9_000)); os.write(2, random.randbytes(9_000))\n"
+    "    time.sleep(0.05)"
 )
 
 
@@ -264,18 +264,17 @@ def test_agent_that_is_away_is_waited_for_and_said_once(agent, client, spool, mi
     ],
 )
 def test_death_while_programs_write_loses_and_repeats_nothing(
-    agent, client, spool, mirror, victim, kills
+    agent, client, tmp_path, spool, mirror, victim, kills
 ):
-    size = 5_000 * kills
-    whole = 4 * 2 * 40 * size
+    stop = tmp_path / "stop"
     ids = [f"run-{number}" for number in range(4)]
     for run_id in ids:
-        put(agent, client, run_id, py(WRITER.format(pieces=40, size=size, pause=0.05)))
+        put(agent, client, run_id, py(WRITER.format(stop=str(stop))))
     dice = random.Random(victim)
     with chaperone.Spool(str(spool)).follow() as follower:
         for _ in range(kills):
-            wanted = written(spool) + dice.randrange(1, whole // kills)
-            until(lambda wanted=wanted: written(spool) >= min(wanted, whole * 9 // 10), 60)
+            wanted = written(spool) + dice.randrange(1, 500_000)
+            until(lambda wanted=wanted: written(spool) >= wanted, 60)
             if victim in ("mirror", "both"):
                 mirror.kill()
             if victim in ("agent", "both"):
@@ -283,6 +282,7 @@ def test_death_while_programs_write_loses_and_repeats_nothing(
                 agent.start()
             if not mirror.is_alive():
                 mirror.start()
+        stop.touch()
         ends = []
         while len(ends) < len(ids):
             event = follower.next(30)

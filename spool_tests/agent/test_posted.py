@@ -92,7 +92,7 @@ def test_stop_of_the_copy_reaches_the_agent(receiver, spool, posting):
 
 WRITER = (
     "import os, random, time\n"
-    "for n in range(30):\n"
+    "while not os.path.exists({stop!r}):\n"
     "    os.write(1, random.randbytes(7_000)); os.write(2, random.randbytes(7_000))\n"
     "    time.sleep(0.1)"
 )
@@ -101,9 +101,12 @@ WRITER = (
 @pytest.mark.parametrize(
     "kills", [2, pytest.param(60, marks=pytest.mark.tier("agents"))], ids=["short", "long"]
 )
-def test_agent_and_receiver_are_killed_and_each_byte_comes_once(receiver, spool, posting, kills):
+def test_agent_and_receiver_are_killed_and_each_byte_comes_once(
+    receiver, spool, tmp_path, posting, kills
+):
     ids = ["a", "b"]
-    agents = [posting(py(WRITER.replace("30", str(15 * kills))), run_id) for run_id in ids]
+    stop = tmp_path / "stop"
+    agents = [posting(py(WRITER.format(stop=str(stop))), run_id) for run_id in ids]
     until(lambda: all((receiver.spool / run_id).exists() for run_id in ids), 60)
     with chaperone.Spool(str(receiver.spool)).follow() as follower:
         for number in range(kills):
@@ -115,6 +118,7 @@ def test_agent_and_receiver_are_killed_and_each_byte_comes_once(receiver, spool,
                 agent.kill()
                 agent.start()
             receiver.start()
+        stop.touch()
         ends = []
         while len(ends) < len(ids):
             event = follower.next(60)
