@@ -65,6 +65,7 @@ class FedRun:
         self.spec = look.read_spec(directory.fd)
         self.control_fd = directory.control_fd
         self._reader = Reader()
+        self._concluded: object = None
         lines = self.status.pop(PENDING, None)
         asked = map(parsed, lines if isinstance(lines, list) else ())
         self.pending = [request for request in asked if request is not None]
@@ -102,6 +103,12 @@ class FedRun:
         """The agent was heard of: the lease of the run begins again."""
         if self._directory is not None:
             self._directory.touch()
+
+    def is_silent(self) -> bool:
+        """Whether the agent was not heard of for the lease of the run."""
+        return self._directory is not None and (
+            look.leased_s(self._directory.fd, self.spec, self.status["boot_id"]) <= 0
+        )
 
     # -- what the agent says
 
@@ -154,9 +161,16 @@ class FedRun:
                 os.fsync(fd)
 
     def changed(self, status: dict[str, Any]) -> None:
-        """Replace the status so far; if the disk refuses it, the old one stays (rule W5)."""
+        """
+        Replace the status so far; if the disk refuses it, the old one stays (rule W5). What a
+        reader of the agent's spool has only concluded is in the log.
+        """
         if self._directory is None:
             return
+        concluded = status.get("state") if status.get("state") not in statuses.LIVE else None
+        if concluded not in (None, self._concluded):
+            self.log(f"its agent finds the run {concluded}")
+        self._concluded = concluded
         status = live_status(status, self.spec, self.status)
         if status != self.status:
             self.status = status

@@ -164,6 +164,24 @@ class Reception:
             self._asked[run.run_id] = Asked(run)
         return run
 
+    def end_silent(self) -> list[str]:
+        """
+        Record that the runs are lost whose agents were not heard of for a whole lease: an agent
+        gives up when it was not acknowledged for as long.
+
+        Returns:
+            list: The ids of these runs.
+        """
+        found = []
+        for run in [run for run in self.sink.runs.values() if run.is_silent()]:
+            try:
+                run.lost(f"its agent was silent for {run.spec['lease']:g} s")
+            except OSError:  # a full disk; the next look tries again
+                continue
+            self.forget(run)
+            found.append(run.run_id)
+        return found
+
     # -- what is asked of the agent
 
     def take_requests(self) -> list[str]:

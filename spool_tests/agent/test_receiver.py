@@ -274,6 +274,23 @@ def test_expected_runs_that_never_came_are_forgotten(spool, app):
     assert poster.output(0, b"x") == (401, None)
 
 
+def test_agent_that_is_silent_for_its_lease_is_lost(spool, app, poster, monkeypatch):
+    monkeypatch.setattr("chaperone.agent.reception.LEASE_S", 0.2)
+    monkeypatch.setattr("chaperone.agent.server.receiving.SILENT_S", 0.05)
+
+    async def look():
+        await poster._ask("POST", "/output/stdout", content=b"abc", headers={"Upload-Offset": "0"})
+        asked = asyncio.ensure_future(poster._ask("GET", "/requests"))
+        return (await asked).json()
+
+    assert asyncio.run(look()) == {"requests": []}
+    status = final(spool)
+    assert (status["state"], status["stdout"]["bytes"]) == ("lost", 3)
+    assert status["exception"]["message"] == "its agent was silent for 0.2 s"
+    assert poster.output(3, b"d") == (410, None)
+    assert poster.completed(far_final(3)).status_code == 410
+
+
 # -- what is asked of the agent
 
 

@@ -176,8 +176,10 @@ def test_status_so_far_is_replaced_where_it_changed(spool, sink):
     assert os.stat(spool / "r" / "running.json").st_ino == before
     run.changed({**run.status, "leftovers": 3})
     assert live(spool)["leftovers"] == 3
-    run.changed({**run.status, "state": "unattended"})
+    for _ in range(2):
+        run.changed({**run.status, "state": "unattended"})
     assert live(spool)["state"] == "running"
+    assert log(spool) == ["its agent finds the run unattended"]
 
 
 def test_stream_that_was_truncated_is_copied_again(spool, sink):

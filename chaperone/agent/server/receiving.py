@@ -32,6 +32,9 @@ from .exchange import Exchange, Receive, RefusedError, Send, answer, refusal
 OUTPUT_BODY = 1024 * 1024  # bytes, at most
 COMPLETED_BODY = 16 * 1024 * 1024  # a status repeats parts of its spec
 REFUSED = "unable to receive: the token is not that of the run"
+# Between two looks for agents that are silent for good. The first comes as late: after a long
+# absence of the receiver its agents need this time to call again.
+SILENT_S = 600.0
 REQUESTS_S = 30.0  # a question for requests is answered at the latest then
 
 Handler = Callable[[Exchange, Request, str], Awaitable[Response]]
@@ -49,6 +52,7 @@ class Callbacks:
     def __init__(self, reception: Reception) -> None:
         self.reception = reception
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._news: dict[str, asyncio.Event] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -56,6 +60,8 @@ class Callbacks:
         """Leave the runs as they are."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.remove_reader(self.reception.sink.fileno())
+        if self._timer is not None:
+            self._timer.cancel()
         self.reception.close()
 
     def watch(self) -> None:
@@ -64,6 +70,17 @@ class Callbacks:
         if self._loop is not loop:
             self._loop = loop
             loop.add_reader(self.reception.sink.fileno(), self._take_requests)
+            self._timer = loop.call_later(SILENT_S, self._end_silent)
+
+    def _end_silent(self) -> None:
+        for run_id in self.reception.end_silent():
+            self._wake(run_id)
+        self._timer = asyncio.get_running_loop().call_later(SILENT_S, self._end_silent)
+
+    def _wake(self, run_id: str) -> None:
+        """The run has ended: a question for its requests is answered now."""
+        if (news := self._news.pop(run_id, None)) is not None:
+            news.set()
 
     def _take_requests(self) -> None:
         for run_id in self.reception.take_requests():
@@ -133,8 +150,7 @@ class Callbacks:
             await asyncio.to_thread(run.sync)
             run.ended(status)
             self.reception.forget(run)
-        if (news := self._news.pop(run_id, None)) is not None:
-            news.set()
+        self._wake(run_id)
         return Response(status_code=204)
 
     async def requests(self, exchange: Exchange, request: Request, run_id: str) -> Response:
