@@ -122,6 +122,23 @@ def test_missing_openssl_is_one_sentence(monkeypatch, tmp_path):
     )
 
 
+def test_address_for_a_container_is_its_own_towards_others():
+    listen, address = far.address({"ssh": False, "listen": ["0.0.0.0", 8470]})
+    assert listen == "0.0.0.0"
+    assert address is None or not address.startswith("127.")  # None without a way to others
+    assert far.address({"ssh": False, "listen": None}) == ("127.0.0.1", None)
+
+
+def test_address_for_ssh_is_the_one_that_it_came_to(monkeypatch):
+    monkeypatch.setenv("SSH_CONNECTION", "2001:db8::2 5 2001:db8::1 22")
+    assert far.address({"ssh": True, "listen": None}) == ("2001:db8::1", "2001:db8::1")
+    assert far.address({"ssh": True, "listen": ["::", 1]}) == ("::", "2001:db8::1")
+    assert far.address({"ssh": False, "listen": None}) == ("127.0.0.1", None)
+    for other in ("", "fe80::2%eth0 5 fe80::1%eth0 22"):
+        monkeypatch.setenv("SSH_CONNECTION", other)
+        assert far.address({"ssh": True, "listen": None}) == ("", None)
+
+
 # -- the text
 
 

@@ -14,6 +14,7 @@ import json
 import os
 import select
 import shutil
+import socket
 import stat
 import sys
 import time
@@ -212,12 +213,23 @@ def address(settings: dict[str, Any]) -> tuple[str, str | None]:
     An ssh session knows by which address of this host it came, and no other is needed.
     """
     came = (os.environ.get("SSH_CONNECTION") or "").split() if settings["ssh"] else []
-    reached = came[2].partition("%")[0] if len(came) == 4 else None
+    # With a % it is of one link alone, whose name is another on the other side.
+    reached = came[2] if len(came) == 4 and "%" not in came[2] else None
     if settings["listen"] is not None:
-        return settings["listen"][0], reached
+        return settings["listen"][0], reached or outward()
     if reached is not None:
         return reached, reached
     return ("" if settings["ssh"] else "127.0.0.1"), None
+
+
+def outward() -> str | None:
+    """The address of this host, or this container, towards others; None if it has no way there."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # of no host, RFC 5737; and nothing is sent
+        except OSError:
+            return None
+        return str(probe.getsockname()[0])
 
 
 def run(settings: dict[str, Any], place: str, code: str, lock_fd: int) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from ...errors import AgentError
 from ...farside.connect.dialer import Dialer
 from ...farside.payload import CONSTANT, READY
+from ...farside.records import ending
 from ...farside.unsupervised import Plain
 from ...model.hops.route import Route
 from ...program.loop import Loop
@@ -150,6 +151,6 @@ class Sending:
     def closed(self, code: int, ready: bool, noise: bytes) -> None:
         """It is over; the answer has come before, or never comes."""
         said = self._dialer.words() or noise.decode(errors="replace").strip().replace("\n", " ")
-        cut = "the text was cut" if code == far.CUT else said or "no word"
-        self.why = f"the connection ended with code {code} and no answer: {cut}"
+        cut = "the text was cut" if code == far.CUT else said or "no message"
+        self.why = f"the connection ended with {ending(code)} and no answer: {cut}"
         self.loop.end()
