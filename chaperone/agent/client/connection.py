@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import time
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
@@ -81,8 +82,10 @@ def _reason(error: httpx.TransportError) -> str:
         return "it closed the connection before its answer was complete"
     found: BaseException | None = error
     while found is not None:
-        if isinstance(found, OSError) and found.strerror:
-            return found.strerror
+        if isinstance(found, socket.gaierror):
+            return found.strerror or "its name is not known"
+        if isinstance(found, OSError) and found.errno:
+            return os.strerror(found.errno)  # asyncio has a text of its own
         found = found.__cause__ or found.__context__
     return str(error) or "the connection was closed"
 

@@ -115,14 +115,14 @@ def pauses(first_s: float, most_s: float) -> Iterator[float]:
 
 
 def answered(
-    question: Question, patience_s: float = PATIENCE_S, accepted: tuple[int, ...] = ()
+    question: Question, patience_s: float | None = None, accepted: tuple[int, ...] = ()
 ) -> Call[Answer]:
     """
     Ask until there is an answer.
 
     Args:
-        patience_s (float): Seconds after which an agent that does not answer is given up; one that
-            never got the question is given up after `PATIENCE_S`. A question that must not be sent
+        patience_s (float): Seconds after which an agent that does not answer is given up; None for
+            `PATIENCE_S`, as for one that never got the question. A question that must not be sent
             twice is asked again only if it was not sent.
         accepted (tuple): Statuses that report no error here.
     Raises:
@@ -130,7 +130,7 @@ def answered(
         AgentError: If there was no answer.
     """
     began = time.monotonic()
-    patience_s, most_s = min(PATIENCE_S, patience_s), patience_s
+    give_up_s = PATIENCE_S
     for pause_s in pauses(0.1, 2.0):
         error: ChaperoneError
         try:
@@ -146,8 +146,8 @@ def answered(
             if unanswered.is_settled or (question.is_once and unanswered.was_sent):
                 raise
             if unanswered.was_sent:
-                patience_s = most_s
-        if time.monotonic() + pause_s > began + patience_s:
+                give_up_s = patience_s or PATIENCE_S
+        if time.monotonic() + pause_s > began + give_up_s:
             raise error
         yield Pause(pause_s)
     raise AssertionError  # the pauses have no end
