@@ -16,9 +16,9 @@ from apsis.program import base
 from apsis.program.process import BoundStop, Stop
 from apsis.runs import join_args, template_expand
 
-from ..errors import SpecError
 from ..model.spec import checked
 from .apsis_running import RunningChaperoneProgram
+from .fields import merged
 
 NEVER_S = 10.0**9  # 30 years: Apsis may wait for ever before SIGKILL, a spec may not
 AT_ONCE_S = 0.001  # the timeout of a spec must be above 0
@@ -213,7 +213,7 @@ class BoundChaperoneProgram(_Program):
         }
         if self.timeout is not None and self.timeout.signal == self.stop.signal.name:
             fields["timeouts"] = {"run": max(self.timeout.duration, AT_ONCE_S)}
-        return _merged({"id": None, **fields}, self.spec, "spec")
+        return merged({"id": None, **fields}, self.spec, "spec")
 
     def run(self, run_id: str, cfg: dict[str, Any]) -> RunningChaperoneProgram:
         """Start it."""
@@ -235,14 +235,3 @@ def _expanded(value: Any, args: dict[str, Any]) -> Any:
     if isinstance(value, dict):
         return {name: _expanded(inner, args) for name, inner in value.items()}
     return value
-
-
-def _merged(ours: dict[str, Any], theirs: dict[str, Any], path: str) -> dict[str, Any]:
-    """Fields of a spec beside those that are made of the job; none may be said twice."""
-    merged = {**theirs, **ours}
-    for name in ours.keys() & theirs.keys():
-        at = f"{path}.{name}"
-        if not (isinstance(ours[name], dict) and isinstance(theirs[name], dict)):
-            raise SpecError(f"{at}: Apsis, or another field of the job, says this")
-        merged[name] = _merged(ours[name], theirs[name], at)
-    return merged

@@ -139,11 +139,11 @@ def test_each_string_of_a_job_is_a_template():
         ),
         (
             {"command": "x", "spec": {"program": {"argv": ["y"]}}},
-            "spec.program.argv: Apsis, or another field of the job, says this",
+            "spec.program.argv: the scheduler, or another field of the job, says this",
         ),
         (
             {"command": "x", "spec": {"id": "y"}},
-            "spec.id: Apsis, or another field of the job, says this",
+            "spec.id: the scheduler, or another field of the job, says this",
         ),
     ],
 )

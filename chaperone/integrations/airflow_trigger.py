@@ -1,0 +1,207 @@
+"""
+What waits for a run in a triggerer of Airflow, and writes its output into the task's log.
+
+Knows: how Airflow 3 runs a trigger, and where the logs of a task are.  Must not know: how a run is
+started, or what its end means for the task.
+The log itself is the commit: a trigger that starts again counts the lines that are in it, so each
+line is there once, whichever process was killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import glob
+import json
+import logging
+import os
+import tempfile
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from airflow.configuration import conf
+from airflow.sdk import BaseHook
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+from airflow.utils.helpers import log_filename_template_renderer
+
+from .. import aio
+from ..errors import NoRunError, SpecError, SpoolError
+from ..model.events import Ended, Lost, Output
+
+BY = "airflow"
+RETRY_S = 5.0  # after a spool, or an agent, that could not be read
+LONGEST = 16_384  # bytes: a longer line becomes several
+PAUSE = 100  # lines, after which the other triggers of the process get a turn
+OUTPUT = logging.getLogger("chaperone.output")  # a name that marks a line of output in the log
+
+
+class ChaperoneTrigger(BaseTrigger):  # type: ignore[misc]
+    """
+    Follow a run to its end.
+
+    Args:
+        run_id, key (str): Of the run.
+        spool, chaperone_conn_id (str): As of `ChaperoneOperator`.
+    """
+
+    def __init__(
+        self,
+        run_id: str,
+        key: str,
+        spool: str | None = None,
+        chaperone_conn_id: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.run_id = run_id
+        self.key = key
+        self.spool = spool
+        self.chaperone_conn_id = chaperone_conn_id
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """What another triggerer needs."""
+        names = ("run_id", "key", "spool", "chaperone_conn_id")
+        return f"{__name__}.ChaperoneTrigger", {name: getattr(self, name) for name in names}
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Write the output into the log; then yield the end, with the final status as it is."""
+        lines = Lines(await asyncio.to_thread(lines_in_log, self.task_instance))
+        async with opened(self.spool, self.chaperone_conn_id) as spool:
+            while True:
+                try:
+                    status = await self._follow(spool, lines)
+                    break
+                except NoRunError:
+                    status = None
+                    break
+                except SpoolError as error:  # the run goes on, and so do we
+                    self.log.warning("%s", error)
+                    await asyncio.sleep(RETRY_S)
+        yield TriggerEvent({"run_id": self.run_id, "status": status})
+
+    async def _follow(self, spool: aio.Spool, lines: Lines) -> dict[str, Any] | None:
+        """Deliver what is left of the run; its final status, None if it was deleted."""
+        entry = {"key": self.key, "stdout": lines.offset, "stderr": 0}
+        cursor = {"runs": {self.run_id: entry}}
+        async with spool.follow(cursor, [self.run_id], ("stdout",)) as follower:
+            while (event := await follower.next()) is not None:
+                if isinstance(event, Output):
+                    await _log(lines.taken(event.data))
+                elif isinstance(event, (Ended, Lost)):
+                    await _log(lines.rest())
+                    return None if event.status is None else {**event.status.raw}
+        raise NoRunError(f"unable to follow run {self.run_id!r}: it has no end")
+
+    async def on_kill(self) -> None:
+        """Stop the run, when a user ends or clears the task."""
+        async with opened(self.spool, self.chaperone_conn_id) as spool:
+            try:
+                await spool[self.run_id].stop(wait=False, by=BY)
+            except NoRunError as error:
+                self.log.info("%s", error)
+
+
+async def _log(lines: Iterator[str]) -> None:
+    for number, line in enumerate(lines, 1):
+        OUTPUT.info("%s", line)
+        if number % PAUSE == 0:
+            await asyncio.sleep(0)
+
+
+class Lines:
+    """
+    The output of a run as lines for a log, the same whatever pieces it comes in.
+
+    Args:
+        skipped (int): How many lines are in the log already.
+
+    Attributes:
+        offset (int): How many bytes were taken.
+    """
+
+    def __init__(self, skipped: int = 0) -> None:
+        self.offset = 0
+        self._skipped = skipped
+        self._begun = b""
+
+    def taken(self, data: bytes) -> Iterator[str]:
+        """Take bytes; yield the lines that they end."""
+        self.offset += len(data)
+        *ended, self._begun = (self._begun + data).split(b"\n")
+        for line in ended:
+            yield from self._shown(line)
+        while len(self._begun) > LONGEST:
+            line, self._begun = self._begun[:LONGEST], self._begun[LONGEST:]
+            yield from self._shown(line)
+
+    def rest(self) -> Iterator[str]:
+        """What is left behind the last newline, at the end."""
+        line, self._begun = self._begun, b""
+        if line:
+            yield from self._shown(line)
+
+    def _shown(self, line: bytes) -> Iterator[str]:
+        for start in range(0, len(line) or 1, LONGEST):
+            if self._skipped:
+                self._skipped -= 1
+            else:
+                yield line[start : start + LONGEST].decode(errors="backslashreplace")
+
+
+def lines_in_log(ti: Any) -> int:
+    """
+    How many lines of output are in the log of a try of a task already.
+
+    Args:
+        ti: The task instance, as a trigger has it; None where a trigger runs without one.
+    """
+    if ti is None:
+        return 0
+    name = log_filename_template_renderer()(ti=ti, try_number=ti.try_number)
+    path = os.path.join(conf.get("logging", "base_log_folder"), name)
+    count = 0
+    for each in glob.glob(f"{glob.escape(path)}.trigger.*.log"):
+        with open(each, "rb") as log:
+            count += sum(_is_output(line) for line in log)
+    return count
+
+
+def _is_output(line: bytes) -> bool:
+    # A last line may be cut short, by a SIGKILL.
+    if OUTPUT.name.encode() not in line or not line.endswith(b"\n"):
+        return False
+    try:
+        return bool(json.loads(line)["logger"] == OUTPUT.name)
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+@asynccontextmanager
+async def opened(
+    spool: str | None, chaperone_conn_id: str | None
+) -> AsyncGenerator[aio.Spool, None]:
+    """
+    The spool of a task.
+
+    Args:
+        spool, chaperone_conn_id (str): As of `ChaperoneOperator`.
+    Raises:
+        SpecError: If the connection has neither a host nor a `spool` in its extra.
+    """
+    if chaperone_conn_id is None:
+        yield aio.Spool(spool or "")
+        return
+    connection = await BaseHook.aget_connection(chaperone_conn_id)
+    extra = connection.extra_dejson
+    if not connection.host:
+        if "spool" not in extra:
+            what = f"connection {chaperone_conn_id!r}"
+            raise SpecError(f"unable to use {what}: want a host, or `spool` in its extra")
+        yield aio.Spool(extra["spool"], token_file=extra.get("token_file"), ca=extra.get("ca"))
+        return
+    host = connection.host.removeprefix("https://")
+    port = f":{connection.port}" if connection.port else ""
+    with tempfile.NamedTemporaryFile("w") as token:  # mode 0600
+        token.write(f"{connection.password or ''}\n")
+        token.flush()
+        url = f"https://{host}{port}/{connection.schema}"
+        yield aio.Spool(url, token_file=token.name, ca=extra.get("ca"))
