@@ -148,7 +148,7 @@ def test_package_that_is_missing_is_named(spool, tmp_path):
     )
     why = "want the package httpx (pip install 'chaperone-spool[agent]')"
     assert (result.returncode, result.stdout, result.stderr) == (
-        os.EX_IOERR,
+        os.EX_UNAVAILABLE,
         "",
         f"chaperone: unable to perform 'agent': {why}\n",
     )

@@ -254,3 +254,20 @@ def test_signal_comes_at_most_once_whatever_dies(spool, tmp_path, seed):
     noted = [line for line in note.read_text().splitlines() if line.startswith("request")]
     assert noted == [f"request {number}" for number in range(1, len(names) + 1)]
     assert len(receiver.streams["stdout"].split()) - 1 <= len(names)
+
+
+def test_receiver_that_acknowledges_what_cannot_be_is_given_up(spool, receiver):
+    receiver.fault = lambda route: {"code": 204, "offset": 10**9} if "output" in route else None
+    spec = receiver.spec(["/bin/sh", "-c", "echo out"], config={"timeout": 1.5})
+    assert posted(spec)[0] == os.EX_TEMPFAIL
+
+
+def test_run_that_is_deleted_ends_its_agent(spool, receiver, chaperone):
+    receiver.fault = lambda route: 503
+    with agent(receiver.spec(["/bin/sh", "-c", "echo out"])) as process:
+        until((spool / "PROG-ID" / "status.json").exists)
+        until(lambda: "unable to post to" in "".join(log(spool)))
+        assert chaperone("rm", "PROG-ID").returncode == 0
+        assert process.wait(20) == os.EX_NOINPUT
+        said = process.stderr.read()
+    assert said == "chaperone: unable to post all of run 'PROG-ID': it was deleted\n"

@@ -36,8 +36,8 @@ MOST_COMPLAINTS = 100  # a receiver that comes and goes must not fill the log of
 SHORT_S = 1.0  # an answer to `requests` that is empty and comes sooner was not held at all
 
 
-class Refused(Exception):
-    """The receiver wants no more of the run."""
+class Over(Exception):
+    """Nothing more can be posted; the argument is one of the words above."""
 
 
 class Poster:
@@ -60,7 +60,6 @@ class Poster:
         self._streams = {name: Progress(name, most, latency_s) for name in format.STREAMS}
         self._config = config
         self._final: dict[str, Any] | None = None
-        self._is_deleted = False
         self._ended = asyncio.Event()
         self._news = {name: asyncio.Event() for name in format.STREAMS}
         self._complaints: set[tuple[bool, str]] = set()
@@ -76,9 +75,9 @@ class Poster:
             SpoolError: If the run directory can't be read, or the spool can't be followed.
         """
         with contextlib.ExitStack() as stack:
-            spool_fd = format.open_spool(self.spool_path)
-            stack.callback(os.close, spool_fd)
-            self._run_fd = format.open_run(spool_fd, self.run_id)
+            self._spool_fd = format.open_spool(self.spool_path)
+            stack.callback(os.close, self._spool_fd)
+            self._run_fd = format.open_run(self._spool_fd, self.run_id)
             stack.callback(os.close, self._run_fd)
             self._key = look.key_in(self._run_fd)
             self._note = stack.enter_context(Note(self._run_fd))
@@ -95,9 +94,12 @@ class Poster:
                 with contextlib.suppress(SpoolError):
                     self._note.done()
                 # The scheduler has it: no follower need deliver it again, and gc may delete it.
-                if format.is_path_of(spool_fd, self.run_id, self._run_fd):
-                    look.collect(spool_fd, self.run_id)
+                if self._is_there():
+                    look.collect(self._spool_fd, self.run_id)
             return outcome
+
+    def _is_there(self) -> bool:
+        return format.is_path_of(self._spool_fd, self.run_id, self._run_fd)
 
     async def _until_over(self) -> str:
         """Do all of it at once; the first that knows how it ends says so."""
@@ -110,8 +112,8 @@ class Poster:
                     outcome = task.result()
                     if outcome is not None:
                         return outcome
-        except Refused:
-            return REFUSED
+        except Over as over:
+            return str(over)
         finally:
             for task in tasks:
                 task.cancel()
@@ -119,7 +121,7 @@ class Poster:
 
     # -- what the run does
 
-    async def _follow(self) -> None:
+    async def _follow(self) -> str | None:
         """Hear what is new; the bytes are read again when they are posted."""
         sizes = {name: look.stream_size(self._run_fd, name) for name in format.STREAMS}
         for name, size in sizes.items():
@@ -138,10 +140,12 @@ class Poster:
                 elif isinstance(event, Lost):
                     self._final = await self._recorded_loss()
                     break
-        self._is_deleted = self._final is None
+        if self._final is None:
+            return DELETED
         self._ended.set()
         for news in self._news.values():
             news.set()
+        return None
 
     async def _recorded_loss(self) -> dict[str, Any] | None:
         """
@@ -178,14 +182,11 @@ class Poster:
                 for post in posts:
                     post.cancel()
                 await asyncio.gather(*posts, return_exceptions=True)
-            if self._final is None:
-                return DELETED
             try:
-                answer = await self._connection.completed({**self._final, "key": self._key})
+                status = {**(self._final or {}), "key": self._key}
+                answer = await self._connection.completed(status)
                 if self._is_taken(answer):
                     return ACKNOWLEDGED
-                if answer.code != 409:
-                    raise AgentError(str(answer))
                 self._go_back(answer)
             except AgentError as error:
                 await self._failed(error)
@@ -220,8 +221,10 @@ class Poster:
             offset, size = stream.piece()
             try:
                 data = look.read_stream(self._run_fd, name, offset, size)
+                if len(data) < size and not self._is_there():
+                    raise Over(DELETED)
                 await self._posted(stream, offset, data)
-            except AgentError as error:
+            except SpoolError as error:  # also a lack of fds
                 await self._failed(error)
 
     async def _posted(self, stream: Progress, offset: int, data: bytes) -> None:
@@ -230,19 +233,27 @@ class Poster:
             raise AgentError(f"{answer}, and without the size that it has")
         if self._is_taken(answer):
             stream.acknowledged(answer.offset or 0, time.monotonic())
-        elif answer.code != 409:
-            raise AgentError(str(answer))
+            self._acknowledged()
         elif stream.missed(answer.offset or 0):
             await self._pause()
 
     def _is_taken(self, answer: Answer) -> bool:
-        """Whether it is an acknowledgement."""
+        """
+        Whether it is an acknowledgement; otherwise something is missing there.
+
+        Raises:
+            Over: If the receiver wants no more.
+            AgentError: If it is neither.
+        """
         if answer.code == 410:
             why = "it has another one, or another end"
             self._log(f"the receiver {self._connection.url} refuses the run: {why}")
-            raise Refused
-        if answer.code != 204:
-            return False
+            raise Over(REFUSED)
+        if answer.code not in (204, 409):
+            raise AgentError(str(answer))
+        return answer.code == 204
+
+    def _acknowledged(self) -> None:
         now = time.monotonic()
         self._patience.acknowledged(now)
         self._works(is_post=True)
@@ -250,7 +261,6 @@ class Poster:
             # Its chaperone ends the run where neither the receiver nor this agent is left.
             with contextlib.suppress(SpoolError):
                 look.renew(self._run_fd, self.run_id, Request("renew"))
-        return True
 
     async def _failed(self, error: SpoolError, is_post: bool = True) -> None:
         """Log a failure once, however often it comes, and wait for the next try."""
