@@ -20,6 +20,7 @@ from . import format, locks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from ..model.request import Request
@@ -168,6 +169,28 @@ def present(spool_fd: int, run_id: str) -> dict[str, Any]:
                     continue
                 status[stream] = {**status[stream], "bytes": size}
     return status
+
+
+def host(found: dict[str, Any], spec: Callable[[], dict[str, Any]]) -> str:
+    """
+    The host of a run's program: `here`, the host of its chaperone, or the one its hops lead to.
+
+    Args:
+        found (dict): Its status.
+        spec: Returns its spec; called where the status does not say it.
+    """
+    is_local = found["connection"] is None and found["start_time"] is not None
+    remote = None if is_local else spec().get("remote")
+    try:
+        if remote is not None:
+            from ..model.hops.route import Route  # here, because each chaperone imports this file
+
+            way = Route.of(remote["hops"]).place("")
+            return way.partition(", as ")[0].removeprefix("on ")
+    except (LookupError, TypeError, ValueError, AttributeError):  # no spec that we know
+        return "-"
+    name = found["chaperone_host"]
+    return "here" if name in (None, os.uname().nodename) else str(name)
 
 
 def leased_s(run_fd: int, spec: dict[str, Any], boot: str | None) -> float:

@@ -12,6 +12,7 @@ import errno
 import os
 import pwd
 import time
+from collections.abc import Callable
 from typing import Any
 
 from starlette.responses import Response
@@ -126,10 +127,12 @@ async def listed(asked: Asked) -> Response:
     given = asked.query("state", "label", "host", "after", "limit")
     limit = _number(given, "limit", USUAL, MOST)
     path = asked.spool().path
-    return answer(await asyncio.to_thread(_page, path, given, int(limit)))
+    return answer(await asyncio.to_thread(_page, path, given, int(limit), asked.agent.log))
 
 
-def _page(path: str, given: dict[str, str], limit: int) -> dict[str, Any]:
+def _page(
+    path: str, given: dict[str, str], limit: int, log: Callable[[str], None]
+) -> dict[str, Any]:
     state = given.get("state")
     places = {"live": [format.live_ids], "ended": [format.ended_ids], "all": [format.all_ids]}
     if state not in (None, *places, *statuses.STATES):
@@ -148,7 +151,12 @@ def _page(path: str, given: dict[str, str], limit: int) -> dict[str, Any]:
                 status = look.present(spool_fd, run_id)
             except NoRunError:  # about to appear, or gone since
                 continue
-            if _fits(status, given) and state in (None, *places, status["state"]):
+            except SpoolError as error:  # the other runs may be readable
+                log(f"unable to look into run {run_id!r}: {error}")
+                continue
+            if state not in (None, *places, status["state"]) or not _fits(status, given):
+                continue
+            if given.get("host") in (None, look.host(spool_fd, run_id, status)):
                 found.append(status)
     return {"runs": found, "next": None}
 
@@ -156,9 +164,7 @@ def _page(path: str, given: dict[str, str], limit: int) -> dict[str, Any]:
 def _fits(status: dict[str, Any], given: dict[str, str]) -> bool:
     name, equals, value = given.get("label", "").partition("=")
     labels = status["labels"]
-    if name and (name not in labels or (equals and labels[name] != value)):
-        return False
-    return given.get("host") in (None, status["chaperone_host"])
+    return not name or (name in labels and (not equals or labels[name] == value))
 
 
 def _number(given: dict[str, str], name: str, usual: float, most: float) -> float:

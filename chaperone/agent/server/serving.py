@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 from collections.abc import Callable
 
 from ...errors import ChaperoneError, SpecError, SpoolError
-from ...spool import reap
+from ...spool import format, reap
 from ..callback import served
 from ..tls import Certificate
-from . import runs, streams
+from . import openapi, runs, streams
 from .application import Agent, Application, Route
 from .connections import Connections
 from .exchange import bug
@@ -89,7 +90,8 @@ async def serve(
     loop.set_exception_handler(lambda loop, context: _log_fault(agent, context))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end.set)
-    connections = Connections(Application(agent, routes), certificate, agent.log)
+    application = Application(agent, [*routes, openapi.route(routes)])
+    connections = Connections(application, certificate, agent.log)
     tasks = [
         loop.create_task(connections.accept(listening)),
         loop.create_task(_reap(agent)),
@@ -121,8 +123,10 @@ async def _reap(agent: Agent) -> None:
     """
     while True:
         for name in agent.spools():
+            path = os.path.join(agent.directory, name)
+            if not os.path.isdir(os.path.join(path, format.RUNNING)):
+                continue  # empty: nothing is made there but by a start
             with contextlib.suppress(ChaperoneError):
-                path = agent.spool(name).path
                 async with agent.alone(path):
                     await asyncio.to_thread(reap.reap, path)
         await asyncio.sleep(REAP_S)

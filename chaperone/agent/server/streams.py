@@ -132,8 +132,9 @@ def _range(text: str | None, size: int, follows: bool) -> tuple[int, int, int]:
     """
     unit, _, numbers = (text or "").partition("=")
     first, dash, last = numbers.strip().partition("-")
-    is_one = unit == "bytes" and dash and first.isdigit() and (not last or last.isdigit())
-    if not is_one or len(numbers) > 40 or (last and int(last) < int(first)):
+    is_one = unit == "bytes" and dash and numbers.isascii() and len(numbers) <= 40
+    is_one = is_one and first.isdigit() and (not last or last.isdigit())
+    if not is_one or (last and int(last) < int(first)):
         return 0, size, 200
     begin = int(first)
     # Nothing is there yet behind the end of a stream that goes on.

@@ -6,13 +6,14 @@ Knows: what their words mean, which runs they choose.  Must not know: a file nam
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 
 from ...errors import AgentError, NoRunError, SpoolError
 from ...model import jsontext
 from ...model import status as statuses
-from ...model.hops.route import Route
+from ...spool import look
 from .. import tables
 from ..common import when_ns
 from ..spools import opened
@@ -60,7 +61,7 @@ def ls(given: Given, terminal: Terminal) -> int:
         for run_id in wanted:
             try:
                 status = spool.status(run_id)
-                host = _host(spool, run_id, status)
+                host = look.host(status, functools.partial(spool.spec, run_id))
             except AgentError:
                 raise
             except NoRunError:  # about to appear, or gone since
@@ -107,19 +108,3 @@ def status(given: Given, terminal: Terminal) -> int:
     show = indented if terminal.is_terminal() else jsontext.dumps
     terminal.text(f"{show(found)}\n")
     return os.EX_OK
-
-
-def _host(spool: AnySpool, run_id: str, found: dict[str, Any]) -> str:
-    """The host of its program: `here`, the host of its chaperone, or the one its hops lead to."""
-    if found["connection"] is None and found["start_time"] is not None:
-        remote = None
-    else:
-        remote = spool.spec(run_id).get("remote")
-    try:
-        if remote is not None:
-            way = Route.of(remote["hops"]).place("")
-            return way.partition(", as ")[0].removeprefix("on ")
-    except (LookupError, TypeError, ValueError, AttributeError):  # no spec that we know
-        return "-"
-    host = found["chaperone_host"]
-    return "here" if host in (None, os.uname().nodename) else str(host)
