@@ -122,11 +122,17 @@ async def _reap(agent: Agent) -> None:
     their endings could not be collected.
     """
     while True:
-        for name in agent.spools():
-            path = os.path.join(agent.directory, name)
-            if not os.path.isdir(os.path.join(path, format.RUNNING)):
-                continue  # empty: nothing is made there but by a start
-            with contextlib.suppress(ChaperoneError):
-                async with agent.alone(path):
-                    await asyncio.to_thread(reap.reap, path)
+        # The directory may be away for a while, another reap may be at work: there is a next time.
+        with contextlib.suppress(OSError):
+            for name in agent.spools():
+                path = os.path.join(agent.directory, name)
+                # In an empty one nothing is made but by a start.
+                if os.path.isdir(os.path.join(path, format.RUNNING)):
+                    async with agent.alone(path):
+                        await asyncio.to_thread(_reap_one, path)
         await asyncio.sleep(REAP_S)
+
+
+def _reap_one(path: str) -> None:
+    with contextlib.suppress(ChaperoneError):
+        reap.reap(path)
