@@ -79,7 +79,7 @@ def test_stop_is_passed_on(agent, client):
 
 def test_token_and_right_are_asked_for_first(agent):
     with agent.client(right=None) as client:
-        assert client.get(agent.url).text.startswith("chaperone: an agent")
+        assert client.get(agent.url).text.startswith("<!doctype html>")
         for path in ("/nowhere", "/etl/runs/r"):
             response = client.get(path)
             assert response.status_code == 401, path

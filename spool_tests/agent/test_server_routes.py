@@ -11,9 +11,10 @@ import uuid
 import jsonschema
 import pytest
 
-from chaperone.agent.server import openapi, serving
+from chaperone.agent.server import serving
 from chaperone.agent.server.application import Agent
 from chaperone.agent.server.receiving import Receptions
+from chaperone.agent.server.routes import openapi
 from spool_tests.support import runs
 from spool_tests.support.agents import events, served
 from spool_tests.support.runs import sh
@@ -34,6 +35,11 @@ def client(agent):
 
 def error(response):
     return response.status_code, *response.json()["error"].values()
+
+
+def made(agent):
+    """The run directories of its spool."""
+    return [name for name in os.listdir(agent.spool) if not name.startswith(".")]
 
 
 def end(agent, client, run_id="r", text="true", **spec):
@@ -102,7 +108,7 @@ def test_start_that_makes_no_sense_is_refused(agent, client):
     response = agent.put(client, "r", sh("true"), spool="none")
     message = "unable to open spool 'none': this agent has none of that name"
     assert error(response) == (404, "SpoolError", message, 2)
-    assert os.listdir(agent.spool) == []
+    assert made(agent) == []
 
 
 # -- look
@@ -167,7 +173,7 @@ def test_bytes_are_read_by_ranges(agent, client):
         assert read(text.encode("latin-1"))[0] == 200, text
     assert read("bytes=3-5", **{"If-Match": f'"{key}"'})[0] == 206
     response = client.get(path, headers={"If-Match": '"' + "0" * 32 + '"'})
-    message = "unable to ask run 'r': it is another run, with another key"
+    message = "unable to send a request to run 'r': it is another run, with another key"
     assert error(response) == (412, "AgentError", message, None)
     head = client.head(path)
     assert (head.status_code, head.headers["content-length"], head.content) == (200, "10", b"")
@@ -255,7 +261,7 @@ def test_request_that_is_none_is_refused(agent, client):
         response = client.post("/etl/runs/r/control", content=line)
         assert response.status_code == 422, line
     response = client.post("/etl/runs/r/control", content="signal USR1")
-    message = "unable to ask run 'r': its chaperone is not running"
+    message = "unable to send a request to run 'r': its chaperone is not running"
     assert error(response)[:3] == (404, "NoRunError", message)
 
 
@@ -275,7 +281,7 @@ def test_look_may_only_look(agent):
             code = client.request(route.method, agent.api + path).status_code
             may = route.method in allowed or path == "/etl/events"
             assert (code == 403) == (not may) and code != 401, (route.method, path)
-    assert os.listdir(agent.spool) == []
+    assert made(agent) == []
 
 
 def test_document_describes_each_route_and_no_other():

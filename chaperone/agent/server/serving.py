@@ -14,13 +14,13 @@ import socket
 from collections.abc import Callable
 
 from ...errors import ChaperoneError, SpecError, SpoolError
-from ...spool import format, reap
+from ...spool import reap
 from ..callback import served
 from ..tls import Certificate
-from . import openapi, runs, streams
 from .application import Agent, Application, Route
 from .connections import Connections
 from .exchange import bug
+from .routes import openapi, runs, streams
 
 BACKLOG = 1024
 REAP_S = 60.0  # between two looks for runs whose chaperone died: nothing else does it here
@@ -126,10 +126,8 @@ async def _reap(agent: Agent) -> None:
         with contextlib.suppress(OSError):
             for name in agent.spools():
                 path = os.path.join(agent.directory, name)
-                # In an empty one nothing is made but by a start.
-                if os.path.isdir(os.path.join(path, format.RUNNING)):
-                    async with agent.alone(path):
-                        await asyncio.to_thread(_reap_one, path)
+                async with agent.alone(path):
+                    await asyncio.to_thread(_reap_one, path)
         await asyncio.sleep(REAP_S)
 
 

@@ -17,18 +17,18 @@ from typing import Any
 
 from starlette.responses import Response
 
-from ... import __version__, api, interface
-from ...errors import NoRunError, SpecError, SpoolError
-from ...follow.follower import Follower
-from ...launch import start as starting
-from ...model import checks, request
-from ...model import spec as specs
-from ...model import status as statuses
-from ...model.events import Ended, Lost
-from ...program.fds import owned
-from ...spool import format, look
-from .application import BIG_BODY, Asked, Route
-from .exchange import LiveRunError, RefusedError, answer
+from .... import __version__, api, interface
+from ....errors import NoRunError, SpecError, SpoolError
+from ....follow.follower import Follower
+from ....launch import start as starting
+from ....model import checks, request
+from ....model import spec as specs
+from ....model import status as statuses
+from ....model.events import Ended, Lost
+from ....program.fds import owned
+from ....spool import format, look
+from ..application import BIG_BODY, Asked, Route
+from ..exchange import LiveRunError, RefusedError, answer
 
 MOST = 1_000  # runs of one page
 USUAL = 100
@@ -156,9 +156,14 @@ def _page(
                 continue
             if state not in (None, *places, status["state"]) or not _fits(status, given):
                 continue
-            if given.get("host") in (None, look.host(spool_fd, run_id, status)):
+            if given.get("host") in (None, _host(spool_fd, run_id, status)):
                 found.append(status)
     return {"runs": found, "next": None}
+
+
+def _host(spool_fd: int, run_id: str, found: dict[str, Any]) -> str:
+    with owned(format.open_run(spool_fd, run_id)) as run_fd:
+        return look.host(found, lambda: look.read_spec(run_fd))
 
 
 def _fits(status: dict[str, Any], given: dict[str, str]) -> bool:

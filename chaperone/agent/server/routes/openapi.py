@@ -12,13 +12,13 @@ from typing import Any
 
 from starlette.responses import Response
 
-from ... import __version__
-from ...model import schema
-from ...model import status as statuses
-from ...spool import format
-from .. import wire
-from .application import Asked, Route
-from .exchange import answer
+from .... import __version__
+from ....model import schema
+from ....model import status as statuses
+from ....spool import format
+from ... import wire
+from ..application import Asked, Route
+from ..exchange import answer
 
 JSON = "application/json"
 BYTES = "application/octet-stream"

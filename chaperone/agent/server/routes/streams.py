@@ -15,14 +15,14 @@ from typing import Any
 
 from starlette.responses import Response
 
-from ...errors import SpecError
-from ...follow.follower import Follower
-from ...model import checks, events
-from ...program.fds import owned
-from ...spool import format, look
-from .. import wire
-from .application import BIG_BODY, Asked, Route
-from .exchange import CutError, Exchange, RefusedError
+from ....errors import SpecError
+from ....follow.follower import Follower
+from ....model import checks, events
+from ....program.fds import owned
+from ....spool import format, look
+from ... import wire
+from ..application import BIG_BODY, Asked, Route
+from ..exchange import CutError, Exchange, RefusedError
 from .runs import check_key
 
 NAMES = (*format.STREAMS, format.LOG)
