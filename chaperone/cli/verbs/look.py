@@ -24,7 +24,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from ..spools import AnySpool
     from ..terminal import Terminal
     from ..verb import Given
 
