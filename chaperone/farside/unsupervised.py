@@ -96,7 +96,7 @@ class UnsupervisedProgram:
         if asked:
             raise StartError(
                 "far-side",
-                f"unable to set program.{asked[0]}: no supervisor can do it, because"
+                f"unable to set program.{asked[0]}: there is no supervisor, because"
                 " remote.supervise is false",
             )
         self._stdin.open(program["stdin"])
@@ -106,9 +106,9 @@ class UnsupervisedProgram:
         """SIGCHLD: nothing to do, the connection watches its own process."""
 
     def signal(self, signum: int) -> None:
-        """Only log it: no supervisor can pass it on."""
+        """Only log it: there is no supervisor that could pass it on."""
         self._chaperone.log(
-            f"unable to send signal {signum}: no supervisor can pass it on, because"
+            f"unable to send signal {signum}: there is no supervisor, because"
             " remote.supervise is false"
         )
 

@@ -75,8 +75,8 @@ def hold_left_run(spool_path: str, run_id: str, inherited: dict[str, Any], visib
             why = f"an agent has it; start {feeder} again"
             raise SpoolError(f"unable to adopt run {run_id!r}: {why}")
         if state != "unattended":
-            why = f"but it is {state}" if state else "but there is no such run"
-            raise SpoolError(f"unable to adopt run {run_id!r}: want an unattended run, {why}")
+            why = f"it is {state}, not unattended" if state else "there is no such run"
+            raise SpoolError(f"unable to adopt run {run_id!r}: {why}")
         run = takeover.take_over(spool_fd, spool_path, run_id)
         if run is None:
             why = "another process has taken its lock"
@@ -84,8 +84,7 @@ def hold_left_run(spool_path: str, run_id: str, inherited: dict[str, Any], visib
         # Between our look and our lock, another chaperone adopted it, published its end, and died.
         if run.is_ended():
             run.close()
-            why = "want an unattended run, but it has ended"
-            raise SpoolError(f"unable to adopt run {run_id!r}: {why}")
+            raise SpoolError(f"unable to adopt run {run_id!r}: it has ended")
     finally:
         os.close(spool_fd)
     spec, status = look.read_spec(run.fd), look.read_live(run.fd, run_id)

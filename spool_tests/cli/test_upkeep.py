@@ -51,7 +51,7 @@ def test_adopt_holds_what_outlived_its_chaperone(chaperone, held, tmp_path):
     assert streams(chaperone("adopt", "surv")) == (
         os.EX_CANTCREAT,
         "",
-        "chaperone: unable to adopt run 'survivor': want an unattended run, but it is running\n",
+        "chaperone: unable to adopt run 'survivor': it is running, not unattended\n",
     )
     os.kill(json.loads((directory / "running.json").read_text())["chaperone_pid"], signal.SIGKILL)
     until(lambda: '"unattended"' in chaperone("status", "survivor").stdout)
