@@ -10,6 +10,7 @@ import pickle
 import shutil
 import signal
 import threading
+import time
 import uuid
 
 import pytest
@@ -141,13 +142,11 @@ def test_calls_and_arguments_are_those_of_this_host():
         (tasks.Follower, aio.Follower),
     ):
         expected = calls(near)
-        found = calls(far)
-        found.pop("renew", None)
-        for name in ("gc", "renew", "anext", "watch", "unwatch", "forget", "look_again"):
+        for name in ("gc", "anext", "watch", "unwatch", "forget", "look_again"):
             expected.pop(name, None)  # of a directory, or of other modules
         if "follow" in expected:
             expected["follow"].remove("poll_s")
-        assert found == expected
+        assert calls(far) == expected
 
 
 def test_agent_is_like_any_spool(two):
@@ -288,6 +287,19 @@ def test_run_is_signalled_stopped_and_killed(two):
 def test_requester_is_the_token_without_another_name(two):
     run = two.far.start(sh("exec sleep 600"))
     assert (run.kill().signal, run.status().stop["by"]) == ("SIGKILL", "runer")
+
+
+def test_lease_is_renewed_by_whoever_asks_and_by_no_stream(two):
+    with two.far.follow() as follower:
+        run = two.far.start({**sh("exec sleep 600"), "renew": 1.0})
+        next_of(follower, Started)
+        began = time.monotonic()
+        while time.monotonic() < began + 1.5:
+            two.far.renew()
+            two.far.renew(["r", "gone"])
+            asyncio.run(two.tasks.renew(["r"]))
+            assert follower.next(0.1) is None or not run.status().is_final()
+        assert next_of(follower, Ended).status.stop["reason"] == "lease"
 
 
 def test_follower_collects_what_has_ended(two):
@@ -431,6 +443,7 @@ def test_token_that_only_looks_starts_nothing(two, agent):
             lambda: look["r"].signal("USR1"),
             look["r"].delete,
             lambda: look.collect("r"),
+            lambda: look.renew(["r"]),
         ):
             with pytest.raises(AgentError) as caught:
                 ask()

@@ -51,7 +51,7 @@ def first(fate, *methods):
 
 
 @pytest.mark.parametrize("fate", ["lost", "never", "twice"])
-def test_start_is_one_start_whatever_becomes_of_its_answer(agent, tmp_path, fate):
+def test_start_is_one_start_whatever_becomes_of_its_answer(agent, hurried, tmp_path, fate):
     with LosingProxy(agent, first(fate, "PUT", "POST", "GET")) as proxy:
         spool = spool_at(agent, proxy.url())
         text = f"echo started >>{tmp_path}/started; exec sleep 600"
@@ -113,13 +113,13 @@ def test_questions_wait_for_an_agent_that_is_started_again(agent, hurried):
 
 
 def test_agent_that_does_not_answer_is_given_up(agent, monkeypatch):
-    monkeypatch.setattr(question, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(question, "PATIENCE_S", 0.0)
     with LosingProxy(agent, lambda name, before: "never") as proxy:
         with pytest.raises(AgentError) as caught:
             spool_at(agent, proxy.url()).live()
         why = "it closed the connection before its answer was complete"
         assert str(caught.value) == f"unable to reach the agent of {proxy.url()!r}: {why}"
-        assert len(proxy.requests) > 1
+        assert len(proxy.requests) == 1
 
 
 # -- followers

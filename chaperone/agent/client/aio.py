@@ -12,7 +12,7 @@ import contextlib
 import os
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from typing import Any, overload
 
 import httpx
@@ -29,7 +29,7 @@ from . import calls
 from .connection import AioConnection
 from .following import Following, Read, Room
 from .place import Place
-from .question import Answer, Pause, Unanswered
+from .question import Answer, Pause, Steps, Unanswered
 
 
 class Spool:
@@ -312,19 +312,13 @@ class _Reader:
 
     async def _read(self, stream: _Stream) -> None:
         """Perform the steps of `reading`."""
-        reading = self._following.reading()
-        go_on: Callable[[Any], Any] = reading.send
-        result: Any = None
-        while True:
-            try:
-                step = go_on(result)
-            except StopIteration:
-                return
+        steps = Steps(self._following.reading())
+        while (step := steps.next()) is not None:
             _wake(self._news)
             try:
-                go_on, result = reading.send, await self._result(step, stream)
+                steps.did(await self._result(step, stream))
             except Unanswered as error:
-                go_on, result = reading.throw, error
+                steps.failed(error)
 
     async def _result(self, step: Any, stream: _Stream) -> Answer | bytes | None:
         if step is Room:

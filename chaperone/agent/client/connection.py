@@ -12,7 +12,7 @@ import os
 import socket
 import time
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
@@ -22,7 +22,17 @@ from ... import __version__
 from .. import tls
 from ..wire import PING_S
 from .place import Place
-from .question import ANSWER_S, Answer, Call, Pause, Question, Unanswered, Value, misunderstood
+from .question import (
+    ANSWER_S,
+    Answer,
+    Call,
+    Pause,
+    Question,
+    Steps,
+    Unanswered,
+    Value,
+    misunderstood,
+)
 
 CONNECT_S = 10.0
 ERROR_BYTES = 1 << 20
@@ -126,18 +136,14 @@ class Connection(_Line):
 
     def perform(self, call: Call[Value]) -> Value:
         """Take the steps of a call; the value that it returns."""
-        go_on: Callable[[Any], Any] = call.send
-        result: Any = None
-        while True:
+        steps = Steps(call)
+        while (step := steps.next()) is not None:
             try:
-                step = go_on(result)
-            except StopIteration as over:
-                value: Value = over.value
-                return value
-            try:
-                go_on, result = call.send, self._take(step)
+                steps.did(self._take(step))
             except Unanswered as error:
-                go_on, result = call.throw, error
+                steps.failed(error)
+        value: Value = steps.value
+        return value
 
     def _take(self, step: Question | Pause) -> Answer | None:
         if isinstance(step, Pause):
@@ -215,18 +221,14 @@ class AioConnection(_Line):
 
     async def perform(self, call: Call[Value]) -> Value:
         """As `Connection.perform`."""
-        go_on: Callable[[Any], Any] = call.send
-        result: Any = None
-        while True:
+        steps = Steps(call)
+        while (step := steps.next()) is not None:
             try:
-                step = go_on(result)
-            except StopIteration as over:
-                value: Value = over.value
-                return value
-            try:
-                go_on, result = call.send, await self._take(step)
+                steps.did(await self._take(step))
             except Unanswered as error:
-                go_on, result = call.throw, error
+                steps.failed(error)
+        value: Value = steps.value
+        return value
 
     async def _take(self, step: Question | Pause) -> Answer | None:
         if isinstance(step, Pause):

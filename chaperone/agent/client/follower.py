@@ -13,7 +13,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import httpx
@@ -23,7 +23,7 @@ from ...follow.descriptors import close_when_dropped
 from ...model.events import Event
 from .connection import Connection
 from .following import Following, Read, Room
-from .question import Answer, Call, Pause, Question, Unanswered, Value
+from .question import Answer, Pause, Question, Steps, Unanswered
 
 LEAVING_S = 0.5  # the thread ends at once, unless it is about to connect
 
@@ -92,10 +92,7 @@ class Follower:
 
     def collect(self, run_id: str) -> None:
         """As `chaperone.Follower.collect`."""
-        self._perform(self._following.collect(run_id))
-
-    def _perform(self, call: Call[Value]) -> Value:
-        return self._connection.perform(call)
+        self._connection.perform(self._following.collect(run_id))
 
     def __iter__(self) -> Follower:
         return self
@@ -211,18 +208,14 @@ class _Reader:
 
     def _read(self, reading: Any, client: httpx.Client) -> None:
         """Perform the steps of `reading`, of which each is made under the lock."""
+        steps = Steps(reading)
         with _Stream(self, self._connection, client) as stream:
-            go_on: Callable[[Any], Any] = reading.send
-            result: Any = None
             while True:
                 with self._changed:
-                    try:
-                        step = go_on(result)
-                    except StopIteration:
-                        return
+                    step = steps.next()
                     self._ring()
                     self._changed.notify_all()
-                    if self._is_closed:
+                    if step is None or self._is_closed:
                         return
                     if step is Room:
                         self._changed.wait()
@@ -231,9 +224,9 @@ class _Reader:
                     if self._is_closed:
                         return
                 try:
-                    go_on, result = reading.send, stream.result(step)
+                    steps.did(stream.result(step))
                 except Unanswered as error:
-                    go_on, result = reading.throw, error
+                    steps.failed(error)
 
     def lend(self, reading: socket.socket | None) -> None:
         """Say which socket `close` must shut down to wake the thread; None for none."""

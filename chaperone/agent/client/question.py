@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
@@ -96,6 +96,37 @@ class Unanswered(AgentError):
 
 Step = Question | Pause
 Call = Generator[Any, Any, Value]  # yields a Step; gets the Answer of a Question
+
+
+class Steps:
+    """
+    The steps of a call, for a connection that takes them one after the other.
+
+    Attributes:
+        value: What the call returned, after its last step.
+    """
+
+    def __init__(self, call: Call[Any]) -> None:
+        self._call = call
+        self._go_on: Callable[[Any], Any] = call.send
+        self._with: Any = None
+        self.value: Any = None
+
+    def next(self) -> Any:
+        """The next step; None after the last one."""
+        try:
+            return self._go_on(self._with)
+        except StopIteration as over:
+            self.value = over.value
+            return None
+
+    def did(self, result: Any) -> None:
+        """A step was taken; the call gets what came of it."""
+        self._go_on, self._with = self._call.send, result
+
+    def failed(self, error: Unanswered) -> None:
+        """A question was not answered."""
+        self._go_on, self._with = self._call.throw, error
 
 
 def resource(name: str, *parts: str, **query: object) -> str:
