@@ -53,6 +53,15 @@ def test_run_in_a_served_spool_is_posted(tmp_path):
         assert receiver.streams["stderr"] == b"err\n" and receiver.final["return_code"] == 3
 
 
+def test_run_in_a_served_spool_ends_by_itself_without_its_agent(tmp_path):
+    with receiver_and_agent(tmp_path) as (receiver, far, client):
+        spec = receiver.spec(["sleep", "1000"], config={"timeout": 2})
+        assert far.put(client, "PROG-ID", **spec).status_code == 201
+        far.kill()
+        until((far.spool / "PROG-ID" / "status.json").exists)
+        assert final(far.spool, "PROG-ID")["stop"]["by"] == "renew 3"
+
+
 def test_run_that_the_agent_was_not_there_for_is_posted_later(tmp_path):
     with receiver_and_agent(tmp_path) as (receiver, far, client):
         receiver.close()

@@ -28,9 +28,9 @@ from ...program.fds import owned
 from ...spool import format, look
 from .connection import Connection, client
 from .poster import Poster
+from .progress import renewal_s
 
 BY = "agent"  # the requester of a stop that SIGTERM was
-LONGER = 1.5  # than `config.timeout`: after how long without a renewal a run ends
 STOPS = (signal.SIGTERM, signal.SIGINT)
 # What is printed of the status, in this order, behind `proc_id`, `state` and `program`.
 FACTS = ("pid", "exception", "status", "return_code", "signal", "rusage", "start_time", "end_time")
@@ -54,8 +54,7 @@ def spec_of(text: bytes, cwd: str) -> dict[str, Any]:
         raise SpecError("unable to read spec 'program.json': callback: required field is missing")
     last = spec["callback"]["url"].rstrip("/").rpartition("/")[2]
     named = last if spec["callback"]["url"].count("/") > 2 and specs.is_run_id(last) else None
-    # Without its agent too, a run ends when its receiver is gone; but the agent does it first.
-    renew = spec["renew"] or spec["config"]["timeout"] * LONGER
+    renew = spec["renew"] or renewal_s(spec["config"])
     return {**spec, "id": spec["id"] or named or new_id(), "renew": renew}
 
 

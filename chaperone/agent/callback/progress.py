@@ -6,7 +6,23 @@ Knows: offsets, sizes, seconds.  Must not know: a socket, HTTP, a file, the cloc
 
 from __future__ import annotations
 
+from typing import Any
+
 from ...errors import AgentError
+from ...model import spec as specs
+
+
+def renewal_s(config: Any) -> float:
+    """
+    After how long without a renewal a run with a callback ends by itself: a receiver that answers
+    renews it through its agent, and where the agent lives, it stops the run before that.
+
+    Args:
+        config: That of a spec; it may be invalid or None.
+    """
+    given = config.get("timeout") if isinstance(config, dict) else None
+    timeout_s = given if isinstance(given, (int, float)) else specs.CONFIG["timeout"][1]
+    return float(timeout_s) * 1.5  # type: ignore[arg-type]
 
 
 class Progress:

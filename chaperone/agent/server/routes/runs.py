@@ -27,6 +27,7 @@ from ....model import status as statuses
 from ....model.events import Ended, Lost
 from ....program.fds import owned
 from ....spool import format, look
+from ...callback.progress import renewal_s
 from ..application import BIG_BODY, Asked, Route
 from ..exchange import LiveRunError, RefusedError, answer
 
@@ -99,8 +100,9 @@ async def start(asked: Asked) -> Response:
     started = {"run_id": run_id, "key": key}
     if look.key_at(path, run_id) == key:
         return answer(started)
-    # A run with a callback has a lease already: its receiver must answer within `config.timeout`.
-    lacking = {} if spec.get("callback") else asked.agent.given
+    # A run with a callback is renewed by its receiver, and by no other client.
+    with_callback = {"renew": renewal_s(spec.get("config"))}
+    lacking = with_callback if spec.get("callback") else asked.agent.given
     spec = {**lacking, **spec, "id": run_id}
     await asyncio.to_thread(starting.start, path, spec, given["warm"], env, cwd, key)
     return answer(started, 201)
