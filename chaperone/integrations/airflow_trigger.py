@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import tempfile
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -30,8 +31,11 @@ from ..model.events import Ended, Lost, Output
 
 BY = "airflow"
 RETRY_S = 5.0  # after a spool, or an agent, that could not be read
+# A scheduler that learns of the end before it has handled the executor's report of the deferral
+# finds the task running, and fails it. On a busy machine it handled a report after 6 s.
+SETTLE_S = 10.0
 LONGEST = 16_384  # bytes: a longer line becomes several
-PAUSE = 100  # lines, after which the other triggers of the process get a turn
+PAUSE = 10  # lines, after which the other triggers of the process get a turn
 OUTPUT = logging.getLogger("chaperone.output")  # a name that marks a line of output in the log
 
 
@@ -64,6 +68,7 @@ class ChaperoneTrigger(BaseTrigger):  # type: ignore[misc]
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Write the output into the log; then yield the end, with the final status as it is."""
+        settled = time.monotonic() + SETTLE_S
         lines = Lines(await asyncio.to_thread(lines_in_log, self.task_instance))
         async with opened(self.spool, self.chaperone_conn_id) as spool:
             while True:
@@ -76,6 +81,7 @@ class ChaperoneTrigger(BaseTrigger):  # type: ignore[misc]
                 except SpoolError as error:  # the run goes on, and so do we
                     self.log.warning("%s", error)
                     await asyncio.sleep(RETRY_S)
+        await asyncio.sleep(max(0.0, settled - time.monotonic()))
         yield TriggerEvent({"run_id": self.run_id, "status": status})
 
     async def _follow(self, spool: aio.Spool, lines: Lines) -> dict[str, Any] | None:

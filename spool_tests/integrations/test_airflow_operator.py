@@ -30,6 +30,7 @@ def log(tmp_path, monkeypatch, caplog):
     """The lines of output that a task's log has got; no log is there from before."""
     logs = {("logging", "base_log_folder"): str(tmp_path / "logs")}
     monkeypatch.setattr(airflow_standin.Conf, "settings", logs)
+    monkeypatch.setattr(airflow_trigger, "SETTLE_S", 0.0)
     caplog.set_level(logging.INFO)
     return lambda: [each.getMessage() for each in caplog.records if each.name == "chaperone.output"]
 
