@@ -16,6 +16,8 @@ from spool_tests.support.receiver_double import TOKEN, ReceiverDouble
 from spool_tests.support.runs import final
 from spool_tests.support.specs import SEED
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def receiver(tmp_path):

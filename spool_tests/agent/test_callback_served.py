@@ -15,6 +15,8 @@ from spool_tests.support.receiver_double import TOKEN, ReceiverDouble
 from spool_tests.support.runs import final
 from spool_tests.support.waiting import until
 
+pytestmark = pytest.mark.once
+
 
 def far_and_near(spool, near, run_id="r"):
     """Both ends have the same bytes and the same end."""

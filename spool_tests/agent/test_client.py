@@ -34,6 +34,8 @@ from spool_tests.support.alike import CALLS, outcome
 from spool_tests.support.events import next_of
 from spool_tests.support.writer import Crowd, Writer
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(scope="module")
 def agent(tmp_path_factory):

@@ -22,6 +22,8 @@ from spool_tests.support.proxy import CuttingProxy, LosingProxy
 from spool_tests.support.waiting import until
 from spool_tests.support.writer import Writer
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def agent(tmp_path):

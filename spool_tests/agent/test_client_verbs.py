@@ -20,6 +20,8 @@ from spool_tests.support.runs import sh
 from spool_tests.support.waiting import until
 from spool_tests.support.writer import Writer
 
+pytestmark = pytest.mark.once
+
 WORDS = [["run", "--", "true"], ["ls"], ["follow"], ["signal", "r", "USR1"]]
 WORDS += [[name, "r"] for name in ("status", "tail", "read", "wait", "stop", "kill", "rm")]
 
@@ -231,7 +233,6 @@ def test_spool_of_the_environment_may_be_a_url(verb, monkeypatch):
     assert (done.stdout, done.stderr, done.returncode) == verb.near("ls")
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("words", WORDS, ids=lambda words: words[0])
 def test_agent_that_is_not_there_is_one_sentence(verb, words, monkeypatch):
     for module in (question, following):

@@ -15,6 +15,8 @@ import pytest
 from spool_tests.support.agents import TOKENS, served
 from spool_tests.support.runs import sh
 
+pytestmark = pytest.mark.once
+
 TOKEN = f"Authorization: Bearer {TOKENS['run']}\r\n"
 HEAD = f"Host: x\r\n{TOKEN}"
 MOST_KIB = 64 * 1024  # of memory

@@ -14,6 +14,8 @@ from spool_tests.support.agents import served
 from spool_tests.support.runs import log, sh
 from spool_tests.support.waiting import until
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def agent(spool, tmp_path):

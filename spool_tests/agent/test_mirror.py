@@ -18,6 +18,8 @@ from spool_tests.support.runs import ask, final, live, log, py, sh
 from spool_tests.support.runs import start as start_here
 from spool_tests.support.waiting import until
 
+pytestmark = pytest.mark.once
+
 # Writes random bytes to both streams, until the file `stop` is there.
 WRITER = (
     "import os, random, time\n"

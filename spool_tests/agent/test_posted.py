@@ -13,6 +13,8 @@ from spool_tests.support.places import CHAPERONE
 from spool_tests.support.runs import ask, final, py, sh
 from spool_tests.support.waiting import until
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def receiver(spool, tmp_path):

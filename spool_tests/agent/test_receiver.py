@@ -17,6 +17,8 @@ from spool_tests.support import disk
 from spool_tests.support.fed import KEY, far_final
 from spool_tests.support.runs import ask, final, live, stdout
 
+pytestmark = pytest.mark.once
+
 URL = "https://near:8050/api/v1/agent"
 
 

@@ -17,6 +17,8 @@ from spool_tests.support.fed import KEY, far_final
 from spool_tests.support.runs import ask, final
 from spool_tests.support.waiting import until
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def agent(spool, tmp_path):

@@ -20,6 +20,8 @@ from spool_tests.support.agents import events, served
 from spool_tests.support.runs import sh
 from spool_tests.support.waiting import until
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def agent(spool, tmp_path):

@@ -25,6 +25,8 @@ from spool_tests.support.runs import final, live, py, sh, stdout
 from spool_tests.support.surviving import booted_anew
 from spool_tests.support.waiting import need, until
 
+pytestmark = pytest.mark.once
+
 FOREVER = 3600  # a lease that no test waits for
 # It ignores the stop's signal, and has a child that left its session.
 STUBBORN = (

@@ -17,6 +17,8 @@ from spool_tests.support.places import ROOT
 from spool_tests.support.processes import instances
 from spool_tests.support.waiting import until
 
+pytestmark = pytest.mark.once
+
 apsis.have()
 
 from apsis.exc import SchemaError  # noqa: E402
