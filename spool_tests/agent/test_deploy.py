@@ -16,6 +16,7 @@ from chaperone.agent.deploy.deploy import Place, deploy
 from chaperone.errors import AgentError, SpecError
 from chaperone.model.hops.remote import hops
 from spool_tests.support import pythons
+from spool_tests.support.commands import streams
 from spool_tests.support.deployed import Agent, Far
 from spool_tests.support.waiting import absent, need, until
 
@@ -116,10 +117,22 @@ def test_run_that_is_not_renewed_ends_and_then_its_agent(far):
     until(far.is_clean, PATIENCE_S)  # although nothing was fetched
 
 
+def test_fetched_run_is_deleted_a_lease_later(far):
+    agent = far.deploy(lease_s=0.5)
+    agent.start("live", "/bin/sleep", "1000", renew=5000)
+    agent.start("r", "/bin/true")
+    agent.fetch("r")
+    (place,) = far.places()
+    until(lambda: not (place / "spool/r").exists(), PATIENCE_S)
+    assert agent.status("live")["state"] == "running"
+    assert agent.ask("POST", "/spool/runs/live/control", "kill")[0] == 200
+    until(far.is_clean, PATIENCE_S)
+
+
 # -- who finds it
 
 
-def test_deployers_at_once_get_one_agent(far):
+def test_deployers_at_once_get_one_agent(far, monkeypatch, tmp_path):
     found, failed = [], []
 
     def go():
@@ -135,9 +148,15 @@ def test_deployers_at_once_get_one_agent(far):
         thread.join()
     assert not failed
     assert len({(agent.port, agent.file["server_name"]) for agent in found}) == 1
-    assert [agent.ask("GET", "")[0] for agent in found] == [200, 200, 200]
     assert len(far.places()) == 1
     found[0].pid(far)
+    # Another user of this host gets a token of its own, and all stay good.
+    monkeypatch.setenv("HOME", str(tmp_path / "other"))
+    (tmp_path / "other").mkdir()
+    other = far.deploy()
+    assert (other.port, other.file["ca"]) == (found[0].port, found[0].file["ca"])
+    assert other.file["token"] not in [agent.file["token"] for agent in found]
+    assert [agent.ask("GET", "")[0] for agent in (*found, other)] == [200] * 4
 
 
 def test_killed_agent_loses_no_run(far):
@@ -249,18 +268,19 @@ def test_directory_of_another_user_is_refused(far):
 # -- the command
 
 
-def test_command_prints_the_file_for_clients(chaperone, far, tmp_path):
+def test_command_prints_the_file_that_the_verbs_take(chaperone, far, tmp_path):
     spec = tmp_path / "spec.json"
     spec.write_text(json.dumps({"remote": {"hops": [far.hop]}}))
     made = chaperone("deploy", "--spec", spec, "--single", "--listen", "127.0.0.1:0")
     assert (made.returncode, made.stderr) == (0, "")
     (path,) = (tmp_path / "near/.chaperone/agents").iterdir()
     assert made.stdout == f"agent:{path}\n"
-    spool = package.Spool(made.stdout.strip())
-    run = spool.start({"id": "r", "program": {"argv": ["/bin/echo", "hello"]}})
-    assert (run.wait().return_code, run.read()) == (0, b"hello\n")
-    spool.collect("r")
-    run.delete()
+    place = ["--spool", made.stdout.strip()]
+    ran = chaperone("run", "--detach", "--id", "r", *place, "--", "/bin/echo", "hello")
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "r\n", "")
+    assert streams(chaperone("wait", *place, "r")) == (0, "", "")
+    assert streams(chaperone("tail", *place, "r")) == (0, "hello\n", "")
+    assert chaperone("rm", *place, "r").returncode == 0
     until(far.is_clean, PATIENCE_S)
 
 

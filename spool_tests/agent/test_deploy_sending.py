@@ -41,6 +41,7 @@ def test_bundle_has_the_package_and_what_setup_names(packed, monkeypatch):
     ours = [path for path in pathlib.Path(ROOT, "chaperone").rglob("*") if path.is_file()]
     there = {str(path.relative_to(ROOT)) for path in ours if "__pycache__" not in path.parts}
     assert {name for name in files if name.startswith("chaperone/")} == there
+    assert len(packed.data) < 2_000_000  # as docs/agents.rst says
     assert not [name for name in files if "__pycache__" in name or name.endswith((".so", ".pyc"))]
 
 

@@ -56,7 +56,7 @@ class Far:
 
     def left(self):
         """All files and processes of it: [path], {pid: command}."""
-        token = f"HOME={self.home}\0".encode()
+        token = str(self.home).encode()  # in HOME, or in the command of a launcher
         walked = os.walk(self.home)  # unlike rglob, it takes what is removed meanwhile
         found = [f"{top}/{name}" for top, below, files in walked for name in (*below, *files)]
         return found, processes_with(token)

@@ -30,7 +30,7 @@ from ..server.tokens import Tokens
 from ..tls import Certificate
 from .lifetime import Lifetime
 
-UPKEEP_S = 60.0  # between two looks for fetched runs that are old
+UPKEEP_S = 60.0  # at most, between two looks for fetched runs that are old
 LAUNCHER_S = 5.0  # for a launcher to end
 LOG_BYTES = 1 << 20  # nothing reads it as long as all is well
 SPOOL = "spool"
@@ -151,10 +151,10 @@ class Hosted:
     async def _keep_tidy(self) -> None:
         """Delete what was fetched a lease ago: until then a client may want to look again."""
         while True:
-            await asyncio.sleep(UPKEEP_S)
+            lease_s = self._given["lease_s"]
+            await asyncio.sleep(min(lease_s / 10, UPKEEP_S))
             with contextlib.suppress(ChaperoneError):
                 async with self._agent.alone(self._spool):
-                    lease_s = self._given["lease_s"]
                     await asyncio.to_thread(collection.gc, self._spool, lease_s)
 
 
