@@ -204,6 +204,16 @@ def test_follow_prints_batches_and_collects_what_was_acknowledged(verb, tmp_path
     assert [kind for kind in kinds if kind != "batch"] == ["started", "output", "ended"]
 
 
+@pytest.mark.parametrize("words", [["stop", "r"], ["kill", "r"], ["signal", "r", "1"], ["rm", "r"]])
+def test_token_that_only_looks_is_refused(verb, agent, monkeypatch, words):
+    monkeypatch.setenv("CHAPERONE_TOKEN_FILE", str(agent.token_files["look"]))
+    with Writer(verb.path) as writer:
+        said = verb(*words)
+        writer.end()
+    sentence = "unable to answer a request: token 'looker' may only look"
+    assert said == ("", f"chaperone: {sentence}\n", 69)
+
+
 def test_times_are_not_printed_for_an_agents_run(verb):
     with Writer(verb.path) as writer:
         writer.end()

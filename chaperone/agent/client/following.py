@@ -76,6 +76,7 @@ class Following:
         self._events: deque[tuple[Event, int]] = deque()
         self._bytes = 0  # of the lines of these events
         self._rest: list[bytes] = []  # of a line whose end has not arrived
+        self._rest_bytes = 0
         self._is_torn = False
         self._again_at = 0.0
         self._was_heard = False
@@ -212,7 +213,7 @@ class Following:
         waits = pauses(FIRST_PAUSE_S, LONGEST_PAUSE_S)
         give_up_at = time.monotonic() + PATIENCE_S  # unless it was heard before
         while True:
-            self._rest.clear()
+            self._rest, self._rest_bytes = [], 0
             self._is_torn = False
             try:
                 reason = self._refused((yield self._question()))
@@ -276,13 +277,14 @@ class Following:
         *lines, rest = data.split(b"\n")
         for line in lines:
             text = b"".join((*self._rest, line))
-            self._rest.clear()
+            self._rest, self._rest_bytes = [], 0
             if text:  # an empty line is a sign of life
                 self._events.append((wire.event_from(text), len(text)))
                 self._bytes += len(text)
         if rest:
             self._rest.append(rest)
-        if sum(map(len, self._rest)) > LONGEST_LINE:
+            self._rest_bytes += len(rest)
+        if self._rest_bytes > LONGEST_LINE:
             raise AgentError("unable to follow: want an event, got a line without an end")
 
     def _is_full(self) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from ...errors import NoRunError, SpoolError
+from ...errors import AgentError, NoRunError, SpoolError
 from ..common import age_s, user_name
 from ..spools import opened
 from ..verb import A_RUN, RUNS, SPOOL, Argument, verb
@@ -117,6 +117,8 @@ def _end(given: Given, terminal: Terminal, ask: Callable[[RunLike], object]) -> 
         except NoRunError as error:
             code = code or os.EX_NOINPUT
             terminal.note(str(error))
+        except AgentError:  # it will refuse the others, too
+            raise
         except SpoolError as error:
             code = code or os.EX_IOERR
             terminal.note(f"unable to send a request to run {run.run_id!r}: {error}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 
-from ...errors import BusyError, SpoolError
+from ...errors import AgentError, BusyError, SpoolError
 from ..common import add_site_packages, age_s, found_ids, quantity
 from ..spools import opened
 from ..terminal import amount
@@ -130,7 +130,7 @@ def rm(given: Given, terminal: Terminal) -> int:
     for run in runs:
         try:
             run.delete()
-        except BusyError:  # no other could be deleted now
+        except (AgentError, BusyError):  # no other could be deleted now
             raise
         except SpoolError as error:
             code = code or (os.EX_CANTCREAT if error.errno == errno.EBUSY else os.EX_IOERR)
