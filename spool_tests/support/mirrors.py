@@ -18,12 +18,13 @@ class Mirrored:
     Args:
         agent (Served): Of whose spool `etl`.
         spool (Path): Of this host.
+        url (str): Of the agent's spool, if that is not the agent's own.
     Attributes:
         log (Path): Its stderr.
     """
 
-    def __init__(self, agent, spool, right="run"):
-        self.agent, self.spool = agent, spool
+    def __init__(self, agent, spool, right="run", url=None):
+        self.agent, self.spool, self._url = agent, spool, url
         self.log = pathlib.Path(f"{spool}.mirror.log")
         self.environ = {
             "CHAPERONE_TOKEN_FILE": str(agent.token_files[right]),
@@ -31,8 +32,12 @@ class Mirrored:
         }
         self.process = None
 
+    @property
+    def url(self):
+        return self._url or self.agent.spool_url
+
     def start(self, words=()):
-        command = [*words, *CHAPERONE, "mirror", self.agent.spool_url, "--spool", self.spool]
+        command = [*words, *CHAPERONE, "mirror", self.url, "--spool", self.spool]
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
                 list(map(str, command)),
@@ -60,9 +65,9 @@ class Mirrored:
 
 
 @contextlib.contextmanager
-def mirrored(agent, spool, right="run"):
+def mirrored(agent, spool, right="run", url=None):
     """A mirror that runs; it is killed at the end."""
-    mirror = Mirrored(agent, spool, right)
+    mirror = Mirrored(agent, spool, right, url)
     mirror.start()
     try:
         yield mirror
