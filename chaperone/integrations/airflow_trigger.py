@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import glob
-import json
 import logging
 import os
 import tempfile
@@ -37,6 +36,8 @@ SETTLE_S = 10.0
 LONGEST = 16_384  # bytes: a longer line becomes several
 PAUSE = 10  # lines, after which the other triggers of the process get a turn
 OUTPUT = logging.getLogger("chaperone.output")  # a name that marks a line of output in the log
+MARK = f'"logger":"{OUTPUT.name}"'.encode()  # how Airflow writes it
+STUCK_S = 30.0  # for how long a log may not grow while lines are on their way to it
 
 
 class ChaperoneTrigger(BaseTrigger):  # type: ignore[misc]
@@ -69,7 +70,8 @@ class ChaperoneTrigger(BaseTrigger):  # type: ignore[misc]
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Write the output into the log; then yield the end, with the final status as it is."""
         settled = time.monotonic() + SETTLE_S
-        lines = Lines(await asyncio.to_thread(lines_in_log, self.task_instance))
+        skipped = await asyncio.to_thread(lines_in_log, self.task_instance)
+        lines = Lines(skipped or 0)
         async with opened(self.spool, self.chaperone_conn_id) as spool:
             while True:
                 try:
@@ -82,6 +84,7 @@ class ChaperoneTrigger(BaseTrigger):  # type: ignore[misc]
                     self.log.warning("%s", error)
                     await asyncio.sleep(RETRY_S)
         await asyncio.sleep(max(0.0, settled - time.monotonic()))
+        await self._logged(lines.count)
         yield TriggerEvent({"run_id": self.run_id, "status": status})
 
     async def _follow(self, spool: aio.Spool, lines: Lines) -> dict[str, Any] | None:
@@ -96,6 +99,19 @@ class ChaperoneTrigger(BaseTrigger):  # type: ignore[misc]
                     await _log(lines.rest())
                     return None if event.status is None else {**event.status.raw}
         raise NoRunError(f"unable to follow run {self.run_id!r}: it has no end")
+
+    async def _logged(self, count: int) -> None:
+        """
+        Wait until so many lines are in the log. They take their time through Airflow, and it closes
+        the log when it learns of the end; what comes later goes into the triggerer's own log.
+        """
+        before, since = -1, time.monotonic()
+        while (found := await asyncio.to_thread(lines_in_log, self.task_instance)) is not None:
+            if found >= count or time.monotonic() - since > STUCK_S:
+                return
+            if found > before:
+                before, since = found, time.monotonic()
+            await asyncio.sleep(0.5)
 
     async def on_kill(self) -> None:
         """Stop the run, when a user ends or clears the task."""
@@ -122,10 +138,12 @@ class Lines:
 
     Attributes:
         offset (int): How many bytes were taken.
+        count (int): How many lines they made, with those in the log.
     """
 
     def __init__(self, skipped: int = 0) -> None:
         self.offset = 0
+        self.count = 0
         self._skipped = skipped
         self._begun = b""
 
@@ -147,38 +165,33 @@ class Lines:
 
     def _shown(self, line: bytes) -> Iterator[str]:
         for start in range(0, len(line) or 1, LONGEST):
-            if self._skipped:
-                self._skipped -= 1
-            else:
+            self.count += 1
+            if self.count > self._skipped:
                 yield line[start : start + LONGEST].decode(errors="backslashreplace")
 
 
-def lines_in_log(ti: Any) -> int:
+def lines_in_log(ti: Any) -> int | None:
     """
     How many lines of output are in the log of a try of a task already.
 
     Args:
         ti: The task instance, as a trigger has it; None where a trigger runs without one.
+    Returns:
+        int: None if no log of a trigger is there.
     """
     if ti is None:
-        return 0
+        return None
     name = log_filename_template_renderer()(ti=ti, try_number=ti.try_number)
     path = os.path.join(conf.get("logging", "base_log_folder"), name)
-    count = 0
-    for each in glob.glob(f"{glob.escape(path)}.trigger.*.log"):
-        with open(each, "rb") as log:
-            count += sum(_is_output(line) for line in log)
-    return count
+    found = glob.glob(f"{glob.escape(path)}.trigger.*.log")
+    return sum(map(_lines_in, found)) if found else None
 
 
-def _is_output(line: bytes) -> bool:
-    # A last line may be cut short, by a SIGKILL.
-    if OUTPUT.name.encode() not in line or not line.endswith(b"\n"):
-        return False
-    try:
-        return bool(json.loads(line)["logger"] == OUTPUT.name)
-    except (ValueError, KeyError, TypeError):
-        return False
+def _lines_in(path: str) -> int:
+    # In a JSON string each quotation mark is escaped, so no output looks like this. A last line may
+    # be cut short, by a SIGKILL.
+    with open(path, "rb") as log:
+        return sum(MARK in line and line.endswith(b"\n") for line in log)
 
 
 @asynccontextmanager

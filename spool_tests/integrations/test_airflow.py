@@ -37,7 +37,7 @@ TABLE = {
         [f"{number:0104}" for number in range(1, LINES + 1)],
     ),
 }
-TICKING = f"i=0; while [ $i -lt {TICKS} ]; do echo tick $i; i=$((i+1)); sleep 0.5; done"
+TICKING = f"i=0; while [ $i -lt {TICKS} ]; do echo tick $i; i=$((i+1)); sleep 0.3; done"
 DAGS = """
 import datetime, os, signal
 from airflow.sdk import DAG
@@ -106,9 +106,9 @@ def test_table(place, spool, told):
         )
         with airflow:
             told(versions(airflow))
-            ends_by_themselves(airflow, told)
-            through_an_agent(airflow, told)
             killed_parts(airflow, place, spool, told)
+            through_an_agent(airflow, told)
+            ends_by_themselves(airflow, told)
             many_at_a_time(airflow, many, told)
     until(lambda: os.listdir(spool / ".running") == [])
 

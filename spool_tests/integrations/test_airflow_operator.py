@@ -31,6 +31,7 @@ def log(tmp_path, monkeypatch, caplog):
     logs = {("logging", "base_log_folder"): str(tmp_path / "logs")}
     monkeypatch.setattr(airflow_standin.Conf, "settings", logs)
     monkeypatch.setattr(airflow_trigger, "SETTLE_S", 0.0)
+    monkeypatch.setattr(airflow_trigger, "STUCK_S", 0.0)
     caplog.set_level(logging.INFO)
     return lambda: [each.getMessage() for each in caplog.records if each.name == "chaperone.output"]
 
@@ -173,8 +174,8 @@ def test_worker_that_is_killed_by_a_user_stops_the_run(spool):
 def test_next_triggerer_goes_on_behind_the_lines_that_are_in_the_log(spool, tmp_path, log):
     logs = tmp_path / "logs/dag/task"
     logs.mkdir(parents=True)
-    line = json.dumps({"event": "one", "logger": "chaperone.output"})
-    other = json.dumps({"event": "chaperone.output", "logger": "airflow"})
+    line = '{"event":"one","logger":"chaperone.output"}'
+    other = json.dumps({"event": line, "logger": "airflow"}, separators=(",", ":"))
     (logs / "attempt=1.log.trigger.1.log").write_text(f"{other}\n{line}\n")
     (logs / "attempt=1.log.trigger.2.log").write_text(f"{line}\n{line[:-2]}")  # killed in a write
     (logs / "attempt=2.log.trigger.1.log").write_text(f"{line}\n")
