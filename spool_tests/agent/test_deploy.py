@@ -105,7 +105,7 @@ def _starts_with_a_lease(agent):
     agent.start("own", "/bin/true", renew=5000)
     called = {"url": "https://127.0.0.1:9/r", "token": "t"}
     agent.start("called", "/bin/true", callback=called, config={"timeout": 1})
-    assert [agent.spec(name)["renew"] for name in ("r", "own", "called")] == [2400, 5000, None]
+    assert [agent.spec(name)["renew"] for name in ("r", "own", "called")] == [2400, 5000, 1.5]
 
 
 def test_run_that_is_not_renewed_ends_and_then_its_agent(far):
