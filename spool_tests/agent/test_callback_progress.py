@@ -9,6 +9,8 @@ import pytest
 from chaperone.agent.callback.progress import Patience, Progress
 from chaperone.errors import AgentError
 
+pytestmark = pytest.mark.once
+
 
 def progress(most=10, latency_s=1.0):
     return Progress("stdout", most, latency_s)
