@@ -141,6 +141,27 @@ def test_follower_says_why_it_is_late(agent, hurried):
             assert follower.polling is None
 
 
+@pytest.mark.parametrize("kind", [chaperone.Spool, aio.Spool])
+def test_follower_hides_no_bug(agent, kind, monkeypatch):
+    def reading(self):
+        yield question.Pause(0)
+        raise ZeroDivisionError
+
+    async def taken():
+        follower = spool_at(agent, agent.spool_url, kind).follow()
+        try:
+            event = follower.next()
+            return event if event is None else await event
+        finally:
+            closing = follower.close()
+            if closing is not None:
+                await closing
+
+    monkeypatch.setattr(following.Following, "reading", reading)
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(taken())
+
+
 def test_what_waits_to_be_collected_is_collected_later(agent, hurried, monkeypatch):
     monkeypatch.setattr(following, "AGAIN_S", 0.0)
     spool = spool_at(agent, agent.spool_url)

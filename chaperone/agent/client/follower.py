@@ -18,7 +18,6 @@ from typing import Any
 
 import httpx
 
-from ...errors import ChaperoneError
 from ...follow.descriptors import close_when_dropped
 from ...model.events import Event
 from .connection import Connection
@@ -123,7 +122,7 @@ class _Reader:
         self._connection, self._following = connection, following
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
-        self._error: ChaperoneError | None = None
+        self._error: Exception | None = None
         self._is_closed = False
         self._socket: socket.socket | None = None
         self._bell = -1
@@ -198,7 +197,7 @@ class _Reader:
         try:
             with self._connection.client() as client:
                 self._read(reading, client)
-        except ChaperoneError as error:
+        except Exception as error:  # noqa: BLE001  the caller gets it, a bug of ours too
             with self._changed:
                 self._error = error
         finally:
@@ -213,8 +212,11 @@ class _Reader:
             while True:
                 with self._changed:
                     step = steps.next()
-                    self._ring()
-                    self._changed.notify_all()
+                    # Not for each piece of a long line: to wake the caller costs more than the
+                    # piece.
+                    if self._following.has_news() or step is None:
+                        self._ring()
+                        self._changed.notify_all()
                     if step is None or self._is_closed:
                         return
                     if step is Room:
