@@ -127,7 +127,7 @@ class Mirror:
         for run_id in self._sink.left(MIRROR, self._url):
             try:
                 spec = self._sink.spec_of(run_id)
-                run = self._sink.run(run_id, spec["key"], spec, spec["origin"])
+                run = self._sink.run(run_id, spec.get("key"), spec, spec["origin"])
             except ChaperoneError as error:
                 self._put_off(run_id, error)
                 continue

@@ -15,7 +15,7 @@ import secrets
 import time
 from typing import Any
 
-from ..errors import NoRunError, RunExistsError, SpoolError
+from ..errors import ChaperoneError, NoRunError, RunExistsError
 from ..model import jsontext
 from ..model import spec as specs
 from ..model.request import Request
@@ -46,10 +46,10 @@ class Reception:
         format.make_directory(format.RECEIVE, self.sink.spool_fd)
         self._forget_expected()
         for run_id in self.sink.left(RECEIVER):
-            spec = self.sink.spec_of(run_id)
             try:
-                self._begin(self.sink.run(run_id, spec["key"], spec, spec["origin"]))
-            except SpoolError:  # another process receives it, or it can't be read; a post says so
+                spec = self.sink.spec_of(run_id)
+                self._begin(self.sink.run(run_id, spec.get("key"), spec, spec["origin"]))
+            except ChaperoneError:  # another process receives it, or it is damaged; a post says so
                 pass
 
     def _forget_expected(self) -> None:

@@ -113,7 +113,7 @@ class Sink:
     def run(
         self,
         run_id: str,
-        key: str,
+        key: Any,
         spec: dict[str, Any],
         origin: dict[str, str],
         status: dict[str, Any] | None = None,

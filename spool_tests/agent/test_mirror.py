@@ -354,6 +354,20 @@ def test_run_whose_id_is_taken_stays_and_harms_no_other(agent, client, spool, mi
     assert (spool / "taken" / "stdout").read_bytes() == b"mine\n"
 
 
+def test_run_directory_that_is_damaged_here_harms_no_other(agent, client, spool, mirror):
+    put(agent, client, "r", sh("echo one; sleep 600"))
+    until(lambda: state(spool) == "running")
+    mirror.kill()
+    spec = json.loads((spool / "r/spec.json").read_text())
+    del spec["key"]
+    (spool / "r/spec.json").write_text(json.dumps(spec))
+    mirror.start()
+    put(agent, client, "other", sh("echo bytes"))
+    ended(spool, "other")
+    why = "run 'r' is tried again in 1 s: unable to feed run 'r': want a key of letters and digits"
+    assert mirror.lines()[0] == why
+
+
 def test_run_directory_that_is_removed_here_is_copied_again(agent, client, spool, mirror):
     put(agent, client, "r", sh("echo one; sleep 600"))
     put(agent, client, "other", sh("echo bytes"))

@@ -257,6 +257,19 @@ def test_receiver_that_is_started_again_knows_everything(spool, app):
     assert expected.output(0, b"x") == (204, 1)
 
 
+def test_run_directory_that_is_damaged_harms_no_other(spool, app, poster):
+    other = Poster(app, app.expect("other"))
+    for each in (poster, other):
+        each.output(0, b"abc")
+    app.close()
+    spec = json.loads((spool / "r/spec.json").read_text())
+    del spec["key"]
+    (spool / "r/spec.json").write_text(json.dumps(spec))
+    app.__init__(type(app._callbacks.reception)(str(spool), URL))
+    assert other.output(3, b"d") == (204, 4)
+    assert poster.output(3, b"d") == (409, None)
+
+
 def test_two_receivers_of_one_run_do_not_mix(spool, app, poster):
     poster.output(0, b"abc")
     second = agent.receiver(str(spool), URL)
