@@ -36,7 +36,7 @@ def comparable(text):
     """
     Without what differs from day to day: how long something took, and so how wide a column is.
     """
-    text = re.sub(r"\b\d+(\.\d+)?(ms|s)\b", "#s", text)
+    text = re.sub(r"\b(\d+m)?\d+(\.\d+)?(ms|s)\b", "#s", text)
     text = re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+Z", "#time", text)
     return re.sub(r" +", " ", text)
 
