@@ -121,7 +121,7 @@ def test_part_that_connects_is_replaced(spool, remote, tmp_path, part):
         sh(f"{LEAVING}; {WAITING}", cwd=str(tmp_path)),
         remote=remote,
         on_disconnect="survive",
-        lease=6,
+        lease=12,  # less, and a busy host does not connect again before it is over
     )
     until(lambda: stdout(spool).endswith(b"up\n"))
     left, first = int(stdout(spool).split()[0]), shell_of(spool)
@@ -131,7 +131,7 @@ def test_part_that_connects_is_replaced(spool, remote, tmp_path, part):
         os.path.basename(os.readlink(f"/proc/{pid}/fd/3")): pid for pid in children(attached)
     }
     os.kill(attached if part == "is attached" else copying[part.split()[1]], signal.SIGKILL)
-    until(lambda: live(spool)["connection"]["drops"] and connected(spool), 20)
+    until(lambda: live(spool)["connection"]["drops"] and connected(spool), 40)
     assert name_of(first) == "sh"
     (tmp_path / "go").touch()
     assert process.wait(20) == 0
