@@ -207,6 +207,15 @@ def test_agent_that_can_not_listen_is_one_sentence_and_leaves_nothing(far):
     assert far.is_clean()
 
 
+def test_full_disk_is_one_sentence_and_leaves_nothing(far):
+    limited = {"exec": {"argv": ["/bin/sh", "-c", 'ulimit -f 100; exec "$@"', "sh"]}}
+    with pytest.raises(AgentError) as caught:
+        far.deploy(limited)
+    place = far.home / f".chaperone/agent-{os.uname().nodename}"
+    assert str(caught.value).partition(": ")[2] == f"unable to write to '{place}': File too large"
+    assert far.is_clean()
+
+
 def test_agent_that_can_not_be_reached_is_one_sentence_and_ends(far, monkeypatch):
     def refuse(*_):
         raise TimeoutError("timed out")

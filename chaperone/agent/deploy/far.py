@@ -181,18 +181,26 @@ def start(settings: dict[str, Any], packed: bytes, place: str, lock_fd: int) -> 
         if each.startswith(f"{name}.gone-"):
             shutil.rmtree(f"{above}/{each}", ignore_errors=True)
     code = f"{place}/.code-{settings['digest']}"
-    zipfile.ZipFile(io.BytesIO(packed)).extractall(code)
-    admit(place, settings["token"])
     try:
+        zipfile.ZipFile(io.BytesIO(packed)).extractall(code)
+        admit(place, settings["token"])
         run(settings, place, code, lock_fd)
+        return facts(place)
+    except OSError as error:
+        leave(place)
+        raise Refused(f"unable to write to {place!r}: {error.strerror}") from error
     except Refused:
-        clear(place)
-        with contextlib.suppress(OSError):  # it is not empty: there are runs
-            os.rmdir(f"{place}/spool")
-        if not os.path.exists(f"{place}/spool"):
-            shutil.rmtree(place)
+        leave(place)
         raise
-    return facts(place)
+
+
+def leave(place: str) -> None:
+    """Remove all but runs that are there from before."""
+    clear(place)
+    with contextlib.suppress(OSError):  # it is not empty
+        os.rmdir(f"{place}/spool")
+    if not os.path.exists(f"{place}/spool"):
+        shutil.rmtree(place)
 
 
 def clear(place: str) -> None:
