@@ -13,8 +13,10 @@ import contextlib
 import fcntl
 import socket
 import struct
+import sys
 import termios
 import time
+from asyncio import sslproto
 from collections.abc import Awaitable, Callable
 from typing import Any
 from weakref import WeakValueDictionary
@@ -38,7 +40,7 @@ LEAVE_S = 5.0  # for requests that are being answered when the agent ends
 CLOSE_S = 2.0  # for the last bytes, and the farewell of TLS
 MOST = 512  # connections: a process may have 1,024 files by default
 # Of one address, that have not shown a token; more wait for a place before their TLS begins, which
-# takes 300 KiB, most of it asyncio's buffer.
+# takes 200 KiB and the time of a handshake.
 MOST_UNKNOWN = 16
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
@@ -56,11 +58,15 @@ class Connections:
     """
 
     def __init__(self, app: App, certificate: Certificate, log: Log) -> None:
+        # 256 KiB for each connection otherwise, however little it reads. A Python without this
+        # attribute has no such buffer, or takes more memory.
+        sslproto.SSLProtocol.max_size = PIECE  # type: ignore[attr-defined]
         self.app = ASGIWrapper(app)
         self.certificate = certificate
         self.log = log
         self.config = Config()
         self.config.include_server_header = False
+        self.config.max_app_queue_size = 2  # pieces of a body that wait for the application
         self.config._log = _Log(log)  # type: ignore[assignment]
         self.context = WorkerContext(None)
         self.all: set[Connection] = set()
@@ -271,7 +277,8 @@ class _Log:
         """Nothing: the application has a log of its own, without secrets."""
 
     async def exception(self, *_: object) -> None:
-        """A bug; the application has logged it already."""
-        self._log("unable to answer a request (this is a bug)")
+        """A bug in the application."""
+        if (error := sys.exc_info()[1]) is not None:
+            self._log(f"unable to answer a request: {bug(error)}")
 
     error = warning = info = debug = critical = access

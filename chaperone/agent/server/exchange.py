@@ -114,20 +114,27 @@ class Exchange:
         """Answer the request, and log that."""
         began = time.monotonic()
         try:
-            await asked(self)
+            await self._answer(asked)
         except CutError:
             pass
+        finally:
+            self._log(began)
+            if not self._is_whole and self.connection is not None:
+                self.connection.cut()
+
+    async def _answer(self, asked: Callable[[Exchange], Awaitable[None]]) -> None:
+        try:
+            await asked(self)
+        except CutError:
+            raise
         except ChaperoneError as error:
-            await refusal(error)(self.scope, self.receive, self.send)
+            if self._status is None:
+                await refusal(error)(self.scope, self.receive, self.send)
         except Exception as error:  # noqa: BLE001  a bug: its client gets an answer, the others go on
             self._say(f"unable to answer: {bug(error)}")
             if self._status is None:
                 sentence = f"unable to answer: {type(error).__name__} (this is a bug)"
                 await refusal(ChaperoneError(sentence))(self.scope, self.receive, self.send)
-        finally:
-            self._log(began)
-            if not self._is_whole and self.connection is not None:
-                self.connection.cut()
 
     @property
     def connection(self) -> Any:
