@@ -6,6 +6,8 @@ Knows: the routes, run directories.  Must not know: how a route is answered.
 
 import json
 import os
+import pathlib
+import subprocess
 import uuid
 
 import jsonschema
@@ -15,10 +17,12 @@ from chaperone.agent.server import serving
 from chaperone.agent.server.application import Agent
 from chaperone.agent.server.receiving import Receptions
 from chaperone.agent.server.routes import openapi
-from spool_tests.support import runs
+from spool_tests.support import agents, runs
 from spool_tests.support.agents import events, served
+from spool_tests.support.pages import blocks
+from spool_tests.support.places import ROOT
 from spool_tests.support.runs import sh
-from spool_tests.support.waiting import until
+from spool_tests.support.waiting import need, until
 
 pytestmark = pytest.mark.once
 
@@ -315,3 +319,24 @@ def test_document_is_served_and_errors_are_as_it_says(agent, client):
     for response in (client.get("/nowhere"), client.get("/etl/runs/r"), client.put("/etl/runs/r")):
         jsonschema.validate(response.json(), schema)
     assert client.post(agent.api).status_code == 405
+
+
+def test_page_has_each_route_with_curl(agent):
+    """Its lines are typed; each succeeds, and each route is asked."""
+    need("curl")
+    (text,) = blocks(pathlib.Path(ROOT, "docs/agents.rst"), "sh")
+    token = f"printf '%s\\n' {agents.TOKENS['run']} >ops.token\n"
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", token + text],
+        cwd=agent.place,
+        env={**os.environ, "AGENT": agent.url},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    log = agent.log.read_text()
+    for route in serving.ROUTES:
+        path = route.path.format(spool="etl", run_id="r1", stream="stdout")
+        assert f" {route.method} /api/v1{path} 20" in log, route
+    assert '"event": "ended"' in done.stdout and made(agent) == []
