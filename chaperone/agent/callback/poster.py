@@ -14,7 +14,7 @@ import random
 import time
 from typing import Any
 
-from ...errors import AgentError, NoRunError, SpecError, SpoolError
+from ...errors import AgentError, SpecError, SpoolError
 from ...follow.follower import Follower
 from ...model import cursor as cursors
 from ...model import status as statuses
@@ -295,7 +295,8 @@ class Poster:
                 continue
             timeout_s = self._patience.timeout_s
             self._log(f"the receiver acknowledged nothing for {timeout_s:g} s: the run is stopped")
-            with contextlib.suppress(NoRunError):
+            # If it can't be asked, its chaperone ends it: it is not renewed either.
+            with contextlib.suppress(SpoolError):
                 look.request(self._run_fd, self.run_id, Request("stop", by=BY))
             await self._ended.wait()
             # Time for one more try: it may be back.
