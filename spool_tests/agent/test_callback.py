@@ -67,12 +67,17 @@ def test_seeds_file_is_posted_where_its_program_is_not_there(spool, receiver):
 
 
 def test_every_post_has_its_length_and_the_token_and_is_not_chunked(spool, receiver):
-    assert posted(receiver.spec(["/bin/sh", "-c", "seq 20000"]))[0] == 0
+    spec = receiver.spec(["/bin/sh", "-c", "seq 5000"], config={"output_buffer": 1_000})
+    proxy = "http://127.0.0.1:9"  # is not asked
+    environ = {**os.environ, "HTTPS_PROXY": proxy, "https_proxy": proxy, "ALL_PROXY": proxy}
+    assert posted(spec, env=environ)[0] == 0
     heads = [{name.lower(): value for name, value in head.items()} for head in receiver.heads]
     assert all(head["authorization"] == f"Bearer {TOKEN}" for head in heads)
     posts = [head for head in heads if head.get("content-length")]
     assert len(posts) == len(heads) - 1  # `requests` is a GET
     assert not any("transfer-encoding" in head or "content-encoding" in head for head in heads)
+    sizes = [length for route, _, length, _ in receiver.posts if route == "output/stdout"]
+    assert max(sizes) == 1_000 and sum(sizes) == len(receiver.streams["stdout"])
 
 
 def test_program_of_a_run_that_is_known_is_not_started_again(spool, receiver, tmp_path):
