@@ -116,12 +116,14 @@ def make(spool, state):
     return run.close if state == "live" else lambda: None
 
 
-# A dead run is looked into by the most verbs; the others differ in which of them wait.
+# A dead run is looked into by the most verbs; the others differ in which of them wait. Whose file
+# it is matters only for links.
+LINKS = ("symlink", "hard-link")
 CASES = [
     pytest.param(
         state,
         plant,
-        marks=() if state == "dead" or plant in ("symlink", "hard-link") else pytest.mark.long,
+        marks=() if plant in LINKS else pytest.mark.once if state == "dead" else pytest.mark.long,
         id=f"{state}-{plant}",
     )
     for state in ("live", "dead", "ended")
