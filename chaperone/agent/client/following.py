@@ -69,7 +69,7 @@ class Following:
         if not set(wanted) <= set(STREAMS):
             raise SpecError(f"unable to follow streams {wanted!r}: want stdout, stderr or both")
         self._place = place
-        self._named = None if runs is None else tuple(dict.fromkeys(runs))
+        self._named = None if runs is None else dict.fromkeys(runs)
         self._entries = {**{run_id: {} for run_id in self._named or ()}, **entries}
         self._last: dict[str, Status] = {}  # of each live run: what was delivered
         self._collecting: set[str] = set()
@@ -252,7 +252,8 @@ class Following:
             for run_id, entry in dict(self._entries).items()
             if run_id in self._given or not cursors.is_waited_for(entry)
         }
-        body = {"cursor": cursors.of(sent), "runs": self._named, "streams": self._streams}
+        names = None if self._named is None else [*self._named]
+        body = {"cursor": cursors.of(sent), "runs": names, "streams": self._streams}
         return Question(
             method="POST",
             path=resource(self._place.name, "events"),
