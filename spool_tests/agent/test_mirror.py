@@ -207,6 +207,8 @@ def test_leases_are_renewed_by_the_mirror_alone(agent, client, spool, mirror):
 def test_renewed_run_of_a_mirror_that_never_comes_back_is_certainly_gone(
     agent, client, spool, mirror, chaperone
 ):
+    put(agent, client, "free", sh("exec sleep 600"))
+    until(lambda: state(spool, "free") == "running")  # the mirror is there
     put(agent, client, "r", sh("exec sleep 600"), renew=3, stop={"grace_period": 1})
     until(lambda: state(spool) == "running")
     mirror.kill()
