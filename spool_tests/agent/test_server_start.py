@@ -89,8 +89,8 @@ def started_for_sure(agent, run_id, key, warm):
     [
         (False, 2),
         (True, 2),
-        pytest.param(False, 150, marks=pytest.mark.tier("agents")),
-        pytest.param(True, 150, marks=pytest.mark.tier("agents")),
+        pytest.param(False, 40, marks=pytest.mark.tier("agents")),
+        pytest.param(True, 40, marks=pytest.mark.tier("agents")),
     ],
 )
 def test_server_that_is_killed_while_it_starts_a_run_starts_it_once(agent, warm, kills):
