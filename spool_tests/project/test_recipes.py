@@ -210,7 +210,7 @@ def test_units_are_what_systemd_takes(place):
         # It looks for the programs.
         text = re.sub(r"=(-?)/(opt|usr/local)/\S*bin/\S+", rf"=\1{place}/bin/chaperone", text)
         (place / path[1]).write_text(text)
-    assert len(names) == 5
+    assert len(names) == 6
     result = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", *(f"./{name}" for name in names)],
         cwd=place,
