@@ -20,6 +20,7 @@ from chaperone.program import processes
 from spool_tests.support import guarded
 from spool_tests.support.guarded import begun_in, is_gone, stat_of, text_of
 from spool_tests.support.places import CHAPERONE, ROOT
+from spool_tests.support.processes import threads_of_user
 from spool_tests.support.runs import ask, final, live, log, py, running, sh, start, stdout
 from spool_tests.support.waiting import need, until
 
@@ -138,7 +139,8 @@ except OSError:
     pass
 os.write(1, b"ready\\n")
 time.sleep(1000)"""
-    process = start(spool, py(text, rlimits={"nproc": 60}))
+    # The limit counts what other tests run as this user, too.
+    process = start(spool, py(text, rlimits={"nproc": threads_of_user() + 100}))
     until(lambda: stdout(spool) == b"ready\n", 20)
     status = live(spool)
     below = processes.descendants(status["chaperone_pid"])

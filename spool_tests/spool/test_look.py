@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from chaperone.errors import NoRunError, SpoolError
 from chaperone.model import jsontext, transitions
 from chaperone.model import status as statuses
+from chaperone.model.hops import remote
 from chaperone.model.request import Request
 from chaperone.spool import format, look, timeline
 from spool_tests.support import disk
@@ -410,3 +411,40 @@ def test_new_files_have_the_fields_of_the_frozen_ones(spool):
         written = set(json.loads((spool / "r" / "status.json").read_text()))
         assert set(json.load(file)) <= written == set(statuses.FIELDS)
     assert sys.version_info >= (3, 10)
+
+
+# -- what a person asks: sizes now, the host
+
+
+def test_present_status_has_the_sizes_of_this_moment(spool):
+    run = disk.create(spool)
+    disk.running(run)
+    os.write(run.streams["stdout"], b"12345")
+    spool_fd = format.open_spool(str(spool))
+    assert look.present(spool_fd, "r")["stdout"]["bytes"] == 5
+    os.unlink(spool / "r" / "stderr")
+    os.mkfifo(spool / "r" / "stderr")  # not a file of ours
+    assert look.present(spool_fd, "r")["stderr"]["bytes"] == 0
+    os.close(spool_fd)
+    run.close()
+
+
+HOPS = remote.hops({"host": "db3", "user": "etl"})
+
+
+@pytest.mark.parametrize(
+    ("facts", "spec", "host"),
+    [
+        ({"chaperone_host": os.uname().nodename}, {}, "here"),
+        ({"chaperone_host": None}, {}, "here"),
+        ({"chaperone_host": "db4"}, {}, "db4"),
+        ({"connection": {"state": "up"}}, {"remote": {"hops": HOPS}}, "db3"),
+        ({"start_time": None}, {"remote": {"hops": HOPS}}, "db3"),
+        ({"start_time": None, "chaperone_host": "db4"}, {"remote": None}, "db4"),
+        ({"connection": {}}, {"remote": {"hops": [{"teleport": {}}]}}, "-"),
+        ({"connection": {}}, {"remote": "db3"}, "-"),
+    ],
+)
+def test_host_is_that_of_the_program(facts, spec, host):
+    status = {"connection": None, "start_time": "now", "chaperone_host": "db4", **facts}
+    assert look.host(status, lambda: spec) == host

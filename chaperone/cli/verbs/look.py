@@ -6,7 +6,6 @@ Knows: what their words mean, which runs they choose.  Must not know: a file nam
 
 from __future__ import annotations
 
-import functools
 import os
 import time
 
@@ -44,6 +43,8 @@ WHEN = "90s, 12h or 7d ago, yesterday, a date, or a time as in RFC 3339"
     SPOOL,
 )
 def ls(given: Given, terminal: Terminal) -> int:
+    import functools
+
     if given.state not in (None, *statuses.STATES):
         want = f"want one of {', '.join(statuses.STATES)}, got {given.state!r}"
         raise UsageError(f"unable to understand '--state': {want}")
