@@ -24,6 +24,7 @@ from . import (
     starting,
 )
 from .lab import ROOT, Lab
+from .table import Row
 
 ROWS = {
     "cold": starting.cold,
@@ -110,8 +111,12 @@ def measured(given, names):
         print(f"spools on {disk}", file=shown)
         for name in names:
             busy = machine.busy_percent()
-            with Lab(directory) as lab:
-                row = ROWS[name](lab, given.rounds)
+            try:
+                with Lab(directory) as lab:
+                    row = ROWS[name](lab, given.rounds)
+            except Exception as error:  # noqa: BLE001  the other rows are not to be lost
+                row = Row(name, "not measured")
+                row.note(f"{type(error).__name__}: {error}")
             if busy > machine.BUSY_PERCENT:
                 row.note(f"the machine was busy before this row: {busy:.0f} % of its cores")
             print(f"\n{row.as_text()}", file=shown, flush=True)

@@ -162,9 +162,17 @@ def enemy(lab, rounds):
                 if name.startswith("run-"):
                     os.rename(agent.spool / name, lab.new("done"))
                     os.unlink(agent.spool / ".running" / name)
-            with enemies(agent, count):
-                with feeder(lab, str(agent.spool), 1, LINES_S, seconds) as process:
-                    found[label] = by_agent(agent, process, 1, LINES_S * seconds)
+            with contextlib.ExitStack() as stack:
+                process = stack.enter_context(feeder(lab, str(agent.spool), 1, LINES_S, seconds))
+                # The subscriber is there before its enemies: they share its address, and an agent
+                # has room for so many connections of one.
+                found[label] = by_agent(
+                    agent,
+                    process,
+                    1,
+                    LINES_S * seconds,
+                    lambda stack=stack, count=count: stack.enter_context(enemies(agent, count)),
+                )
         row.figures_of(found, "ms", 1e3)
         row.figure("the agent's memory at its most", [peak_kib(agent.process.pid) / 1024], "MiB")
     alone, beside = (figure[4] for figure in row.figures[:2])
@@ -241,7 +249,7 @@ def page(lab, rounds):
         with open(gate, "w") as file:
             for number in range(count):
                 print(f"{time.time() * 1e3:.3f}", file=file, flush=True)
-                see.page.wait_for_function(f"window.delays.length > {number}")
+                see.page.wait_for_function("(seen) => window.delays.length > seen", arg=number)
                 time.sleep(0.05)
         found = see.page.evaluate("window.delays")
         see.close()
