@@ -84,8 +84,6 @@ def started_for_sure(agent, run_id, key, warm):
             until(lambda: agent.process.poll() is None)
 
 
-# A TLS handshake that the SIGKILL cuts leaves its socket to the garbage collector, in httpcore.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     "warm, kills",
     [
