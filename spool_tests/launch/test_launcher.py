@@ -567,6 +567,8 @@ def test_fork_of_a_launcher_imports_nothing(spool, tmp_path):
     command = ["strace", "-f", "-ttt", "-o", trace, "-e", "trace=open,openat", *CHAPERONE]
     with subprocess.Popen([*command, "launcher", "--spool", spool]) as traced:
         until((spool / ".launcher").exists)
+        # It listens a moment before it is ready: then it has answered.
+        final(spool, starting.start(str(spool), {"program": {"argv": ["true"]}}, True))
         now = time.time()
         asked = {"timeouts": {"run": 60}, "renew": 60, "output": {"timeline": True}}
         final(spool, starting.start(str(spool), {"program": {"argv": ["true"]}, **asked}, True))
