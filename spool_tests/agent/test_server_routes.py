@@ -157,7 +157,8 @@ def test_runs_are_listed_in_pages(agent, client):
     assert status == client.get("/etl/runs/live").json()
     message = "unable to read the request: unknown parameter 'token'"
     assert error(client.get("/etl/runs?token=x"))[2].startswith(message)
-    assert client.get("/etl/runs", params={"limit": "0.5"}).status_code == 422
+    for text in ("0.5", "0", "1001"):
+        assert client.get("/etl/runs", params={"limit": text}).status_code == 422
     assert client.get("/etl/runs", params={"state": "odd"}).status_code == 422
 
 

@@ -180,8 +180,10 @@ def _number(given: dict[str, str], name: str, usual: float, most: float) -> floa
         number = float(text)
     except ValueError:
         number = -1.0
-    if not 0 <= number <= most or (name == "limit" and not text.isdigit()):
-        raise SpecError(f"unable to read the request: want {name} from 0 to {most:g}, got {text!r}")
+    least = 1 if name == "limit" else 0
+    if not least <= number <= most or (name == "limit" and not text.isdigit()):
+        want = f"want {name} from {least} to {most:g}"
+        raise SpecError(f"unable to read the request: {want}, got {text!r}")
     return number
 
 
