@@ -265,6 +265,14 @@ def test_run_is_deleted_when_it_has_ended(agent, client):
     assert not (agent.spool / "r").exists()
 
 
+@pytest.mark.parametrize("name", ["", "../r/stdout", ".", "..", "a/b"])
+def test_name_that_is_no_run_is_not_collected(agent, client, name):
+    end(agent, client)
+    response = client.post("/etl/collect", json={"runs": {name: None}})
+    assert error(response)[:2] == (422, "SpecError")
+    assert (agent.spool / "r" / "stdout").exists()
+
+
 def test_request_that_is_none_is_refused(agent, client):
     end(agent, client)
     for line in ("", "halt", "stop\nkill", "signal NONE", "stop -1", "kill " * 2_000):

@@ -262,6 +262,9 @@ async def renew(asked: Asked) -> Response:
 def _keys(value: Any, path: str) -> dict[str, str | None]:
     if not isinstance(value, dict):
         checks.fail(path, "an object of keys", value)
+    for run_id in value:  # each becomes a name in a directory
+        if not specs.is_run_id(run_id):
+            checks.fail(path, "run ids as its names", run_id)
     check = checks.OrNull(_key)
     return {run_id: check(key, checks.at(path, run_id)) for run_id, key in value.items()}
 
