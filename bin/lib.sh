@@ -4,6 +4,9 @@ say() { printf '%s: %s\n' "$0" "$*" >&2; }
 
 as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi; }
 
+# The python of the tiers page and agents and of the bench's row page: what only these import; the browser is Debian's.
+long_python() { VENV=.venv-long MORE_TOOLS='playwright axe-playwright-python schemathesis' bin/venv; }
+
 # Install Debian packages, and say which before it does; 1 if it can't. Nothing else of the machine changes: no service of
 # theirs is started, and no command that was there leads to another program afterwards (gawk would become the awk).
 install_packages() {

@@ -130,7 +130,7 @@ class Exchange:
         except ChaperoneError as error:
             if self._status is None:
                 await refusal(error)(self.scope, self.receive, self.send)
-        except Exception as error:  # noqa: BLE001  a bug: its client gets an answer, the others go on
+        except Exception as error:  # noqa: BLE001  a bug: its client gets an answer
             self._say(f"unable to answer: {bug(error)}")
             if self._status is None:
                 sentence = f"unable to answer: {type(error).__name__} (this is a bug)"
