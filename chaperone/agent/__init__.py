@@ -30,3 +30,10 @@ def receiver(spool_path: str, url: str) -> Receiver:
     from .server.receiving import Receiver
 
     return Receiver(Reception(spool_path, url))
+
+
+def missing(error: ModuleNotFoundError) -> str | None:
+    """The package of the extra that an import wants, as a reason; None if it is one of ours."""
+    if error.name is None or error.name.startswith("chaperone"):
+        return None
+    return f"want the package {error.name} (pip install 'chaperone-spool[agent]')"

@@ -11,6 +11,7 @@ import os
 
 from ...errors import AgentError, SpecError
 from ...model.spec import is_run_id
+from .. import missing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -166,9 +167,9 @@ def client_room(text: str, name: str) -> Any:
     try:
         return importlib.import_module(f".{name}", __package__)
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("chaperone"):
+        why = missing(error)
+        if why is None:
             raise
-        why = f"want the package {error.name} (pip install 'chaperone-spool[agent]')"
         raise AgentError(f"unable to open spool {text!r}: {why}") from error
 
 

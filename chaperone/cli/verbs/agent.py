@@ -143,10 +143,10 @@ def agent(given: Given, terminal: Terminal) -> int:
 
 def _lacking(verb: str, error: ModuleNotFoundError) -> ModuleNotFoundError | AgentError:
     """The error to raise where a package of the extra is not installed."""
-    if error.name is None or error.name.startswith("chaperone"):
-        return error
-    why = f"want the package {error.name} (pip install 'chaperone-spool[agent]')"
-    return AgentError(f"unable to perform {verb!r}: {why}")
+    from ...agent import missing
+
+    why = missing(error)
+    return error if why is None else AgentError(f"unable to perform {verb!r}: {why}")
 
 
 def _print_and_close(terminal: Terminal, line: str) -> None:
