@@ -140,14 +140,19 @@ def _sentence(verb: str, error: OSError) -> str:
     return str(error if isinstance(error, SpoolError) else format.failure(verb, error))
 
 
-# What a user must do before a run in this state can be deleted. A chaperone that has published the
-# end of its run is gone soon: then it is enough to wait.
+# A chaperone that has published the end of its run is gone soon, but a caller of `wait` may be here
+# before that.
+LEAVING_S = 10
+PROBE_S = 0.1  # a reader's probe holds a lock for microseconds
+
+# What a user must do before a run in this state can be deleted.
 FIRST = {"unattended": "adopt", "lost": "reap"} | dict.fromkeys(statuses.LIVE, "stop")
 
 
 def delete(spool_path: str, run_id: str) -> int:
     """
-    Delete one run that has ended, collected or not.
+    Delete one run that has ended, collected or not. Wait some seconds if its chaperone is still
+    about to exit.
 
     Args:
         spool_path (str): Of an existing spool.
@@ -161,7 +166,7 @@ def delete(spool_path: str, run_id: str) -> int:
     """
     with owned(format.open_spool(spool_path)) as spool_fd, sweep(spool_fd, spool_path):
         with owned(format.open_run(spool_fd, run_id)) as run_fd:
-            if look.ended_at(run_fd) is None or look.pulse(run_fd):
+            if look.ended_at(run_fd) is None or not look.left_within(run_fd, LEAVING_S):
                 state = look.look(run_fd, run_id)[1]["state"]
                 first = f"{FIRST.get(state, 'wait for')} it"
                 feeder = look.feeder(look.read_spec(run_fd))
@@ -292,7 +297,7 @@ def _held_lock(run_fd: int, run_id: str) -> Iterator[bool]:
         except FileNotFoundError:
             yield False
             return
-        if not locks.try_take(fd):
+        if not locks.take_within(fd, PROBE_S):
             raise SpoolError(
                 f"unable to delete run {run_id!r}: another process holds its lock", errno.EAGAIN
             )

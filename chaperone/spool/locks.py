@@ -10,6 +10,10 @@ from __future__ import annotations
 import fcntl
 import time
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 FIRST_PAUSE_S = 0.001  # a reader's probe holds a lock for microseconds
 LAST_PAUSE_S = 0.05  # a guard drains its pipes for seconds: 20 tries a second cost nothing
 
@@ -42,15 +46,25 @@ def take_within(fd: int, patience_s: float) -> bool:
     """
     Lock a file exclusively, and wait some seconds until it is unlocked.
 
-    It polls, because flock(2) waits without a limit, and an alarm would need a signal of this
-    process.
-
     Returns:
         bool: False if the file was not unlocked within `patience_s`; at least one try is made.
     """
+    return _within(try_take, fd, patience_s)
+
+
+def share_within(fd: int, patience_s: float) -> bool:
+    """Lock a file shared; otherwise as `take_within`."""
+    return _within(try_share, fd, patience_s)
+
+
+def _within(attempt: Callable[[int], bool], fd: int, patience_s: float) -> bool:
+    """
+    It polls, because flock(2) waits without a limit, and an alarm would need a signal of this
+    process.
+    """
     deadline = time.monotonic() + patience_s
     pause_s = FIRST_PAUSE_S
-    while not try_take(fd):
+    while not attempt(fd):
         if time.monotonic() >= deadline:
             return False
         time.sleep(pause_s)

@@ -43,6 +43,22 @@ def pulse(run_fd: int) -> bool | None:
         return not locks.try_share(fd)
 
 
+def left_within(run_fd: int, patience_s: float) -> bool:
+    """
+    Wait some seconds until the chaperone has gone: it publishes the end of its run, and then it
+    takes a moment to exit.
+
+    Returns:
+        bool: False if it still lives after `patience_s`.
+    """
+    try:
+        fd = format.open_plain(run_fd, format.LOCK)
+    except FileNotFoundError:
+        return True
+    with owned(fd):
+        return locks.share_within(fd, patience_s)
+
+
 def read_spec(run_fd: int) -> dict[str, Any]:
     """The spec with `version` and `key`; {} if it can't be read."""
     value = format.read_json(run_fd, format.SPEC)

@@ -20,7 +20,7 @@ import pytest
 
 from chaperone.api import Spool
 from chaperone.errors import BusyError, NoRunError, RunExistsError, SpoolError
-from chaperone.spool import format, gc, look
+from chaperone.spool import format, gc, locks, look
 from chaperone.spool import reap as reaping
 from spool_tests.support import disk
 from spool_tests.support.calls import replace_call
@@ -162,7 +162,48 @@ def test_one_run_may_be_deleted_collected_or_not(spool, collected):
         gc.delete(str(spool), "one")
 
 
-def test_one_run_that_has_not_ended_is_refused_with_what_comes_first(spool):
+def test_one_run_is_deleted_while_its_chaperone_is_about_to_exit(spool, monkeypatch):
+    ending = disk.create(spool, "ending")
+    ending.publish(disk.terminated(ending))
+    real = locks.try_share
+    probes = []
+
+    def probed(fd):
+        probes.append(real(fd))
+        if len(probes) == 2:
+            ending.close()
+        return probes[-1]
+
+    monkeypatch.setattr(locks, "try_share", probed)
+    assert gc.delete(str(spool), "ending") > 0
+    assert probes == [False, False, True] and ids(spool) == []
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_probe_of_a_reader_hinders_no_deletion(spool, monkeypatch, everything):
+    run = disk.create(spool)
+    run.publish(disk.terminated(run))
+    run.close()
+    real = locks.try_take
+    tries = []
+
+    def probed(fd):
+        with open(spool / "r" / "lock") as lock:
+            if not tries:
+                fcntl.flock(lock, fcntl.LOCK_SH)
+            tries.append(real(fd))
+        return tries[-1]
+
+    monkeypatch.setattr(locks, "try_take", probed)
+    if everything:
+        assert delete(spool, older_s=-1).removed == ["r"]
+    else:
+        assert gc.delete(str(spool), "r") > 0
+    assert tries == [False, True] and ids(spool) == []
+
+
+def test_one_run_that_has_not_ended_is_refused_with_what_comes_first(spool, monkeypatch):
+    monkeypatch.setattr(gc, "LEAVING_S", 0)
     live = disk.create(spool, "live")
     disk.create(spool, "dead").close()
     disk.create(spool, "adoptable", on_disconnect="survive", lease=1000).close()
