@@ -261,6 +261,13 @@ def test_page_is_sound(path):
     docutils.core.publish_doctree(path.read_text(), str(path), settings_overrides=settings)
 
 
+def test_every_test_that_a_page_names_is_there():
+    named = {name for path in PAGES for name in re.findall(r"``(test_\w+)``", path.read_text())}
+    modules = pathlib.Path(ROOT, "spool_tests").rglob("test_*.py")
+    tests = {name for path in modules for name in re.findall(r"def (test_\w+)", path.read_text())}
+    assert named and named <= tests, named - tests
+
+
 def test_every_page_stands_in_the_index_once():
     index = pathlib.Path(ROOT, "docs/index.rst").read_text()
     listed = re.findall(r"^   ([\w-]+)$", index, re.M)
