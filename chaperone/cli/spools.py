@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from ..api import Waited
     from ..interface import FollowerLike
+    from ..spool.timeline import Lines
     from .terminal import Terminal
     from .verb import Given
 
@@ -48,8 +49,6 @@ class DirectorySpool:
     Args:
         path (str): Absolute.
     """
-
-    is_here = True
 
     def __init__(self, path: str, terminal: Terminal) -> None:
         self.path, self._terminal = path, terminal
@@ -144,6 +143,27 @@ class DirectoryRun:
         """Whether it is known when its output came."""
         return format.found(self.fd, format.TIMELINE) is not None
 
+    def timeline(self) -> Lines:
+        """When its output came."""
+        return DirectoryTimeline(self.fd)
+
+
+class DirectoryTimeline:
+    """The timeline of a run of a directory; it keeps no file open."""
+
+    def __init__(self, run_fd: int) -> None:
+        self._run_fd = run_fd
+
+    def size(self) -> int:
+        """How many bytes it has now."""
+        with owned(format.open_plain(self._run_fd, format.TIMELINE)) as fd:
+            return os.fstat(fd).st_size
+
+    def read(self, size: int, offset: int) -> bytes:
+        """Bytes that are there."""
+        with owned(format.open_plain(self._run_fd, format.TIMELINE)) as fd:
+            return os.pread(fd, size, offset)
+
 
 # -- of an agent
 
@@ -155,8 +175,6 @@ class AgentSpool:
     Args:
         named (str): A URL, or `agent:FILE`.
     """
-
-    is_here = False
 
     def __init__(self, named: str) -> None:
         from ..agent.client.place import client_room
@@ -178,10 +196,13 @@ class AgentSpool:
         return found
 
     def ids(self, prefixes: Sequence[str], everything: bool, counts: bool) -> tuple[set[str], int]:
-        """As of `DirectorySpool`; collected runs are not counted."""
+        """As of `DirectorySpool`."""
         found = self._statuses("all" if everything else None)
         self._seen = {status["run_id"]: status for status in found}
-        return {*self._seen}, 0
+        if everything or not counts:
+            return {*self._seen}, 0
+        count = self._room.calls.collected_count(self._name, prefixes)
+        return {*self._seen}, int(self._connection.perform(count))
 
     def meant(self, words: Iterable[str]) -> list[str]:
         """As of `DirectorySpool`."""
@@ -224,7 +245,7 @@ class AgentSpool:
 
     def run(self, run_id: str) -> AgentRun:
         """As of `DirectorySpool`."""
-        return AgentRun(self._of(run_id), run_id)
+        return AgentRun(self._connection, self._room, run_id)
 
     def runs(self, run_ids: Iterable[str]) -> list[Waited]:
         """As of `DirectorySpool`."""
@@ -244,8 +265,9 @@ class AgentSpool:
 class AgentRun:
     """A run of an agent, as verbs read it."""
 
-    def __init__(self, run: Any, run_id: str) -> None:
-        self._run, self.run_id = run, run_id
+    def __init__(self, connection: Any, room: Any, run_id: str) -> None:
+        self._connection, self._calls = connection, room.calls
+        self._run, self.run_id = room.Run(connection, run_id), run_id
 
     def __enter__(self) -> AgentRun:
         return self
@@ -270,8 +292,29 @@ class AgentRun:
         return bytes(self._run.read(stream, offset, size))
 
     def has_timeline(self) -> bool:
-        """As of `DirectoryRun`; an agent shows its times to those that follow, and to no others."""
-        return False
+        """As of `DirectoryRun`."""
+        call = self._calls.timeline_size(self._connection.place.name, self.run_id)
+        return self._connection.perform(call) is not None
+
+    def timeline(self) -> Lines:
+        """As of `DirectoryRun`."""
+        return AgentTimeline(self._connection, self._calls, self.run_id)
+
+
+class AgentTimeline:
+    """The timeline of a run of an agent."""
+
+    def __init__(self, connection: Any, calls: Any, run_id: str) -> None:
+        self._perform, self._calls = connection.perform, calls
+        self._of = connection.place.name, run_id
+
+    def size(self) -> int:
+        """As of `DirectoryTimeline`."""
+        return int(self._perform(self._calls.timeline_size(*self._of)) or 0)
+
+    def read(self, size: int, offset: int) -> bytes:
+        """As of `DirectoryTimeline`."""
+        return bytes(self._perform(self._calls.read_timeline(*self._of, offset, size)))
 
 
 # -- of both

@@ -18,7 +18,7 @@ from ..model import status as statuses
 from ..model.events import EPOCH, Changed, Ended, Event, Lost, Output, Shrank, Started, status_view
 from ..program.fds import owned
 from ..spool import format, look
-from ..spool.timeline import Timed
+from ..spool.timeline import File, Timed
 from .descriptors import CLOSE_WRITE, IGNORED, MODIFY, MOVED_TO
 from .hub import OpenStreams, SharedStreams
 
@@ -353,7 +353,7 @@ class FollowedRun:
                 raise
             self._timed = None  # removed, or not ours: the bytes come without their times
             return self._read()
-        piece = timed.piece(fd, offsets, self._readable, self._final is not None)
+        piece = timed.piece(File(fd), offsets, self._readable, self._final is not None)
         if piece is not None:
             return self._read_stream(*piece)
         if timed.again_s:

@@ -16,9 +16,16 @@ from . import format
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from typing import Protocol
 
     from ..program.loop import Loop
     from ..program.streams import Stream
+
+    class Lines(Protocol):
+        """A timeline that is read, wherever it is."""
+
+        def size(self) -> int: ...
+        def read(self, size: int, offset: int) -> bytes: ...
 
     Line = tuple[str, int, int, int]  # the stream, offset, end, milliseconds since the epoch
     Piece = tuple[str, int, int | None]
@@ -140,17 +147,39 @@ def kept(
 # -- reading it
 
 
+class File:
+    """
+    A timeline on this host.
+
+    Args:
+        fd (int): For reading; it stays the caller's.
+    """
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def size(self) -> int:
+        """How many bytes it has now."""
+        return os.fstat(self._fd).st_size
+
+    def read(self, size: int, offset: int) -> bytes:
+        """Bytes that are there, without waiting; fewer, or none, if there are no more."""
+        return os.pread(self._fd, size, offset)
+
+
 class Reader:
     """
     Reads the timeline of a run, from some offsets on, in the order in which the bytes arrived. It
-    keeps no file open: each call gets an fd.
+    keeps no file open: each call gets the lines.
     """
 
     def __init__(self) -> None:
         self._at = 0
         self._lines: list[Line] = []  # of the block before `_at`; the next one is the last
 
-    def begin(self, fd: int, offsets: Mapping[str, int]) -> None:
+    def begin(self, lines: Lines, offsets: Mapping[str, int]) -> None:
         """
         Find where to begin. It searches backwards: the end of a long timeline is found without
         reading the rest.
@@ -159,10 +188,10 @@ class Reader:
             offsets (dict): For each stream to read, the offset of its first byte.
         """
         sought = dict(offsets)
-        self._at = os.fstat(fd).st_size
+        self._at = lines.size()
         while self._at and sought:
             start = max(0, self._at - BLOCK)
-            text = os.pread(fd, self._at - start, start)
+            text = lines.read(self._at - start, start)
             # If the block begins inside a line, the rest of it may look like a whole line.
             cut = text.find(b"\n") + 1 if start else 0
             for stream, offset, _, _ in _parsed(text[cut : text.rfind(b"\n") + 1]):
@@ -171,7 +200,7 @@ class Reader:
             self._at = start + cut if cut < len(text) else start
 
     def piece(
-        self, fd: int, offsets: Mapping[str, int], size_of: Callable[[str], int]
+        self, lines: Lines, offsets: Mapping[str, int], size_of: Callable[[str], int]
     ) -> Piece | None:
         """
         Which bytes come next, and when they arrived.
@@ -193,12 +222,12 @@ class Reader:
                     if end > max(at, offset):
                         return (stream, offset, None) if at < offset else (stream, end, ms)
                 self._lines.pop()
-            if not self._take_block(fd):
+            if not self._take_block(lines):
                 return None
 
-    def _take_block(self, fd: int) -> bool:
+    def _take_block(self, lines: Lines) -> bool:
         """Read the next whole lines; False if there are none."""
-        text = os.pread(fd, BLOCK, self._at)
+        text = lines.read(BLOCK, self._at)
         size = text.rfind(b"\n") + 1
         if not size and len(text) == BLOCK:  # damage: no line is that long
             size = BLOCK
@@ -226,21 +255,25 @@ class Timed:
         self.again_s = 0.0
 
     def piece(
-        self, fd: int, offsets: Mapping[str, int], size_of: Callable[[str], int], is_over: bool
+        self,
+        lines: Lines,
+        offsets: Mapping[str, int],
+        size_of: Callable[[str], int],
+        is_over: bool,
     ) -> Piece | None:
         """
         The next bytes to deliver.
 
         Args:
-            fd, offsets, size_of: As for `Reader.piece`.
+            lines, offsets, size_of: As for `Reader.piece`.
             is_over (bool): Whether no more lines will come.
         Returns:
             tuple: As from `Reader.piece`; None if there are none, or they wait for their line.
         """
         if not self._has_begun:
             self._has_begun = True
-            self._reader.begin(fd, {s: at for s, at in offsets.items() if at < size_of(s)})
-        found = self._reader.piece(fd, offsets, size_of)
+            self._reader.begin(lines, {s: at for s, at in offsets.items() if at < size_of(s)})
+        found = self._reader.piece(lines, offsets, size_of)
         return found or self._without_line(offsets, size_of, is_over)
 
     def _without_line(

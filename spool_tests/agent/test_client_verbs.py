@@ -214,15 +214,64 @@ def test_token_that_only_looks_is_refused(verb, agent, monkeypatch, words):
     assert said == ("", f"chaperone: {sentence}\n", 69)
 
 
-def test_times_are_not_printed_for_an_agents_run(verb):
+def test_times_are_printed_as_of_a_directory(verb, spec):
+    text = "for n in 1 2 3; do echo out $n; sleep 0.01; echo err $n >&2; sleep 0.01; done"
+    verb("run", "--id", "r", spec(text, output={"timeline": True}))
+    verb("run", "--id", "quiet", spec("true", output={"timeline": True}))
+    for words in (
+        ("r",),
+        ("r", "-n", "all"),
+        ("r", "-n", "1"),
+        ("-f", "r"),
+        ("r", "stderr"),
+        ("r", "quiet"),
+    ):
+        said = verb("tail", "--timestamps", *words)
+        assert said == verb.near("tail", "--timestamps", *words) and said[2] == 0, words
+    out, err, _ = verb("tail", "--timestamps", "r")
+    assert (out.count("Z out"), err.count("Z err")) == (3, 3)
+
+
+def test_times_of_many_lines_take_few_questions(verb, agent):
+    with Writer(verb.path) as writer:
+        writer.write(b"".join(b"%04d\n" % number for number in range(4_000))).end()
+    lines = [b"%d 1 %d 5\n" % (1_764_130_000_000 + n, 5 * n) for n in range(4_000)]
+    (verb.path / "r" / "timeline").write_bytes(b"".join(lines))
+    before = agent.log.read_text().count("\n")
+    said = verb("tail", "--timestamps", "-n", "all", "r")
+    assert said[0].count("Z ") == 4_000 and said == verb.near(
+        "tail", "--timestamps", "-n", "all", "r"
+    )
+    assert agent.log.read_text().count("\n") - before < 20
+
+
+def test_run_without_a_timeline_is_refused(verb):
     with Writer(verb.path) as writer:
         writer.end()
-    assert verb("tail", "--timestamps", "r") == (
-        "",
-        "chaperone: unable to print the times of run 'r': an agent sends no timeline;"
-        " 'chaperone follow' has the times\n",
-        66,
-    )
+    for word, why in (
+        ("r", "unable to print the times of run 'r': it has no timeline;"
+         " its spec would need output.timeline"),
+        ("nope", "unable to find run 'nope': no run id in this spool begins with that"),
+    ):  # fmt: skip
+        said = verb("tail", "--timestamps", word)
+        assert said == verb.near("tail", "--timestamps", word)
+        assert said == ("", f"chaperone: {why}\n", 66)
+
+
+def test_list_says_how_many_runs_are_collected(verb):
+    for run_id in ("a1", "a2", "b1", "live"):
+        with Writer(verb.path, run_id) as writer:
+            writer.end()
+    for run_id in ("a1", "a2", "b1"):
+        (verb.path / ".ended" / run_id).unlink()
+    for words in ([], ["a"], ["a1", "b"], ["live"], ["--all"], ["--state", "terminated"]):
+        said = verb("ls", *words)
+        assert re.sub(r" [0-9.]+s", "", said[0]) == re.sub(
+            r" [0-9.]+s", "", verb.near("ls", *words)[0]
+        )
+        assert said[1:] == ("", 0)
+    assert verb("ls")[0].splitlines()[-1] == "3 collected: --all"
+    assert verb("ls", "a")[0].splitlines()[-1] == "2 collected: --all"
 
 
 @pytest.mark.parametrize(

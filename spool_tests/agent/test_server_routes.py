@@ -157,6 +157,11 @@ def test_runs_are_listed_in_pages(agent, client):
     assert status == client.get("/etl/runs/live").json()
     message = "unable to read the request: unknown parameter 'token'"
     assert error(client.get("/etl/runs?token=x"))[2].startswith(message)
+    assert [
+        client.get("/etl/runs", params={"collected": prefixes}).json()["collected"]
+        for prefixes in ("", "r0", "r1,live,r", "r1,live")
+    ] == [1, 1, 1, 0]
+    assert "collected" not in client.get("/etl/runs").json()
     for text in ("0.5", "0", "1001"):
         assert client.get("/etl/runs", params={"limit": text}).status_code == 422
     assert client.get("/etl/runs", params={"state": "odd"}).status_code == 422
@@ -189,7 +194,13 @@ def test_bytes_are_read_by_ranges(agent, client):
     assert (head.status_code, head.headers["content-length"], head.content) == (200, "10", b"")
     assert client.get("/etl/runs/r/stderr").content == b""
     assert client.get("/etl/runs/r/log").status_code == 200
-    assert error(client.get("/etl/runs/r/status.json"))[0] == 404
+    message = "unable to read the timeline of run 'r': it has none"
+    assert error(client.get("/etl/runs/r/timeline")) == (404, "AgentError", message, None)
+    (agent.spool / "r" / "timeline").write_text("1764130000000 1 0 10\n")
+    response = client.get("/etl/runs/r/timeline", headers={"Range": "bytes=14-"})
+    assert (response.status_code, response.content) == (206, b"1 0 10\n")
+    message = "unable to read stream 'status.json': want stdout, stderr, log or timeline"
+    assert error(client.get("/etl/runs/r/status.json")) == (404, "AgentError", message, None)
 
 
 def test_bytes_are_followed_to_the_end_of_the_run(agent, client, tmp_path):

@@ -369,7 +369,7 @@ def test_frozen_samples_are_read_as_ever(frozen):
 def test_frozen_timeline_is_read_as_ever(frozen):
     reader, offsets, found = timeline.Reader(), dict.fromkeys(format.STREAMS, 0), []
     with open(frozen / "timed" / "timeline", "rb") as file:
-        while piece := reader.piece(file.fileno(), offsets, lambda stream: 100):
+        while piece := reader.piece(timeline.File(file.fileno()), offsets, lambda stream: 100):
             offsets[piece[0]] = piece[1]
             found.append((*piece[:2], timeline.timestamp(piece[2])))
     assert found == [

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from chaperone.spool import timeline
-from chaperone.spool.timeline import Reader
+from chaperone.spool.timeline import File, Reader
 from spool_tests.support.timelines import pieces
 
 pytestmark = pytest.mark.once
@@ -44,9 +44,9 @@ def text_of(lines):
 
 def read(fd, offsets, ends):
     """All pieces from some offsets on, as (stream, offset, end, ms)."""
-    reader, offsets, found = Reader(), dict(offsets), []
-    reader.begin(fd, {stream: at for stream, at in offsets.items() if at < ends[stream]})
-    while (piece := reader.piece(fd, offsets, ends.__getitem__)) is not None:
+    lines, reader, offsets, found = File(fd), Reader(), dict(offsets), []
+    reader.begin(lines, {stream: at for stream, at in offsets.items() if at < ends[stream]})
+    while (piece := reader.piece(lines, offsets, ends.__getitem__)) is not None:
         stream, end, ms = piece
         found.append((stream, offsets[stream], end, ms))
         offsets[stream] = end
@@ -79,10 +79,11 @@ def test_streams_that_are_at_different_lines_lose_nothing(file):
 def test_reader_takes_what_is_appended_and_waits_for_the_end_of_a_line(file):
     lines, ends = some_lines("live", 30)
     reader, offsets, found = Reader(), dict.fromkeys(STREAMS, 0), []
-    reader.begin(file, {})
+    written = File(file)
+    reader.begin(written, {})
     for byte in text_of(lines):
         os.write(file, bytes([byte]))
-        while (piece := reader.piece(file, offsets, ends.__getitem__)) is not None:
+        while (piece := reader.piece(written, offsets, ends.__getitem__)) is not None:
             assert byte == ord("\n")
             found.append((piece[0], offsets[piece[0]], *piece[1:]))
             offsets[piece[0]] = piece[1]

@@ -22,7 +22,7 @@ from ...model import cursor as cursors
 from ...model import spec as specs
 from ...model.events import Status, status_view
 from ...model.request import Request
-from ...spool.format import LOG, STREAMS
+from ...spool.format import LOG, STREAMS, TIMELINE
 from ..wire import PIECE
 from .question import (
     Answer,
@@ -33,6 +33,7 @@ from .question import (
     answered,
     misunderstood,
     object_in,
+    refusal,
     resource,
 )
 
@@ -42,7 +43,7 @@ PROOF_S = 1.0  # a loss is proven in milliseconds
 PAGE = 1_000  # statuses of an answer: the most that an agent gives
 LATE_S = (0.02, 0.1)  # a run's entry is in .ended/ some milliseconds after its end
 READ_BYTES = 16 * PIECE
-PARTIAL, RANGE_BEYOND = 206, 416
+PARTIAL, MISSING, RANGE_BEYOND = 206, 404, 416
 _JSON = {"Content-Type": "application/json"}
 
 
@@ -79,6 +80,15 @@ def start(
     path = resource(name, "runs", run_id)
     yield from answered(Question(method="PUT", path=path, headers=_JSON, body=data), START_S)
     return str(run_id)
+
+
+def collected_count(name: str, prefixes: Iterable[str]) -> Call[int]:
+    """How many collected runs have an id that begins with one of the prefixes."""
+    path = resource(name, "runs", limit=1, collected=",".join(prefixes))
+    found = object_in((yield from _asked("GET", path))).get("collected")
+    if not isinstance(found, int):
+        raise misunderstood("a number of runs", found)
+    return found
 
 
 def statuses(
@@ -214,10 +224,16 @@ def tail_cursor(name: str, run_id: str, stream: str, offset: int) -> Call[dict[s
 
 def size(name: str, run_id: str, stream: str) -> Call[int]:
     """The present size of a stream, in bytes."""
-    path = yield from _stream(name, run_id, stream)
+    return _size_in((yield from _first_byte((yield from _stream(name, run_id, stream)))))
+
+
+def _first_byte(path: str, *accepted: int) -> Call[Answer]:
     # Not HEAD: the answer to it has no body, so it can't say what is wrong.
     question = Question(method="GET", path=path, headers={"Range": "bytes=0-0"}, limit=1)
-    answer = yield from answered(question, accepted=(RANGE_BEYOND,))
+    return (yield from answered(question, accepted=(RANGE_BEYOND, *accepted)))
+
+
+def _size_in(answer: Answer) -> int:
     found = answer.headers.get("content-range", "").rpartition("/")[2]
     if not found.isdecimal():
         raise misunderstood("the size of a stream", found)
@@ -230,6 +246,10 @@ def read(name: str, run_id: str, stream: str, offset: int, size: int) -> Call[by
     path = yield from _stream(name, run_id, stream)
     if not size:
         yield from raw_status(name, run_id)  # there must be such a run
+    return (yield from _read(path, offset, size))
+
+
+def _read(path: str, offset: int, size: int) -> Call[bytes]:
     parts = []
     left = size
     while left:
@@ -248,6 +268,21 @@ def read(name: str, run_id: str, stream: str, offset: int, size: int) -> Call[by
         if len(answer.body) < most:
             break
     return b"".join(parts)
+
+
+def timeline_size(name: str, run_id: str) -> Call[int | None]:
+    """The present size of a run's timeline, in bytes; None if it has none."""
+    answer = yield from _first_byte(_of(name, run_id, TIMELINE), MISSING)
+    if answer.status != MISSING:
+        return _size_in(answer)
+    if isinstance(error := refusal(answer), NoRunError):
+        raise error
+    return None
+
+
+def read_timeline(name: str, run_id: str, offset: int, size: int) -> Call[bytes]:
+    """As `read`, of a run's timeline."""
+    return (yield from _read(_of(name, run_id, TIMELINE), offset, size))
 
 
 def _stream(name: str, run_id: str, stream: str) -> Call[str]:

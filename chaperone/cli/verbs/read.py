@@ -11,10 +11,9 @@ import sys
 import time
 
 from ...model import status as statuses
-from ...program.fds import owned
 from ...spool import format
 from ..common import add_site_packages
-from ..spools import DirectoryRun, end_of, opened
+from ..spools import end_of, opened
 from ..verb import RUNS, SPOOL, Argument, NoInputError, UsageError, is_agents, spool_named, verb
 
 TYPE_CHECKING = False
@@ -133,7 +132,7 @@ def tail(given: Given, terminal: Terminal) -> int:
         for run_id in run_ids:
             with spool.run(run_id) as run:
                 source = _Source(run, streams)
-                if isinstance(run, DirectoryRun) and given.timestamps:
+                if given.timestamps:
                     _print_last_pieces(printer, source, run, streams, lines)
                 else:
                     for stream in streams:
@@ -168,13 +167,11 @@ def _require_timeline(spool: AnySpool, run_id: str) -> None:
     with spool.run(run_id) as run:
         if not run.has_timeline():
             why = "it has no timeline; its spec would need output.timeline"
-            if not spool.is_here:
-                why = "an agent sends no timeline; 'chaperone follow' has the times"
             raise NoInputError(f"unable to print the times of run {run_id!r}: {why}")
 
 
 def _print_last_pieces(
-    printer: _Printer, source: _Source, run: DirectoryRun, streams: Sequence[str], lines: int | None
+    printer: _Printer, source: _Source, run: AnyRun, streams: Sequence[str], lines: int | None
 ) -> None:
     """As `_print_last_lines`, of all streams in the order in which they came."""
     from ...spool.timeline import Timed, timestamp
@@ -184,18 +181,24 @@ def _print_last_pieces(
         end = source.ends[stream]
         offsets[stream] = 0 if lines is None else _start_of_lines(run, stream, end, lines)
     timed, is_over = Timed(), source.status["state"] in statuses.FINAL
-    with owned(format.open_plain(run.fd, format.TIMELINE)) as line_fd:
-        while any(offsets[stream] < source.ends[stream] for stream in offsets):
-            piece = timed.piece(line_fd, offsets, source.ends.__getitem__, is_over)
-            if piece is None:
-                time.sleep(LINE_PAUSE_S)
-                continue
-            stream, end, ms = piece
-            offset = offsets[stream]
-            data = run.read(stream, min(READ_BYTES, end - offset), offset)
-            when = UNTIMED if ms is None else timestamp(ms)
-            printer.print(source.run_id, stream, data, when)
-            offsets[stream] = offset + len(data) if data else source.ends[stream]
+    timeline = run.timeline()
+    # A line is about few bytes, and an agent is asked by each read.
+    blocks = dict.fromkeys(streams, (0, b""))
+    while any(offsets[stream] < source.ends[stream] for stream in offsets):
+        piece = timed.piece(timeline, offsets, source.ends.__getitem__, is_over)
+        if piece is None:
+            time.sleep(LINE_PAUSE_S)
+            continue
+        stream, end, ms = piece
+        offset = offsets[stream]
+        start, block = blocks[stream]
+        if offset >= start + len(block):
+            size = min(READ_BYTES, source.ends[stream] - offset)
+            blocks[stream] = start, block = offset, run.read(stream, size, offset)
+        data = block[offset - start : end - start]
+        when = UNTIMED if ms is None else timestamp(ms)
+        printer.print(source.run_id, stream, data, when)
+        offsets[stream] = offset + len(data) if data else source.ends[stream]
 
 
 def _start_of_lines(run: AnyRun, stream: str, end: int, lines: int) -> int:

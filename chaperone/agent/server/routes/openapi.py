@@ -98,6 +98,7 @@ EVENTS = _object(
     runs=_null_or(_list(TEXT)),
     streams=_list({"enum": [*format.STREAMS]}),
 )
+PAGE = {"runs": _list(STATUS), "next": _null_or(RUN_ID), "collected": SIZE}
 COLLECTED = {"collected": _list(RUN_ID), "waiting": _list(RUN_ID)}
 RUN = "/{spool}/runs/{run_id}"
 RECEIVE = "/{spool}/receive/{run_id}"
@@ -122,10 +123,14 @@ OPERATIONS: dict[tuple[str, str], Schema] = {
             _query("host", TEXT, "Where the program is; `here` is the host of the agent."),
             _query("after", TEXT, "The `next` of the page before."),
             _query("limit", {"type": "integer", "minimum": 1, "maximum": 1000}, "By default 100."),
+            _query(
+                "collected",
+                TEXT,
+                "Count the collected runs whose ids begin with one of these prefixes, which commas"
+                " separate; with an empty one all.",
+            ),
         ],
-        "responses": {
-            "200": _done("A page", {**FREE, "properties": {"runs": _list(STATUS), "next": {}}})
-        },
+        "responses": {"200": _done("A page", {**FREE, "properties": PAGE})},
     },
     ("GET", RUN): {
         "parameters": [
@@ -141,7 +146,7 @@ OPERATIONS: dict[tuple[str, str], Schema] = {
     ("GET", f"{RUN}/{{stream}}"): {
         "parameters": [
             {
-                **_query("follow", {}, "Go on until the run has ended; not for log."),
+                **_query("follow", {}, "Go on until the run has ended; for stdout and stderr."),
                 "allowEmptyValue": True,
             },
             RANGE,
@@ -212,7 +217,7 @@ OPERATIONS: dict[tuple[str, str], Schema] = {
 _PATH = {
     "spool": RUN_ID,
     "run_id": RUN_ID,
-    "stream": {"enum": [*format.STREAMS, format.LOG]},
+    "stream": {"enum": [*format.STREAMS, format.LOG, format.TIMELINE]},
 }
 # What any route may answer.
 _ERRORS = ("400", "401", "403", "404", "408", "413", "415", "422", "500", "503")

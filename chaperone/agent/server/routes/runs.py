@@ -126,10 +126,21 @@ def _home() -> str:
 
 async def listed(asked: Asked) -> Response:
     """Statuses, ordered by id."""
-    given = asked.query("state", "label", "host", "after", "limit")
+    given = asked.query("state", "label", "host", "after", "limit", "collected")
     limit = _number(given, "limit", USUAL, MOST)
     path = asked.spool().path
-    return answer(await asyncio.to_thread(_page, path, given, int(limit), asked.agent.log))
+    page = await asyncio.to_thread(_page, path, given, int(limit), asked.agent.log)
+    if "collected" in given:
+        prefixes = tuple(given["collected"].split(","))
+        page["collected"] = await asyncio.to_thread(_collected, path, prefixes)
+    return answer(page)
+
+
+def _collected(path: str, prefixes: tuple[str, ...]) -> int:
+    with owned(format.open_spool(path)) as spool_fd:
+        found = format.all_ids(spool_fd, prefixes)  # first: a run that starts now is none of them
+        uncollected = {*format.live_ids(spool_fd), *format.ended_ids(spool_fd)}
+        return len(set(found) - uncollected)
 
 
 def _page(

@@ -19,13 +19,13 @@ from ....errors import SpecError
 from ....follow.follower import Follower
 from ....model import checks, events
 from ....program.fds import owned
-from ....spool import format, look
+from ....spool import format
 from ... import wire
 from ..application import BIG_BODY, Asked, Route
 from ..exchange import CutError, Exchange, RefusedError
 from .runs import check_key
 
-NAMES = (*format.STREAMS, format.LOG)
+NAMES = (*format.STREAMS, format.LOG, format.TIMELINE)
 
 
 class Stream(Response):
@@ -93,12 +93,13 @@ async def stream(asked: Asked) -> Response:
     name = str(asked.request.path_params["stream"])
     run = asked.run()
     if name not in NAMES:
-        raise RefusedError(404, f"unable to read stream {name!r}: want stdout, stderr or log")
+        want = "want stdout, stderr, log or timeline"
+        raise RefusedError(404, f"unable to read stream {name!r}: {want}")
     follows = "follow" in given
-    if follows and name == format.LOG:
-        raise SpecError("unable to follow stream 'log': want stdout or stderr")
+    if follows and name not in format.STREAMS:
+        raise SpecError(f"unable to follow stream {name!r}: want stdout or stderr")
     key = check_key(asked, run)
-    size = run.size(name)
+    size = _size(run, name)
     first, end, status = _range(asked.request.headers.get("range"), size, follows)
     headers = {"ETag": f'"{key}"', "Accept-Ranges": "bytes"}
     if status == 416:
@@ -121,6 +122,17 @@ async def stream(asked: Asked) -> Response:
         headers=headers,
         media_type="application/octet-stream",
     )
+
+
+def _size(run: Any, name: str) -> int:
+    if name != format.TIMELINE:
+        return int(run.size(name))
+    with owned(format.open_spool(run.spool_path)) as spool_fd:
+        with owned(format.open_run(spool_fd, run.run_id)) as run_fd:
+            found = format.found(run_fd, name)
+    if found is None:
+        raise RefusedError(404, f"unable to read the timeline of run {run.run_id!r}: it has none")
+    return found.st_size
 
 
 def _range(text: str | None, size: int, follows: bool) -> tuple[int, int, int]:
@@ -149,7 +161,7 @@ async def _read(run: Any, name: str, first: int, end: int) -> AsyncIterator[byte
         with owned(format.open_run(spool_fd, run.run_id)) as run_fd:
             if first == end:
                 return
-            fd = look.open_stream(run_fd, name)
+            fd = format.open_plain(run_fd, name)
     with owned(fd):
         while first < end:
             data = os.pread(fd, min(end - first, wire.PIECE), first)
@@ -222,7 +234,7 @@ ROUTES = [
         path="/{spool}/runs/{run_id}/{stream}",
         right="look",
         answer=stream,
-        does="The bytes of stdout, stderr or log; with `follow` until the run has ended",
+        does="The bytes of stdout, stderr, log or timeline; with `follow` until the run has ended",
     ),
     Route(
         method="POST",
