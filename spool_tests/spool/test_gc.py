@@ -3,7 +3,6 @@ gc: which runs go, that no other run is touched, and that it may be killed or ra
 """
 
 import contextlib
-import errno
 import fcntl
 import os
 import pathlib
@@ -19,7 +18,7 @@ import filelock
 import pytest
 
 from chaperone.api import Spool
-from chaperone.errors import BusyError, NoRunError, RunExistsError, SpoolError
+from chaperone.errors import BusyError, NoRunError, RunExistsError
 from chaperone.spool import format, gc, locks, look
 from chaperone.spool import reap as reaping
 from spool_tests.support import disk
@@ -150,35 +149,6 @@ def test_what_has_not_ended_is_never_touched(spool):
     live.close(), ending.close()
 
 
-@pytest.mark.parametrize("collected", [False, True])
-def test_one_run_may_be_deleted_collected_or_not(spool, collected):
-    for run_id in ("one", "two"):
-        ended(spool, run_id, size=10_000)
-    if collected:
-        os.unlink(spool / ".ended" / "one")
-    assert gc.delete(str(spool), "one") >= 10_000
-    assert ids(spool) == os.listdir(spool / ".ended") == ["two"]
-    with pytest.raises(NoRunError):
-        gc.delete(str(spool), "one")
-
-
-def test_one_run_is_deleted_while_its_chaperone_is_about_to_exit(spool, monkeypatch):
-    ending = disk.create(spool, "ending")
-    ending.publish(disk.terminated(ending))
-    real = locks.try_share
-    probes = []
-
-    def probed(fd):
-        probes.append(real(fd))
-        if len(probes) == 2:
-            ending.close()
-        return probes[-1]
-
-    monkeypatch.setattr(locks, "try_share", probed)
-    assert gc.delete(str(spool), "ending") > 0
-    assert probes == [False, False, True] and ids(spool) == []
-
-
 @pytest.mark.parametrize("everything", [False, True])
 def test_probe_of_a_reader_hinders_no_deletion(spool, monkeypatch, everything):
     run = disk.create(spool)
@@ -200,29 +170,6 @@ def test_probe_of_a_reader_hinders_no_deletion(spool, monkeypatch, everything):
     else:
         assert gc.delete(str(spool), "r") > 0
     assert tries == [False, True] and ids(spool) == []
-
-
-def test_one_run_that_has_not_ended_is_refused_with_what_comes_first(spool, monkeypatch):
-    monkeypatch.setattr(gc, "LEAVING_S", 0)
-    live = disk.create(spool, "live")
-    disk.create(spool, "dead").close()
-    disk.create(spool, "adoptable", on_disconnect="survive", lease=1000).close()
-    ending = disk.create(spool, "ending")
-    ending.publish(disk.terminated(ending))
-    before = disk.tree(spool)
-    refused = {
-        "live": "it is starting; stop it first",
-        "dead": "it is lost; reap it first",
-        "adoptable": "it is unattended; adopt it first",
-        "ending": "it is terminated; wait for it first",
-    }
-    for run_id, reason in refused.items():
-        with pytest.raises(SpoolError) as caught:
-            gc.delete(str(spool), run_id)
-        assert str(caught.value) == f"unable to delete run {run_id!r}: {reason}"
-        assert caught.value.errno == errno.EBUSY
-    assert disk.tree(spool) == before
-    live.close(), ending.close()
 
 
 def test_ending_half_done_may_go_and_leaves_no_entry(spool):
