@@ -19,6 +19,8 @@ from .verb import UsageError, spool_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from .terminal import Terminal
     from .verb import Given
 
@@ -26,22 +28,33 @@ if TYPE_CHECKING:
 # -- the runs of a spool
 
 
-def found_id(spool_fd: int, text: str) -> str:
+def ids_meant(spool_fd: int, words: Iterable[str]) -> list[str]:
     """
-    The run that a word means: an exact id beats a prefix, a prefix must fit one run alone, of those
-    that `ls` lists or, where it fits none of them, of the collected ones.
+    The runs that words mean, each once: an exact id beats a prefix, a prefix must fit one run
+    alone, of those that `ls` lists or, where it fits none of them, of the collected ones.
+
+    The names are listed once for all prefixes: a hundred words beside 5,000 live runs cost no
+    hundred listings.
 
     Raises:
-        NoRunError: If there is none, or the prefix is ambiguous.
+        NoRunError: If there is none for a word, or its prefix is ambiguous; for the first such.
     """
-    found: list[str] = []
-    if specs.is_run_id(text):
-        try:
-            os.close(format.open_run(spool_fd, text))
-            return text
-        except NoRunError:
-            found = _beginning_with(spool_fd, text) or format.all_ids(spool_fd, (text,))
-    return id_meant(found, text)
+    found = {word: [word] if _is_run(spool_fd, word) else [] for word in words}
+    for listed in (_uncollected, format.all_ids):
+        left = tuple(word for word, ids in found.items() if not ids and specs.is_run_id(word))
+        ids = listed(spool_fd, left) if left else []
+        found.update((word, [each for each in ids if each.startswith(word)]) for word in left)
+    return list(dict.fromkeys(id_meant(ids, word) for word, ids in found.items()))
+
+
+def _is_run(spool_fd: int, word: str) -> bool:
+    if not specs.is_run_id(word):
+        return False
+    try:
+        os.close(format.open_run(spool_fd, word))
+    except NoRunError:
+        return False
+    return True
 
 
 def id_meant(found: list[str], text: str) -> str:
@@ -63,19 +76,19 @@ def id_meant(found: list[str], text: str) -> str:
     )
 
 
-def _beginning_with(spool_fd: int, text: str) -> list[str]:
+def _uncollected(spool_fd: int, prefixes: tuple[str, ...]) -> list[str]:
     """
     Of the live and the uncollected runs: `ls` shortens an id so that it fits no other of these, and
     a look at them does not grow with the history.
     """
-    ids = {*format.live_ids(spool_fd, (text,)), *format.ended_ids(spool_fd, (text,))}
+    ids = {*format.live_ids(spool_fd, prefixes), *format.ended_ids(spool_fd, prefixes)}
     return sorted(run_id for run_id in ids if format.found(spool_fd, run_id))
 
 
 def found_ids(given: Given, texts: list[str]) -> list[str]:
     """The ids of the runs that words mean, each once."""
     with owned(format.open_spool(spool_path(given))) as spool_fd:
-        return list(dict.fromkeys(found_id(spool_fd, text) for text in texts))
+        return ids_meant(spool_fd, texts)
 
 
 def user_name() -> str:

@@ -15,7 +15,7 @@ from ..model import spec as specs
 from ..model import status as statuses
 from ..program.fds import owned
 from ..spool import format, look
-from .common import add_site_packages, found_id, id_meant
+from .common import add_site_packages, id_meant, ids_meant
 from .verb import is_agents, spool_named
 
 TYPE_CHECKING = False
@@ -76,7 +76,7 @@ class DirectorySpool:
 
     def meant(self, words: Iterable[str]) -> list[str]:
         """The ids of the runs that words mean, each once."""
-        return list(dict.fromkeys(found_id(self._fd, word) for word in words))
+        return ids_meant(self._fd, words)
 
     def status(self, run_id: str) -> dict[str, Any]:
         """The status of a run, with the present sizes of its streams."""

@@ -134,7 +134,7 @@ def test_what_is_left_as_it_is_is_said_again(spool):
 def test_prefix_of_a_live_run_needs_no_look_at_the_history(spool, calls):
     def found():
         with format.owned(format.open_spool(str(spool))) as spool_fd:
-            assert common.found_id(spool_fd, "r") == "run"
+            assert common.ids_meant(spool_fd, ["r"]) == ["run"]
 
     uncollected(spool, "run")
     beside_none = calls(found)
@@ -142,16 +142,37 @@ def test_prefix_of_a_live_run_needs_no_look_at_the_history(spool, calls):
     assert calls(found) == beside_none
 
 
+def test_names_are_listed_once_for_all_prefixes(spool, calls):
+    def listings(words, meant):
+        def found():
+            with format.owned(format.open_spool(str(spool))) as spool_fd:
+                assert common.ids_meant(spool_fd, words) == meant
+
+        return calls(found).get("listdir", 0)
+
+    collected(spool, 12)
+    (spool / "old-1").rename(spool / "older"), (spool / "old-2").rename(spool / "new")
+    for run_id in ("a-run", "b-run", "c-run"):
+        uncollected(spool, run_id)
+    assert listings(["a-run", "new"], ["a-run", "new"]) == 0, "these are no prefixes"
+    one = listings(["c"], ["c-run"])
+    assert listings(["c", "b-", "a", "new"], ["c-run", "b-run", "a-run", "new"]) == one > 0
+    one = listings(["olde"], ["older"])
+    assert listings(["olde", "ne", "b"], ["older", "new", "b-run"]) == one
+
+
 def test_prefix_fits_a_collected_run_only_where_it_fits_no_other(spool):
     collected(spool, 12)
     uncollected(spool, "old-10x")
     (spool / ".running" / "old-3x").symlink_to("../old-3x")  # a start that died
     with format.owned(format.open_spool(str(spool))) as spool_fd:
-        assert common.found_id(spool_fd, "old-1") == "old-1", "an exact id comes first"
-        assert common.found_id(spool_fd, "old-10") == "old-10"
-        assert common.found_id(spool_fd, "ol") == "old-10x"
+        assert common.ids_meant(spool_fd, ["old-1"]) == ["old-1"], "an exact id comes first"
+        assert common.ids_meant(spool_fd, ["old-10"]) == ["old-10"]
+        assert common.ids_meant(spool_fd, ["ol"]) == ["old-10x"]
+        words = ["old-11", "ol", "old-10x", "old-11"]
+        assert common.ids_meant(spool_fd, words) == ["old-11", "old-10x"]
         (spool / ".ended" / "old-10x").unlink()
         with pytest.raises(NoRunError) as caught:
-            common.found_id(spool_fd, "ol")
+            common.ids_meant(spool_fd, ["ol"])
     some = "old-0, old-1, old-10, ..."
     assert str(caught.value) == f"unable to find run 'ol': it is ambiguous; it matches: {some}"
