@@ -49,7 +49,7 @@ ROWS = {
     "the network, for less than the lease": (
         "test_silent_network_for_less_than_the_lease_loses_nothing"
     ),
-    "the network, for longer, without a word": "test_silent_network_ends_the_run_by_its_lease",
+    "the network, for longer than the lease": "test_silent_network_ends_the_run_by_its_lease",
     "the agent": "test_runs_go_on_while_their_agent_is_dead",
     "the chaperone of the run": "test_program_dies_with_its_chaperone",
     "the agent's host, by a reboot": "test_boot_of_the_far_host_is_reported_as_a_loss",
@@ -60,8 +60,6 @@ ROWS = {
         "test_receiver_that_is_down_for_a_while_gets_every_byte"
     ),
     "two of these at once": "test_two_deaths_leave_no_program_and_no_lie",
-    "not at all: a second mirror": "test_second_mirror_of_a_spool_is_refused",
-    "a scheduler's memory: it uses an id again": "test_id_that_is_used_again_starts_nothing",
 }
 
 
