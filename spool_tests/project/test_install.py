@@ -288,6 +288,34 @@ def test_entry_works_by_module_and_by_path(spool, tmp_path):
         assert run(sys.executable, *argv, "ls", "--json", cwd=ROOT) == ""
 
 
+COMPILE = ["-m", "compileall", "-q", "--invalidation-mode"]
+CACHES = {
+    "none": [],
+    "its own": ["timestamp"],
+    "by the hash of the source": ["checked-hash"],
+    "that nothing checks": ["unchecked-hash"],
+}
+
+
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("then", ["", "changed", "torn"])
+def test_module_comes_from_its_cache_only_if_that_is_of_its_source(tmp_path, cache, then):
+    package = tmp_path / "chaperone"
+    shutil.copytree(f"{ROOT}/chaperone", package, ignore=shutil.ignore_patterns("__pycache__"))
+    main, roof = package / "__main__.py", package / "__init__.py"
+    for mode in CACHES[cache]:
+        run(sys.executable, *COMPILE, mode, package)
+    version = "0.2.0"
+    if then == "changed":
+        roof.write_text(roof.read_text().replace('"0.2.0"', '"0.2.10"'))
+        version = "0.2.0" if cache == "that nothing checks" else "0.2.10"
+    elif then == "torn":
+        for path in package.rglob("*.pyc"):
+            path.write_bytes(path.read_bytes()[:9])
+    for _ in range(2):
+        assert run(sys.executable, "-I", "-S", main, "--version") == f"chaperone {version}\n"
+
+
 # -- what goes on when the package goes
 
 WAITS = "echo out; until [ -e {go} ]; do sleep 0.01; done; echo more; (setsid sleep 600 &); exit 9"

@@ -1,0 +1,83 @@
+"""
+Finds and loads the package's modules in a process that the command `chaperone` was started in.
+
+Knows: where the package lies, the cache of importlib.  Must not know: anything of the package.
+`__main__` executes it before anything can be imported.
+"""
+
+import posix
+import sys
+from _frozen_importlib import ModuleSpec
+from _frozen_importlib_external import (  # type: ignore[attr-defined]
+    MAGIC_NUMBER,
+    SourceFileLoader,
+    _compile_bytecode,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import CodeType, ModuleType
+
+OWN = __file__.rpartition("/")[0]
+CACHED = f".{sys.implementation.cache_tag}.pyc"
+HEAD_BYTES = 16  # magic number, flags, and the time and size of the source; PEP 552
+
+
+class OwnModule(SourceFileLoader):
+    """
+    A module of the package: found where it is, and read from its cache in one go.
+
+    The path finder lists each folder and asks for extension modules first. The loader that it makes
+    looks at the source twice, and reads the cache in eight system calls. Both are Python, and took
+    2 ms of a start with 33 modules.
+    """
+
+    def __init__(self, name: str, path: str) -> None:
+        super().__init__(name, path)
+        folder, _, file = path.rpartition("/")
+        self.cached = f"{folder}/__pycache__/{file.removesuffix('.py')}{CACHED}"
+        self._source = posix.stat(path)
+
+    @classmethod
+    def find_spec(
+        cls, name: str, path: object = None, target: object = None
+    ) -> "ModuleSpec | None":
+        """The module of that name; None for a module that is not ours."""
+        if name.partition(".")[0] != "chaperone":
+            return None
+        place = OWN + name[len("chaperone") :].replace(".", "/")
+        for file, places in ((f"{place}.py", None), (f"{place}/__init__.py", [place])):
+            try:
+                loader = cls(name, file)
+            except OSError:
+                continue
+            spec = ModuleSpec(name, loader, origin=file)
+            spec.submodule_search_locations = places
+            spec.cached, spec.has_location = loader.cached, True
+            return spec
+        return None
+
+    def exec_module(self, module: "ModuleType") -> None:
+        """Execute the module; there is nothing to execute in an empty one."""
+        if self._source.st_size:
+            super().exec_module(module)
+
+    def get_code(self, fullname: str) -> "CodeType | None":
+        """Its code, from the cache if that is of this source; otherwise as importlib gets it."""
+        try:
+            fd = posix.open(self.cached, posix.O_RDONLY | posix.O_CLOEXEC)
+        except OSError:
+            return super().get_code(fullname)
+        try:
+            data = memoryview(posix.read(fd, 1 << 20))
+        finally:
+            posix.close(fd)
+        words = (0, int(self._source.st_mtime), self._source.st_size)
+        wanted = b"".join((word & 0xFFFF_FFFF).to_bytes(4, "little") for word in words)
+        if data[:HEAD_BYTES] != MAGIC_NUMBER + wanted:
+            return super().get_code(fullname)
+        code: CodeType = _compile_bytecode(data[HEAD_BYTES:], fullname, self.cached, self.path)
+        return code
+
+
+sys.meta_path.insert(0, OwnModule)
