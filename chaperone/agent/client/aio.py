@@ -310,7 +310,7 @@ class _Reader:
 
     async def _run(self) -> None:
         try:
-            async with self._connection.client() as client, contextlib.AsyncExitStack() as stack:
+            async with self._connection.streaming() as client, contextlib.AsyncExitStack() as stack:
                 await self._read(_Stream(self._connection, client, stack))
         finally:
             _wake(self._news)
@@ -365,7 +365,8 @@ class _Stream:
         )
         if not response.is_success:
             return await self._connection.gathered(response, step)
-        self._parts = response.aiter_raw()
+        assert isinstance(response.stream, httpx.AsyncByteStream)
+        self._parts = aiter(response.stream)
         return Answer(status=response.status_code, headers=response.headers, body=b"")
 
     async def _read(self) -> bytes:

@@ -33,6 +33,7 @@ from .question import (
     Value,
     misunderstood,
 )
+from .streaming import Streaming
 
 CONNECT_S = 10.0
 ERROR_BYTES = 1 << 20
@@ -242,6 +243,11 @@ class AioConnection(_Line):
     def client(self) -> httpx.AsyncClient:
         """As of `Connection`."""
         return httpx.AsyncClient(**self.settings())
+
+    def streaming(self) -> httpx.AsyncClient:
+        """A client of its own for answers that go on, which the caller closes."""
+        settings = self.settings()
+        return httpx.AsyncClient(transport=Streaming(settings["verify"]), **settings)
 
     async def _kept(self) -> httpx.AsyncClient:
         loop = asyncio.get_running_loop()

@@ -1,0 +1,40 @@
+"""How a subscriber on an event loop reads an answer in chunks."""
+
+import pytest
+
+from chaperone.agent.client.streaming import Chunks
+
+MESSAGE = b"5\r\nhello\r\n00A;name=value\r\n, world\r\n!\r\n0\r\n\r\n"
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
+def test_body_is_the_same_however_its_chunks_arrive(size):
+    chunks = Chunks()
+    body = b""
+    for at in range(0, len(MESSAGE), size):
+        assert not chunks.is_over or at >= len(MESSAGE) - 2
+        body += b"" if chunks.is_over else chunks.body(MESSAGE[at : at + size])
+    assert (body, chunks.is_over) == (b"hello, world\r\n!", True)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"hello\r\n",
+        b"\r\n5\r\nhello",
+        b"-1\r\n",
+        b"0x5\r\nhello",
+        b"5\r\nhello!\r\n",
+        b"5\nhello\n",
+        b"f" * 16 + b"\r\n",
+        b"5;" + b"x" * 2_000,
+    ],
+    ids=lambda message: repr(message[:20]),
+)
+def test_body_without_chunks_is_refused(message):
+    chunks = Chunks()
+    with pytest.raises(ValueError, match=r"^want the size of a chunk, got b"):
+        for at in range(len(message)):
+            chunks.body(message[at : at + 1])
