@@ -153,9 +153,8 @@ def spool(tmp_path, monkeypatch):
     The path (pathlib.Path) of an empty spool, 0700, in `CHAPERONE_SPOOL` too.
 
     At the end of the test what still runs in it is asked to end through its control FIFO. Then
-        nothing may be left: a process
-    that lives on, or an fd of ours, fails the test (after SIGKILL, by pid, to what carries this
-    test's token).
+    nothing may be left: a process that lives on, or an fd of ours, fails the test (after SIGKILL,
+    by pid, to what carries this test's token).
     """
     token = f"TEST_TOKEN={uuid.uuid4().hex}"
     monkeypatch.setenv("TEST_TOKEN", token.partition("=")[2])
@@ -172,7 +171,7 @@ def spool(tmp_path, monkeypatch):
         with open(fd, "wb", buffering=0) as fifo:
             if stat.S_ISFIFO(os.fstat(fd).st_mode):  # a test may have planted anything there
                 fifo.write(b"kill by=teardown\n")
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while (
         left := processes_with(token.encode(), os.fsencode(tmp_path))
     ) and time.monotonic() < deadline:

@@ -224,7 +224,7 @@ def test_killed_chaperone_is_lost_with_what_the_pipe_still_held(spool):
         None,
         False,
     )
-    assert run.wait(5).state == "lost"
+    assert run.wait(60).state == "lost"
 
 
 def run_follower(spool):
@@ -298,8 +298,8 @@ def test_cursor_of_a_run_begins_at_its_offsets_and_is_of_no_later_run(spool):
     with pytest.raises(NoRunError, match="^unable to find run 'r': No such file or directory$"):
         run.cursor()
     with Writer(spool), Spool(spool).follow(cursor) as follower:
-        assert isinstance(follower.next(10), Ended)  # of the one that was deleted
-        assert isinstance(follower.next(10), Started)
+        assert isinstance(follower.next(60), Ended)  # of the one that was deleted
+        assert isinstance(follower.next(60), Started)
 
 
 def test_deleted_run_is_an_error(spool):

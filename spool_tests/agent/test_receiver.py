@@ -95,7 +95,7 @@ def test_posted_run_is_an_ordinary_run(spool, poster):
     assert final(spool) == status
     assert stdout(spool) == b"one\ntwo\n"
     with chaperone.Spool(str(spool)).follow() as follower:
-        events = [follower.next(5) for _ in range(4)]
+        events = [follower.next(60) for _ in range(4)]
     assert [type(event).__name__ for event in events] == ["Started", "Output", "Output", "Ended"]
 
 

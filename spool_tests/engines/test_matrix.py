@@ -148,7 +148,7 @@ def test_survivor_outlives_its_client_and_its_chaperone(spool, way):
     until(lambda: live(spool)["connection"]["drops"] == 1)
     until(lambda: live(spool)["connection"]["state"] == "up")
     os.kill(status["chaperone_pid"], 9)
-    chaperone.wait(10)
+    chaperone.wait(60)
     adopted = subprocess.Popen([*CHAPERONE, "adopt", "--spool", str(spool), "r"])
     assert adopted.wait(60) == 0
     status = final(spool)
@@ -171,5 +171,5 @@ def test_survivor_ends_with_its_lease(spool, way):
     status = running(spool)
     until(lambda: sleepers(name))
     os.kill(status["chaperone_pid"], 9)
-    chaperone.wait(10)
+    chaperone.wait(60)
     until(lambda: not sleepers(name), 40)

@@ -290,7 +290,7 @@ def test_failure_to_connect_is_an_error_with_ssh_s_words(
     )  # tried again until the time is over; the others are final at once
     begun = time.monotonic()
     status = held(
-        spool, sshd, sh("echo out"), remote=remote, timeouts={"connect": 2 if passing else 40}
+        spool, sshd, sh("echo out"), remote=remote, timeouts={"connect": 2 if passing else 400}
     )
     assert (status["state"], status["exception"]["stage"], status["started"]) == (
         "error",
@@ -298,7 +298,7 @@ def test_failure_to_connect_is_an_error_with_ssh_s_words(
         False,
     ), status["exception"]
     assert words in status["exception"]["message"]
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - begun < 200
 
 
 def test_host_without_ssh_is_told_and_the_chaperone_ends_as_ever(chaperone, tmp_path):

@@ -371,7 +371,7 @@ def test_nothing_spins_where_a_startup_file_ignores_signals(shell, host, far):
     assert run.outcome()["wait_status"] == expected
     run.send("q 0")
     assert run.ended() == 0
-    until(lambda: processes_with(word.encode()) == {}, 6)
+    until(lambda: processes_with(word.encode()) == {})
 
 
 @every_sh

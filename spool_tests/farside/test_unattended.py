@@ -123,7 +123,7 @@ def test_lease_ends_what_nobody_asks_for(spool, remote, chaperone):
     until(lambda: stdout(spool) == b"up\n")
     process.kill()
     process.wait()
-    until(lambda: not far_processes(spool), 10)
+    until(lambda: not far_processes(spool))
     until(lambda: json.loads(chaperone("status", "r").stdout)["state"] == "lost")
     assert chaperone("reap").returncode == 0
     status = final(spool)

@@ -226,7 +226,7 @@ def test_event_queue_that_overflowed_loses_nothing(spool):
         old.end()
         dead.die()
         events = told(follower)
-        events += [brief(follower.next(5))] if ("lost", "dead", "lost") not in events else []
+        events += [brief(follower.next(60))] if ("lost", "dead", "lost") not in events else []
     assert {
         ("output", "new", "stdout", 0, b"hello"),
         ("ended", "new", "terminated"),
@@ -371,7 +371,7 @@ def test_lease_that_ends_ends_the_wait(spool, poll_s):
         assert next_of(follower, Changed).status.state == "unattended"
         lost = next_of(follower, Lost)
         assert (lost.status.state, follower.next(0), follower.is_over()) == ("lost", None, True)
-    assert Spool(spool)["r"].wait(5).state == "lost"
+    assert Spool(spool)["r"].wait(60).state == "lost"
 
 
 @pytest.mark.parametrize("poll_s", [None, 0.02])

@@ -101,7 +101,7 @@ def test_killed_chaperone_is_lost_with_its_last_bytes(spool):
         chaperone.stdout.readline()
         told(follower)
         chaperone.kill()
-        event = follower.next(10)
+        event = follower.next(60)
         assert (brief(event), event.status.return_code, event.status.complete) == (
             ("lost", "r", "lost"),
             None,
@@ -122,7 +122,7 @@ def test_lock_that_still_looks_held_is_probed_until_it_falls(spool, monkeypatch)
         assert told(follower) == []
         writer.die()
         os.close(keeper)
-        assert brief(follower.next(5)) == ("lost", "r", "lost")
+        assert brief(follower.next(60)) == ("lost", "r", "lost")
 
 
 def test_lock_that_was_opened_and_closed_by_another_is_no_death(spool, monkeypatch):
@@ -147,7 +147,7 @@ def test_lost_waits_for_what_the_guard_still_writes(spool):
         assert brief(follower.next(1)) == ("output", "r", "stdout", 0, b"from the pipe")
         os.write(guard, b"!")
         os.close(guard)
-        assert [brief(follower.next(5)) for _ in range(2)] == [
+        assert [brief(follower.next(60)) for _ in range(2)] == [
             ("output", "r", "stdout", 13, b"!"),
             ("lost", "r", "lost"),
         ]
@@ -170,7 +170,7 @@ def test_run_that_may_survive_is_unattended_and_not_lost(spool):
         writer.running()
         told(follower)
         writer.die()
-        assert [brief(follower.next(5))] == [("changed", "r", "unattended")]
+        assert [brief(follower.next(60))] == [("changed", "r", "unattended")]
         assert told(follower) == []
 
 
@@ -376,22 +376,22 @@ def test_removed_spool_is_an_error_after_the_last_ending(spool):
     with Writer(spool), Follower(spool) as follower:
         told(follower)
         shutil.rmtree(spool)
-        assert brief(follower.next(5)) == ("ended", "r", None)
+        assert brief(follower.next(60)) == ("ended", "r", None)
         with pytest.raises(
             SpoolError, match="^unable to follow spool '.*/spool' any longer: it was removed$"
         ):
-            follower.next(5)
+            follower.next(60)
 
 
 def test_removed_spool_is_an_error_where_it_is_polled_too(spool):
     with Writer(spool), Follower(spool, poll_s=0.005) as follower:
         told(follower)
         shutil.rmtree(spool)
-        assert brief(follower.next(5)) == ("ended", "r", None)
+        assert brief(follower.next(60)) == ("ended", "r", None)
         with pytest.raises(
             SpoolError, match="^unable to follow spool '.*/spool' any longer: it was removed$"
         ):
-            follower.next(5)
+            follower.next(60)
 
 
 def test_run_that_can_not_be_read_is_told_once_and_disturbs_no_other(spool):
@@ -448,7 +448,7 @@ def test_want_of_fds_for_a_look_at_everything_loses_nothing(spool, monkeypatch, 
             with monkeypatch.context() as patch:
                 patch.setattr(format, "live_ids", refused)
                 with pytest.raises(SpoolError, match="Too many open files"):
-                    follower.next(5)
+                    follower.next(60)
                 assert is_readable(follower)
             assert next_of(follower, Started).run_id == "r"
             if poll_s is not None:

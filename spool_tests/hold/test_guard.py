@@ -271,8 +271,8 @@ def test_as_pid_1_it_reaps_what_others_leave(spool):
     orphan = "sleep 0.1 & :"
     entered = ["nsenter", "--target", str(init), "--pid", "sh", "-c", orphan]
     subprocess.run(entered, check=True, stdout=subprocess.DEVNULL)
-    until(lambda: len(processes.children(init)) == 2, 5, "it has the orphan")
-    until(lambda: len(processes.children(init)) == 1, 5, "it has reaped the orphan")
+    until(lambda: len(processes.children(init)) == 2, what="it has the orphan")
+    until(lambda: len(processes.children(init)) == 1, what="it has reaped the orphan")
     os.kill(init, signal.SIGTERM)
     assert outer.wait(20) == 0
     assert final(spool)["stop"]["by"] == "SIGTERM"

@@ -130,7 +130,7 @@ class Served:
         self.process.kill()
         self.process.wait()
 
-    def stop(self, timeout=15):
+    def stop(self, timeout=60):
         """SIGTERM: the exit code."""
         self.process.terminate()
         return self.process.wait(timeout)
@@ -142,7 +142,7 @@ class Served:
     def client(self, right="run", **how):
         """An httpx.Client for its API, with a token; a right of None has none."""
         headers = {} if right is None else {"Authorization": f"Bearer {TOKENS[right]}"}
-        how = {"base_url": self.api, "verify": self.trust(), "timeout": 20, **how}
+        how = {"base_url": self.api, "verify": self.trust(), "timeout": 60, **how}
         return httpx.Client(headers=headers, **how)
 
     def put(self, client, run_id, program, key=None, warm=False, spool="etl", **spec):

@@ -93,7 +93,7 @@ class Servers:
         process = self._processes.pop(name)
         process.terminate()
         try:
-            process.wait(10)
+            process.wait(60)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -158,7 +158,7 @@ class Slurm(Servers):
         for job in self.jobs():
             self.ask("scancel", "--signal=KILL", job)
         with contextlib.suppress(AssertionError):
-            until(lambda: not self.jobs(), 10)
+            until(lambda: not self.jobs())
         super().close()
 
 

@@ -29,7 +29,7 @@ def told(follower):
     return events
 
 
-def next_of(follower, kind, timeout=10):
+def next_of(follower, kind, timeout=60):
     """The next event of a kind; what comes before it is dropped."""
     while True:
         event = follower.next(timeout)

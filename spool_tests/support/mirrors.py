@@ -54,7 +54,7 @@ class Mirrored:
         self.process.kill()
         self.process.wait()
 
-    def stop(self, timeout=15):
+    def stop(self, timeout=60):
         """SIGTERM: the exit code."""
         self.process.terminate()
         return self.process.wait(timeout)

@@ -94,7 +94,7 @@ class ReceiverDouble:
                 self.changed.notify_all()
             server.server_close()  # joins the threads of the connections
 
-    def wait(self, condition, timeout=20.0):
+    def wait(self, condition, timeout=60.0):
         """Wait until something that arrived makes a condition true."""
         with self.changed:
             assert self.changed.wait_for(condition, timeout), (self.posts[-5:], self.final)

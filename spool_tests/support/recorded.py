@@ -70,7 +70,7 @@ def result(main, place, spool, case):
 
 def _ask(run, words):
     """Write to its control once it has written something, and so was executed."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not (run / "stdout").exists() or not (run / "stdout").stat().st_size:
         assert time.monotonic() < deadline, f"{run} has written nothing"
         time.sleep(0.005)

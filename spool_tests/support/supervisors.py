@@ -69,7 +69,7 @@ class Far:
             self.output[stream] += clean
             self.records += records
 
-    def wait(self, word, timeout=10):
+    def wait(self, word, timeout=60):
         """The rest of the first record that begins with `word`."""
         deadline = time.monotonic() + timeout
         while not (found := [record[1:] for record in self.records if record[0] == word]):
@@ -86,7 +86,7 @@ class Far:
         """The end of the connection: what a cut is to the far side."""
         self.process.stdin.close()
 
-    def ended(self, timeout=10):
+    def ended(self, timeout=60):
         """Wait for the end of it all: the exit code."""
         deadline = time.monotonic() + timeout
         while self._fds:
@@ -116,7 +116,7 @@ def far():
         if not one.process.stdin.closed:
             one.process.stdin.close()
         if one.process.poll() is None:
-            until(lambda one=one: one.process.poll() is not None, 15)
+            until(lambda one=one: one.process.poll() is not None)
         for pid in one.alive():
             os.kill(pid, signal.SIGKILL)
         one.process.stdout.close()

@@ -9,11 +9,12 @@ import time
 import pytest
 
 
-def until(condition, timeout=10.0, what=None):
+def until(condition, timeout=60.0, what=None):
     """
     Wait until `condition()` is true, and return what it returned.
 
-    For tests that have no fd to wait on; asks often at first, then every 20 ms.
+    For tests that have no fd to wait on; asks often at first, then every 20 ms. The patience costs
+    nothing where the condition comes true, and a machine with a load of 30 needs it.
 
     Raises:
         AssertionError: If it was not true within `timeout` seconds.
