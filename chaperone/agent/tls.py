@@ -11,6 +11,14 @@ import ssl
 
 from ..errors import SpecError
 
+# The connection was closed, or nothing came any more.
+_UNFINISHED = (
+    ssl.SSLEOFError,
+    ssl.SSLZeroReturnError,
+    ssl.SSLWantReadError,
+    ssl.SSLWantWriteError,
+)
+
 
 def client_context(ca_file: str | None = None, pem: str | None = None) -> ssl.SSLContext:
     """
@@ -48,7 +56,7 @@ def refusal(error: BaseException) -> str | None:
         found = found.__cause__ or found.__context__
     if isinstance(found, ssl.SSLCertVerificationError):
         return f"its certificate is refused: {found.verify_message.rstrip('.')}"
-    if found is None or isinstance(found, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
+    if found is None or isinstance(found, _UNFINISHED):
         return None
     reason = (found.reason or str(found)).replace("_", " ").lower()
     return f"TLS is not possible: {reason}"

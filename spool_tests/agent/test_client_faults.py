@@ -13,12 +13,12 @@ import pytest
 
 import chaperone
 from chaperone import aio
-from chaperone.agent.client import following, question
+from chaperone.agent.client import connection, following, question
 from chaperone.errors import AgentError
 from chaperone.model.events import Changed, Ended, Lost, Output, Started
 from spool_tests.support.agents import served
 from spool_tests.support.events import next_of
-from spool_tests.support.proxy import CuttingProxy, LosingProxy
+from spool_tests.support.proxy import CuttingProxy, LosingProxy, SilentProxy
 from spool_tests.support.waiting import until
 from spool_tests.support.writer import Writer
 
@@ -122,6 +122,23 @@ def test_agent_that_does_not_answer_is_given_up(agent, monkeypatch):
         why = "it closed the connection before its answer was complete"
         assert str(caught.value) == f"unable to reach the agent of {proxy.url()!r}: {why}"
         assert len(proxy.requests) == 1
+
+
+@pytest.mark.parametrize("kind", [chaperone.Spool, aio.Spool])
+def test_silent_network_is_no_question_of_trust(agent, monkeypatch, kind):
+    monkeypatch.setattr(question, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(connection, "CONNECT_S", 0.2)
+
+    async def ask(spool):
+        found = spool.live()
+        return found if kind is chaperone.Spool else await found
+
+    with SilentProxy(agent) as proxy:
+        proxy.set_silent(True)
+        with pytest.raises(AgentError) as caught:
+            asyncio.run(ask(spool_at(agent, proxy.url(), kind)))
+        why = "it did not answer in time"
+        assert str(caught.value) == f"unable to reach the agent of {proxy.url()!r}: {why}"
 
 
 # -- followers

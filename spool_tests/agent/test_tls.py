@@ -48,6 +48,7 @@ def test_authorities_that_are_none_are_refused(tmp_path):
     [
         (ConnectionRefusedError(111, "Connection refused"), None),
         (ssl.SSLEOFError(8, "EOF occurred in violation of protocol"), None),
+        (ssl.SSLWantReadError(2, "The operation did not complete (read)"), None),
     ],
 )
 def test_refusal_is_none_where_tls_is_not_the_reason(error, reason):

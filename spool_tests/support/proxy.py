@@ -153,6 +153,37 @@ class CuttingProxy(Proxy):
             far[1].transport.abort()
 
 
+class SilentProxy(Proxy):
+    """It carries everything; while it is silent nothing, and nothing is closed."""
+
+    def context(self):
+        return None
+
+    def set_silent(self, is_silent):
+        self._loop.call_soon_threadsafe(self._speaks.clear if is_silent else self._speaks.set)
+
+    async def _serve(self):
+        self._speaks = asyncio.Event()
+        self._speaks.set()
+        await super()._serve()
+
+    async def _carried(self, reader, writer):
+        while data := await reader.read(PIECE):
+            await self._speaks.wait()
+            writer.write(data)
+            await writer.drain()
+        await self._speaks.wait()
+        writer.write_eof()
+
+    async def carry(self, reader, writer):
+        await self._speaks.wait()
+        far = await self.connected()
+        try:
+            await asyncio.gather(self._carried(reader, far[1]), self._carried(far[0], writer))
+        finally:
+            far[1].transport.abort()
+
+
 class LosingProxy(Proxy):
     """
     It ends TLS, so that it knows where a request ends.
