@@ -231,15 +231,12 @@ class Run:
         await _alone(self.spool_path, self._run.delete)
 
 
-class Follower:
+class Follower(interface.Delivering):
     """
     `chaperone.Follower` as coroutines: the same events, cursor and errors. It belongs to one task.
 
     Iterate with `async for`, at best inside of `async with`. Nothing is read ahead: an event is
     made when a task asks.
-
-    Attributes:
-        polling (str): As of `chaperone.Follower`.
     """
 
     def __init__(
@@ -251,6 +248,7 @@ class Follower:
         poll_s: float | None = None,
     ) -> None:
         self._follower = followers.Follower(path, cursor, runs, streams, poll_s, shared=True)
+        super().__init__(self._follower)
 
     async def __aenter__(self) -> Follower:
         self._follower.__enter__()
@@ -274,29 +272,6 @@ class Follower:
     async def close(self) -> None:
         """Close every watch and fd; the cursor can still be read."""
         self._follower.close()
-
-    @property
-    def polling(self) -> str | None:
-        """As of `chaperone.Follower`."""
-        return self._follower.polling
-
-    @property
-    def cursor(self) -> dict[str, Any]:
-        """As of `chaperone.Follower`."""
-        return self._follower.cursor
-
-    @property
-    def uncollected(self) -> list[str]:
-        """As of `chaperone.Follower`."""
-        return self._follower.uncollected
-
-    def entry(self, run_id: str) -> dict[str, Any] | None:
-        """As `chaperone.Follower.entry`."""
-        return self._follower.entry(run_id)
-
-    def is_over(self) -> bool:
-        """As `chaperone.Follower.is_over`."""
-        return self._follower.is_over()
 
 
 _sweeps: WeakValueDictionary[tuple[asyncio.AbstractEventLoop, str], asyncio.Lock]

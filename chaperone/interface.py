@@ -34,6 +34,59 @@ class FollowerLike(Protocol):
     def close(self) -> None: ...
 
 
+class Position(Protocol):
+    """How far a follower has come; what `Delivering` passes on."""
+
+    polling: str | None
+
+    @property
+    def cursor(self) -> dict[str, Any]: ...
+    @property
+    def uncollected(self) -> list[str]: ...
+    def entry(self, run_id: str) -> dict[str, Any] | None: ...
+    def is_uncollected(self, run_id: str) -> bool: ...
+    def is_over(self) -> bool: ...
+
+
+class Delivering:
+    """
+    The part of a follower that never waits: how far it has come.
+
+    Args:
+        position (Position): Knows that.
+    """
+
+    def __init__(self, position: Position) -> None:
+        self._position = position
+
+    @property
+    def polling(self) -> str | None:
+        """Why events are late, in one sentence; None while they are not."""
+        return self._position.polling
+
+    @property
+    def cursor(self) -> dict[str, Any]:
+        """As of `chaperone.Follower`."""
+        return self._position.cursor
+
+    @property
+    def uncollected(self) -> list[str]:
+        """As of `chaperone.Follower`."""
+        return self._position.uncollected
+
+    def entry(self, run_id: str) -> dict[str, Any] | None:
+        """As `chaperone.Follower.entry`."""
+        return self._position.entry(run_id)
+
+    def is_uncollected(self, run_id: str) -> bool:
+        """As `chaperone.Follower.is_uncollected`."""
+        return self._position.is_uncollected(run_id)
+
+    def is_over(self) -> bool:
+        """As `chaperone.Follower.is_over`."""
+        return self._position.is_over()
+
+
 class RunLike(Protocol):
     """What a run of any spool can do, as `Run` does."""
 

@@ -192,7 +192,7 @@ class _StatusConnected(TypedDict):
 
 
 class StatusConnection(_StatusConnected, total=False):
-    """The connection to the far side; an engine that makes it wait has a `message`."""
+    """The connection to the far side; a `message` says why it waits, or is down."""
 
     message: str
 

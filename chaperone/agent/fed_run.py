@@ -48,7 +48,7 @@ class FedRun:
     Attributes:
         run_id, key (str): The agent's.
         sizes (dict): `stdout` and `stderr` to how many bytes are here.
-        status (dict): The last one that is known, or the final one.
+        status (dict): The last one that the agent sent, or the final one.
         pending (list): The stops and kills that were taken from `control` and not passed on.
     """
 
@@ -66,6 +66,11 @@ class FedRun:
         self.control_fd = directory.control_fd
         self._reader = Reader()
         self._concluded: object = None
+        # `connection` while its agent is not heard; of the sink before us, too.
+        self._silence = _silence(self.status["connection"])
+        if self._silence is not None:
+            self.status["connection"] = None
+        self._drops = 0 if self._silence is None else self._silence["drops"]
         lines = self.status.pop(PENDING, None)
         asked = map(parsed, lines if isinstance(lines, list) else ())
         self.pending = [request for request in asked if request is not None]
@@ -103,6 +108,43 @@ class FedRun:
         """The agent was heard of: the lease of the run begins again."""
         if self._directory is not None:
             self._directory.touch()
+
+    def silent(self, since_ns: int | None, reason: str) -> None:
+        """
+        The agent is not heard: the status here says so, and since when. Its state stays the last
+        one that is known, for the agent knows the end of the run and will send it.
+
+        Args:
+            since_ns (int): When the agent was last heard, since the epoch; None if not by this
+                process.
+            reason (str): Why, as a sentence.
+        """
+        if self._directory is None:
+            return
+        renewed_ns = os.fstat(self._directory.lock_fd).st_mtime_ns
+        before, renew_s = self._silence, self.spec.get("renew")
+        if before is None:
+            self._drops += 1
+            since = statuses.timestamp(renewed_ns if since_ns is None else since_ns)
+        else:
+            since = before["since"]
+        self._silence = {
+            "argv": None,
+            "pid": None,
+            "drops": self._drops,
+            "state": "down",
+            "since": since,
+            "message": reason,
+            "lease_until": renew_s and statuses.timestamp(renewed_ns + int(renew_s * 1e9)),
+        }
+        if self._silence != before:
+            self._replace()
+
+    def heard(self) -> None:
+        """The agent is heard again."""
+        if self._directory is not None and self._silence is not None:
+            self._silence = None
+            self._replace()
 
     def is_silent(self) -> bool:
         """Whether the agent was not heard of for the lease of the run."""
@@ -271,8 +313,16 @@ class FedRun:
             return
         lines = [request.line(self.run_id).decode().rstrip("\n") for request in self.pending]
         kept = {**self.status, PENDING: lines} if lines else self.status
+        if self._silence is not None:
+            kept = {**kept, "connection": self._silence}
         if (failure := self._directory.replace_running(kept)) is not None:
             self.log(failure)
+
+
+def _silence(connection: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What a status says of an agent that is not heard; no other connection has these words."""
+    is_ours = connection is not None and connection["state"] == "down" and "message" in connection
+    return connection if is_ours else None
 
 
 def live_status(

@@ -27,7 +27,9 @@ from . import sink as sinks
 from .client import calls
 from .client.aio import Follower
 from .client.connection import AioConnection
+from .client.following import Following
 from .client.place import FILE, Place
+from .client.question import Unanswered
 from .fed_run import ConflictError, FedRun, GapError
 from .forwarder import Forwarder
 from .sink import MIRROR, Sink
@@ -81,6 +83,9 @@ class Mirror:
         self._renew_soon = asyncio.Event()
         self._lost: dict[str, asyncio.Task[None]] = {}
         self._is_away = False
+        # Why the agent is not heard, as the runs say it; "" for what an earlier mirror wrote.
+        self._silence: str | None = ""
+        self._heard_ns: int | None = None
         self._is_full = False
         self._collected = 0  # since the events were asked for
         try:
@@ -138,6 +143,7 @@ class Mirror:
             self._ended[run.run_id] = run
             return
         self._renew_soon.set()
+        self._show_silence(run)
         for request in run.pending:
             self._forwarder.add(run, request)
 
@@ -156,13 +162,14 @@ class Mirror:
                 if str(error) != said:
                     said = str(error)
                     self._log(said)
+                self._note_silence(error.reason if isinstance(error, Unanswered) else str(error))
                 await asyncio.sleep(REFUSED_S)
 
     async def _follow_once(self) -> None:
         async with Follower(self._connection, self._cursor(), None, format.STREAMS) as follower:
             while True:
                 event = await follower.next(self._next_try_s())
-                self._hear(follower.polling)
+                self._hear(follower.following)
                 if event is not None:
                     await self._take(event)
                 if self._next_try_s() <= 0 or self._collected >= MOST_COLLECTED:
@@ -185,11 +192,31 @@ class Mirror:
         first = min(self._again_at.values(), default=float("inf"))
         return max(0.0, min(first - time.monotonic(), HEAR_S))
 
-    def _hear(self, polling: str | None) -> None:
-        """Say once that the agent is away, and once that it is back."""
-        if (polling is not None) != self._is_away:
-            self._is_away = polling is not None
-            self._log(polling or f"following {self._url} again")
+    def _hear(self, following: Following) -> None:
+        """Say once that the agent is away, and once that it is back; the runs always say so."""
+        self._heard_ns = following.heard_ns or self._heard_ns
+        if following.silence is not None:
+            if not self._is_away:
+                self._log(str(following.polling))
+            self._is_away = True
+            self._note_silence(following.silence)
+        elif following.heard_ns is not None:
+            if self._is_away:
+                self._log(f"following {self._url} again")
+            self._is_away = False
+            self._note_silence(None)
+
+    def _note_silence(self, reason: str | None) -> None:
+        if reason != self._silence:
+            self._silence = reason
+            for run in self._sink.runs.values():
+                self._show_silence(run)
+
+    def _show_silence(self, run: FedRun) -> None:
+        if self._silence is None:
+            run.heard()
+        elif self._silence:
+            run.silent(self._heard_ns, self._silence)
 
     async def _take(self, event: Event) -> None:
         """Write what an event says. The error of one run does not harm the others."""

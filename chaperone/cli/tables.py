@@ -7,7 +7,7 @@ Knows: statuses, columns of a terminal.  Must not know: files, the clock, who pr
 from __future__ import annotations
 
 from ..model.hops.kinds import quoted
-from ..model.status import moment_ns
+from ..model.status import FINAL, moment_ns
 from .terminal import amount, duration, escaped
 
 TYPE_CHECKING = False
@@ -111,7 +111,7 @@ def _row(status: dict[str, Any], host: str, now: float) -> tuple[str, ...]:
         live = status["end_time"] is None and status["state"] not in ("lost", "error")
         elapsed = now - started / 1e9 if live and started is not None else None
     written = [status[stream].get("bytes") for stream in ("stdout", "stderr")]
-    reason = (status["exception"] or {}).get("message")
+    reason = (status["exception"] or {}).get("message") or _silence(status)
     return (
         status["run_id"],
         status["state"],
@@ -122,6 +122,16 @@ def _row(status: dict[str, Any], host: str, now: float) -> tuple[str, ...]:
         amount(sum(written) if all(isinstance(count, int) for count in written) else None),
         program(status) if reason is None else str(reason),
     )
+
+
+def _silence(status: dict[str, Any]) -> str | None:
+    """Since when nothing was heard of a live run, and why; None if its connection is there."""
+    connection = status["connection"] or {}
+    since, why = connection.get("since"), connection.get("message")
+    is_silent = connection.get("state") == "down" and status["state"] not in FINAL
+    if not is_silent or not isinstance(since, str):
+        return None
+    return f"not heard of since {since[:19]}Z" + (f": {why}" if isinstance(why, str) else "")
 
 
 def outcome(status: dict[str, Any]) -> str:

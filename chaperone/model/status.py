@@ -167,8 +167,8 @@ class Status:
         {"argv": LIST, "pid": WHOLE, "drops": WHOLE, "state": TEXT, "since": TEXT}
     )
     """null for a local program; otherwise ``argv`` and ``pid`` of the connecting process,
-    ``drops``, ``state`` (``up``, ``down``, ``queued``), ``since`` when, and while an engine makes
-    it wait its last words as ``message``"""
+    ``drops``, ``state`` (``up``, ``down``, ``queued``), ``since`` when, and as ``message`` the last
+    words of an engine that makes it wait, or why the agent of a mirrored run is not heard"""
     exception: StatusException | None = field(
         {"stage": TEXT, "type": TEXT, "errno": WHOLE, "message": TEXT}
     )

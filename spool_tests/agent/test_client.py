@@ -131,7 +131,7 @@ def test_calls_and_arguments_are_those_of_this_host():
     def calls(kind):
         return {
             name: list(inspect.signature(call).parameters)
-            for name, call in vars(kind).items()
+            for name, call in inspect.getmembers(kind)
             if callable(call) and not name.startswith("_")
         }
 

@@ -11,9 +11,12 @@ import pytest
 
 import chaperone
 from chaperone import agent as agents
+from chaperone.agent import mirror as mirrors
+from chaperone.agent.client import connection as connections
 from spool_tests.support.agents import served
 from spool_tests.support.fed import KEY, far_final
-from spool_tests.support.mirrors import Mirrored, mirrored, same
+from spool_tests.support.mirrors import Mirrored, mirrored, mirrored_here, same
+from spool_tests.support.proxy import SilentProxy
 from spool_tests.support.runs import ask, final, live, log, py, sh
 from spool_tests.support.runs import start as start_here
 from spool_tests.support.waiting import until
@@ -136,6 +139,64 @@ def test_one_listing_and_one_follower_see_all_runs_alike(tmp_path, spool):
     for run_id in kinds:
         assert sorted(os.listdir(spool / run_id)) == names
     assert sorted(os.listdir(spool / ".ended")) == sorted(kinds)
+
+
+# -- an agent that is not heard
+
+
+def connection(spool, run_id="r"):
+    """What the status of a live run says; {} if its agent is heard."""
+    return live(spool, run_id)["connection"] or {}
+
+
+def test_silent_network_is_shown_until_the_true_end_comes(
+    agent, client, spool, tmp_path, monkeypatch, chaperone
+):
+    monkeypatch.setattr(connections, "SILENT_S", 1.0)  # the run is heard more often
+    monkeypatch.setattr(mirrors, "HEAR_S", 0.1)
+    monkeypatch.setenv("CHAPERONE_TOKEN_FILE", str(agent.token_files["run"]))
+    monkeypatch.setenv("CHAPERONE_CA", str(agent.ca))
+    put(agent, client, "r", py(WRITER.format(stop=str(tmp_path / "stop"))), renew=3600)
+    with SilentProxy(agent) as proxy, mirrored_here(proxy.url(), spool):
+        until(lambda: (spool / "r/stdout").exists() and (spool / "r/stdout").stat().st_size)
+        proxy.set_silent(True)
+        until(lambda: connection(spool).get("state") == "down", 60)
+        begun = connection(spool)
+        (tmp_path / "stop").touch()
+        status = ended(agent.spool)
+        assert state(spool) == "running"
+        (row,) = (line for line in chaperone("ls").stdout.splitlines() if line.startswith("r "))
+        since = begun["since"][:19]
+        assert row.endswith(f"  not heard of since {since}Z: it did not answer in time")
+        assert begun == {
+            "argv": None,
+            "pid": None,
+            "drops": begun["drops"],
+            "state": "down",
+            "since": begun["since"],
+            "message": "it did not answer in time",
+            "lease_until": begun["lease_until"],
+        }
+        assert begun["lease_until"] > begun["since"] and begun["drops"] >= 1
+        proxy.set_silent(False)
+        assert ended(spool) == status and status["connection"] is None
+        assert same(agent.spool, spool, "r") == []
+
+
+def test_agent_that_is_away_is_shown_also_by_the_next_mirror(agent, client, spool, mirror):
+    put(agent, client, "r", sh("exec sleep 600"))
+    until(lambda: state(spool) == "running")
+    agent.kill()
+    until(lambda: connection(spool).get("state") == "down", 30)
+    since = connection(spool)["since"]
+    mirror.kill()
+    mirror.start()
+    until(lambda: state(spool) == "running", 30)
+    until(lambda: connection(spool).get("message") == "Connection refused", 30)
+    assert (connection(spool)["since"], state(spool)) == (since, "running")
+    agent.start()
+    until(lambda: connection(spool) == {}, 60)
+    assert (state(spool), live(spool)["connection"]) == ("running", None)
 
 
 # -- what is asked for here

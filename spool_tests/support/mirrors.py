@@ -2,12 +2,15 @@
 Mirrors that tests start: a real `chaperone mirror` of the spool of a served agent.
 """
 
+import asyncio
 import contextlib
 import hashlib
 import os
 import pathlib
 import subprocess
+import threading
 
+from chaperone.agent.mirror import Mirror
 from spool_tests.support.places import CHAPERONE
 
 
@@ -74,6 +77,21 @@ def mirrored(agent, spool, right="run", url=None):
     finally:
         if mirror.is_alive():
             mirror.kill()
+
+
+@contextlib.contextmanager
+def mirrored_here(url, spool):
+    """A mirror in a thread of this process, with the token and the authority of its environment."""
+    said, loop = [], asyncio.new_event_loop()
+    mirror, end = Mirror(url, str(spool), said.append), asyncio.Event()
+    thread = threading.Thread(target=lambda: loop.run_until_complete(mirror.run(end)))
+    thread.start()
+    try:
+        yield said
+    finally:
+        loop.call_soon_threadsafe(end.set)
+        thread.join()
+        loop.close()
 
 
 def same(far, near, run_id):

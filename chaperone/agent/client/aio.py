@@ -20,7 +20,7 @@ import httpx
 from ...errors import ChaperoneError
 from ...follow.descriptors import TURN_S, done, set_done
 from ...follow.followed import CHUNK
-from ...interface import final_status, signal_request
+from ...interface import Delivering, final_status, signal_request
 from ...model.events import Ended, Event, Output, Status
 from ...model.request import Request
 from ...spool.format import STREAMS
@@ -177,12 +177,12 @@ class Run:
         return await self._perform(calls.end(self._name, self.run_id, request, wait))
 
 
-class Follower:
+class Follower(Delivering):
     """
     `chaperone.aio.Follower` of an agent's spool: the same events, cursor and errors.
 
     Attributes:
-        polling (str): Why events are late, in one sentence; None while the agent is heard.
+        following (Following): When the agent was last heard.
     """
 
     def __init__(
@@ -193,8 +193,9 @@ class Follower:
         streams: Iterable[str],
     ) -> None:
         self._connection = connection
-        self._following = Following(connection.place, cursor, runs, streams)
-        self._reader = _Reader(connection, self._following)
+        self.following = Following(connection.place, cursor, runs, streams)
+        super().__init__(self.following)
+        self._reader = _Reader(connection, self.following)
         self._owned = False
         weakref.finalize(self, self._reader.drop).atexit = False
 
@@ -220,34 +221,11 @@ class Follower:
 
     async def collect(self, run_id: str) -> None:
         """As `chaperone.Follower.collect`."""
-        await self._connection.perform(self._following.collect(run_id))
+        await self._connection.perform(self.following.collect(run_id))
 
     async def close(self) -> None:
         """Close the connection; the cursor can still be read."""
         await self._reader.close()
-
-    @property
-    def polling(self) -> str | None:
-        """As of the class."""
-        return self._following.polling
-
-    @property
-    def cursor(self) -> dict[str, Any]:
-        """As of `chaperone.Follower`."""
-        return self._following.cursor
-
-    @property
-    def uncollected(self) -> list[str]:
-        """As of `chaperone.Follower`."""
-        return self._following.uncollected
-
-    def entry(self, run_id: str) -> dict[str, Any] | None:
-        """As `chaperone.Follower.entry`."""
-        return self._following.entry(run_id)
-
-    def is_over(self) -> bool:
-        """As `chaperone.Follower.is_over`."""
-        return self._following.is_over()
 
 
 class _Reader:

@@ -19,6 +19,7 @@ from typing import Any
 import httpx
 
 from ...follow.descriptors import close_when_dropped
+from ...interface import Delivering
 from ...model.events import Event
 from .connection import Connection
 from .following import Following, Read, Room
@@ -27,15 +28,12 @@ from .question import Answer, Pause, Question, Steps, Unanswered
 LEAVING_S = 0.5  # the thread ends at once, unless it is about to connect
 
 
-class Follower:
+class Follower(Delivering):
     """
     `chaperone.Follower` of an agent's spool: the same events, cursor and errors.
 
     It connects when the first event is asked for. A connection that is cut, or an agent that is
     started again, is waited for: `polling` says why events are late.
-
-    Attributes:
-        polling (str): Why events are late, in one sentence; None while the agent is heard.
     """
 
     def __init__(
@@ -47,6 +45,7 @@ class Follower:
     ) -> None:
         self._connection = connection
         self._following = following = Following(connection.place, cursor, runs, streams)
+        super().__init__(following)
         self._reader = _Reader(connection, following)
         name = f"a follower of spool {connection.place.text!r}"
         self._unclosed = close_when_dropped(self, self._reader.close, name)
@@ -61,33 +60,6 @@ class Follower:
         """Close the connection; the cursor can still be read."""
         self._unclosed.detach()
         self._reader.close()
-
-    @property
-    def polling(self) -> str | None:
-        """As of the class."""
-        return self._following.polling
-
-    @property
-    def cursor(self) -> dict[str, Any]:
-        """As of `chaperone.Follower`."""
-        return self._following.cursor
-
-    @property
-    def uncollected(self) -> list[str]:
-        """As of `chaperone.Follower`."""
-        return self._following.uncollected
-
-    def entry(self, run_id: str) -> dict[str, Any] | None:
-        """As `chaperone.Follower.entry`."""
-        return self._following.entry(run_id)
-
-    def is_uncollected(self, run_id: str) -> bool:
-        """As `chaperone.Follower.is_uncollected`."""
-        return self._following.is_uncollected(run_id)
-
-    def is_over(self) -> bool:
-        """As `chaperone.Follower.is_over`."""
-        return self._following.is_over()
 
     def collect(self, run_id: str) -> None:
         """As `chaperone.Follower.collect`."""

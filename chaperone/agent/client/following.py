@@ -58,6 +58,8 @@ class Following:
 
     Attributes:
         polling (str): Why events are late, in one sentence; None while the agent is heard.
+        silence (str): The reason in it.
+        heard_ns (int): When bytes of the stream last came, since the epoch; None before the first.
         is_closed (bool): Whether no event can arrive any more.
     """
 
@@ -80,7 +82,9 @@ class Following:
         self._is_torn = False
         self._again_at = 0.0
         self._was_heard = False
+        self.silence: str | None = None
         self.polling: str | None = None
+        self.heard_ns: int | None = None
         self.is_closed = False
 
     def _is_named(self, run_id: str) -> bool:
@@ -222,12 +226,13 @@ class Following:
                     data = yield Read
                     if not data:
                         if self._named is not None:
-                            self.is_closed, self.polling = True, None
+                            self.is_closed, self.polling, self.silence = True, None, None
                             return
                         reason = "the agent ended it"
                         break
                     self._feed(data)
-                    self.polling, waits = None, pauses(FIRST_PAUSE_S, LONGEST_PAUSE_S)
+                    self.polling, self.silence, self.heard_ns = None, None, time.time_ns()
+                    waits = pauses(FIRST_PAUSE_S, LONGEST_PAUSE_S)
                     yield from self._collect_again()
                     while self._is_full() and not self._is_torn:
                         yield Room
@@ -241,7 +246,7 @@ class Following:
                 yield Room
             pause_s = next(waits)
             again = f"following {self._place.text!r} again within {pause_s:.1f} s"
-            self.polling = f"{again}: {reason}"
+            self.polling, self.silence = f"{again}: {reason}", reason
             yield Pause(pause_s)
 
     def _question(self) -> Question:
