@@ -166,8 +166,10 @@ class ChaperoneOperator(BaseOperator):  # type: ignore[misc]
             "program": {name: value for name, value in program.items() if value is not None},
             "labels": labels,
         }
-        if self.remote is not None or self.ssh_conn_id is not None:
-            fields["remote"] = self.remote or remote_of(BaseHook.get_connection(self.ssh_conn_id))
+        if self.remote is not None:
+            fields["remote"] = self.remote
+        elif self.ssh_conn_id is not None:
+            fields["remote"] = remote_of(self.ssh_conn_id)
         if self.execution_timeout is not None:
             fields["timeouts"] = {"run": self.execution_timeout.total_seconds()}
         return merged({"id": None, **fields}, self.spec or {}, "spec")
@@ -190,11 +192,24 @@ def run_id_of(ti: Any, try_number: int) -> str:
     return f"{names or 'run'}-{digest}-{try_number}"
 
 
-def remote_of(connection: Any) -> dict[str, Any]:
-    """The `remote` of a spec for an SSH connection of Airflow."""
+def remote_of(ssh_conn_id: str) -> dict[str, Any]:
+    """
+    The `remote` of a spec for an SSH connection of Airflow.
+
+    Raises:
+        SpecError: If the connection has a secret that Airflow's own operators give to the server.
+            ssh takes a key from a file or an agent alone, and the run would fail without a reason.
+    """
+    connection = BaseHook.get_connection(ssh_conn_id)
+    extra = connection.extra_dejson
+    given = {"password": connection.password, "private_key": extra.get("private_key")}
+    secrets = [name for name, value in given.items() if value]
+    if secrets and not extra.get("key_file"):
+        what = f"unable to use connection {ssh_conn_id!r}: ssh takes no {secrets[0]}"
+        raise SpecError(f"{what}; want `key_file` in its extra")
     fields = {"host": connection.host, "user": connection.login, "port": connection.port}
     remote: dict[str, Any] = {name: value for name, value in fields.items() if value}
-    if key_file := connection.extra_dejson.get("key_file"):
+    if key_file := extra.get("key_file"):
         remote["options"] = {"IdentityFile": key_file}
     return remote
 

@@ -44,9 +44,10 @@ def deferred(task, ti):
     """Execute a task: its trigger, as another process makes it again."""
     with pytest.raises(TaskDeferred) as raised:
         task.execute({"ti": ti})
-    fields = raised.value.fields
-    assert {**fields, "trigger": None} == {"trigger": None, "method_name": "execute_complete"}
-    path, arguments = json.loads(json.dumps(fields["trigger"].serialize()))
+    fields = vars(raised.value)
+    trigger = fields.pop("trigger")
+    assert fields == {"method_name": "execute_complete", "kwargs": None, "timeout": None}
+    path, arguments = json.loads(json.dumps(trigger.serialize()))
     assert path == "chaperone.integrations.airflow_trigger.ChaperoneTrigger"
     trigger = airflow_trigger.ChaperoneTrigger(**arguments)
     trigger.task_instance = ti
@@ -229,6 +230,16 @@ def test_ssh_connection_is_a_remote(spool, monkeypatch):
     options = {"IdentityFile": "/etc/airflow/key"}
     assert spec["remote"] == {"host": "db3", "user": "etl", "port": 2222, "options": options}
     assert (spec["lease"], spec["labels"]["team"]) == (5, "etl")
+    for secret in ({"password": "x"}, {"private_key": "x"}):
+        connection = Connection("db3", "etl", 2222, **secret)
+        monkeypatch.setattr(airflow_standin.BaseHook, "connections", {"db3": connection})
+        with pytest.raises(SpecError) as raised:
+            task.run_spec({"ti": TaskInstance()})
+        assert str(raised.value) == (
+            f"unable to use connection 'db3': ssh takes no {[*secret][0]};"
+            " want `key_file` in its extra"
+        )
+    task.ssh_conn_id = None
     task.spec = {"program": {"merge_stderr": False}}
     with pytest.raises(SpecError) as raised:
         task.run_spec({"ti": TaskInstance()})
