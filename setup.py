@@ -66,8 +66,8 @@ setup(
             *("starlette>=1.0", "hypercorn>=0.18", "httpx>=0.28"),
             *("exceptiongroup>=1.2", "taskgroup>=0.2", "tomli>=2.0", "typing-extensions>=4.12"),
         ],
-        # A trigger has `on_kill` since then.
-        "airflow": ["apache-airflow>=3.3"],
+        # A trigger has `on_kill` since then; httpx is for the URL of an agent.
+        "airflow": ["apache-airflow>=3.3", "httpx>=0.28"],
     },
     cmdclass={"sdist": Sdist, "install_data": ManPages},
     zip_safe=False,

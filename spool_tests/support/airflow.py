@@ -85,7 +85,7 @@ class Airflow:
 
     def run(self, *words):
         """A command of Airflow, to its end: its stdout."""
-        command = ["nice", "-n", "15", f"{VENV}/bin/airflow", *words]
+        command = [f"{VENV}/bin/airflow", *words]
         done = subprocess.run(command, env=self.env, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -94,7 +94,7 @@ class Airflow:
         """Start a service; it is the leader of a session."""
         with open(self.home / f"{name}.out", "ab") as out:
             self.processes[name] = subprocess.Popen(
-                ["nice", "-n", "15", f"{VENV}/bin/airflow", name],
+                [f"{VENV}/bin/airflow", name],
                 env=self.env,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
