@@ -16,11 +16,13 @@ import time
 import pytest
 
 from chaperone import api
+from spool_tests.support import agents
 from spool_tests.support import apsis as standin
 from spool_tests.support.waiting import until
 
 client = pytest.importorskip("apsis.service.client")
 RUNS = 300
+HANGS_S = 3600  # a busy machine takes long; what takes longer than this hangs
 
 
 class Server:
@@ -53,7 +55,7 @@ class Server:
         command += ["--host", "127.0.0.1", "--port", str(self.port)]
         with open(self.place / "log", "ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
-        self.client.wait_running(60)
+        self.client.wait_running(HANGS_S)
 
     def kill(self):
         self.process.send_signal(signal.SIGKILL)
@@ -65,7 +67,7 @@ class Server:
     def run(self, run_id):
         return self.client.get_run(run_id)
 
-    def ended(self, run_id, timeout=120):
+    def ended(self, run_id, timeout=HANGS_S):
         early = ("new", "scheduled", "waiting", "starting", "running", "stopping")
         until(lambda: self.run(run_id)["state"] not in early, timeout)
         return self.run(run_id)
@@ -73,7 +75,7 @@ class Server:
     def running(self, run_id):
         until(
             lambda: self.run(run_id)["state"] not in ("new", "scheduled", "waiting", "starting"),
-            120,
+            HANGS_S,
         )
         return self.run(run_id)
 
@@ -91,7 +93,7 @@ def server(tmp_path, spool, request):
     yield made
     if made.process is not None and made.process.poll() is None:
         made.process.terminate()
-        made.process.wait(30)
+        made.process.wait(HANGS_S)
     if "binds" not in request.node.name:
         shown = (tmp_path / "log").read_text()
         assert "Traceback" not in shown, shown
@@ -133,8 +135,10 @@ def test_server_is_killed_in_mid_run_and_each_line_arrives_once(server, told):
         server.kill()
         kills += 1
         go.touch()  # one of them ends while there is no server
-        until(lambda seen=seen: held[noisy].size() > seen or held[noisy].status().is_final(), 60)
-        until(lambda: held[short].status().is_final(), 60)
+        until(
+            lambda seen=seen: held[noisy].size() > seen or held[noisy].status().is_final(), HANGS_S
+        )
+        until(lambda: held[short].status().is_final(), HANGS_S)
         server.start()
     ended = server.ended(noisy)
     assert (ended["state"], server.output(noisy)) == ("failure", EXPECTED)
@@ -144,7 +148,7 @@ def test_server_is_killed_in_mid_run_and_each_line_arrives_once(server, told):
     ended = server.ended(trap)
     assert (ended["state"], server.output(trap)) == ("failure", b"ready\nbye\n")
     assert ended["meta"]["program"]["stop"]["by"] == "apsis"
-    until(lambda: collected(server.spool), 30)
+    until(lambda: collected(server.spool), HANGS_S)
     told(f"SIGKILL of the server in mid-run: {kills} times, 800 lines of 800 once each")
 
 
@@ -176,11 +180,36 @@ def test_300_runs_at_a_time_share_one_inotify_instance(server, told):
     for n, run_id in runs.items():
         assert server.ended(run_id)["state"] == "success"
         assert server.output(run_id) == f"begun {n}\nended {n}\n".encode()
-    until(lambda: collected(server.spool), 30)
+    until(lambda: collected(server.spool), HANGS_S)
     told(
         f"{RUNS} runs at a time: running after {running_s:.1f} s; the server was killed, and all "
         f"ended {time.monotonic() - begun:.1f} s after the last was allowed to"
     )
+
+
+def test_runs_of_an_agent_outlive_server_and_agent(server, tmp_path, monkeypatch, told):
+    runs = 30
+    with agents.served(tmp_path) as agent:
+        monkeypatch.setenv("CHAPERONE_TOKEN_FILE", str(agent.token_files["run"]))
+        monkeypatch.setenv("CHAPERONE_CA", str(agent.ca))
+        command = "echo begun {{ n }}; : <" + str(server.place / "gate") + "; echo ended {{ n }}"
+        os.mkfifo(server.place / "gate")
+        server.job("far", command=command, spool=agent.spool_url)
+        server.start()
+        scheduled = {n: server.schedule("far", n) for n in range(runs)}
+        for run_id in scheduled.values():
+            assert server.running(run_id)["state"] == "running"
+        agent.kill()
+        server.kill()
+        agent.start()
+        server.start()
+        gate = os.open(server.place / "gate", os.O_RDWR)
+        for n, run_id in scheduled.items():
+            assert server.ended(run_id)["state"] == "success"
+            assert server.output(run_id) == f"begun {n}\nended {n}\n".encode()
+        os.close(gate)
+        until(lambda: collected(agent.spool), 300)
+    told(f"{runs} runs of an agent, which was killed with the server: each line once")
 
 
 def test_program_that_can_not_be_started_or_binds_to_no_spec_is_an_error(server):
@@ -216,11 +245,14 @@ def test_standin_is_called_as_the_real_one(module, name, ours):
     real = importlib.import_module(module)
     for part in name.split("."):
         real = getattr(real, part)
-    parameters = [
-        [(each.name, each.kind) for each in inspect.signature(function).parameters.values()]
-        for function in (ours, real)
-    ]
-    assert [*map(str, parameters[0])] == [*map(str, parameters[1])]
+    assert signature(ours) == signature(real)
+
+
+def signature(function):
+    """How it is called: each parameter's name, kind and default; whether it is to be awaited."""
+    parameters = inspect.signature(function).parameters.values()
+    called = [(each.name, each.kind.name, each.default) for each in parameters]
+    return called, inspect.iscoroutinefunction(function), inspect.isclass(function)
 
 
 CALLS = """
