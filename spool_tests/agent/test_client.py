@@ -288,7 +288,7 @@ def test_run_is_signalled_stopped_and_killed(two):
 
 def test_requester_is_the_token_without_another_name(two):
     run = two.far.start(sh("exec sleep 600"))
-    assert (run.kill().signal, run.status().stop["by"]) == ("SIGKILL", "runer")
+    assert (run.kill().signal, run.status().stop["by"]) == ("SIGKILL", "runner")
 
 
 def test_lease_is_renewed_by_whoever_asks_and_by_no_stream(two):

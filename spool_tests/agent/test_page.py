@@ -1,9 +1,15 @@
-"""The page of an agent: what it is made of, and what a person sees in a real browser."""
+"""
+The page of an agent: what it is made of, and what a person sees in a real browser. With
+CHAPERONE_DOCS=1 its pictures are put into docs/pictures.
+"""
 
 import base64
+import datetime
 import hashlib
+import json
 import os
 import re
+import shutil
 
 import httpx
 import pytest
@@ -11,7 +17,7 @@ import pytest
 from chaperone import Spool
 from chaperone.agent.server.page import document
 from spool_tests.support.agents import Served, end_all
-from spool_tests.support.browser import DESKTOP, PHONE, WIDE, Visitor, chromium
+from spool_tests.support.browser import DESKTOP, PHONE, SMALL, WIDE, Visitor, chromium
 from spool_tests.support.places import ROOT
 from spool_tests.support.waiting import until
 
@@ -101,20 +107,51 @@ def night(agent):
     killed.wait()
 
 
+# id, host, hours since its start, hours that it took, exit code
+EARLIER = [
+    *((f"hourly-{hour}", "db1", hour + 0.6, 0.2 + hour % 3 / 10, 0) for hour in range(6)),
+    *((f"sync-{n}", "db2", 0.5 + n * 0.7, 0.15, 1 if n == 5 else 0) for n in range(8)),
+    ("backup", "files", 5.2, 3.5, 0),
+    ("index", "files", 2.8, 1.9, 2),
+]
+
+
+def earlier(agent):
+    """What had ended before that night, on other hosts: copies of a run, at other times."""
+    model = start(agent, "model", shell("exit 0"), labels={"team": "ops"})
+    model.wait()
+    until(lambda: (agent.spool / ".ended/model").is_symlink())
+    for run_id, host, ago, took, code in EARLIER:
+        shutil.copytree(agent.spool / "model", agent.spool / run_id)
+        path = agent.spool / run_id / "status.json"
+        begun = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(hours=ago)
+        ended = begun + datetime.timedelta(hours=took)
+        status = json.loads(path.read_text())
+        status |= {"run_id": run_id, "chaperone_host": host, "return_code": code}
+        status |= {"status": code << 8, "elapsed": took * 3600}
+        status |= dict.fromkeys(("create_time", "start_time"), f"{begun:%FT%T.%fZ}")
+        status |= {"end_time": f"{ended:%FT%T.%fZ}"}
+        path.write_text(json.dumps(status))
+        (agent.spool / ".ended" / run_id).symlink_to(f"../{run_id}")
+    model.delete()
+
+
 @browsing
 def test_night_is_done_by_keyboard_alone(agent, visit):
     night(agent)
-    see = visit()
+    see = visit(SMALL)
     see.enter()
     see.sees("#rows", "load-orders")
     see.tab_to("state")
     see.page.keyboard.type("failed")  # which run failed?
     see.sees("#count", "2 of 4 runs")
     see.tab_to("load-orders")
+    keep(see, "night-1-which-failed")
     see.page.keyboard.press("Enter")
     see.sees("#words", "Failed with exit code 3.")  # why?
     see.sees("#streams", "disk full: /data")  # what was its last output?
     assert see.focus() == "run-title"
+    keep(see, "night-2-why")
     see.page.keyboard.press("Shift+Tab")  # All runs
     see.page.keyboard.press("Enter")
     see.sees("#rows", "load-orders")
@@ -128,10 +165,12 @@ def test_night_is_done_by_keyboard_alone(agent, visit):
     see.page.keyboard.press("Enter")
     see.page.wait_for_selector("dialog[open]")
     see.tab_to("yes")
+    keep(see, "night-3-stop-the-other")
     see.page.keyboard.press("Enter")
-    see.sees("#words", "A stop was requested by runer")
+    see.sees("#words", "A stop was requested by runner")
     see.sees("#words", "Ended by signal SIGTERM.")
-    assert Spool(agent.spool)["load-invoices"].status().stop["by"] == "runer"
+    keep(see, "night-4-stopped")
+    assert Spool(agent.spool)["load-invoices"].status().stop["by"] == "runner"
 
 
 @browsing
@@ -287,6 +326,7 @@ def test_flood_that_is_watched_keeps_the_last_part(agent, visit):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [DESKTOP, PHONE, WIDE], ids=["desktop", "phone", "4K"])
 def test_page_is_for_everybody(agent, visit, size, scheme):
+    earlier(agent)
     night(agent)
     see = visit(size, scheme)
     see.page.goto(agent.url)
@@ -318,10 +358,11 @@ def time_of_frame(see):
 
 
 KEPT = {"runs-1280-light", "run-1280-dark", "runs-360-light", "run-360-dark", "runs-1280-dark"}
+KEPT |= {"night-1-which-failed", "night-2-why", "night-3-stop-the-other", "night-4-stopped"}
 
 
 def keep(see, name):
     """Keep a picture for the docs, where that is asked for."""
-    if name in KEPT and os.environ.get("CHAPERONE_PICTURES"):
-        os.makedirs(PICTURES, exist_ok=True)
-        see.page.screenshot(path=os.path.join(PICTURES, f"page-{name}.png"))
+    if name in KEPT and os.environ.get("CHAPERONE_DOCS"):
+        path = os.path.join(PICTURES, f"page-{name}.png")
+        see.page.screenshot(path=path, full_page=name.startswith("run-"))

@@ -194,7 +194,7 @@ def test_log_has_each_request_and_no_secret(agent):
     with agent.client(right=None) as client:
         client.get("/etl/runs/r", headers={"Authorization": "Bearer swordfish"})
     lines = until(lambda: len(found := agent.log.read_text().splitlines()) == 5 and found)
-    put = r"chaperone: [\d-]{10}T[\d:]{8}Z 127.0.0.1 runer PUT /api/v1/etl/runs/r 201 \d+B \d+ms"
+    put = r"chaperone: [\d-]{10}T[\d:]{8}Z 127.0.0.1 runner PUT /api/v1/etl/runs/r 201 \d+B \d+ms"
     assert re.fullmatch(put, lines[0])
     assert re.fullmatch(r".*Z 127.0.0.1 - GET /api/v1/etl/runs/r 401 \d+B \d+ms", lines[4])
     text = "\n".join(lines)

@@ -18,6 +18,7 @@ import trustme
 from spool_tests.support.places import CHAPERONE
 
 TOKENS = {"run": "run-" + "r" * 39, "look": "look-" + "l" * 38}
+NAMES = {"run": "runner", "look": "looker"}  # whose they are
 
 
 @functools.cache
@@ -58,7 +59,7 @@ class Served:
         self.token_files = {}
         lines = []
         for right, text in TOKENS.items():
-            lines.append(f"{right}er {right} {hashlib.sha256(text.encode()).hexdigest()}\n")
+            lines.append(f"{NAMES[right]} {right} {hashlib.sha256(text.encode()).hexdigest()}\n")
             self.token_files[right] = self.private(f"{right}.token", text + "\n")
         self.private("tokens", "".join(lines))
         self.log = place / "agent.log"

@@ -12,6 +12,7 @@ from spool_tests.support.agents import TOKENS
 from spool_tests.support.waiting import need
 
 DESKTOP, PHONE, WIDE = (1280, 900), (360, 740), (3840, 2160)
+SMALL = (1024, 560)
 
 
 @contextlib.contextmanager
@@ -48,7 +49,7 @@ class Visitor:
             viewport={"width": size[0], "height": size[1]},
             color_scheme=scheme,
         )
-        self._context.set_default_timeout(20_000)
+        self._context.set_default_timeout(300_000)  # what takes longer hangs
         self.page = self._context.new_page()
         self.agent = agent
         self.outside, self.faults = [], []

@@ -4,21 +4,34 @@ const SHOWN = 200; // rows at a time: a table of 10,000 freezes a phone
 const RETRY_MS = [500, 1_000, 2_000, 5_000, 10_000];
 
 class List {
-  #agent; #health; #stop; #changed = new Set(); #limit = SHOWN; #drawing = 0; #drawn = 0; #hosts = new Map();
+  #agent;
+  #health;
+  #stop;
+  #limit = SHOWN;
+  #drawing = 0;
+  #drawn = 0;
+  #hosts = new Map();
   runs = new Map(); // id to status
 
-  // `health(sentence, bad)` shows how the agent is; `seen(status)` is called for each status that arrives.
+  // `health(sentence, bad)` shows how the agent is; `seen(status)` is called for each status that
+  // arrives.
   constructor(agent, health, seen) {
     this.#agent = agent;
     this.#health = health;
     this.seen = seen;
     for (const id of ["state", "text", "label", "host", "since"]) {
-      $(id).addEventListener("input", () => { this.#limit = SHOWN; this.draw(); });
+      $(id).addEventListener("input", () => {
+        this.#limit = SHOWN;
+        this.draw();
+      });
     }
     $("collected").addEventListener("change", () => this.open());
     $("filters").addEventListener("submit", (event) => event.preventDefault());
     for (const id of ["hours", "group"]) $(id).addEventListener("change", () => this.draw());
-    $("more").addEventListener("click", () => { this.#limit += SHOWN; this.draw(); });
+    $("more").addEventListener("click", () => {
+      this.#limit += SHOWN;
+      this.draw();
+    });
     $("picture").addEventListener("click", (event) => {
       const id = event.target.dataset?.run;
       if (id) location.hash = address(agent.spool, id);
@@ -30,14 +43,19 @@ class List {
   // Show the spool of the agent, until `close`; it begins anew whenever the agent was lost.
   async open() {
     this.close();
-    const stop = this.#stop = new AbortController();
+    const stop = (this.#stop = new AbortController());
     for (let failures = 0; !stop.signal.aborted;) {
       try {
-        await this.#follow(stop.signal, () => { failures = 0; });
+        await this.#follow(stop.signal, () => {
+          failures = 0;
+        });
         await pause(RETRY_MS[0], stop.signal);
       } catch (error) {
         if (stop.signal.aborted) return;
-        if (error.status === 401) { this.#health("The agent refuses this token now; forget it, and give another.", true); return; }
+        if (error.status === 401) {
+          this.#health("The agent refuses this token now; forget it, and give another.", true);
+          return;
+        }
         this.#health(`The agent does not answer (${visible(error.message)}); trying again.`, true);
         await pause(RETRY_MS[Math.min(failures, RETRY_MS.length - 1)], stop.signal);
         failures += 1;
@@ -45,7 +63,9 @@ class List {
     }
   }
 
-  close() { this.#stop?.abort(); }
+  close() {
+    this.#stop?.abort();
+  }
 
   async #follow(signal, well) {
     const agent = this.#agent;
@@ -66,8 +86,10 @@ class List {
     for await (const event of agent.lines(answer)) {
       if (!event) continue;
       const status = event.status;
-      if (status) { this.runs.set(event.run_id, status); this.seen(status); }
-      else if (event.event === "ended") this.runs.delete(event.run_id);
+      if (status) {
+        this.runs.set(event.run_id, status);
+        this.seen(status);
+      } else if (event.event === "ended") this.runs.delete(event.run_id);
       this.draw();
     }
   }
@@ -77,12 +99,21 @@ class List {
     if (known !== undefined) return known;
     if (!status.connection) return status.chaperone_host ?? "";
     this.#hosts.set(status.run_id, "…");
-    this.#agent.json(this.#agent.run(status.run_id, "/spec")).then((found) => {
-      const hops = found.spec.remote?.hops ?? [];
-      const far = hops.map((hop) => Object.values(hop)[0]).reverse().find((hop) => hop.host ?? hop.container ?? hop.image);
-      this.#hosts.set(status.run_id, far?.host ?? far?.container ?? far?.image ?? status.chaperone_host);
-      this.draw();
-    }).catch(() => {});
+    this.#agent
+      .json(this.#agent.run(status.run_id, "/spec"))
+      .then((found) => {
+        const hops = found.spec.remote?.hops ?? [];
+        const far = hops
+          .map((hop) => Object.values(hop)[0])
+          .reverse()
+          .find((hop) => hop.host ?? hop.container ?? hop.image);
+        this.#hosts.set(
+          status.run_id,
+          far?.host ?? far?.container ?? far?.image ?? status.chaperone_host,
+        );
+        this.draw();
+      })
+      .catch(() => {});
     return "…";
   }
 
@@ -98,23 +129,43 @@ class List {
   }
 
   #fitting() {
-    const state = $("state").value, text = $("text").value.toLowerCase(), host = $("host").value.toLowerCase();
+    const state = $("state").value,
+      text = $("text").value.toLowerCase(),
+      host = $("host").value.toLowerCase();
     const [name, value] = $("label").value.split(/=(.*)/s);
     const since = $("since").value ? Date.now() - Number($("since").value) * 3_600_000 : null;
     const found = [...this.runs.values()].filter((status) => {
-      if (state === "live" ? isFinal(status) : state === "failed" ? !hasFailed(status) : state && state !== status.state) return false;
-      if (name && (!(name in status.labels) || (value !== undefined && status.labels[name] !== value))) return false;
+      if (
+        state === "live"
+          ? isFinal(status)
+          : state === "failed"
+            ? !hasFailed(status)
+            : state && state !== status.state
+      )
+        return false;
+      if (
+        name &&
+        (!(name in status.labels) || (value !== undefined && status.labels[name] !== value))
+      )
+        return false;
       if (since !== null && status.end_time && Date.parse(status.end_time) < since) return false;
       if (host && !String(this.hostOf(status)).toLowerCase().includes(host)) return false;
-      return !text || status.run_id.toLowerCase().includes(text) || program(status).toLowerCase().includes(text);
+      return (
+        !text ||
+        status.run_id.toLowerCase().includes(text) ||
+        program(status).toLowerCase().includes(text)
+      );
     });
-    return found.sort((one, other) => (String(other.create_time) < String(one.create_time) ? -1 : 1));
+    return found.sort((one, other) =>
+      String(other.create_time) < String(one.create_time) ? -1 : 1,
+    );
   }
 
   #render() {
     const found = this.#fitting();
     const total = this.runs.size;
-    $("count").textContent = found.length === total ? `${total} runs` : `${found.length} of ${total} runs`;
+    $("count").textContent =
+      found.length === total ? `${total} runs` : `${found.length} of ${total} runs`;
     $("more").hidden = found.length <= this.#limit;
     $("more").textContent = `Show ${Math.min(SHOWN, found.length - this.#limit)} more`;
     const rows = new Map([...$("rows").children].map((row) => [row.dataset.run, row]));
@@ -124,7 +175,10 @@ class List {
       return row;
     });
     const focused = document.activeElement?.closest?.("#rows tr");
-    if (wanted.length !== $("rows").children.length || wanted.some((row, at) => $("rows").children[at] !== row)) {
+    if (
+      wanted.length !== $("rows").children.length ||
+      wanted.some((row, at) => $("rows").children[at] !== row)
+    ) {
       $("rows").replaceChildren(...wanted);
       if (focused?.isConnected) focused.querySelector("a").focus();
     }
@@ -132,18 +186,26 @@ class List {
     const label = $("group").value.slice(1);
     const rowOf = (status) => String((label ? status.labels[label] : this.hostOf(status)) ?? "-");
     const room = $("picture").clientWidth || innerWidth;
-    $("picture").replaceChildren(timeline(found, Number($("hours").value), rowOf, Date.now(), room));
+    $("picture").replaceChildren(
+      timeline(found, Number($("hours").value), rowOf, Date.now(), room),
+    );
   }
 
   // The label names that the timeline can be grouped by.
   #groups() {
     const names = new Set();
-    for (const status of this.runs.values()) for (const name of Object.keys(status.labels)) if (names.size < 50) names.add(name);
+    for (const status of this.runs.values()) {
+      for (const name of Object.keys(status.labels)) if (names.size < 50) names.add(name);
+    }
     const wanted = ["", ...[...names].sort().map((name) => `=${name}`)];
     const select = $("group");
     if (wanted.join("\n") === [...select.options].map((option) => option.value).join("\n")) return;
     const chosen = select.value;
-    select.replaceChildren(...wanted.map((value) => new Option(value ? `label ${visible(value.slice(1))}` : "host", value)));
+    select.replaceChildren(
+      ...wanted.map(
+        (value) => new Option(value ? `label ${visible(value.slice(1))}` : "host", value),
+      ),
+    );
     select.value = wanted.includes(chosen) ? chosen : "";
   }
 

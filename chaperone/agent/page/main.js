@@ -3,7 +3,9 @@
 const $ = (id) => document.getElementById(id);
 const address = (spool, id) => `#/${encodeURIComponent(spool)}/${encodeURIComponent(id)}`;
 
-let agent = null, list = null, view = null;
+let agent = null,
+  list = null,
+  view = null;
 
 function health(sentence, bad) {
   put($("health"), sentence);
@@ -24,8 +26,10 @@ async function enter(event) {
   try {
     about = await tried.json("");
   } catch (error) {
-    $("login-error").textContent = error.status === 401 ? "The agent refuses this token."
-      : `The agent does not answer: ${visible(error.message)}`;
+    $("login-error").textContent =
+      error.status === 401
+        ? "The agent refuses this token."
+        : `The agent does not answer: ${visible(error.message)}`;
     $("token").focus();
     return;
   }
@@ -39,11 +43,19 @@ async function enter(event) {
   $("spools").hidden = about.spools.length < 2;
   $("spool").replaceChildren(...about.spools.map((name) => new Option(visible(name), name)));
   const asked = parts()[0];
-  agent.spool = about.spools.includes(asked) ? asked : about.spools[0] ?? "";
+  agent.spool = about.spools.includes(asked) ? asked : (about.spools[0] ?? "");
   $("spool").value = agent.spool;
-  $("spool").onchange = () => { agent.spool = $("spool").value; location.hash = "#/"; list.runs = new Map(); list.open(); };
+  $("spool").onchange = () => {
+    agent.spool = $("spool").value;
+    location.hash = "#/";
+    list.runs = new Map();
+    list.open();
+  };
   list = new List(agent, health, (status) => view?.show(status));
-  if (!agent.spool) { health("This agent has no spool yet.", true); return; }
+  if (!agent.spool) {
+    health("This agent has no spool yet.", true);
+    return;
+  }
   list.open();
   show();
 }
@@ -51,7 +63,11 @@ async function enter(event) {
 const parts = () => location.hash.replace(/^#\/?/, "").split("/").filter(Boolean).map(decoded);
 
 function decoded(text) {
-  try { return decodeURIComponent(text); } catch { return text; }
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
 }
 
 // Show what the address names.
@@ -61,7 +77,11 @@ function show() {
   const before = view?.id;
   view?.close();
   view = null;
-  if (id && spool !== agent.spool && [...$("spool").options].some((option) => option.value === spool)) {
+  if (
+    id &&
+    spool !== agent.spool &&
+    [...$("spool").options].some((option) => option.value === spool)
+  ) {
     agent.spool = $("spool").value = spool;
     list.open();
   }

@@ -1,13 +1,23 @@
 // One run: its status in words, its live output, and the buttons for a token that may.
 
-const FIRST = 131_072; // bytes of the end of a stream that are read first, and that "Earlier" brings
+const FIRST = 131_072; // bytes: the end of a stream that is read first, and what "Earlier" brings
 const KEPT = 200_000; // characters that stay in the page: it takes 50 ms to lay out so many
 const PIECE = 16_384; // bytes that come and go together
 const FRAME_MS = 100; // at least, between two changes of the text
 
 class Stream {
-  #agent; #id; #name; #signal; #ansi = new Ansi(); #decoder = new TextDecoder();
-  #pending = []; #flushing = 0; #flushed = 0; #kept = 0; #most = KEPT; #start = 0;
+  #agent;
+  #id;
+  #name;
+  #signal;
+  #ansi = new Ansi();
+  #decoder = new TextDecoder();
+  #pending = [];
+  #flushing = 0;
+  #flushed = 0;
+  #kept = 0;
+  #most = KEPT;
+  #start = 0;
 
   constructor(agent, id, name, signal) {
     [this.#agent, this.#id, this.#name, this.#signal] = [agent, id, name, signal];
@@ -51,12 +61,16 @@ class Stream {
             this.#push({ text: this.#decoder.decode(part, { stream: true }), bytes: part.length });
           }
         }
-        this.#push({ text: this.#decoder.decode(), bytes: 0 });
+        const rest = this.#decoder.decode();
+        if (rest) this.#push({ text: rest, bytes: 0 });
         if (!at) this.note.textContent = "empty";
         return;
       } catch (error) {
         if (this.#signal.aborted) return;
-        if (error.status === 404) { this.note.textContent = "gone"; return; }
+        if (error.status === 404) {
+          this.note.textContent = "gone";
+          return;
+        }
         await pause(RETRY_MS[Math.min(failures, RETRY_MS.length - 1)], this.#signal);
         failures += 1;
       }
@@ -65,7 +79,10 @@ class Stream {
 
   #ask(method, from = 0, query = "", to = "") {
     const headers = from || to ? { Range: `bytes=${from}-${to}` } : {};
-    return this.#agent.request(method, this.#agent.run(this.#id, `/${this.#name}${query}`), { headers, signal: this.#signal });
+    return this.#agent.request(method, this.#agent.run(this.#id, `/${this.#name}${query}`), {
+      headers,
+      signal: this.#signal,
+    });
   }
 
   #push(piece) {
@@ -78,7 +95,10 @@ class Stream {
       this.#drop(first ? first.piece : this.#pending.shift());
     }
     const due = Math.max(0, FRAME_MS - (performance.now() - this.#flushed));
-    this.#flushing ||= setTimeout(() => { this.#flushing = 0; this.#flush(); }, due);
+    this.#flushing ||= setTimeout(() => {
+      this.#flushing = 0;
+      this.#flush();
+    }, due);
   }
 
   // The beginning of what is shown; whatever is dropped can be asked for again.
@@ -111,10 +131,12 @@ class Stream {
 
   async #before() {
     this.earlier.disabled = true;
-    const to = this.#start, from = Math.max(0, to - FIRST);
+    const to = this.#start,
+      from = Math.max(0, to - FIRST);
     try {
       const bytes = await (await this.#ask("GET", from, "", to - 1)).arrayBuffer();
-      if (to === this.#start) { // nothing was dropped meanwhile
+      if (to === this.#start) {
+        // nothing was dropped meanwhile
         const piece = { text: new TextDecoder().decode(bytes), bytes: to - from };
         this.#most += piece.text.length; // what a person asked for stays
         this.#kept += piece.text.length;
@@ -131,7 +153,9 @@ class Stream {
 }
 
 class RunView {
-  #agent; #stop = new AbortController(); #status;
+  #agent;
+  #stop = new AbortController();
+  #status;
 
   constructor(agent, id) {
     this.#agent = agent;
@@ -140,13 +164,17 @@ class RunView {
     $("words").textContent = "";
     $("run-error").textContent = "";
     $("list").replaceChildren();
-    const streams = ["stdout", "stderr"].map((name) => new Stream(agent, id, name, this.#stop.signal));
+    const streams = ["stdout", "stderr"].map(
+      (name) => new Stream(agent, id, name, this.#stop.signal),
+    );
     $("streams").replaceChildren(...streams.map((stream) => stream.element));
     for (const verb of ["stop", "kill"]) $(verb).onclick = () => this.#ask(verb);
     this.#load().then(() => streams.forEach((stream) => stream.follow()));
   }
 
-  close() { this.#stop.abort(); }
+  close() {
+    this.#stop.abort();
+  }
 
   async #load() {
     for (let failures = 0; !this.#stop.signal.aborted; failures += 1) {
@@ -154,7 +182,10 @@ class RunView {
         this.show(await this.#agent.json(this.#agent.run(this.id), { signal: this.#stop.signal }));
         return;
       } catch (error) {
-        if (error.status === 404) { $("words").textContent = "There is no such run in this spool."; return; }
+        if (error.status === 404) {
+          $("words").textContent = "There is no such run in this spool.";
+          return;
+        }
         await pause(RETRY_MS[Math.min(failures, RETRY_MS.length - 1)], this.#stop.signal);
       }
     }
@@ -169,25 +200,42 @@ class RunView {
     $("actions").hidden = isFinal(status) || !this.#agent.may;
     const rusage = status.rusage ?? {};
     const facts = {
-      State: status.state, Program: program(status), Directory: status.program?.cwd, Labels: Object.entries(status.labels)
-        .map(([name, value]) => `${name}=${value}`).join("\n"),
-      Host: status.chaperone_host, Created: status.create_time, Started: status.start_time, Ended: status.end_time,
-      Elapsed: duration(elapsed(status)), "CPU time": rusage.utime == null ? null : `${(rusage.utime + rusage.stime).toFixed(2)} s`,
-      Memory: rusage.maxrss == null ? null : amount(rusage.maxrss), Output: amount(status.stdout?.bytes), Errors: amount(status.stderr?.bytes),
-      Processes: status.pid && `program ${status.pid}, chaperone ${status.chaperone_pid}`, Connection: status.connection?.state,
+      State: status.state,
+      Program: program(status),
+      Directory: status.program?.cwd,
+      Labels: Object.entries(status.labels)
+        .map(([name, value]) => `${name}=${value}`)
+        .join("\n"),
+      Host: status.chaperone_host,
+      Created: status.create_time,
+      Started: status.start_time,
+      Ended: status.end_time,
+      Elapsed: duration(elapsed(status)),
+      "CPU time": rusage.utime == null ? null : `${(rusage.utime + rusage.stime).toFixed(2)} s`,
+      Memory: rusage.maxrss == null ? null : amount(rusage.maxrss),
+      Output: amount(status.stdout?.bytes),
+      Errors: amount(status.stderr?.bytes),
+      Processes: status.pid && `program ${status.pid}, chaperone ${status.chaperone_pid}`,
+      Connection: status.connection?.state,
     };
-    $("list").replaceChildren(...Object.entries(facts).filter(([, value]) => value).flatMap(([name, value]) => {
-      const term = document.createElement("dt"), what = document.createElement("dd");
-      term.textContent = name;
-      what.textContent = String(value).split("\n").map(visible).join("\n");
-      return [term, what];
-    }));
+    $("list").replaceChildren(
+      ...Object.entries(facts)
+        .filter(([, value]) => value)
+        .flatMap(([name, value]) => {
+          const term = document.createElement("dt"),
+            what = document.createElement("dd");
+          term.textContent = name;
+          what.textContent = String(value).split("\n").map(visible).join("\n");
+          return [term, what];
+        }),
+    );
   }
 
   async #ask(verb) {
-    const sentence = verb === "stop"
-      ? `Stop ${visible(this.id)}? It gets its stop signal, and SIGKILL after its grace.`
-      : `Kill ${visible(this.id)}? All its processes get SIGKILL at once.`;
+    const sentence =
+      verb === "stop"
+        ? `Stop ${visible(this.id)}? It gets its stop signal, and SIGKILL after its grace.`
+        : `Kill ${visible(this.id)}? All its processes get SIGKILL at once.`;
     if (!(await confirmed(sentence, verb === "stop" ? "Stop it" : "Kill it"))) return;
     $("run-error").textContent = "";
     try {
