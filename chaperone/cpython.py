@@ -136,6 +136,9 @@ def accept(listening: socket.socket) -> int:
     return int(take()[0])
 
 
+_addresses: dict[str, int] = {}  # of functions of libc
+
+
 def prctl(option: int, value: int) -> int:
     """
     prctl(2) with one argument: 0, or -1 where the kernel refuses.
@@ -145,9 +148,10 @@ def prctl(option: int, value: int) -> int:
     try:
         import _ctypes
 
-        library = _ctypes.dlopen(None, os.RTLD_NOW)  # type: ignore[arg-type]
-        function = _ctypes.dlsym(library, "prctl")
-        return int(_ctypes.call_function(function, (option, value, 0, 0, 0)))
+        if "prctl" not in _addresses:
+            library = _ctypes.dlopen(None, os.RTLD_NOW)  # type: ignore[arg-type]
+            _addresses["prctl"] = _ctypes.dlsym(library, "prctl")
+        return int(_ctypes.call_function(_addresses["prctl"], (option, value, 0, 0, 0)))
     except (ImportError, AttributeError, TypeError):
         import ctypes
 

@@ -12,7 +12,7 @@ from ..program import processes
 from ..program.guard import Guard
 
 
-def fork(leave_session: bool = True, kept: tuple[int, ...] = ()) -> Guard:
+def fork(leave_session: bool = True, kept: tuple[int, ...] = (), is_new: bool = False) -> Guard:
     """
     Make this process the guard of a chaperone, which is forked here: only the chaperone returns.
 
@@ -23,6 +23,7 @@ def fork(leave_session: bool = True, kept: tuple[int, ...] = ()) -> Guard:
         leave_session (bool): Whether the guard begins a session of its own, as a run does; the
             chaperone always does, so that no SIGKILL of a group reaches both.
         kept (tuple): fds that the chaperone alone keeps.
+        is_new (bool): Whether this process was forked just now, and has no children.
     Raises:
         StartError: If there can be no more processes or files.
     """
@@ -30,7 +31,7 @@ def fork(leave_session: bool = True, kept: tuple[int, ...] = ()) -> Guard:
     try:
         ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC, 0)
         sees_orphans = processes.become_subreaper()
-        foreign = _children_of_before()
+        foreign = [] if is_new else _children_of_before()
         if leave_session and os.getsid(0) != os.getpid():
             os.setsid()
         pid = os.getpid()
@@ -50,9 +51,9 @@ def fork(leave_session: bool = True, kept: tuple[int, ...] = ()) -> Guard:
         if fd >= 0:
             os.close(fd)
     try:
-        from . import watch  # now: while the chaperone goes on
+        from .watch import Watch  # now: while the chaperone goes on
 
-        watch.Watch(chaperone, ours, foreign, sees_orphans).keep()
+        Watch(chaperone, ours, foreign, sees_orphans).keep()
     finally:
         os._exit(os.EX_SOFTWARE)
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 CHANGED_SIGNALS = (signal.SIGHUP, signal.SIGCHLD)
 BACKLOG = 4_096  # what net.core.somaxconn allows by default: a burst waits here, it is not refused
-PR_GET_DUMPABLE = 3  # linux/prctl.h; asked for nothing but to have what prctl needs loaded
+PR_GET_DUMPABLE = 3  # linux/prctl.h; asked for nothing but to have prctl found
 _PEER = 12  # bytes of struct ucred: pid, uid, gid
 
 
@@ -201,7 +201,7 @@ def _become_chaperone(
         for number in CHANGED_SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         # At once: what is done before it is in the memory of the guard as well.
-        guard = guarding.fork(kept=(*ours, fd, launcher_fd))
+        guard = guarding.fork(kept=(*ours, fd, launcher_fd), is_new=True)
         connection = socket.socket(fileno=fd)
         connection.settimeout(ANSWER_S)
         try:
