@@ -96,8 +96,10 @@ def hold_new_run(
         "guard_pid": None if guard is None else guard.pid,
     }
     kept = spec if spec["keep_secrets"] else specs.without_secrets(spec)
-    # Opened now: once the run exists, a lack of fds must not end this process.
+    # Opened and imported now: once the run exists, a lack of fds must not end this process.
     null = os.open(NULL, os.O_RDWR)
+    if spec["output"]["timeline"]:
+        from ..spool import timeline  # noqa: F401
     max_bytes = spec["output"]["max_bytes"]
     directory = run_directory.create(
         spool_path,

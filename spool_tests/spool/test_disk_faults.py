@@ -48,7 +48,7 @@ DESCRIPTORS = {
     "eventfd2",
 }
 KINDS = {
-    "here": {"output": {"timeline": True}},
+    "here": {"output": {"timeline": True}, "timeouts": {"run": 60}},
     "survive": {"on_disconnect": "survive", "lease": 20},
 }
 # how many calls in a row fail in the long form; of the last step more than one would only test our
@@ -311,3 +311,12 @@ def test_a_spool_that_turns_read_only_is_told_on_stderr_and_in_the_log_once_that
         [dropped, refused],
         [dropped, refused, refused],
     )  # the last one finds a log that takes it, and all before it
+
+
+def test_timeline_opens_no_module_once_the_run_is_visible(tmp_path):
+    """With too few descriptors for that the run was left without a chaperone."""
+    need("strace")
+    run = Run(tmp_path / "0", command="exit 3", output={"timeline": True})
+    assert run.status()["return_code"] == 3
+    _, visible, rest = run.trace.partition(', "r") = 0\n')
+    assert visible and [line for line in rest.splitlines() if ".py" in line] == []
