@@ -50,7 +50,7 @@ refused | stop, kill | close | =
 sent, unwanted | start | stop waiting, report start, take kept end | running
 sent, unwanted | end, no end | stop waiting, keep end | =
 sent, unwanted | dead | wait for start | =
-sent, unwanted | refused, failed | stop waiting, keep failure, close | refused
+sent, unwanted | failed early, failed | stop waiting, keep failure, close | refused
 sent, unwanted, running | never | find nothing, close | =
 sent, unwanted, running | silence | find end missing, ask to forget, close | =
 sent | closed, payload cut | report unknown start | over
@@ -69,23 +69,23 @@ ended | closed, payload cut | report end | over
 alone | closed, payload cut | report whole end | over
 refused | closed, payload cut | report failure | over
 ended, alone, refused | never | close | =
-sent, unwanted, running, refused | lost | log loss, record far stop | =
-ended, alone | lost | log loss | =
+sent, unwanted, running, refused | unheard | log loss, record far stop | =
+ended, alone | unheard | log loss | =
 sent, unwanted, running, ended, alone, refused | left | stop waiting, count left | =
 sent, unwanted, running, ended, alone, refused | drained | note drained | =
 running | unkillable | note unkillable, report unkillable | over
 sent, unwanted, ended, alone, refused | unkillable | note unkillable | =
 sent, unwanted, running, ended, alone, refused | bye | hang up | =
 ended, alone | start, end, no end, dead | | =
-refused | end, no end, dead, refused, failed | | =
+refused | end, no end, dead, failed early, failed | | =
 sent, unwanted, running, alone, refused | left alone | | =
 any | signal | ask to signal | =
 any | hello | greet | =
 any | out | | =
 any | beat | note answer | =
-unsent, abandoned | start, end, no end, refused, failed, never, dead | call it odd | =
-unsent, abandoned | lost, left, unkillable, drained, bye | call it odd | =
-running, ended, alone | refused, failed | call it odd | =
+unsent, abandoned | start, end, no end, failed early, failed, never, dead | call it odd | =
+unsent, abandoned | unheard, left, unkillable, drained, bye | call it odd | =
+running, ended, alone | failed early, failed | call it odd | =
 refused | start | call it odd | =
 any | sizes, short | call it odd | =
 unsent, abandoned | closed, payload cut, left alone | fail | =
@@ -113,8 +113,8 @@ sent, unwanted, unsure | never | find nothing, close | no start
 adopted | never | find nothing, close | not found
 sent, unwanted, unsure | silence | find end missing, ask to forget | no start
 adopted | silence | find end missing, ask to forget | not found
-sent, unwanted, unsure, adopted | refused | stop waiting, keep failure, close | refused
-no start, not found | refused | stop waiting, keep failure, close | refused
+sent, unwanted, unsure, adopted | failed early | stop waiting, keep failure, close | refused
+no start, not found | failed early | stop waiting, keep failure, close | refused
 sent, unwanted, unsure, adopted | failed | stop waiting, publish failure, clear | clearing
 no start, not found | failed | stop waiting, publish failure, clear | clearing
 sent, unwanted, unsure | closed | count drop, come back | unsure
@@ -148,9 +148,9 @@ partial | closed, payload cut | report cut end | over
 refused | closed, payload cut | report failure | over
 clearing | closed, payload cut | leave | over
 no start, not found, no outcome, partial, refused, clearing | never | close | =
-sent, unwanted, unsure, adopted, resuming, running | lost | log loss, record far stop | =
-no start, not found, no outcome, refused | lost | log loss, record far stop | =
-ended, partial, clearing | lost | log loss | =
+sent, unwanted, unsure, adopted, resuming, running | unheard | log loss, record far stop | =
+no start, not found, no outcome, refused | unheard | log loss, record far stop | =
+ended, partial, clearing | unheard | log loss | =
 sent, unwanted, unsure, adopted, resuming, running, ended | left | stop waiting, count left | =
 sent, unwanted, unsure, adopted, resuming, running, ended | sizes | note sizes | =
 sent, unwanted, unsure, adopted, resuming, running, ended | short | note damage | =
@@ -159,7 +159,7 @@ sent, unwanted, unsure, adopted, resuming, running | all here | | =
 no start, not found, no outcome, partial, refused, clearing | all here | | =
 no outcome, partial, clearing | start | | =
 ended, partial, refused, clearing | end, no end | | =
-refused, clearing | refused, failed | | =
+refused, clearing | failed early, failed | | =
 clearing | stop, kill | | =
 resuming, running | unkillable | note unkillable, ask to forget, report unkillable | over
 sent, unwanted, unsure, adopted, ended | unkillable | note unkillable | =
@@ -170,9 +170,9 @@ any | signal | ask to signal | =
 any | hello | greet | =
 any | out | | =
 any | beat | note answer | =
-unsent, abandoned | start, end, no end, refused, failed, never, dead | call it odd | =
-unsent, abandoned | lost, left, unkillable, sizes, short, bye | call it odd | =
-resuming, running, ended, no outcome, partial | refused, failed | call it odd | =
+unsent, abandoned | start, end, no end, failed early, failed, never, dead | call it odd | =
+unsent, abandoned | unheard, left, unkillable, sizes, short, bye | call it odd | =
+resuming, running, ended, no outcome, partial | failed early, failed | call it odd | =
 refused | start | call it odd | =
 any | drained | call it odd | =
 unsent, abandoned | closed, payload cut, all here | fail | =

@@ -203,11 +203,13 @@ def event_of(words: list[str]) -> str | None:
             return why
         # Of the other reasons the directory of a run that survives is there already.
         early = ("stdin", "directory", "lease", "no")
-        return "refused" if why.partition(".")[0] in early else "failed"
+        return "failed early" if why.partition(".")[0] in early else "failed"
     if not _is_sound(name, rest):
         return None
     if name == "eof":
         return "sizes" if rest else "drained"
+    if name == "lost":  # of contact; `lost` is a state of a run
+        return "unheard"
     return name if name in NAMES else None
 
 

@@ -51,7 +51,10 @@ ROWS = {
         "farside/test_remote.py::test_every_exit_code_and_signal_is_told_exactly",
         "farside/test_little.py::test_status_and_log_say_what_can_not_be_known",
     ],
-    "chaperone or ssh client killed, ``kill``": [
+    "chaperone killed, ``kill``": [
+        "farside/test_cut.py::test_nothing_is_left_when_something_of_the_connection_is_killed"
+    ],
+    "ssh client killed, ``kill``": [
         "farside/test_cut.py::test_nothing_is_left_when_something_of_the_connection_is_killed"
     ],
     "sshd's session killed, ``kill``": [

@@ -148,8 +148,9 @@ def test_page_has_every_state_and_every_event():
         ("end A", "no end"),
         ("fail", "failed"),
         ("fail cwd", "failed"),
-        ("fail directory", "refused"),
+        ("fail directory", "failed early"),
         ("fail never", "never"),
+        ("lost eof", "unheard"),
         ("other", None),
     ],
 )
