@@ -1,8 +1,10 @@
 """How a subscriber on an event loop reads an answer in chunks."""
 
+import asyncio
+
 import pytest
 
-from chaperone.agent.client.streaming import Chunks
+from chaperone.agent.client.streaming import ATTEMPT_S, Chunks, attempts
 
 MESSAGE = b"5\r\nhello\r\n00A;name=value\r\n, world\r\n!\r\n0\r\n\r\n"
 
@@ -38,3 +40,14 @@ def test_body_without_chunks_is_refused(message):
     with pytest.raises(ValueError, match=r"^want the size of a chunk, got b"):
         for at in range(len(message)):
             chunks.body(message[at : at + 1])
+
+
+@pytest.mark.once
+def test_loop_that_is_not_asyncios_is_called_without_its_own_arguments():
+    """uvloop's `create_connection` has fewer; the script for Apsis tries it with a real one."""
+
+    async def main():
+        return attempts(asyncio.get_running_loop())
+
+    assert asyncio.run(main()) == {"happy_eyeballs_delay": ATTEMPT_S}
+    assert attempts(asyncio.AbstractEventLoop()) == {}

@@ -51,7 +51,7 @@ class Streaming(httpx.AsyncBaseTransport):
                     limit=PIECE,
                     ssl=self._context,
                     server_hostname=request.extensions.get("sni_hostname", host),
-                    happy_eyeballs_delay=ATTEMPT_S,
+                    **attempts(asyncio.get_running_loop()),
                 )
         except TimeoutError as error:
             raise httpx.ConnectTimeout("it is too late") from error
@@ -65,6 +65,15 @@ class Streaming(httpx.AsyncBaseTransport):
         except BaseException:
             await talk.aclose()
             raise
+
+
+def attempts(loop: asyncio.AbstractEventLoop) -> dict[str, float]:
+    """
+    How `create_connection` of a loop is to try the addresses of a host.
+
+    uvloop, which Sanic brings and Apsis runs in, tries them in turn and refuses the argument.
+    """
+    return {"happy_eyeballs_delay": ATTEMPT_S} if isinstance(loop, asyncio.BaseEventLoop) else {}
 
 
 class _Talk(httpx.AsyncByteStream):
