@@ -14,6 +14,7 @@ import pytest
 
 from spool_tests.support.agents import TOKENS, served
 from spool_tests.support.runs import sh
+from spool_tests.support.waiting import until
 
 pytestmark = pytest.mark.once
 
@@ -155,3 +156,16 @@ def test_body_that_is_compressed_or_too_large_is_refused(agent):
 def test_head_without_end_is_refused(agent):
     for line in (b"X: " + b"a" * 20_000, b"X: a\r\n" * 4_000, b"a" * 20_000):
         assert answered(agent, b"GET /api/v1 HTTP/1.1\r\nHost: x\r\n" + line) == [431]
+
+
+def test_client_that_cuts_its_own_body_gets_no_answer(agent):
+    head = f"PUT /api/v1/etl/runs/r HTTP/1.1\r\n{HEAD}Content-Length: 100\r\n\r\n"
+    with tls(agent) as sock:
+        sock.sendall(head.encode() + b"{")
+
+    def logged():
+        return [line for line in agent.log.read_text().splitlines() if " PUT " in line]
+
+    line = re.sub(r"\d+ms", "Nms", until(logged)[0].split(maxsplit=2)[2])
+    assert line == "127.0.0.1 runer PUT /api/v1/etl/runs/r - 0B Nms cut"
+    assert "(this is a bug)" not in agent.log.read_text()

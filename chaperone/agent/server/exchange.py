@@ -81,6 +81,13 @@ class CutError(Exception):
     """An answer ends before its end: the client sees that and asks again."""
 
 
+async def no_answer(request: object, error: Exception) -> Any:
+    """
+    What starlette does about a `CutError`: nothing. Without this it would answer 500 to a client
+    that has gone, as to any error that it does not know.
+    """
+
+
 class Exchange:
     """
     A request and its answer, as the server has them.
