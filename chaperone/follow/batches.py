@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 BATCH_EVENTS = 256
 BATCH_BYTES = 1024 * 1024  # of output: a batch is written to the cursor file too
 PATIENCE_S = 1.0  # a process that was killed together with its consumer takes a moment to be gone
+_quoted = json.encoder.encode_basestring_ascii
 DIGITS = 19  # of a batch's number, at most 2**63 - 1
 
 
@@ -391,9 +392,13 @@ def output_line(
     run_id: str, stream: str, offset: int, data: bytes, time: datetime | None = None
 ) -> str:
     """Bytes of a stream as a line of JSON, as `Output` has them."""
-    line = {"event": "output", "run_id": run_id, "stream": stream, "offset": offset}
-    when = {} if time is None else {"time": pieces.timestamp(time)}
-    return json.dumps({**line, **when, **pieces.fields(data)})
+    ((name, value),) = pieces.fields(data).items()
+    when = "" if time is None else f', "time": "{pieces.timestamp(time)}"'
+    # As `json.dumps` writes it, in a quarter of the time; a spool has 5,000 of them a second.
+    return (
+        f'{{"event": "output", "run_id": {_quoted(run_id)}, "stream": {_quoted(stream)},'
+        f' "offset": {offset}{when}, "{name}": {_quoted(value)}}}'
+    )
 
 
 def event_line(event: Event) -> str:

@@ -354,6 +354,8 @@ class Share:
         """As `Watcher.readable`."""
         if self._heard or self._passed:
             return True
+        if timeout_s is not None and timeout_s <= 0:
+            return False  # a turn of the loop would cost more than what is looked for
         if self._future is not None:
             raise RuntimeError("unable to follow: another task waits for this follower")
         self._future = self._hub.loop.create_future()

@@ -1,9 +1,11 @@
 """
 An agent from its start to its end: what it reads again, what it logs, how it leaves.
 
-Knows: signals, certificates, tokens.  Must not know: the code of the server.
+Knows: signals, certificates, tokens.  Must not know: how the server answers.
 """
 
+import asyncio
+import hashlib
 import os
 import re
 import signal
@@ -16,11 +18,16 @@ import uuid
 import httpx
 import pytest
 
+from chaperone.agent.server import serving
+from chaperone.agent.server.application import Agent, Application
+from chaperone.agent.server.routes import streams
+from chaperone.agent.server.tokens import Tokens
 from spool_tests.support import agents
 from spool_tests.support.agents import events, served
 from spool_tests.support.places import CHAPERONE
 from spool_tests.support.runs import final, running, sh
 from spool_tests.support.waiting import until
+from spool_tests.support.writer import Writer
 
 
 @pytest.fixture
@@ -138,6 +145,43 @@ def test_tokens_are_made_and_revoked_while_the_agent_runs(agent):
     assert "want NAME RIGHT SHA256 in line 1; no token is valid until it can" in (
         agent.log.read_text()
     )
+
+
+@pytest.mark.parametrize(
+    "method, path, body",
+    [("GET", "runs/r/stdout?follow", b""), ("POST", "events", b"{}")],
+    ids=["bytes", "events"],
+)
+def test_stream_whose_token_is_revoked_is_cut(spool, tmp_path, monkeypatch, method, path, body):
+    monkeypatch.setattr(streams, "LOOK_S", 0.05)
+    private = tmp_path / "tokens"
+    private.touch(0o600)
+    private.write_text(f"ops look {hashlib.sha256(b'secret').hexdigest()}\n")
+    served_spool = tmp_path / "served" / "etl"
+    served_spool.mkdir(parents=True)
+    log, sent = [], []
+    told = Agent(str(tmp_path / "served"), Tokens(str(private)), log.append)
+    url, _, query = f"/api/v1/etl/{path}".partition("?")
+    scope = {"type": "http", "method": method, "path": url, "raw_path": url.encode()}
+    scope |= {"query_string": query.encode(), "headers": [(b"authorization", b"Bearer secret")]}
+    given = [{"type": "http.request", "body": body}]
+
+    async def receive():
+        return given.pop() if given else await asyncio.Event().wait()
+
+    async def send(message):
+        sent.append(message)
+        if message.get("body"):
+            private.write_text("")
+
+    with Writer(served_spool, "r").running() as writer:
+        writer.write(b"line\n")
+        asked = Application(told, serving.ROUTES)(scope, receive, send)
+        asyncio.run(asyncio.wait_for(asked, 20))
+    assert sent[0]["status"] == 200
+    assert b"line" in b"".join(message["body"] for message in sent[1:])
+    assert all(message["more_body"] for message in sent[1:])
+    assert log[-1].endswith(" cut")
 
 
 @pytest.mark.parametrize(
