@@ -82,6 +82,9 @@ class Outbox:
         self.number: int = kept["batch"] if kept else 0
         self._unacknowledged: list[str] = kept["lines"] if kept else []
         self._again = bool(self._unacknowledged)
+        again = map(json.loads, self._unacknowledged)
+        # Of the batch that is made or waits: what to collect when it is acknowledged.
+        self._endings = [line["run_id"] for line in again if line["event"] in ("ended", "lost")]
         self._made: list[str] = []
         self._tails: dict[tuple[str, str], bytes] = {}
         self._follower = self._follow(kept["cursor"] if kept else begin)
@@ -176,11 +179,10 @@ class Outbox:
             raise SpecError(f"unable to acknowledge batch {number}: {want}")
         # The file keeps it until the next batch: printing a committed batch again does no harm.
         if self._path is not None:
-            for line in map(json.loads, self._unacknowledged):
-                if line["event"] in ("ended", "lost"):
-                    if self._follower.is_uncollected(line["run_id"]):
-                        self._follower.collect(line["run_id"])
-        self._unacknowledged = []
+            for run_id in self._endings:
+                if self._follower.is_uncollected(run_id):
+                    self._follower.collect(run_id)
+        self._unacknowledged, self._endings = [], []
 
     def _written(self, event: Event) -> list[str]:
         """
@@ -196,6 +198,8 @@ class Outbox:
                 return []
             offset = event.offset - len(tail)
             return [output_line(event.run_id, event.stream, offset, data[:whole], event.time)]
+        if isinstance(event, (Ended, Lost)):
+            self._endings.append(event.run_id)
         left = []
         entry = self._follower.entry(event.run_id) or {}
         for stream in (
@@ -222,7 +226,8 @@ class Outbox:
         building = f"{self._path}.new"
         try:
             with open(building, "w", encoding="ascii", opener=_private) as file:
-                json.dump({"version": 1, "batch": number, "cursor": cursor, "lines": lines}, file)
+                kept = {"version": 1, "batch": number, "cursor": cursor, "lines": lines}
+                file.write(json.dumps(kept))  # json.dump encodes in Python, in thrice the time
                 file.flush()
                 os.fsync(file.fileno())
             os.rename(building, self._path)

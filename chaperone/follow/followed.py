@@ -10,7 +10,7 @@ import errno
 import os
 import time
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any
 
 from ..errors import NoRunError, SpoolError, UnreadableRunError
 from ..model import cursor as cursors
@@ -20,7 +20,7 @@ from ..program.fds import owned
 from ..spool import format, look
 from ..spool.timeline import File, Timed
 from .descriptors import CLOSE_WRITE, IGNORED, MODIFY, MOVED_TO
-from .hub import OpenStreams, SharedStreams
+from .hub import FollowerServices
 
 # Bytes of one Output at most: memory is flat however far behind the reader is.
 CHUNK = 1024 * 1024
@@ -75,7 +75,7 @@ class FollowedRun:
 
     def __init__(
         self,
-        follower: FollowerServices,
+        follower: FollowerServices[FollowedRun],
         run_id: str,
         entry: cursors.Entry,
         asked_for: bool = False,
@@ -217,8 +217,23 @@ class FollowedRun:
         self._timed = Timed() if format.found(fd, format.TIMELINE) else None
         if not cursors.is_waited_for(self.entry):
             return None
+        if self.hints & HINT_ENDED:
+            self._look_ahead(fd)
         self.entry = cursors.started(self.entry, key)
         return Started(run_id=self.run_id, key=key)
+
+    def _look_ahead(self, fd: int) -> None:
+        """
+        Look at the end of a run together with its beginning: thousands may have ended meanwhile. If
+        the run has not ended, or can't be read, its next turn looks again.
+        """
+        hints = self.hints
+        try:
+            self._look_into(fd)
+        except OSError:
+            self._final = None
+        if self._final is None:
+            self.hints, self._status = hints, None
 
     def _look_into(self, fd: int) -> Event | None:
         # An ended run needs no watch. Any other one: watch first, then look (rule R2).
@@ -409,33 +424,6 @@ class FollowedRun:
             if self._identity != (found.st_dev, found.st_ino):
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
             return format.open_plain(run_fd, stream)
-
-
-class FollowerServices(Protocol):
-    """
-    What a followed run needs of its follower.
-
-    Attributes:
-        spool_fd (int): The spool's.
-        wanted (tuple), chunk (int): Which streams are read, and how many bytes at once, at most.
-    """
-
-    spool_fd: int
-    chunk: int
-    wanted: tuple[str, ...]
-    streams: OpenStreams | SharedStreams
-
-    def watch(self, run: FollowedRun, fd: int) -> bool:
-        """Watch a run directory from now on."""
-
-    def unwatch(self, run: FollowedRun) -> None:
-        """Stop watching it."""
-
-    def forget(self, run: FollowedRun) -> None:
-        """Drop the run."""
-
-    def look_again(self, run: FollowedRun, after_s: float) -> None:
-        """Look at the run again after some seconds."""
 
 
 def _length(status: dict[str, Any], stream: str, otherwise: int) -> int:

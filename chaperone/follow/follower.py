@@ -19,7 +19,7 @@ from ..model import cursor as cursors
 from ..model.events import Event
 from ..model.spec import is_run_id
 from ..program.fds import owned
-from ..spool import format, look
+from ..spool import format
 from . import hub
 from .descriptors import (
     CLOSE_WRITE,
@@ -180,23 +180,9 @@ class Follower:
         Raises:
             SpecError: If its ending was not delivered; not if another has collected it.
         """
-        run = self._progress.get(run_id)
-        if run is None and format.where_entered(self.spool_fd, run_id) is None:
-            return
-        if run is None or not run.has_ended():
-            raise SpecError(f"unable to collect run {run_id!r}: its end was not delivered yet")
-        if look.key_of(self.spool_fd, run_id) not in (None, run.entry["key"]):
-            # The run was deleted; the entry belongs to a later run with this id, whose events are
-            # still to be delivered.
-            run.entry = {}
-            run.asked_for = False
-            return
-        look.collect(self.spool_fd, run_id)
-        if format.where_entered(self.spool_fd, run_id) == format.RUNNING:
-            self._progress.collecting.add(run_id)
-            return
-        look.collect(self.spool_fd, run_id)  # it may have moved between our two looks
-        self.forget(run)
+        run = self._progress.collected(self.spool_fd, run_id)
+        if run is not None:
+            self.forget(run)
 
     # -- delivering
 

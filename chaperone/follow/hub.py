@@ -15,6 +15,7 @@ import resource
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable
+from typing import Protocol, TypeVar
 
 import inotify_simple
 
@@ -392,3 +393,35 @@ class SharedStreams:
         """Close all of them."""
         for run_id in [*self._runs]:
             self.drop(run_id)
+
+
+# -- what a follower does with it for a run
+
+Run = TypeVar("Run", contravariant=True)
+
+
+class FollowerServices(Protocol[Run]):
+    """
+    What a followed run needs of its follower.
+
+    Attributes:
+        spool_fd (int): The spool's.
+        wanted (tuple), chunk (int): Which streams are read, and how many bytes at once, at most.
+    """
+
+    spool_fd: int
+    chunk: int
+    wanted: tuple[str, ...]
+    streams: OpenStreams | SharedStreams
+
+    def watch(self, run: Run, fd: int) -> bool:
+        """Watch a run directory from now on."""
+
+    def unwatch(self, run: Run) -> None:
+        """Stop watching it."""
+
+    def forget(self, run: Run) -> None:
+        """Drop the run."""
+
+    def look_again(self, run: Run, after_s: float) -> None:
+        """Look at the run again after some seconds."""

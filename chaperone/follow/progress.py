@@ -1,14 +1,16 @@
 """
 How far a follower has come: the runs in its cursor.
 
-Knows: what was delivered and what was collected.  Must not know: where events come from.
+Knows: what was delivered, what was collected, entries.  Must not know: where events come from.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from ..errors import SpecError
 from ..model import cursor as cursors
+from ..spool import format, look
 from .followed import FollowedRun
 
 
@@ -60,3 +62,31 @@ class Progress:
     def uncollected(self) -> list[str]:
         """The ids of all uncollected runs."""
         return [run_id for run_id in self._runs if self.is_uncollected(run_id)]
+
+    def collected(self, spool_fd: int, run_id: str) -> FollowedRun | None:
+        """
+        Remove an ended run from .ended/.
+
+        Returns:
+            FollowedRun: The run if it is to be forgotten; None if it is not in the cursor, its
+                entry is still to come, or the entry belongs to a later run.
+        Raises:
+            SpecError: If its ending was not delivered; not if another has collected it.
+        """
+        run = self.get(run_id)
+        if run is None and format.where_entered(spool_fd, run_id) is None:
+            return None
+        if run is None or not run.has_ended():
+            raise SpecError(f"unable to collect run {run_id!r}: its end was not delivered yet")
+        if look.key_of(spool_fd, run_id) not in (None, run.entry["key"]):
+            # The run was deleted; the entry belongs to a later run with this id, whose events are
+            # still to be delivered.
+            run.entry = {}
+            run.asked_for = False
+            return None
+        if not look.collect(spool_fd, run_id):
+            if format.where_entered(spool_fd, run_id) == format.RUNNING:
+                self.collecting.add(run_id)
+                return None
+            look.collect(spool_fd, run_id)  # it may have moved between our two looks
+        return run

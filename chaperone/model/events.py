@@ -36,7 +36,11 @@ def status_view(status: dict[str, Any]) -> Status:
     """
     seen: dict[str, Any] = {"raw": status}
     for name, field in statuses.FIELDS.items():
-        seen[name] = _VIEWS[field.view](status.get(name), field)
+        value = status.get(name)
+        if field.is_scalar and not field.view:  # most of them, as `_as_it_is` has it
+            seen[name] = value if type(value) in field.kinds else field.unknown
+        else:
+            seen[name] = _VIEWS[field.view](value, field)
     return Status(**seen)
 
 

@@ -63,10 +63,17 @@ def contents(path: str) -> bytes:
     warm run.
     """
     with owned(os.open(path, os.O_RDONLY)) as fd:
-        found = b""
-        while piece := os.read(fd, 4_096):
-            found += piece
-        return found
+        return read_all(fd)
+
+
+def read_all(fd: int, most: int | None = None) -> bytes:
+    """The bytes of a file from here on; a little more than `most` of them if it has more."""
+    parts = []
+    size = 0
+    while (part := os.read(fd, 4_096)) and (most is None or size <= most):
+        parts.append(part)
+        size += len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def above_stderr(fd: int) -> int:

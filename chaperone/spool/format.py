@@ -31,7 +31,7 @@ from ..cpython import os
 from ..errors import NoRunError, SpoolError
 from ..model import jsontext
 from ..model.spec import is_run_id
-from ..program.fds import owned
+from ..program.fds import owned, read_all
 from . import locks
 
 TYPE_CHECKING = False
@@ -375,10 +375,8 @@ def read_json(directory_fd: int, name: str) -> object:
     """The JSON value of a file; None if the file is missing, torn or not JSON."""
     try:
         with owned(open_plain(directory_fd, name)) as fd:
-            if os.fstat(fd).st_size > jsontext.LIMIT:
-                return None
-            with open(fd, "rb", closefd=False) as file:
-                return jsontext.loads(file.read())
+            text = read_all(fd, jsontext.LIMIT)
+        return None if len(text) > jsontext.LIMIT else jsontext.loads(text)
     except (FileNotFoundError, ValueError):
         return None
 

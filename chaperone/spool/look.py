@@ -157,9 +157,9 @@ def look(run_fd: int, run_id: str) -> tuple[bool, dict[str, Any]]:
     for again in (False, True):
         alive = pulse(run_fd)
         final = read_final(run_fd, run_id)
-        status = read_live(run_fd, run_id)
         if final is not None:
             return False, final
+        status = read_live(run_fd, run_id)
         if not alive or status["create_time"] is not None or again:
             break  # otherwise it may have ended between our looks, and status.json exists now
     if alive:
@@ -278,25 +278,32 @@ def _is_unlocked(run_fd: int, stream: str) -> bool:
         return locks.try_take(fd)
 
 
-def collect(spool_fd: int, run_id: str) -> None:
+def collect(spool_fd: int, run_id: str) -> bool:
     """
     Remove the entry of an ended run from .ended/; does nothing if it is not there.
 
     If the chaperone was killed before it could move the entry, it is removed from .running/.
     Otherwise the next follower would find the run again, and deliver its end a second time.
+
+    Returns:
+        bool: True if it was in .ended/ and there is none in .running/, as nearly always; then a
+            caller need not look again.
     """
-    if not is_run_id(run_id) or format.remove_entry(spool_fd, format.ENDED, run_id):
-        return
+    if not is_run_id(run_id):
+        return False
+    if format.remove_entry(spool_fd, format.ENDED, run_id):
+        return format.found(spool_fd, f"{format.RUNNING}/{run_id}") is None
     try:
         run_fd = format.open_run(spool_fd, run_id)
     except NoRunError:
-        return
+        return False
     with owned(run_fd):
         ended = pulse(run_fd) is not True and read_final(run_fd, run_id) is not None
     if ended and not format.remove_entry(
         spool_fd, format.ENDED, run_id
     ):  # once more: between our two looks it may have been moved there
         format.remove_entry(spool_fd, format.RUNNING, run_id)
+    return False
 
 
 def request(run_fd: int, run_id: str, asked: Request) -> None:

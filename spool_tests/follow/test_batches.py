@@ -16,6 +16,7 @@ from chaperone.errors import SpecError, SpoolError
 from chaperone.follow import batches
 from chaperone.follow.batches import Outbox, conversation
 from chaperone.model import cursor as cursors
+from chaperone.spool import format
 from spool_tests.support import lines
 from spool_tests.support.lines import objects
 from spool_tests.support.writer import Writer
@@ -184,6 +185,34 @@ def test_acknowledged_endings_are_collected(spool, file):
         assert objects(outbox.batch(0))[-1] == {"event": "batch", "batch": 1}
         outbox.acknowledge(1)
         assert outbox.batch(0) is None
+
+
+def test_ending_takes_one_look_and_one_collection(spool, file, monkeypatch):
+    """A scheduler that comes back to thousands of endings waits for each look of each of them."""
+    for number in range(3):
+        with Writer(spool, f"r{number}") as writer:
+            writer.write(b"x").end()
+    read, removed = [], []
+    read_json, remove_entry = format.read_json, format.remove_entry
+
+    def reads(fd, name):
+        read.append(name)
+        return read_json(fd, name)
+
+    def removes(spool_fd, name, run_id):
+        removed.append((name, run_id))
+        return remove_entry(spool_fd, name, run_id)
+
+    monkeypatch.setattr(format, "read_json", reads)
+    monkeypatch.setattr(format, "remove_entry", removes)
+    with Outbox(spool, file) as outbox:
+        kinds = [line["event"] for line in objects(outbox.batch(0))]
+        assert sorted(kinds) == ["batch"] + 3 * ["ended"] + 3 * ["output"] + 3 * ["started"]
+        assert sorted(read) == 3 * ["spec.json"] + 3 * ["status.json"]
+        outbox.acknowledge(1)
+    assert removed == [(".ended", f"r{number}") for number in range(3)]
+    assert sorted(read) == 6 * ["spec.json"] + 3 * ["status.json"]
+    assert os.listdir(spool / ".ended") == []
 
 
 def test_outbox_without_a_file_tells_all_and_collects_nothing(spool):
