@@ -310,7 +310,7 @@ class FollowedRun:
             return self._end() if self._has_all() else self._deleted()
         if cursors.is_waited_for(self.entry) or self.has_ended():
             self.let_go()
-            if not self.asked_for and not self.has_ended():
+            if self.has_ended() or not self.asked_for:
                 self._follower.forget(self)
             return None
         return self._deleted()

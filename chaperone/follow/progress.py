@@ -76,6 +76,9 @@ class Progress:
         run = self.get(run_id)
         if run is None and format.where_entered(spool_fd, run_id) is None:
             return None
+        if run is None and not format.found(spool_fd, run_id):  # deleted by hand, and forgotten
+            format.remove_entry(spool_fd, format.ENDED, run_id)
+            return None
         if run is None or not run.has_ended():
             raise SpecError(f"unable to collect run {run_id!r}: its end was not delivered yet")
         if look.key_of(spool_fd, run_id) not in (None, run.entry["key"]):

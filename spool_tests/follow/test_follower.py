@@ -4,6 +4,7 @@ import contextlib
 import functools
 import gc as collector
 import os
+import shutil
 import warnings
 
 import pytest
@@ -14,7 +15,7 @@ from chaperone.follow import descriptors, hub
 from chaperone.follow import follower as followers
 from chaperone.follow.follower import Follower
 from chaperone.model.events import Changed, Ended, Lost, Started
-from chaperone.spool import look
+from chaperone.spool import gc, look
 from spool_tests.support import disk
 from spool_tests.support.events import again, brief, next_of, told
 from spool_tests.support.processes import open_fds
@@ -395,6 +396,33 @@ def test_runs_that_another_collects_are_forgotten(spool, poll_s):
         until(is_empty)
         assert (follower.uncollected, follower._runs) == ([], {})
         follower.collect("first")  # by a scheduler that has only now committed the ending
+
+
+def deleted_by_hand(spool, run_id):
+    shutil.rmtree(spool / run_id)
+
+
+@pytest.mark.parametrize("poll_s", [None, 0.005])
+@pytest.mark.parametrize("deleted", [gc.delete, deleted_by_hand])
+def test_follower_that_collects_nothing_forgets_runs_that_are_gone(spool, deleted, poll_s):
+    """A page that shows runs lives for months, and another process collects and deletes them."""
+    with Follower(spool, poll_s=poll_s) as follower:
+        for number in range(20):
+            with Writer(spool, f"r{number}") as writer:
+                writer.running().write(b"x").end()
+            assert next_of(follower, Ended).run_id == f"r{number}"
+            deleted(spool, f"r{number}")
+
+        def is_empty():
+            assert follower.next(0) is None
+            return follower.cursor == {"runs": {}} and not follower._turns
+
+        until(is_empty)
+        for kept in (follower._runs, follower._by_watch, follower._taken, follower.uncollected):
+            assert not kept
+        assert follower.streams._fds == {}
+        follower.collect("r0")  # by a scheduler that has only now committed the ending
+        assert "r0" not in os.listdir(spool / ".ended")
 
 
 def test_follower_that_is_not_closed_warns_and_leaves_nothing_open(spool):
