@@ -146,7 +146,7 @@ def _home(spec: dict[str, Any]) -> bytes:
         return b"${HOME:-/}"
 
 
-def payload(assigned: bytes, end: str, life: str) -> bytes:
+def payload(assigned: bytes, end: str, life: str, size: str | None = None) -> bytes:
     """
     All that goes to the far side once it is ready, but for the program's standard input.
 
@@ -155,16 +155,28 @@ def payload(assigned: bytes, end: str, life: str) -> bytes:
         end (str): Random; a line that is in no text. Without it nothing of the payload is run: it
             was cut.
         life (str): As for `settings`.
+        size (str): Where it is only shown: what stands for the size of it.
     Returns:
         bytes: The far side evaluates the first line; it, or one after it, reads the others.
     """
-    reader = (
-        "nl=$(echo x;echo x);nl=${nl#x};nl=${nl%x};s=;g=;"
-        f"while IFS= read -r l;do case $l in {end})g=1;break;;esac;s=$s$l$nl;done;"
-        '[ "$g" ]||exit 97;eval "$s"\n'
-    )
+    text = assigned + SUPERVISOR.encode()
     first = "" if life == "attach" else REAPER
-    return (first + reader).encode() + assigned + SUPERVISOR.encode() + end.encode() + b"\n"
+    reader = _reader(size or str(len(text)), end)
+    return (first + reader).encode() + text + end.encode() + b"\n"
+
+
+def _reader(size: str, end: str) -> str:
+    """
+    The line that reads the others, whose size in bytes it knows, and the last one. By dd in one
+    piece, because the shell's `read` takes a system call for each byte; line by line where there is
+    no dd that knows fullblock, which then has read nothing.
+    """
+    return (
+        f"unset -v s t nl;s=$(dd bs={size} count=1 iflag=fullblock 2>/dev/null);IFS= read -r t;"
+        '[ "$s" ]||{ nl=$(echo x;echo x);nl=${nl#x};nl=${nl%x};'
+        f'while [ "$t" != {end} ];do s=$s$t$nl;IFS= read -r t||exit 97;done;}};'
+        f'[ "$t" = {end} ]||exit 97;eval "$s"\n'
+    )
 
 
 def directory(spec: dict[str, Any], cookie: str) -> str:
@@ -202,6 +214,7 @@ def sent(
     umask: int | None,
     stdin_size: int | str = 0,
     offsets: tuple[int, int] = (0, 0),
+    size: str | None = None,
 ) -> bytes:
     """
     The payload for one connection of a run.
@@ -212,6 +225,7 @@ def sent(
         umask (int): For a program without hops; None for the login's.
         stdin_size (int): In bytes, of the program's standard input; a text where it is only shown.
         offsets (tuple): Of stdout and stderr, from where to go on; for `attach` alone.
+        size (str): As for `payload`.
     Raises:
         StartError: If no shell could start the program.
     """
@@ -227,7 +241,7 @@ def sent(
         far = bool(spec["remote"] and spec["remote"]["hops"])
         more["program"] = program_text(spec["program"], marks, far, None if far else umask)
         more.update(stdin_size=stdin_size, stdin_name=words.name)
-    return payload(settings(spec, words.nonce, cookie, life, **more), words.end, life)
+    return payload(settings(spec, words.nonce, cookie, life, **more), words.end, life, size)
 
 
 def _check(program: dict[str, Any]) -> None:
@@ -255,8 +269,8 @@ def shown(spec: dict[str, Any], umask: int) -> bytes:
         spec (dict): Canonical.
         umask (int): As for `sent`.
     Returns:
-        bytes: With NONCE, COOKIE, RUN_ID, NAME and END in place of random words, and without the
-            values of the environment.
+        bytes: With NONCE, COOKIE, RUN_ID, NAME and END in place of random words, BYTES in place of
+            its size, and without the values of the environment.
     """
     program = {
         **spec["program"],
@@ -267,7 +281,7 @@ def shown(spec: dict[str, Any], umask: int) -> bytes:
     spec = {**spec, "program": program, "id": spec["id"] or "RUN_ID"}
     life = "survive" if spec["on_disconnect"] == "survive" else "kill"
     words = Words(nonce="NONCE", cookie="COOKIE", end="@END", name="NAME")
-    return sent(spec, life, words, umask=umask, stdin_size=size)
+    return sent(spec, life, words, umask=umask, stdin_size=size, size="BYTES")
 
 
 # -- the program's own text: what its shell does before it becomes the program

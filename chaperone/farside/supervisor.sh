@@ -21,24 +21,23 @@ tell() { say "$@" 3<&- 5>&- & }
 
 # Text to standard output, unchanged. `echo` would undo backslashes; where printf is no builtin (mksh) it would show secrets in ps.
 spill() {
-  case $(command -v printf) in
-  printf) printf '%s\n' "$1" ;;
-  *) print -r -- "$1" ;;
-  esac
+  # No path leads to another printf here, so this needs no process.
+  if PATH=/ printf ''; then printf '%s\n' "$1"; else print -r -- "$1"; fi
 }
 
 # -- W: the program, and how it ended
 
 # Only awk's system() tells a signal (256 + n) from an exit code (0-255) where `$?` is 128 + n for both. Busybox's awk says 0 for a
-# killed program, so it has to pass a probe first, in the same process. After "B" nothing may be run a second time.
+# killed program, so it has to pass a probe first, in the same process; gawk documents it since 4.2, and says its version. After "B", which
+# system() flushes, nothing may be run a second time.
 # The program's own text comes by a pipe: in argv or in an environment it would be seen, and it may be too long for either. Whoever waits
 # for the program keeps that pipe as its standard input: by it R hears of the exec.
 run_program() {
   exec 8>&1 9>&2 2>/dev/null
   outcome=A
   command -v awk >/dev/null && outcome=$(
-    spill "$program" | awk 'BEGIN { if (system("kill -9 $$") != 265) { print "A"; exit }
-      print "B"; system(""); print "R" system(ARGV[1]) }' "exec $setsid /bin/sh" 7>&6 6<&3 3<&- 5>&8 4>&9 8>&- 9>&-
+    spill "$program" | awk 'BEGIN { if (PROCINFO["version"] < "4.2" && system("kill -9 $$") != 265) { print "A"; exit }
+      print "B"; print "R" system(ARGV[1]) }' "exec $setsid /bin/sh" 7>&6 6<&3 3<&- 5>&8 4>&9 8>&- 9>&-
     times
   )
   case $outcome in
@@ -290,7 +289,7 @@ stay() {
 
 # -v: without it bash takes a function of that name, where there is no such variable.
 unset -v why self word words rest one two done kinds mount cgroup counter root point kills before count attached old booted outcome table next member list found line number parent group session born \
-  seen kids home inside outside hurt spared refused named how setsid proc boot_id birth started tracking children tool tools link attacher
+  seen kids home inside outside hurt spared refused named how setsid proc shows_all boot_id birth started tracking children tool tools link attacher
 pid=-1
 exec 3<&0 4>&2 5>&1 </dev/null >/dev/null 2>&1
 echo "$nonce out" >&5
@@ -298,6 +297,8 @@ command -v setsid >/dev/null && setsid=setsid
 read -r boot_id </proc/sys/kernel/random/boot_id
 # A /proc of another pid namespace would show us strangers.
 look self && [ "$number $parent" = "$$ $PPID" ] && proc=1 birth=$born
+# With hidepid it does not show the processes of other users.
+[ "$proc" ] && [ -e /proc/1/stat ] && shows_all=1
 # What a startup file has started is S's child too, and none of the run's: then the kernel can't tell them apart. A run is tracked by its
 # first connection, not by those that attach to it.
 children=/proc/$$/task/$$/children

@@ -51,6 +51,12 @@ def shared(sshd, **options):
     return {"hops": [{"ssh": ssh}], "share": True}
 
 
+def up(spool, *run_ids):
+    """Wait until all of them run, however busy the machine is."""
+    for run_id in run_ids:
+        until(lambda run_id=run_id: live(spool, run_id)["state"] == "running", 240)
+
+
 def uses_master(spool, run_id):
     (words,) = [
         word
@@ -110,8 +116,7 @@ def test_full_master_gets_a_second_one_and_the_limit_is_remembered(spool, narrow
         start(spool, sh("echo up; exec sleep 60"), f"r{number}", remote=shared(sshd))
         for number in range(5)
     ]
-    for number in range(5):
-        running(spool, f"r{number}")
+    up(spool, *(f"r{number}" for number in range(5)))
     paths = [uses_master(spool, f"r{number}") for number in range(5)]
     assert sorted(map(paths.count, set(paths))) == [1, 2, 2]
     (found,) = spool.glob(".connect/m-*.sessions")
@@ -121,8 +126,9 @@ def test_full_master_gets_a_second_one_and_the_limit_is_remembered(spool, narrow
         assert chaperone.wait(60) == 0
 
 
-def test_death_of_a_master_is_a_cut_for_all_its_runs(spool, sshd, masters):
-    text = "i=0; while [ $i -lt 40 ]; do echo $i; i=$((i+1)); sleep 0.1; done; exit 6"
+def test_death_of_a_master_is_a_cut_for_all_its_runs(spool, sshd, masters, tmp_path):
+    gate = f"while [ ! -e {tmp_path}/go ]; do sleep 0.1; done;"
+    text = f"{gate} i=0; while [ $i -lt 40 ]; do echo $i; i=$((i+1)); sleep 0.1; done; exit 6"
     survivor = start(spool, sh(text), "survivor", remote=shared(sshd), on_disconnect="survive")
     victim = start(
         spool,
@@ -131,9 +137,9 @@ def test_death_of_a_master_is_a_cut_for_all_its_runs(spool, sshd, masters):
         remote=shared(sshd),
         stop={"grace_period": 0.5},
     )
-    alone = start(spool, sh("sleep 2; exit 7"), "alone", remote=sshd.remote())
-    for name in ("survivor", "victim", "alone"):
-        running(spool, name)
+    alone = start(spool, sh(f"{gate} exit 7"), "alone", remote=sshd.remote())
+    up(spool, "survivor", "victim", "alone")
+    (tmp_path / "go").touch()
     assert uses_master(spool, "survivor") == uses_master(spool, "victim")
     (pid,) = masters().values()
     os.kill(pid, signal.SIGKILL)
@@ -185,7 +191,10 @@ def test_path_of_any_length_will_do(tmp_path, spool, sshd, masters):
     try:
         for where, begins in ((pathlib.Path(short), short), (deep, "/proc/")):
             for name in ("first", "second"):
-                assert start(where, sh("exit 3"), name, remote=shared(sshd)).wait(60) == 0
+                run = start(
+                    where, sh("exit 3"), name, remote=shared(sshd), timeouts={"connect": 240}
+                )
+                assert run.wait(300) == 0
                 assert final(where, name)["return_code"] == 3
             words = " ".join(final(where, "second")["connection"]["argv"])
             assert f"ControlPath={begins}" in words and len(masters()) == 1
@@ -255,9 +264,10 @@ def test_survivors_share_and_others_are_asked(spool, sshd):
 
 
 @pytest.mark.long
-def test_masters_killed_at_random_under_fifty_runs(spool, sshd, masters, tmp_path):
+def test_masters_killed_at_random_under_fifty_runs(spool, sshd, masters, tmp_path, told):
     """Half of them survive: complete by checksum; the others that were cut are lost and gone."""
-    script = "i=0; while [ $i -lt 100 ]; do echo $i; i=$((i+1)); sleep 0.2; done"
+    gate = f"while [ ! -e {tmp_path}/go ]; do sleep 0.2; done;"
+    script = f"{gate} i=0; while [ $i -lt 100 ]; do echo $i; i=$((i+1)); sleep 0.2; done"
     whole = hashlib.sha256(b"".join(b"%d\n" % number for number in range(100))).digest()
     lives = ["survive", "kill"] * 25
     runs = {
@@ -272,6 +282,8 @@ def test_masters_killed_at_random_under_fifty_runs(spool, sshd, masters, tmp_pat
         )
         for number, life in enumerate(lives)
     }
+    up(spool, *runs)  # before, what is cut was perhaps never started
+    (tmp_path / "go").touch()
     killed, by_chance = 0, random.Random(7)
     while killed < 40 and any(run.poll() is None for run in runs.values()):
         for pid in list(masters().values()):
@@ -282,6 +294,7 @@ def test_masters_killed_at_random_under_fifty_runs(spool, sshd, masters, tmp_pat
         time.sleep(by_chance.random())
     for run in runs.values():
         assert run.wait(600) == 0
+    told(f"masters killed under 50 runs: {killed}")
     for number, life in enumerate(lives):
         status = final(spool, f"r{number}")
         if life == "survive":
@@ -295,3 +308,37 @@ def test_masters_killed_at_random_under_fifty_runs(spool, sshd, masters, tmp_pat
         else:
             assert (status["state"], life) == ("lost", "kill")
         until(lambda number=number: not far_processes(spool, f"r{number}"), 30)
+
+
+@pytest.mark.long
+def test_death_of_the_chaperone_that_started_the_master_is_its_own_run_s_alone(
+    spool, sshd, masters, tmp_path
+):
+    gate = f"while [ ! -e {tmp_path}/go ]; do sleep 0.2; done;"
+    first = start(spool, sh("echo up; exec sleep 600"), "first", remote=shared(sshd))
+    up(spool, "first")
+    (master,) = masters().values()
+    others = {
+        f"r{number}": start(
+            spool,
+            sh(f"{gate} seq 1000"),
+            f"r{number}",
+            remote=shared(sshd),
+            on_disconnect=life,
+            timeouts={"connect": 300},
+        )
+        for number, life in enumerate(["survive", "kill"] * 10)
+    }
+    up(spool, *others)
+    assert uses_master(spool, "first") in [uses_master(spool, name) for name in others]
+    os.kill(live(spool, "first")["chaperone_pid"], signal.SIGKILL)
+    first.wait()
+    until(lambda: not far_processes(spool, "first"), 60)
+    assert master in masters().values()
+    (tmp_path / "go").touch()
+    for run_id, run in others.items():
+        assert run.wait(300) == 0
+        status = final(spool, run_id)
+        assert (status["return_code"], status["complete"]) == (0, True), log(spool, run_id)
+        assert status["connection"]["drops"] == 0
+        assert stdout(spool, run_id) == b"".join(b"%d\n" % number for number in range(1, 1001))

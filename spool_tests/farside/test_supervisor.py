@@ -13,7 +13,7 @@ from chaperone.farside import payload
 from spool_tests.support import supervisors
 from spool_tests.support.processes import processes_with
 from spool_tests.support.supervisors import PROGRAMS, every_sh
-from spool_tests.support.waiting import until
+from spool_tests.support.waiting import need, until
 
 far = supervisors.far
 removed = supervisors.removed
@@ -92,6 +92,18 @@ def test_nothing_runs_of_a_payload_that_was_cut(shell, far, tmp_path):
         run.process.stdin.close()
         assert run.ended() in (0, 97, 2, 1, 127)
         assert not (tmp_path / "ran").exists()
+
+
+def test_run_takes_at_most_twelve_processes(far, tmp_path):
+    need("strace")
+    traced = tmp_path / "traced"
+    words = ["strace", "-f", "-e", "trace=process", "-o", str(traced)]
+    run = far(None, {"argv": ["true"]}, argv=[*words, "/bin/sh", *payload.CONSTANT[1:]])
+    run.outcome()
+    run.send("q 0")
+    assert run.ended() == 0
+    pids = {line.split()[0] for line in traced.read_text().splitlines()}
+    assert 1 < len(pids) <= 12
 
 
 @every_sh

@@ -3,6 +3,7 @@ The supervisor's text, run by one shell of many.
 """
 
 import os
+import re
 import select
 import signal
 import subprocess
@@ -18,6 +19,16 @@ from spool_tests.support.processes import processes_with
 from spool_tests.support.waiting import until
 
 NONCE = "\x1e0123456789abcdef"
+
+
+def resized(whole):
+    """A payload that was altered, with its size as it is now; one that was cut as it is."""
+    found = re.search(rb"bs=(\d+) .*?(@\w+) ].*\n", whole)
+    end = whole.find(b"\n%s\n" % found[2]) if found else -1
+    if end < 0:
+        return whole
+    size = b"%d" % (end + 1 - found.end())
+    return whole.replace(b"bs=" + found[1], b"bs=" + size)
 
 
 class Far:
@@ -37,7 +48,8 @@ class Far:
         assert self.process.stderr.readline() == payload.READY
         self._fds = {self.process.stdout.fileno(): "stdout", self.process.stderr.fileno(): "stderr"}
         stdin = (self.spec["program"]["stdin"] or "").encode()
-        self.send((alter or (lambda whole: whole))(self.payload(len(stdin))) + stdin)
+        whole = self.payload(len(stdin))
+        self.send((resized(alter(whole)) if alter else whole) + stdin)
 
     def payload(self, stdin_size):
         marks = {"CHAPERONE_RUN_ID": "r", "CHAPERONE_COOKIE": self.cookie}

@@ -16,6 +16,7 @@ is_pid() { case $1 in '' | *[!0-9]* | 0 | 1) return 1 ;; esac; }
 # Whether a process, or with a - before it a group, is there. Another user's can't be signalled, but the kernel says that it is there.
 exists() {
   kill -0 "$1" && return
+  [ ! "$shows_all" ] || case $1 in -*) ;; *) [ -e "/proc/$1" ]; return ;; esac
   case $(LC_ALL=C; kill -0 "$1" 2>&1) in *ermi*) return 0 ;; *) return 1 ;; esac
 }
 
