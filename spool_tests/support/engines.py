@@ -11,6 +11,7 @@ import pathlib
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 import uuid
 
@@ -274,8 +275,10 @@ class Docker(Containers):
     def __init__(self, directory, archives):
         need("dockerd")
         super().__init__(directory, archives)
-        at = self.directory
-        self.env = {"DOCKER_HOST": f"unix://{at}/socket", "DOCKER_CONFIG": str(at / "client")}
+        # A socket's path has at most 107 bytes, and containerd's lies deep in this directory.
+        self._sockets = tempfile.mkdtemp(prefix="dockerd-", dir="/tmp")
+        self._host = f"unix://{self._sockets}/socket"
+        self.env = {"DOCKER_HOST": self._host, "DOCKER_CONFIG": str(self.directory / "client")}
 
     def begin_all(self):
         at = self.directory
@@ -283,11 +286,11 @@ class Docker(Containers):
             "dockerd",
             "dockerd",
             "--host",
-            f"unix://{at}/socket",
+            self._host,
             "--data-root",
             str(at / "data"),
             "--exec-root",
-            str(at / "exec"),
+            f"{self._sockets}/exec",
             "--pidfile",
             str(at / "pid"),
             "--bridge",
@@ -296,7 +299,11 @@ class Docker(Containers):
             "--storage-driver",
             "overlay2",
         )
-        until(lambda: "Server Version" in self.ask("info", check=False), 40)
+        until(lambda: "Server Version" in self.ask("info", check=False), 120)
+
+    def close(self):
+        super().close()
+        shutil.rmtree(self._sockets, ignore_errors=True)
 
 
 class Podman(Containers):
