@@ -38,6 +38,7 @@ ROWS = {
     "ssh-cost": remoting.cost,
     "ssh-starts": remoting.starts,
     "share": sharing.share,
+    "share-memory": sharing.idle,
     "engines": sharing.engine_cost,
     "append": following.append,
     "scale": following.scale,

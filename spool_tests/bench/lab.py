@@ -256,6 +256,12 @@ def memory(pid):
         )
 
 
+def share_of_memory(pid):
+    """Proportional set size in KiB: its own pages, and its part of those that it shares."""
+    with open(f"/proc/{pid}/smaps_rollup") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("Pss:"))
+
+
 def copied_in_vain(pid):
     """
     KiB of a forked process's own pages that hold what its parent's hold: a count of references,

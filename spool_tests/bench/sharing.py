@@ -99,11 +99,68 @@ def share(lab, rounds):
     return row
 
 
+def idle(lab, rounds):
+    """
+    Memory on the near side of 100 idle remote runs, warm, shared and not: each page by the part
+    that falls to a process (PSS), of all chaperones, ssh clients and masters.
+    """
+    row = Row("share-memory", f"memory of {COUNT} idle runs over ssh (PSS)")
+    sshd, user = lab.sshd()
+    if sshd is None:
+        row.note("no sshd could be started")
+        return row
+    whole = {}
+    for name, shared in (("not shared", False), ("shared", True)):
+        spool = lab.new("spool")
+        lab.launcher(spool)
+        spec = {
+            "program": {"argv": ["sleep", "1000"], "cwd": "/"},
+            "remote": {**sshd.remote(user), "share": shared},
+            "timeouts": {"connect": 300},
+        }
+        names = [starting.start(spool, spec, warm=True, env=lab.env) for _ in range(COUNT)]
+        labs.until(lambda spool=spool, names=names: are_up(spool, names), timeout=300, pause=0.1)
+        statuses = [labs.status(spool, name) for name in names]
+        parts = {
+            "chaperones": [status["chaperone_pid"] for status in statuses],
+            "ssh clients": [status["connection"]["pid"] for status in statuses],
+            "masters": masters(spool),
+        }
+        found = {part: [sum(map(labs.share_of_memory, pids))] for part, pids in parts.items()}
+        whole[name] = row.figure(f"{name}, in all", [sum(sum(found.values(), []))], "MiB", 1 / 1024)
+        for part, pids in parts.items():
+            if pids:
+                row.figure(f"{name}: {len(pids)} {part}", found[part], "MiB", 1 / 1024)
+        for run_id in names:
+            labs.ask(spool, run_id, "kill")
+        labs.until(lambda spool=spool: not labs.live(spool), timeout=300, pause=0.1)
+        end_masters(spool)
+    row.note("the launcher and what runs on the far side are not in it")
+    return row
+
+
+def are_up(spool, names):
+    return all(labs.status(spool, name).get("state") == "running" for name in names)
+
+
+def masters(spool):
+    """The pids of a spool's masters, by their log: a long path of a socket is not in their argv."""
+    found = processes_with(b"ControlMaster=yes")
+    return [
+        pid
+        for pid, command in found.items()
+        if " -N -f " in command
+        and any(
+            os.readlink(f"/proc/{pid}/fd/{fd}").startswith(f"{spool}/.connect/")
+            for fd in os.listdir(f"/proc/{pid}/fd")
+        )
+    ]
+
+
 def end_masters(spool):
     """They would end by themselves when they were idle for a minute."""
-    for pid, command in processes_with(f"ControlPath={spool}/".encode()).items():
-        if " -N -f " in command:
-            os.kill(pid, 15)
+    for pid in masters(spool):
+        os.kill(pid, 15)
 
 
 def engine_cost(lab, rounds):
