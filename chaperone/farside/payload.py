@@ -155,7 +155,7 @@ def payload(assigned: bytes, end: str, life: str, size: str | None = None) -> by
         end (str): Random; a line that is in no text. Without it nothing of the payload is run: it
             was cut.
         life (str): As for `settings`.
-        size (str): Where it is only shown: what stands for the size of it.
+        size (str): Where it is only shown: what is there in place of the size.
     Returns:
         bytes: The far side evaluates the first line; it, or one after it, reads the others.
     """

@@ -10,6 +10,7 @@ import pytest
 from spool_tests.support import engines
 
 WAYS = (
+    "exec",
     "srun",
     "docker exec debian",
     "docker exec busybox",
@@ -60,6 +61,6 @@ def podman(tmp_path_factory, archives):
 @pytest.fixture(params=WAYS)
 def way(request, monkeypatch):
     made = engines.way_of(request.param, request)
-    for name, value in made.engine.env.items():
+    for name, value in made.engine.env.items() if made.engine else ():
         monkeypatch.setenv(name, value)
     return made

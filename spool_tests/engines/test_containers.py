@@ -92,15 +92,55 @@ def test_container_behind_ssh(spool, kind, request, monkeypatch, sshd):
     assert (final(spool)["return_code"], stdout(spool)) == (3, b"in"), log(spool)
 
 
-@engines
-def test_engine_that_is_not_installed(spool, kind, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    "hop",
+    [
+        {"docker": {"container": "etl"}},
+        {"docker": {"image": "etl:3"}},
+        {"podman": {"container": "etl"}},
+        {"podman": {"image": "etl:3"}},
+        {"srun": {}},
+        {"exec": {"argv": ["nsenter", "-t", "1"]}},
+    ],
+)
+def test_engine_that_is_not_installed(spool, hop, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert start(spool, sh("true"), remote={"hops": [{kind: {"container": "etl"}}]}).wait(30) == 0
+    assert start(spool, sh("true"), remote={"hops": [hop]}).wait(30) == 0
     status = final(spool)
     assert (status["state"], status["started"]) == ("error", False)
+    program = "nsenter" if "exec" in hop else next(iter(hop))
     assert status["exception"] == {
         "stage": "spawn",
         "type": None,
         "errno": None,
-        "message": f"unable to run '{kind}': No such file or directory",
+        "message": f"unable to run '{program}': No such file or directory",
     }
+
+
+@engines
+def test_user_that_an_image_does_not_have(spool, kind, request, monkeypatch):
+    way = entered(kind, request, monkeypatch)
+    hop = {"image": way.engine.image("busybox"), "user": "nobody-at-all"}
+    assert start(spool, sh("echo ran"), remote={"hops": [{kind: hop}]}).wait(60) == 0
+    status = final(spool)
+    assert (status["state"], status["started"]) == ("error", False)
+    assert status["exception"]["stage"] == "usage", status["exception"]
+
+
+@engines
+def test_container_of_a_run_that_is_removed_takes_the_run_with_it(
+    spool, kind, request, monkeypatch
+):
+    way, name = entered(kind, request, monkeypatch), word()
+    remote = {"hops": [{kind: {"image": way.engine.image("busybox")}}]}
+    before = set(way.engine.ask("ps", "--quiet").split())
+    chaperone = start(spool, sh(f"echo up; sleep {name}"), remote=remote)
+    running(spool)
+    until(lambda: stdout(spool) and sleepers(name))
+    (made,) = set(way.engine.ask("ps", "--quiet").split()) - before
+    way.engine.ask("rm", "--force", made)
+    assert chaperone.wait(90) == 0
+    status = final(spool)
+    assert status["return_code"] is None and status["signal"] is None, log(spool)
+    assert (status["state"], status["complete"]) == ("lost", False)
+    until(lambda: not sleepers(name))

@@ -67,6 +67,15 @@ def test_codes_and_signals_are_exact(spool, way):
     assert {**found, **{name: expected[name] for name in ambiguous}} == expected
 
 
+def test_payload_that_is_cut_runs_nothing(spool, way):
+    cut = {"exec": {"argv": ["sh", "-c", 'head -c 5000 | "$@"', "cut"]}}
+    assert start(spool, sh("echo ran"), remote={"hops": [cut, *way.remote["hops"]]}).wait(90) == 0
+    status = final(spool)
+    assert (status["state"], status["started"]) == ("error", False), log(spool)
+    assert status["exception"]["stage"] == "far-side"
+    assert stdout(spool) == b""
+
+
 def test_program_that_is_not_there_was_not_started(spool, way):
     status = held(spool, way, {"argv": ["/no/such/program"]})
     assert (status["state"], status["started"]) == ("error", False)

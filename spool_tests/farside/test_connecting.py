@@ -165,3 +165,24 @@ def test_slots_are_free_again_when_their_holder_dies(spool, refusing):
     for holder in holders:
         holder.terminate()
     assert [holder.wait(30) for holder in holders] == [0, 0, 0, -9, 0, 0, 0, 0]
+
+
+def test_message_of_several_lines_is_one_message(spool, tmp_path, monkeypatch):
+    """As a newer docker refuses; its later lines in our log are no words of a client's own."""
+    docker = tmp_path / "docker"
+    docker.write_text(
+        "#!/bin/sh\n"
+        'echo "docker: Error response: unable to find user etl: no matching entries" >&2\n'
+        "printf \"\\nRun 'docker run --help' for more information\\n\" >&2\n"
+        "exit 125\n"
+    )
+    docker.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    remote = {"hops": [{"docker": {"image": "etl:3", "user": "etl"}}]}
+    status = held(spool, None, sh("echo ran"), remote=remote)
+    assert (status["state"], status["started"]) == ("error", False)
+    assert (status["exception"]["stage"], status["exception"]["message"]) == (
+        "usage",
+        "unable to connect: docker: Error response: unable to find user etl: no matching entries"
+        " Run 'docker run --help' for more information",
+    )

@@ -11,6 +11,8 @@ import pathlib
 import shutil
 import socket
 import subprocess
+import sys
+import sysconfig
 import tempfile
 import time
 import uuid
@@ -171,11 +173,9 @@ def busybox_tree(directory):
         (root / name).mkdir(parents=True)
     (root / "tmp").chmod(0o1777)
     busybox = shutil.which("busybox", path=PATH)
-    shutil.copy(busybox, root / "bin/busybox")
-    libraries = run("ldd", busybox, check=False)[1].split()  # none of a static one
-    for library in {word for word in libraries if word.startswith("/")}:
-        (root / library[1:]).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(library, root / library[1:])
+    copy_program(busybox, directory)
+    if busybox != "/bin/busybox":
+        shutil.copy(busybox, root / "bin/busybox")
     for name in run(busybox, "--list")[1].split():
         if name != "busybox":
             (root / "bin" / name).symlink_to("busybox")
@@ -190,7 +190,27 @@ def debian_tree(directory):
         file.write("etl:x:1000:1000::/tmp:/bin/sh\n")
 
 
-TREES = {"busybox": busybox_tree, "debian": debian_tree}
+def python_tree(directory):
+    """That of busybox, with this Python where it is here."""
+    busybox_tree(directory)
+    program, library = os.path.realpath(sys.executable), sysconfig.get_path("stdlib")
+    out = shutil.ignore_patterns("test", "dist-packages", "site-packages", "__pycache__")
+    shutil.copytree(library, f"{directory}{library}", ignore=out, dirs_exist_ok=True)
+    for path in (program, *map(str, pathlib.Path(library).glob("lib-dynload/*.so"))):
+        copy_program(path, directory)
+    os.symlink(program, f"{directory}/bin/python3")
+
+
+def copy_program(path, directory):
+    """A program or a library, and those that it needs, where they are here."""
+    words = run("ldd", path, check=False)[1].split()  # none of a static one
+    for each in (path, *{word for word in words if word.startswith("/")}):
+        there = pathlib.Path(f"{directory}{each}")
+        there.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(each, there)
+
+
+TREES = {"busybox": busybox_tree, "debian": debian_tree, "python": python_tree}
 
 
 def archive(directory, name):
@@ -210,7 +230,7 @@ def archive(directory, name):
 
 class Containers(Servers):
     """
-    An engine of containers, with the images `busybox:1` and `debian:1` on demand.
+    An engine of containers, with the images `busybox:1`, `debian:1` and `python:1` on demand.
 
     Attributes:
         env (dict): What its client needs.
@@ -235,7 +255,7 @@ class Containers(Servers):
             self._images.add(name)
         return f"{name}:1"
 
-    def container(self, name):
+    def container(self, name, network="none"):
         """
         The name of a new container of an image, which runs until `close`. Its first process reaps
         nothing, as that of many an image.
@@ -245,7 +265,7 @@ class Containers(Servers):
             "run",
             "--detach",
             "--network",
-            "none",
+            network,
             "--name",
             called,
             self.image(name),
@@ -335,8 +355,8 @@ class Way:
     A way to run something by an engine.
 
     Attributes:
-        name (str): Such as `srun` or `docker exec busybox`.
-        engine: As in this module.
+        name (str): Such as `srun`, `docker exec busybox` or `exec`, the hop that has no engine.
+        engine: As in this module; None without one.
         remote (dict): Of a spec.
         image (str): Of a container; None without one.
         survives (bool): Whether it can outlive its client.
@@ -345,10 +365,12 @@ class Way:
     def __init__(self, name, engine, hop, image=None, container=None):
         self.name, self.engine, self.image, self.container = name, engine, image, container
         self.remote = {"hops": [hop]}
-        self.survives = container is not None
+        self.survives = container is not None or name == "exec"
 
 
 def way_of(name, request):
+    if name == "exec":
+        return Way(name, None, {"exec": {"argv": ["unshare", "--net", "--fork"]}})
     kind, *rest = name.split()
     engine = request.getfixturevalue("slurm" if kind == "srun" else kind)
     if kind == "srun":

@@ -79,6 +79,7 @@ class Dialer:
         self._timer: int | None = None
         self._too_late: int | None = None
         self._log_size = 0
+        self._written: list[str] = []
 
     def _take(self, route: Route) -> None:
         self._route, self.argv = route, route.argv(self._inner, self._chaperone.log_path)
@@ -236,6 +237,8 @@ class Dialer:
         self._connection = None
         self._chaperone.loop.cancel(self._too_late)
         self._slots.leave()
+        # Before our own entry, whose further lines have no time.
+        self._written = self._written_by_client()
         text = noise.decode("utf-8", "backslashreplace").strip()
         if text:
             self._chaperone.log(f"said before the program's own output: {text}")
@@ -309,9 +312,13 @@ class Dialer:
 
     def words(self, noise: bytes = b"") -> str:
         """
-        The last message of the hops, one line: what this connection's client wrote into the log, or
-        what came on stderr.
+        The last message of the hops of the last connection, one line: what its client wrote into
+        the log, or what came on stderr.
         """
+        words = [line.strip() for line in self._written or _lines(noise)]
+        return " ".join(line for line in words if line and set(line) != {"@"})[-WORDS:]
+
+    def _written_by_client(self) -> list[str]:
         said = b""
         try:
             with open(self._chaperone.log_path, "rb") as file:
@@ -321,9 +328,7 @@ class Dialer:
         except OSError:
             pass
         # Our own lines in the log begin with a time.
-        lines = [line for line in _lines(said) if not line[:2].isdigit()] or _lines(noise)
-        words = [line.strip() for line in lines]
-        return " ".join(line for line in words if line and set(line) != {"@"})[-WORDS:]
+        return [line for line in _lines(said) if not line[:2].isdigit()]
 
     def _size_of_log(self) -> int:
         try:
