@@ -174,6 +174,32 @@ def test_killed_agent_loses_no_run(far):
     until(far.is_clean, PATIENCE_S)
 
 
+def test_next_deploy_removes_what_a_killed_agent_for_one_run_left(far):
+    killed = []
+    for argv in ((), ("/bin/true",), ("/bin/sleep", "1000")):
+        agent = far.deploy(single=True)
+        if argv:
+            agent.start("r", *argv)
+        if argv == ("/bin/true",):
+            until(lambda agent=agent: agent.status("r", wait=10)["state"] == "terminated")
+        os.kill(agent.pid(far), signal.SIGKILL)
+        until(lambda: not [1 for one in far.left()[1].values() if "deploy.hosted" in one])
+        (place,) = set(far.places()) - set(killed)
+        killed.append(place)
+        os.utime(place / ".log", (0, 0))
+        os.utime(place / ".tokens", (0, 0))
+    shared = far.deploy()
+    until(lambda: len(far.places()) == 2)
+    (place,) = set(far.places()) & set(killed)
+    assert place == killed[2]  # its run lives
+    (pid,) = [pid for pid, command in far.left()[1].items() if command == "/bin/sleep 1000 "]
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: not list((place / "spool/.running").iterdir()))
+    far.deploy()
+    until(lambda: far.places() == [place for place in far.places() if place not in killed])
+    assert shared.ask("GET", "")[0] == 200
+
+
 @pytest.mark.tier("agents")
 @pytest.mark.parametrize("minor", range(10, 16))
 def test_agent_of_each_python(minor, tmp_path, monkeypatch):

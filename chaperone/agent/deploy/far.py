@@ -61,6 +61,8 @@ def main() -> None:
         answer = {"error": f"{where}{error.strerror}"}
     sys.stdout.write(f"\n{settings['word']} {json.dumps(answer)}\n")
     sys.stdout.flush()
+    with contextlib.suppress(OSError):
+        sweep(directory(settings), settings)
 
 
 def agent(settings: dict[str, Any], packed: bytes) -> dict[str, Any]:
@@ -201,6 +203,45 @@ def leave(place: str) -> None:
         os.rmdir(f"{place}/spool")
     if not os.path.exists(f"{place}/spool"):
         shutil.rmtree(place)
+
+
+def sweep(place: str, settings: dict[str, Any]) -> None:
+    """Remove what agents for one run have left that were killed: no later one has their name."""
+    above, name = os.path.split(place)
+    first = f"{name.removesuffix(settings['suffix'])}."
+    for other in os.listdir(above):
+        path, suffix = f"{above}/{other}", other.removeprefix(first)
+        # No other name: it may be an agent's of another host that sees the same home.
+        if other == name or len(suffix) != 8 or set(suffix) - set("0123456789abcdef"):
+            continue
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            locks = [
+                locked(stack, f"{path}/{lock}", fcntl.LOCK_EX | fcntl.LOCK_NB)
+                for lock in (".door", ".lock")
+            ]
+            if None in locks or is_needed(path, settings):
+                continue
+            gone = f"{path}.gone-{os.urandom(4).hex()}"
+            os.rename(path, gone)
+            shutil.rmtree(gone, ignore_errors=True)
+
+
+def is_needed(place: str, settings: dict[str, Any]) -> bool:
+    """Whether an agent that lives would stay: a run lives there, or it was asked not long ago."""
+    live, ended = (listed(f"{place}/spool/{name}") for name in (".running", ".ended"))
+    times = [
+        os.stat(f"{place}/{name}").st_mtime for name in listed(place) if name in (".log", ".tokens")
+    ]
+    quiet_s = time.time() - max(times, default=0)
+    return bool(live) or quiet_s < settings["lease_s" if ended else "idle_s"]
+
+
+def listed(path: str) -> list[str]:
+    """The names in a directory; none where there is no such directory."""
+    try:
+        return os.listdir(path)
+    except FileNotFoundError:
+        return []
 
 
 def clear(place: str) -> None:
