@@ -5,6 +5,7 @@ Knows: run directories, a real agent.  Must not know: what the agent is asked.
 """
 
 import asyncio
+import contextlib
 import os
 import pickle
 import shutil
@@ -17,6 +18,7 @@ import pytest
 
 import chaperone
 from chaperone import aio, api
+from chaperone.agent.client import connection
 from chaperone.errors import (
     AgentError,
     BusyError,
@@ -119,6 +121,41 @@ def test_lost_run_is_lost_for_each(two):
             two.near["r"].wait().exception["message"],
         )
     assert (far.read(), list(far.tail())) == (b"abcdef", [b"abcdef"])
+
+
+def sockets():
+    """The fds of this process that are sockets."""
+    found = set()
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            if os.readlink(f"/proc/self/fd/{fd}").startswith("socket:"):
+                found.add(fd)
+    return found
+
+
+def test_loop_that_ends_closes_what_was_kept_open(agent, two):
+    before = sockets()
+
+    async def main():
+        spool = Two(agent, two.path).tasks
+        await asyncio.gather(*(spool.live() for _ in range(5)))
+        assert sockets() > before
+
+    asyncio.run(main())
+    assert sockets() <= before
+
+
+def test_connections_are_closed_when_they_are_not_used(two, monkeypatch):
+    monkeypatch.setattr(connection, "KEPT_S", 0.05)
+
+    async def main():
+        before = sockets()
+        await two.tasks.live()
+        while sockets() - before:
+            await asyncio.sleep(0.01)
+        assert await two.tasks.live() == []
+
+    asyncio.run(asyncio.wait_for(main(), 60))
 
 
 def test_calls_and_arguments_are_those_of_this_host():

@@ -12,7 +12,7 @@ import os
 import socket
 import time
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
@@ -39,7 +39,8 @@ CONNECT_S = 10.0
 ERROR_BYTES = 1 << 20
 SILENT_S = 3 * PING_S  # after it a stream without a sign of life is taken for dead
 # Less than the 5 s after which an agent closes a connection that is not used.
-LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=4.0)
+KEPT_S = 4.0
+LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=KEPT_S)
 NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.LocalProtocolError)
 
 
@@ -210,15 +211,12 @@ class AioConnection(_Line):
     """
     A connection for the tasks of event loops.
 
-    What it keeps open is closed when it is dropped, or when the loop ends: an asynchronous
-    generator holds it, and a loop closes those.
+    What it keeps open is closed a few seconds after its last use, or when the loop ends.
     """
 
     def __init__(self, place: Place) -> None:
         super().__init__(place)
-        self._holder: AsyncGenerator[httpx.AsyncClient, None] | None = None
-        self._client: httpx.AsyncClient | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._kept: _Kept | None = None
 
     async def perform(self, call: Call[Value]) -> Value:
         """As `Connection.perform`."""
@@ -249,17 +247,12 @@ class AioConnection(_Line):
         settings = self.settings()
         return httpx.AsyncClient(transport=Streaming(settings["verify"]), **settings)
 
-    async def _kept(self) -> httpx.AsyncClient:
-        loop = asyncio.get_running_loop()
-        if self._client is None or self._loop is not loop:
-            self._client, self._loop = self.client(), loop
-            self._holder = _held(self._client)
-            await anext(self._holder)
-        return self._client
-
     async def kept_answer(self, question: Question) -> Answer:
         """As of `Connection`."""
-        return await self.answer(await self._kept(), question)
+        if self._kept is None or not self._kept.is_usable():
+            self._kept = _Kept(self.client())
+        with self._kept as client:
+            return await self.answer(client, question)
 
     async def answer(self, client: httpx.AsyncClient, question: Question) -> Answer:
         """As of `Connection`."""
@@ -289,8 +282,37 @@ class AioConnection(_Line):
             raise self.failure(error) from error
 
 
-async def _held(client: httpx.AsyncClient) -> AsyncGenerator[httpx.AsyncClient, None]:
-    try:
-        yield client
-    finally:
-        await client.aclose()
+class _Kept:
+    """
+    A client whose connections stay open for the next question.
+
+    A task closes them. To close them takes turns of the loop, which an object that is dropped at
+    the end of a loop does not get any more, nor does an asynchronous generator then; but a loop
+    that ends cancels its tasks and waits for them.
+    """
+
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self._client = client
+        self._loop = asyncio.get_running_loop()
+        self._users = 0
+        self._used_at = self._loop.time()
+        self._task = self._loop.create_task(self._close(), name="chaperone-connections")
+
+    def is_usable(self) -> bool:
+        """Whether it is open, and of the running loop."""
+        return not self._task.done() and self._loop is asyncio.get_running_loop()
+
+    def __enter__(self) -> httpx.AsyncClient:
+        self._users += 1
+        return self._client
+
+    def __exit__(self, *exception: object) -> None:
+        self._users -= 1
+        self._used_at = self._loop.time()
+
+    async def _close(self) -> None:
+        try:
+            while self._users or self._used_at + KEPT_S > self._loop.time():
+                await asyncio.sleep(KEPT_S)
+        finally:
+            await self._client.aclose()
