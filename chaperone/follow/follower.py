@@ -161,7 +161,7 @@ class Follower:
     def uncollected(self) -> list[str]:
         """
         The runs whose ending was delivered, by this follower or by the one whose cursor was passed
-        in, and that are not collected.
+        in, and that are not collected; also those whose entry `collect` waits for.
         """
         return self._progress.uncollected()
 

@@ -57,7 +57,7 @@ class Progress:
     def is_uncollected(self, run_id: str) -> bool:
         """Whether the run's ending was delivered, and the run is not collected."""
         run = self._runs.get(run_id)
-        return run is not None and run.has_ended() and run_id not in self.collecting
+        return run is not None and run.has_ended()
 
     def uncollected(self) -> list[str]:
         """The ids of all uncollected runs."""

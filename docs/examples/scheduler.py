@@ -43,13 +43,13 @@ def main(jobs_path, spool_path, database):
     db = sqlite3.connect(database)
     db.executescript(TABLES)
     spool = chaperone.Spool(spool_path)
-    for (run_id,) in db.execute("select run_id from ended").fetchall():
-        if jobs.pop(run_id, None):
-            spool.collect(run_id)
-    for run_id, spec in jobs.items():
-        start(spool, run_id, spec)
-    (text,) = db.execute("select text from cursor").fetchone() or ["{}"]
-    with spool.follow(json.loads(text), runs=jobs) as follower:
+    cursor = json.loads((db.execute("select text from cursor").fetchone() or ['{"runs": {}}'])[0])
+    ended = {run_id for (run_id,) in db.execute("select run_id from ended")}
+    for run_id in jobs.keys() - ended:
+        start(spool, run_id, jobs[run_id])
+    with spool.follow(cursor, runs=jobs.keys() - (ended - cursor["runs"].keys())) as follower:
+        for run_id in follower.uncollected:  # endings that were committed before a restart
+            follower.collect(run_id)
         for event in follower:
             with db:  # both or neither
                 keep(db, event)

@@ -188,10 +188,11 @@ def test_what_waits_to_be_collected_is_collected_later(agent, hurried, monkeypat
             while getattr(next_of(follower, Ended), "run_id", None) != "r":
                 pass
             follower.collect("r")
-            assert (follower.uncollected, "r" in follower.cursor["runs"]) == ([], True)
+            assert (follower.uncollected, "r" in follower.cursor["runs"]) == (["r"], True)
             writer.end()
         other.running().write(b"x")
         until(lambda: follower.next(0) is None and "r" not in follower.cursor["runs"])
+        assert follower.uncollected == []
     assert [run.run_id for run in spool.ended()] == []
 
 

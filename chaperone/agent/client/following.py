@@ -110,8 +110,7 @@ class Following:
     def is_uncollected(self, run_id: str) -> bool:
         """As of `chaperone.Follower`."""
         entry = self._entries.get(run_id)
-        is_mine = entry is not None and self._is_named(run_id)
-        return is_mine and cursors.has_ended(entry or {}) and run_id not in self._collecting
+        return entry is not None and self._is_named(run_id) and cursors.has_ended(entry)
 
     def is_over(self) -> bool:
         """As of `chaperone.Follower`."""
@@ -127,7 +126,9 @@ class Following:
                     return
             raise SpecError(f"unable to collect run {run_id!r}: its end was not delivered yet")
         keys = self._keys({*self._collecting, run_id})
-        self._collected(keys, (yield from calls.collect(self._place.name, keys)))
+        # One that was asked for before is not waited for again.
+        late_s = () if run_id in self._collecting else calls.LATE_S
+        self._collected(keys, (yield from calls.collect(self._place.name, keys, late_s)))
 
     def _keys(self, run_ids: Iterable[str]) -> dict[str, str | None]:
         entries = [(run_id, self._entries.get(run_id)) for run_id in run_ids]
