@@ -134,8 +134,9 @@ def test_nothing_that_a_fuzzer_finds_makes_it_crash(target, tmp_path, told):
         absent("needs atheris (pip install atheris)")
     seconds = int(os.environ.get("CHAPERONE_FUZZ_S", 600))
     argv = [sys.executable, fuzz.__file__, target, str(seconds), str(tmp_path)]
+    # atheris takes half a minute of CPU to begin with: several minutes on a busy machine.
     result = subprocess.run(
-        argv, capture_output=True, text=True, errors="replace", timeout=seconds + 120, check=False
+        argv, capture_output=True, text=True, errors="replace", timeout=seconds + 1_200, check=False
     )
     taken = re.findall(rf"^{target}: \d+ inputs in \d+ s$", result.stderr, re.M)
     told(taken[-1] if taken else f"{target}: no input")

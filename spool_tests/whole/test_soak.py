@@ -60,10 +60,11 @@ class Held:
             None,
         )
         program = {"command": f"while :; do echo x; sleep 0.05; done & sleep {seconds:.3f}; exit 3"}
-        # A lease is longer than any pause here; a chaperone killed after its last word to its
+        # A lease is longer than any pause here, also where this test itself is starved: at a load
+        # of 40 a paused one waits for minutes. A chaperone killed after its last word to its
         # supervisor leaves it for so long.
         life = (
-            {"on_disconnect": "survive", "lease": 60}
+            {"on_disconnect": "survive", "lease": 3600}
             if survives
             else {"timeouts": {"run": 3600, "idle": 600}}
         )
