@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import ctypes
 import errno
 import heapq
@@ -154,6 +155,8 @@ class Watcher:
         self._count = 0
         self._rung = False
         self._turn_ends = 0.0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._future: PromptFuture | None = None
         self._inotify: inotify_simple.INotify | None = None
         with contextlib.ExitStack() as stack:
             if reports:
@@ -172,7 +175,15 @@ class Watcher:
 
     def close(self) -> None:
         """Close every fd; a second call does nothing."""
+        self._leave()
         self._open.close()
+
+    def at_home(self, close: Callable[[], None]) -> None:
+        """Call `close` in the thread of the loop that waits for this, if there is one."""
+        if self._loop is None or self._loop.is_closed():
+            close()
+        else:
+            self._loop.call_soon_threadsafe(close)
 
     def fileno(self) -> int:
         """
@@ -293,13 +304,28 @@ class Watcher:
     async def readable(self, timeout_s: float | None = None) -> bool:
         """As `wait`, on the event loop that runs."""
         loop = asyncio.get_running_loop()
-        future = loop.create_future()
-        loop.add_reader(self.fileno(), set_done, future, True)
+        if loop is not self._loop:
+            self._leave()
+            loop.add_reader(self.fileno(), self._hear)
+            self._loop = loop
+        future = self._future = PromptFuture(loop=loop)
         try:
             return await done(future, timeout_s)
         finally:
-            loop.remove_reader(self.fileno())
+            self._future = None
             self._turn_ends = time.monotonic() + TURN_S
+
+    def _hear(self) -> None:
+        """The loop's own callback. It stays there between two waits, until it has no task."""
+        if self._future is None:
+            self._leave()
+        else:
+            self._future.go_on(True)
+
+    def _leave(self) -> None:
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.remove_reader(self.fileno())
+        self._loop = None
 
     async def turn(self) -> float:
         """
@@ -339,6 +365,33 @@ def close_when_dropped(
 def _close_late(close: Callable[[], None], name: str) -> None:
     warnings.warn(f"{name} was not closed", ResourceWarning, stacklevel=2)
     close()
+
+
+class PromptFuture(asyncio.Future[bool]):
+    """
+    A future whose task can go on inside of a callback of the loop: a turn of the loop later is a
+    quarter of the time from a write to its subscriber.
+    """
+
+    _waiter: tuple[Callable[[Any], object], contextvars.Context | None] | None = None
+
+    def add_done_callback(
+        self, fn: Callable[[Any], object], /, *, context: contextvars.Context | None = None
+    ) -> None:
+        """As of any future; the task that awaits it calls this."""
+        self._waiter = fn, context
+        super().add_done_callback(fn, context=context)
+
+    def go_on(self, result: bool) -> None:
+        """Set the result, and run the task at once; to be called where no task runs."""
+        if self.done():
+            return
+        fn, context = self._waiter or (None, None)
+        if fn is None or context is None or not self.remove_done_callback(fn):
+            self.set_result(result)
+            return
+        self.set_result(result)
+        context.run(fn, self)
 
 
 def set_done(future: asyncio.Future[bool], result: bool) -> None:

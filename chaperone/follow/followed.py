@@ -24,6 +24,7 @@ from .hub import FollowerServices
 
 # Bytes of one Output at most: memory is flat however far behind the reader is.
 CHUNK = 1024 * 1024
+LINE = 4096  # bytes that are read without a look at the size: most of what programs write at once
 # The kernel reports the close of the lock shortly before it releases the lock: 0.7 ms at the
 # median, 2.5 ms at most, more on a loaded host.
 FIRST_PROBE_S, LAST_PROBE_S = 0.001, 1.0
@@ -383,20 +384,26 @@ class FollowedRun:
         """The next bytes of a stream, not beyond `until`; `ms` is when they came, if known."""
         offset = self.entry.get(stream, 0)
         try:
-            fd, end = self._open(stream), self._readable(stream)
+            fd = self._open(stream)
         except FileNotFoundError:
             self.hints = self.hints & ~HINT_OF_STREAM[stream] | HINT_LOOK
             return None
-        size = os.fstat(fd).st_size
-        if size < offset and end == size:
-            self.entry = cursors.advanced(self.entry, stream, 0)
-            return Shrank(run_id=self.run_id, stream=stream, offset=offset, size=size)
-        end = end if until is None else min(end, until)
-        data = (
-            os.pread(fd, min(end - offset, self._follower.chunk), offset) if end > offset else b""
-        )
-        if until is None and offset + len(data) >= end or not data:
+        # A line that was just written: its bytes end the file, so nothing need ask for its size.
+        is_line = until is None and self._final is None and self._follower.chunk > LINE
+        data = os.pread(fd, LINE, offset) if is_line else b""
+        if 0 < len(data) < LINE:
             self.hints &= ~HINT_OF_STREAM[stream]
+        else:
+            size = os.fstat(fd).st_size
+            end = self._end_of(stream, size)
+            if size < offset and end == size:
+                self.entry = cursors.advanced(self.entry, stream, 0)
+                return Shrank(run_id=self.run_id, stream=stream, offset=offset, size=size)
+            end = end if until is None else min(end, until)
+            most = min(end - offset, self._follower.chunk)
+            data = os.pread(fd, most, offset) if most > 0 else b""
+            if until is None and offset + len(data) >= end or not data:
+                self.hints &= ~HINT_OF_STREAM[stream]
         if not data:
             return None
         self.entry = cursors.advanced(self.entry, stream, offset + len(data))
@@ -406,9 +413,11 @@ class FollowedRun:
     def _readable(self, stream: str) -> int:
         """Up to which byte a stream may be delivered; 0 if somebody removed it."""
         try:
-            size = os.fstat(self._open(stream)).st_size
+            return self._end_of(stream, os.fstat(self._open(stream)).st_size)
         except FileNotFoundError:
             return 0
+
+    def _end_of(self, stream: str, size: int) -> int:
         return size if self._final is None else min(size, _length(self._final, stream, size))
 
     def _open(self, name: str) -> int:

@@ -21,7 +21,7 @@ import inotify_simple
 
 from ..spool import format
 from . import descriptors
-from .descriptors import IGNORED, MASK_ADD, OVERFLOW, TURN_S, done, set_done
+from .descriptors import IGNORED, MASK_ADD, OVERFLOW, TURN_S, PromptFuture, done, set_done
 
 # As the kernel's queue: a follower whose task does not ask for its events has no more in memory.
 MOST_HEARD = 16_384
@@ -60,7 +60,9 @@ class Opened:
         """Close everything; a second call does nothing."""
         self._open.close()
 
-    drop = close  # as the garbage collector does
+    def drop(self) -> None:
+        """Close it from any thread: the garbage collector runs in some of them."""
+        self.watcher.at_home(self.close)
 
 
 class OpenStreams:
@@ -154,6 +156,7 @@ class Hub:
         self._watched: dict[int, set[Share]] = {}
         self._listeners: dict[tuple[int, str | None], dict[Share, int]] = {}
         self._waiting = 0
+        self._is_reading = False
         self._turn_ends: float | None = None
         self.is_open = True
 
@@ -161,8 +164,7 @@ class Hub:
         """Close everything; a second call does nothing."""
         if self.is_open:
             self.is_open = False
-            if self._waiting and not self.loop.is_closed():
-                self.loop.remove_reader(self.opened.watcher.fileno())
+            self._leave()
             if _hubs.get(self._name) is self:
                 del _hubs[self._name]
             self.opened.close()
@@ -202,21 +204,26 @@ class Hub:
         if not watching and self._watched.pop(watch, None) is not None and self.is_open:
             self.opened.watcher.unwatch(watch)
 
-    def read(self) -> None:
-        """Take the kernel's events, each to the shares that listen to it."""
+    def read(self) -> set[Share]:
+        """Take the kernel's events, each to the shares that listen to it; returns these shares."""
+        heard = set()
         for event in self.opened.watcher.read():
             watch, mask, _, name = event
             if mask & OVERFLOW:
                 for share in self._shares:
                     share.hear(OVERFLOWED)
+                heard |= self._shares
             elif mask & IGNORED:
                 for share in self._watched.pop(watch, ()):
                     share.hear(event)
+                    heard.add(share)
             else:
                 for key in ((watch, None), (watch, name)):
                     for share, wanted in self._listeners.get(key, {}).items():
                         if mask & wanted:
                             share.hear(event)
+                            heard.add(share)
+        return heard
 
     # -- waiting
 
@@ -226,11 +233,23 @@ class Hub:
 
         While none of them waits the kernel's queue keeps the events, and merges many of them.
         """
-        before, self._waiting = self._waiting, self._waiting + more
-        if not before:
-            self.loop.add_reader(self.opened.watcher.fileno(), self.read)
-        elif not self._waiting and self.is_open:
+        self._waiting += more
+        if self._waiting and not self._is_reading:
+            self._is_reading = True
+            self.loop.add_reader(self.opened.watcher.fileno(), self._hear)
+
+    def _hear(self) -> None:
+        """The loop's own callback: the tasks go on in it."""
+        if not self._waiting:
+            self._leave()
+            return
+        for share in self.read():
+            share.wake(at_once=True)
+
+    def _leave(self) -> None:
+        if self._is_reading and not self.loop.is_closed():
             self.loop.remove_reader(self.opened.watcher.fileno())
+        self._is_reading = False
 
     async def turn(self) -> float:
         """
@@ -267,7 +286,7 @@ class Share:
         self._watches: dict[int, Collection[str] | None] = {}
         self._alarms: dict[int, asyncio.TimerHandle] = {}
         self._count = itertools.count()
-        self._future: asyncio.Future[bool] | None = None
+        self._future: PromptFuture | None = None
         self._closed = False
         hub.join(self)
 
@@ -279,7 +298,7 @@ class Share:
     def close(self) -> None:
         """Leave the hub, and end the wait of a task; a second call does nothing."""
         self._closed = True
-        self._wake()
+        self.wake()
         for watch in [*self._watches]:
             self.unwatch(watch)
         for alarm in self._alarms.values():
@@ -310,20 +329,21 @@ class Share:
             self._hub.unwatch(self, watch, self._watches.pop(watch))
 
     def hear(self, event: inotify_simple.Event) -> None:
-        """Take an event of the kernel, and wake the task that waits."""
+        """Take an event of the kernel; the hub wakes the task then."""
         if event.mask & IGNORED:
             self.unwatch(event.wd)
         if len(self._heard) >= MOST_HEARD:
             self._heard = [OVERFLOWED]
         elif event not in self._heard[-1:]:  # as the kernel merges what it repeats
             self._heard.append(event)
-        self._wake()
 
     def read(self) -> list[inotify_simple.Event]:
         """As `Watcher.read`."""
         if self._closed:
             raise ValueError("unable to follow: the follower is closed")
-        self._hub.read()
+        if not self._heard:
+            for share in self._hub.read():
+                share.wake()
         heard, self._heard = self._heard, []
         return heard
 
@@ -338,7 +358,7 @@ class Share:
     def _pass(self, number: int, name: Hashable) -> None:
         del self._alarms[number]
         self._passed.append(name)
-        self._wake()
+        self.wake()
 
     def passed(self) -> list[Hashable]:
         """As `Watcher.passed`."""
@@ -347,8 +367,11 @@ class Share:
 
     # -- waiting
 
-    def _wake(self) -> None:
-        if self._future is not None:
+    def wake(self, at_once: bool = False) -> None:
+        """Let the task that waits go on; `at_once` where no task runs."""
+        if self._future is not None and at_once:
+            self._future.go_on(True)
+        elif self._future is not None:
             set_done(self._future, True)
 
     async def readable(self, timeout_s: float | None = None) -> bool:
@@ -359,7 +382,7 @@ class Share:
             return False  # a turn of the loop would cost more than what is looked for
         if self._future is not None:
             raise RuntimeError("unable to follow: another task waits for this follower")
-        self._future = self._hub.loop.create_future()
+        self._future = PromptFuture(loop=self._hub.loop)
         self._hub.wait(1)
         try:
             return await done(self._future, timeout_s)

@@ -21,7 +21,7 @@ from chaperone.follow import descriptors
 from chaperone.follow import follower as followers
 from chaperone.follow import timer as timers
 from chaperone.follow.follower import Follower
-from chaperone.model.events import Ended, Lost, Output, Started
+from chaperone.model.events import Changed, Ended, Lost, Output, Started
 from spool_tests.support.events import brief, is_readable, next_of, told
 from spool_tests.support.processes import open_fds
 from spool_tests.support.writer import Writer
@@ -453,3 +453,50 @@ def test_no_wall_clock_is_looked_at():
     for name in rooms:
         with open(os.path.join(os.path.dirname(chaperone.__file__), f"{name}.py")) as file:
             assert "time.time" not in file.read(), name
+
+
+def test_task_goes_on_inside_the_callback_that_heard():
+    """A turn of the loop later is a quarter of the time from a write to its subscriber."""
+    seen = []
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        future = descriptors.PromptFuture(loop=loop)
+
+        async def waits():
+            seen.append(await future)
+            assert asyncio.current_task() is task
+
+        def hears():
+            future.go_on(True)
+            seen.append("then the callback ends")
+            future.go_on(False)  # heard twice
+
+        task = loop.create_task(waits())
+        await asyncio.sleep(0)
+        loop.call_soon(hears)
+        await task
+        future = descriptors.PromptFuture(loop=loop)
+        task = loop.create_task(waits())
+        await asyncio.sleep(0)
+        task.cancel()
+        future.go_on(True)  # the loop still ends it
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        assert task.cancelled()
+
+    asyncio.run(main())
+    assert seen == [True, "then the callback ends"]
+
+
+def test_loop_is_left_alone_while_no_task_waits_for_the_follower(spool):
+    async def main():
+        with Writer(spool) as writer, Follower(spool) as follower:
+            while await follower.anext(0.05) is not None:
+                pass
+            writer.running()
+            while follower._watcher._loop is not None:  # the kernel has an event, and no task waits
+                await asyncio.sleep(0)
+            assert isinstance(await follower.anext(), Changed)
+
+    asyncio.run(main())
