@@ -71,8 +71,8 @@ class DirectorySpool:
         uncollected = {*format.live_ids(self._fd), *format.ended_ids(self._fd)}
         if everything:
             return uncollected | set(format.all_ids(self._fd)), 0
-        found = format.all_ids(self._fd, tuple(prefixes)) if counts else []
-        return uncollected, len(set(found) - uncollected)
+        hidden = format.count_others(self._fd, tuple(prefixes), uncollected) if counts else 0
+        return uncollected, hidden
 
     def meant(self, words: Iterable[str]) -> list[str]:
         """The ids of the runs that words mean, each once."""

@@ -196,6 +196,14 @@ def all_ids(spool_fd: int, prefixes: tuple[str, ...] = ("",)) -> list[str]:
     return _ids(spool_fd, prefixes)
 
 
+def count_others(spool_fd: int, prefixes: tuple[str, ...], known: set[str]) -> int:
+    """How many run directories there are beside known ones: sorting them would double the cost."""
+    return sum(
+        name.startswith(prefixes) and name not in known and is_run_id(name)
+        for name in os.listdir(spool_fd)
+    )
+
+
 def has_lock(spool_fd: int, run_id: str) -> bool:
     """Whether a run has its lock file, locked or not; the last step of an ending deletes it."""
     return found(spool_fd, f"{run_id}/{LOCK}") is not None
