@@ -2,7 +2,8 @@
 A run of Apsis that chaperone holds: started once, followed again after each restart of the server.
 
 Knows: the updates that Apsis 2.4 takes.  Must not know: the fields of a job, or where a spool is.
-All runs of a server share one inotify instance for each spool, by the hub of `chaperone.aio`.
+All runs of a server share one inotify instance for each spool, by the hub of `chaperone.aio`, or
+one stream of events of an agent's.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from apsis.lib.py import get_cfg
 from apsis.program import base
 
 from .. import aio
+from ..agent.client.place import is_place
 from ..errors import ChaperoneError, NoRunError, SpecError, SpoolError
 from ..model.events import Changed, Ended, Lost, Output, Shrank, Status
+from .apsis_stream import Share, stream_of
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +115,7 @@ class RunningChaperoneProgram(base.RunningProgram):  # type: ignore[misc]
         while not is_over:
             try:
                 cursor = await self._run().cursor()
-                async with self._spool.follow(cursor, [run_id], ("stdout",)) as follower:
+                async with self._follower(run_id, cursor) as follower:
                     async for update in self._followed(follower):
                         is_over = isinstance(update, _OUTCOMES)
                         yield update
@@ -125,7 +128,13 @@ class RunningChaperoneProgram(base.RunningProgram):  # type: ignore[misc]
                 if not is_over:  # the run goes on, and so do we
                     await asyncio.sleep(RETRY_S)
 
-    async def _followed(self, follower: aio.Follower) -> AsyncIterator[Any]:
+    def _follower(self, run_id: str, cursor: dict[str, Any]) -> aio.Follower | Share:
+        assert self.run_state is not None, "as above"
+        if is_place(self.run_state["spool"]):
+            return Share(stream_of(self._spool, self.run_state["spool"]), run_id, cursor)
+        return self._spool.follow(cursor, [run_id], ("stdout",))
+
+    async def _followed(self, follower: aio.Follower | Share) -> AsyncIterator[Any]:
         output = bytearray()
         output_due: float | None = None  # when Apsis gets the bytes that it lacks
         shown = -OUTPUT_S
@@ -223,13 +232,13 @@ class RunningChaperoneProgram(base.RunningProgram):  # type: ignore[misc]
 _OUTCOMES = (base.ProgramSuccess, base.ProgramFailure, base.ProgramError)
 
 
-async def _collect(follower: aio.Follower, run_id: str) -> None:
+async def _collect(follower: aio.Follower | Share, run_id: str) -> None:
     """Collect an ended run. It gets its entry a moment behind its end, a lost one when reaped."""
     await follower.collect(run_id)
     given_up = time.monotonic() + COLLECT_S
-    while follower.entry(run_id) is not None and time.monotonic() < given_up:
+    while follower.is_uncollected(run_id) and time.monotonic() < given_up:
         await asyncio.sleep(0.01)
-        await follower.next(0)
+        await follower.collect(run_id)
 
 
 def _stop(status: Status) -> dict[str, Any]:

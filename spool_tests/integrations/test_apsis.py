@@ -4,9 +4,11 @@ runs this module with the real one, and a real server.
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 
@@ -25,6 +27,7 @@ from apsis.exc import SchemaError  # noqa: E402
 from apsis.program import base  # noqa: E402
 
 from chaperone import aio, api  # noqa: E402
+from chaperone.agent.client import connection  # noqa: E402
 from chaperone.errors import SpecError, SpoolError  # noqa: E402
 from chaperone.integrations import apsis_running  # noqa: E402
 from chaperone.integrations.apsis import (  # noqa: E402
@@ -393,6 +396,50 @@ def test_spool_may_be_an_agents_url(spool, tmp_path, monkeypatch):
 
         end = driven(bound("echo ready; exec sleep 60", agent.spool_url), then=stopped)
         assert (end.message, output(end)) == ("killed by SIGTERM", b"ready\n")
+        until(lambda: os.listdir(agent.spool / ".ended") == [])
+
+
+def connections(port):
+    """How many connections this process has to a port."""
+    count = 0
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # it was closed, or is not connected
+            if os.readlink(f"/proc/self/fd/{fd}").startswith("socket:"):
+                with socket.socket(fileno=os.dup(int(fd))) as opened:
+                    count += opened.getpeername()[1:2] == (port,)
+    return count
+
+
+def test_runs_of_an_agent_share_one_stream(spool, tmp_path, monkeypatch):
+    """However many there are, and although they begin one after the other."""
+    monkeypatch.setattr(connection, "KEPT_S", 0.05)
+    ready, counts = set(), []
+    with agents.served(tmp_path) as agent:
+        monkeypatch.setenv("CHAPERONE_TOKEN_FILE", str(agent.token_files["run"]))
+        monkeypatch.setenv("CHAPERONE_CA", str(agent.ca))
+        port = int(agent.listen.rpartition(":")[2])
+        text = f"echo ready; while [ ! -e {tmp_path}/go ]; do sleep 0.05; done; echo over"
+
+        async def then(running, update):
+            is_update = isinstance(update, base.ProgramUpdate)
+            if is_update and output(update) and running.run_id not in ready:
+                ready.add(running.run_id)
+                if len(ready) == 5:
+                    while connections(port) != 1:  # those of questions close when they are idle
+                        await asyncio.sleep(0.02)
+                    counts.append(connections(port))
+                    (tmp_path / "go").touch()
+
+        async def main():
+            programs = [bound(text, agent.spool_url).run(f"r{n}", {}) for n in range(5)]
+            ends = await asyncio.gather(*(exhausted(each, [], then) for each in programs))
+            while connections(port):
+                await asyncio.sleep(0.02)
+            return ends
+
+        ends = asyncio.run(asyncio.wait_for(main(), 120))
+        assert [output(end) for end in ends] == [b"ready\nover\n"] * 5
+        assert {type(end) for end in ends} == {base.ProgramSuccess} and counts == [1]
         until(lambda: os.listdir(agent.spool / ".ended") == [])
 
 
