@@ -17,6 +17,8 @@ from ..errors import ChaperoneError, SpoolError
 from ..hold import begin, guarding
 from ..hold.inherited import ALL_SIGNALS, detach_from_caller, shed_inherited_state
 from ..model import jsontext
+from ..program.fds import owned, receive_fds, send_fds
+from ..program.guard import MESSAGE_BYTES
 from ..program.loop import LONGEST_S
 from ..program.spawn import encoded
 from ..spool import format, locks
@@ -152,29 +154,60 @@ def _fork_for_each(
     listening: socket.socket, ours: tuple[int, ...], us: int, spool_path: str, idle_s: float | None
 ) -> None:
     """
-    The whole loop. A slow caller keeps a fork of the launcher waiting, not the launcher.
+    The whole loop. The chaperone of the next request is forked before that comes, so that a start
+    need not wait for two forks. A slow caller keeps it waiting, not the launcher.
 
     Args:
         ours (tuple): fds that no fork may keep; the first is the spool's.
         us (int): Our own pidfd; -1 for none.
         idle_s (float): Return after so many seconds without a request; None for never.
     """
+    spare = _forked(ours, us, spool_path)
     while _comes(listening, idle_s):
         try:
             fd = accept(listening)
         except OSError:  # the caller has gone, or the system is out of files, which will pass
             time.sleep(0.05)
             continue
-        signal.pthread_sigmask(
-            signal.SIG_SETMASK, ALL_SIGNALS
-        )  # as `shed_inherited_state` leaves them in a chaperone
-        try:
-            if not os.fork():
-                _become_chaperone(fd, ours, spool_path, us)
-        except OSError:  # no more processes: the caller sees its connection close, and starts cold
-            pass
+        # The spare one may have been killed, or there was no process left for it. Without any, the
+        # caller sees its connection close, and starts cold.
+        with owned(fd):
+            if not _handed_over(spare, fd):
+                _handed_over(_forked(ours, us, spool_path), fd)
+        spare = _forked(ours, us, spool_path)
+
+
+def _forked(ours: tuple[int, ...], us: int, spool_path: str) -> socket.socket | None:
+    """A connection to a chaperone that waits for its request; None if none could be forked."""
+    # As `shed_inherited_state` leaves them in a chaperone.
+    signal.pthread_sigmask(signal.SIG_SETMASK, ALL_SIGNALS)
+    ends: tuple[socket.socket, ...] = ()
+    try:
+        ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC, 0)
+        if not os.fork():
+            ends[0].close()
+            _become_chaperone(ends[1], ours, spool_path, us)
+        ends[1].close()
+        return ends[0]
+    except OSError:
+        for end in ends:
+            end.close()
+        return None
+    finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        os.close(fd)
+
+
+def _handed_over(spare: socket.socket | None, fd: int) -> bool:
+    """Give a caller's connection to a chaperone that waits; False if there is none."""
+    if spare is None:
+        return False
+    try:
+        send_fds(spare, b"request", [fd])
+        return True
+    except OSError:
+        return False
+    finally:
+        spare.close()
 
 
 def _comes(listening: socket.socket, idle_s: float | None) -> bool:
@@ -193,21 +226,31 @@ def _comes(listening: socket.socket, idle_s: float | None) -> bool:
 
 
 def _become_chaperone(
-    fd: int, ours: tuple[int, ...], spool_path: str, launcher_fd: int
+    waiting: socket.socket, ours: tuple[int, ...], spool_path: str, launcher_fd: int
 ) -> NoReturn:
-    """Become a guard; in its child take the request, hold the run, and exit."""
+    """Become a guard; in its child wait for a request, hold the run, and exit."""
     code = os.EX_SOFTWARE
     try:
         for number in CHANGED_SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         # At once: what is done before it is in the memory of the guard as well.
-        guard = guarding.fork(kept=(*ours, fd, launcher_fd), is_new=True)
-        connection = socket.socket(fileno=fd)
+        guard = guarding.fork(kept=(*ours, waiting.fileno(), launcher_fd), is_new=True)
+        spool_fd, *others = ours
+        for number in others:  # who connects when the launcher has ended must be refused
+            os.close(number)
+        _, fds = receive_fds(waiting, MESSAGE_BYTES)
+        waiting.close()
+        # A signal that came by now is not the run's.
+        while pending := signal.sigpending():
+            signal.sigtimedwait(pending, 0)
+        if not fds or guard.heard() is None:  # the launcher has ended; or the guard was killed
+            guard.release()
+            os._exit(os.EX_OK)
+        connection = socket.socket(fileno=fds[0])
         connection.settimeout(ANSWER_S)
         try:
-            is_here = _is_at(ours[0], spool_path)
-            for number in ours:
-                os.close(number)
+            is_here = _is_at(spool_fd, spool_path)
+            os.close(spool_fd)
             request = _request(connection, launcher_fd)
             if not is_here:
                 _end(launcher_fd)

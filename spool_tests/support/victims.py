@@ -353,10 +353,11 @@ class Warm(Cold):
         }
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
             fd = format.open_spool(str(self.spool))  # a name that fits into a socket's address
+            # Those of the next request are there before it comes.
+            [guard] = until(lambda: children_of(self.launcher.pid))
+            [chaperone] = until(lambda: children_of(guard))
             asking.connect(f"/proc/self/fd/{fd}/{format.LAUNCHER}")
             os.close(fd)
-            [guard] = until(lambda: children_of(self.launcher.pid))
-            [chaperone] = until(lambda: children_of(guard))  # it waits for what is asked
             strace = tracer.attach(chaperone)
             asking.sendall((jsontext.dumps(given) + "\n").encode())
             asking.settimeout(60)
