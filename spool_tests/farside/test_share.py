@@ -18,7 +18,8 @@ import pytest
 from chaperone.model import spec as specs
 from spool_tests.support.far import far_processes, log
 from spool_tests.support.processes import ssh_masters
-from spool_tests.support.runs import ask, final, live, running, sh, start, stdout
+from spool_tests.support.runs import ask, final, live, running, sh, stdout
+from spool_tests.support.runs import start as started
 from spool_tests.support.sshd import Sshd
 from spool_tests.support.waiting import need, until
 
@@ -45,6 +46,11 @@ def masters(spool):
     until(lambda: not found())
 
 
+def start(*arguments, **spec):
+    """With time to connect, however busy the machine is."""
+    return started(*arguments, **{"timeouts": {"connect": 300}, **spec})
+
+
 def shared(sshd, **options):
     remote = sshd.remote()
     ssh = {**remote, "options": {**remote["options"], **options}}
@@ -68,11 +74,11 @@ def uses_master(spool, run_id):
 
 def test_second_run_uses_the_connection_of_the_first(spool, sshd, masters):
     first = start(spool, sh("echo one; exit 3"), "first", remote=shared(sshd))
-    assert first.wait(60) == 0
+    assert first.wait(300) == 0
     assert (final(spool, "first")["return_code"], stdout(spool, "first")) == (3, b"one\n")
     (master,) = masters().values()
     second = start(spool, sh("cat; exit 4", stdin="in"), "second", remote=shared(sshd))
-    assert second.wait(60) == 0
+    assert second.wait(300) == 0
     assert (final(spool, "second")["return_code"], stdout(spool, "second")) == (4, b"in")
     assert list(masters().values()) == [master]
     assert final(spool, "second")["complete"] and log(spool, "second") == ""
@@ -118,12 +124,13 @@ def test_full_master_gets_a_second_one_and_the_limit_is_remembered(spool, narrow
     ]
     up(spool, *(f"r{number}" for number in range(5)))
     paths = [uses_master(spool, f"r{number}") for number in range(5)]
-    assert sorted(map(paths.count, set(paths))) == [1, 2, 2]
+    # More than three, if a session did not begin in time.
+    assert max(map(paths.count, paths)) == 2 and len(set(paths)) >= 3
     (found,) = spool.glob(".connect/m-*.sessions")
     assert found.read_text() == "2\n"
     for number, chaperone in enumerate(runs):
         ask(spool, "kill", f"r{number}")
-        assert chaperone.wait(60) == 0
+        assert chaperone.wait(300) == 0
 
 
 def test_death_of_a_master_is_a_cut_for_all_its_runs(spool, sshd, masters, tmp_path):
@@ -143,11 +150,11 @@ def test_death_of_a_master_is_a_cut_for_all_its_runs(spool, sshd, masters, tmp_p
     assert uses_master(spool, "survivor") == uses_master(spool, "victim")
     (pid,) = masters().values()
     os.kill(pid, signal.SIGKILL)
-    assert victim.wait(60) == 0
+    assert victim.wait(300) == 0
     status = final(spool, "victim")
     assert (status["state"], status["exception"]["stage"]) == ("lost", "connection")
     until(lambda: not far_processes(spool, "victim"))
-    assert (survivor.wait(60), alone.wait(60)) == (0, 0)
+    assert (survivor.wait(300), alone.wait(300)) == (0, 0)
     status = final(spool, "survivor")
     assert (status["return_code"], status["complete"]) == (6, True)
     assert status["connection"]["drops"] == 1
@@ -159,18 +166,18 @@ def test_death_of_a_master_is_a_cut_for_all_its_runs(spool, sshd, masters, tmp_p
 
 
 def test_socket_that_a_killed_master_left_is_replaced(spool, sshd, masters):
-    assert start(spool, sh("true"), "first", remote=shared(sshd)).wait(60) == 0
+    assert start(spool, sh("true"), "first", remote=shared(sshd)).wait(300) == 0
     ((number, pid),) = masters().items()
     os.kill(pid, signal.SIGKILL)
     until(lambda: not masters())
     assert list(spool.glob(f".connect/m-*.{number}"))
-    assert start(spool, sh("exit 3"), "second", remote=shared(sshd)).wait(60) == 0
+    assert start(spool, sh("exit 3"), "second", remote=shared(sshd)).wait(300) == 0
     assert final(spool, "second")["return_code"] == 3
     assert list(masters()) == [number] and masters()[number] != pid
 
 
 def test_doctor_lists_the_masters(spool, sshd, masters, chaperone):
-    assert start(spool, sh("true"), remote=shared(sshd)).wait(60) == 0
+    assert start(spool, sh("true"), remote=shared(sshd)).wait(300) == 0
     (name,) = [path.name for path in spool.glob(".connect/m-*.0")]
     assert f"shared connections: up in .connect: {name}\n" in chaperone("doctor").stdout
     os.kill(*masters().values(), signal.SIGKILL)
@@ -180,7 +187,7 @@ def test_doctor_lists_the_masters(spool, sshd, masters, chaperone):
 
 
 def test_master_that_idles_ends(spool, sshd, masters):
-    assert start(spool, sh("true"), remote=shared(sshd, ControlPersist=1)).wait(60) == 0
+    assert start(spool, sh("true"), remote=shared(sshd, ControlPersist=1)).wait(300) == 0
     until(lambda: not masters(), 20)
 
 
@@ -191,10 +198,7 @@ def test_path_of_any_length_will_do(tmp_path, spool, sshd, masters):
     try:
         for where, begins in ((pathlib.Path(short), short), (deep, "/proc/")):
             for name in ("first", "second"):
-                run = start(
-                    where, sh("exit 3"), name, remote=shared(sshd), timeouts={"connect": 240}
-                )
-                assert run.wait(300) == 0
+                assert start(where, sh("exit 3"), name, remote=shared(sshd)).wait(300) == 0
                 assert final(where, name)["return_code"] == 3
             words = " ".join(final(where, "second")["connection"]["argv"])
             assert f"ControlPath={begins}" in words and len(masters()) == 1
@@ -209,11 +213,11 @@ def test_run_that_can_not_share_connects_by_itself(spool, sshd, masters, why, mo
     if why == "inside a run":
         monkeypatch.setenv("CHAPERONE_RUN_ID", "outer")
         chaperone = start(spool, sh("exit 3"), remote=shared(sshd))
-        assert chaperone.wait(60) == 0
+        assert chaperone.wait(300) == 0
         assert final(spool)["return_code"] == 3
     else:
         chaperone = start(spool, sh("exit 3"), remote=shared(sshd, IdentityFile="/dev/null"))
-        assert chaperone.wait(60) == 0
+        assert chaperone.wait(300) == 0
         status = final(spool)
         assert (status["state"], status["exception"]["stage"]) == ("error", "auth")
     assert not masters()
@@ -222,7 +226,7 @@ def test_run_that_can_not_share_connects_by_itself(spool, sshd, masters, why, mo
 
 @pytest.mark.long
 def test_paused_master_holds_nobody_for_long(spool, sshd, masters):
-    assert start(spool, sh("true"), "first", remote=shared(sshd)).wait(60) == 0
+    assert start(spool, sh("true"), "first", remote=shared(sshd)).wait(300) == 0
     (pid,) = masters().values()
     os.kill(pid, signal.SIGSTOP)
     second = start(spool, sh("exit 3"), "second", remote=shared(sshd), timeouts={"connect": 120})
@@ -267,36 +271,44 @@ def test_survivors_share_and_others_are_asked(spool, sshd):
 def test_masters_killed_at_random_under_fifty_runs(spool, sshd, masters, tmp_path, told):
     """Half of them survive: complete by checksum; the others that were cut are lost and gone."""
     gate = f"while [ ! -e {tmp_path}/go ]; do sleep 0.2; done;"
-    script = f"{gate} i=0; while [ $i -lt 100 ]; do echo $i; i=$((i+1)); sleep 0.2; done"
+    stay = f"while [ ! -e {tmp_path}/enough ]; do sleep 0.2; done"
+    script = f"{gate} i=0; while [ $i -lt 100 ]; do echo $i; i=$((i+1)); sleep 0.2; done; {stay}"
     whole = hashlib.sha256(b"".join(b"%d\n" % number for number in range(100))).digest()
-    lives = ["survive", "kill"] * 25
-    runs = {
-        f"r{number}": start(
-            spool,
-            sh(script),
-            f"r{number}",
-            remote=shared(sshd),
-            on_disconnect=life,
-            timeouts={"connect": 300},
-            stop={"grace_period": 1},
-        )
-        for number, life in enumerate(lives)
-    }
-    up(spool, *runs)  # before, what is cut was perhaps never started
+    runs = {}
+
+    def begin(count):
+        """That many runs more, half of them survive; what is cut before was perhaps not started."""
+        for number in range(len(runs), len(runs) + count):
+            runs[f"r{number}"] = start(
+                spool,
+                sh(script),
+                f"r{number}",
+                remote=shared(sshd),
+                on_disconnect="survive" if number % 2 else "kill",
+                lease=600,
+                stop={"grace_period": 1},
+            )
+        up(spool, *list(runs)[-count:])
+
+    begin(50)
     (tmp_path / "go").touch()
     killed, by_chance = 0, random.Random(7)
-    while killed < 40 and any(run.poll() is None for run in runs.values()):
+    while killed < 40:
+        # A run that found no master in three tries has a connection of its own by now.
+        if not masters():
+            begin(10)
         for pid in list(masters().values()):
             if by_chance.random() < 0.3 and killed < 40:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
                     killed += 1
         time.sleep(by_chance.random())
+    (tmp_path / "enough").touch()
+    told(f"masters killed: {killed}, under {len(runs)} runs")
     for run in runs.values():
         assert run.wait(600) == 0
-    told(f"masters killed under 50 runs: {killed}")
-    for number, life in enumerate(lives):
-        status = final(spool, f"r{number}")
+    for number in range(len(runs)):
+        status, life = final(spool, f"r{number}"), "survive" if number % 2 else "kill"
         if life == "survive":
             assert (status["state"], status["return_code"], status["complete"]) == (
                 "terminated",
@@ -325,7 +337,6 @@ def test_death_of_the_chaperone_that_started_the_master_is_its_own_run_s_alone(
             f"r{number}",
             remote=shared(sshd),
             on_disconnect=life,
-            timeouts={"connect": 300},
         )
         for number, life in enumerate(["survive", "kill"] * 10)
     }
