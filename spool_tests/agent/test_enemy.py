@@ -12,7 +12,7 @@ import socket
 
 import pytest
 
-from spool_tests.support.agents import TOKENS, served
+from spool_tests.support.agents import NAMES, TOKENS, served
 from spool_tests.support.runs import sh
 from spool_tests.support.waiting import until
 
@@ -167,5 +167,5 @@ def test_client_that_cuts_its_own_body_gets_no_answer(agent):
         return [line for line in agent.log.read_text().splitlines() if " PUT " in line]
 
     line = re.sub(r"\d+ms", "Nms", until(logged)[0].split(maxsplit=2)[2])
-    assert line == "127.0.0.1 runer PUT /api/v1/etl/runs/r - 0B Nms cut"
+    assert line == f"127.0.0.1 {NAMES['run']} PUT /api/v1/etl/runs/r - 0B Nms cut"
     assert "(this is a bug)" not in agent.log.read_text()
