@@ -20,11 +20,11 @@ from ..tls import Certificate
 from .application import Agent, Application, Route
 from .connections import Connections
 from .exchange import bug
-from .routes import openapi, runs, streams
+from .routes import endings, openapi, runs, streams
 
 BACKLOG = 1024
 REAP_S = 60.0  # between two looks for runs whose chaperone died: nothing else does it here
-ROUTES = [*runs.ROUTES, *streams.ROUTES]
+ROUTES = [*runs.ROUTES, *endings.ROUTES, *streams.ROUTES]
 
 
 def listen(address: str) -> socket.socket:

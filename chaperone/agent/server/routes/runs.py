@@ -1,5 +1,5 @@
 """
-The routes of runs: start, list, look, ask, collect, delete.
+The routes of runs: start, list, look, ask.
 
 Knows: the calls of `api`.  Must not know: HTTP beyond a request and its answer.
 What may take longer than a small file takes runs in a thread.
@@ -8,7 +8,6 @@ What may take longer than a small file takes runs in a thread.
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import pwd
 import time
@@ -29,7 +28,7 @@ from ....program.fds import owned
 from ....spool import format, look
 from ...callback.progress import renewal_s
 from ..application import BIG_BODY, Asked, Route
-from ..exchange import LiveRunError, RefusedError, answer
+from ..exchange import RefusedError, answer
 
 MOST = 1_000  # runs of one page
 USUAL = 100
@@ -60,7 +59,7 @@ async def about(asked: Asked) -> Response:
 # -- start
 
 
-def _key(value: Any, path: str) -> str:
+def key(value: Any, path: str) -> str:
     if not isinstance(value, str) or len(value) != 32 or set(value) - _KEY_DIGITS:
         checks.fail(path, "32 hexadecimal digits", value)
     return str(value)
@@ -75,7 +74,7 @@ def _object(value: Any, path: str) -> dict[str, Any]:
 _START = checks.Fields(
     {
         "spec": (_object, checks.REQUIRED),
-        "key": (_key, checks.REQUIRED),
+        "key": (key, checks.REQUIRED),
         "warm": (checks.boolean, True),
         "env": (checks.OrNull(checks.object_of_strings), None),
         "cwd": (checks.OrNull(checks.text), None),
@@ -267,60 +266,6 @@ async def renew(asked: Asked) -> Response:
     return Response(status_code=204)
 
 
-# -- collect, delete
-
-
-def _keys(value: Any, path: str) -> dict[str, str | None]:
-    if not isinstance(value, dict):
-        checks.fail(path, "an object of keys", value)
-    for run_id in value:  # each becomes a name in a directory
-        if not specs.is_run_id(run_id):
-            checks.fail(path, "run ids as its names", run_id)
-    check = checks.OrNull(_key)
-    return {run_id: check(key, checks.at(path, run_id)) for run_id, key in value.items()}
-
-
-_COLLECT = checks.Fields({"runs": (_keys, checks.REQUIRED)}, "request")
-
-
-async def collect(asked: Asked) -> Response:
-    """Take ended runs out of .ended/: their endings are committed."""
-    runs = _COLLECT(asked.json(), "")["runs"]
-    collected, waiting = await asyncio.to_thread(_collect, asked.spool().path, runs)
-    return answer({"collected": collected, "waiting": waiting})
-
-
-def _collect(path: str, runs: dict[str, str | None]) -> tuple[list[str], list[str]]:
-    collected: list[str] = []
-    waiting: list[str] = []
-    with owned(format.open_spool(path)) as spool_fd:
-        for run_id, key in runs.items():
-            is_same = key is None or look.key_of(spool_fd, run_id) in (key, None)
-            if is_same:
-                look.collect(spool_fd, run_id)
-                # Once more: it may have moved there between the two looks.
-                if format.where_entered(spool_fd, run_id) == format.ENDED:
-                    look.collect(spool_fd, run_id)
-            # A later run with this id is not theirs: what they ask for is done.
-            is_there = is_same and format.where_entered(spool_fd, run_id) is not None
-            (waiting if is_there else collected).append(run_id)
-    return collected, waiting
-
-
-async def delete(asked: Asked) -> Response:
-    """Delete a run that has ended."""
-    run = asked.run()
-    check_key(asked, run)
-    try:
-        async with asked.agent.alone(run.spool_path):
-            await asyncio.to_thread(run.delete)
-    except SpoolError as error:
-        if error.errno == errno.EBUSY:
-            raise LiveRunError(str(error), error.errno) from error
-        raise
-    return Response(status_code=204)
-
-
 def check_key(asked: Asked, run: api.Run) -> str:
     """
     The key of a run, which the client may have named in If-Match.
@@ -396,19 +341,5 @@ ROUTES = [
         right="run",
         answer=renew,
         does="Renew the leases of runs",
-    ),
-    Route(
-        method="POST",
-        path="/{spool}/collect",
-        right="run",
-        answer=collect,
-        does="Take ended runs out of .ended/",
-    ),
-    Route(
-        method="DELETE",
-        path="/{spool}/runs/{run_id}",
-        right="run",
-        answer=delete,
-        does="Delete a run that has ended",
     ),
 ]
