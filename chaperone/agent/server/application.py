@@ -29,16 +29,7 @@ from ...model.spec import is_run_id
 from ...spool import format
 from .. import wire
 from . import page
-from .exchange import (
-    CutError,
-    Exchange,
-    NoSpoolError,
-    Receive,
-    RefusedError,
-    Send,
-    no_answer,
-    refusal,
-)
+from .exchange import Exchange, NoSpoolError, Receive, RefusedError, Send, refusal
 from .tokens import Tokens
 
 BODY = 64 * 1024  # bytes, at most
@@ -202,8 +193,7 @@ class Application:
         # What asks for a token of its own, or for none.
         self._open = [index, *(matchers[route.path] for route in routes if route.right is None)]
         inner = [index, *matchers.values()]
-        handlers = {HTTPException: _no_route, CutError: no_answer}
-        self._app = Starlette(routes=inner, exception_handlers=handlers)
+        self._app = Starlette(routes=inner, exception_handlers={HTTPException: _no_route})
         self._app.router.redirect_slashes = False
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:

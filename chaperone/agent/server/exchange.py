@@ -81,13 +81,6 @@ class CutError(Exception):
     """An answer ends before its end: the client sees that and asks again."""
 
 
-async def no_answer(request: object, error: Exception) -> Any:
-    """
-    What starlette does about a `CutError`: nothing. Without this it would answer 500 to a client
-    that has gone, as to any error that it does not know.
-    """
-
-
 class Exchange:
     """
     A request and its answer, as the server has them.
@@ -112,6 +105,7 @@ class Exchange:
         self._receive = receive
         self._send = send
         self._has_all = False  # of the request
+        self._has_gone = False  # the client
         self._status: int | None = None
         self._sent = 0
         self._is_whole = False  # the answer
@@ -228,6 +222,7 @@ class Exchange:
         message = await self._receive()
         if message["type"] == "http.request" and not message.get("more_body", False):
             self._has_all = True
+        self._has_gone = self._has_gone or message["type"] == "http.disconnect"
         return message
 
     async def gone(self) -> None:
@@ -239,6 +234,8 @@ class Exchange:
 
     async def send(self, message: Any) -> None:
         """As of ASGI; the rest of a body that was refused is taken, and dropped."""
+        if self._has_gone:  # starlette would answer 500 to a `CutError`, as to any other
+            raise CutError
         if message["type"] == "http.response.start":
             self._status = message["status"]
         else:

@@ -27,7 +27,7 @@ from ..fed_run import ConflictError, GapError
 from ..reception import Reception
 from .application import Agent, Asked
 from .application import Route as AgentRoute
-from .exchange import CutError, Exchange, Receive, RefusedError, Send, answer, no_answer, refusal
+from .exchange import Exchange, Receive, RefusedError, Send, answer, refusal
 
 OUTPUT_BODY = 1024 * 1024  # bytes, at most
 COMPLETED_BODY = 16 * 1024 * 1024  # a status repeats parts of its spec
@@ -310,8 +310,7 @@ class Receiver:
             self._route("/{run_id}/completed", "POST", calls.completed),
             self._route("/{run_id}/requests", "GET", calls.requests),
         ]
-        handlers = {HTTPException: _no_route, CutError: no_answer}
-        self._app = Starlette(routes=routes, exception_handlers=handlers)
+        self._app = Starlette(routes=routes, exception_handlers={HTTPException: _no_route})
         self._app.router.redirect_slashes = False
 
     def expect(self, run_id: str, key: str | None = None) -> tuple[str, str]:
