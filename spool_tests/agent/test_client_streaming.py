@@ -1,10 +1,15 @@
 """How a subscriber on an event loop reads an answer in chunks."""
 
 import asyncio
+import os
+import subprocess
+import sys
 
 import pytest
 
 from chaperone.agent.client.streaming import ATTEMPT_S, Chunks, attempts
+from spool_tests.support import agents
+from spool_tests.support.places import ROOT
 
 MESSAGE = b"5\r\nhello\r\n00A;name=value\r\n, world\r\n!\r\n0\r\n\r\n"
 
@@ -51,3 +56,26 @@ def test_loop_that_is_not_asyncios_is_called_without_its_own_arguments():
 
     assert asyncio.run(main()) == {"happy_eyeballs_delay": ATTEMPT_S}
     assert attempts(asyncio.AbstractEventLoop()) == {}
+
+
+DROPPED = """
+import asyncio, sys
+from chaperone import aio
+loop = asyncio.new_event_loop()
+loop.run_until_complete(aio.Spool(sys.argv[1]).live())
+print("dropped")
+"""
+
+
+def test_loop_that_is_dropped_with_its_tasks_says_nothing(tmp_path):
+    """As by Apsis, which ends without cancelling what it has."""
+    with agents.served(tmp_path) as agent:
+        env = {"CHAPERONE_TOKEN_FILE": agent.token_files["run"], "CHAPERONE_CA": agent.ca}
+        done = subprocess.run(
+            [sys.executable, "-c", DROPPED, agent.spool_url],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, **env},
+        )
+    assert (done.stdout, done.stderr) == ("dropped\n", "")

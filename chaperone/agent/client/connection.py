@@ -297,6 +297,8 @@ class _Kept:
         self._users = 0
         self._used_at = self._loop.time()
         self._task = self._loop.create_task(self._close(), name="chaperone-connections")
+        # A loop that is dropped with its tasks, as by Apsis, would log that this one is pending.
+        self._task._log_destroy_pending = False  # type: ignore[attr-defined]
 
     def is_usable(self) -> bool:
         """Whether it is open, and of the running loop."""
@@ -314,5 +316,9 @@ class _Kept:
         try:
             while self._users or self._used_at + KEPT_S > self._loop.time():
                 await asyncio.sleep(KEPT_S)
-        finally:
+        except GeneratorExit:  # dropped with its loop: nothing can be awaited
+            raise
+        except BaseException:
             await self._client.aclose()
+            raise
+        await self._client.aclose()
