@@ -317,7 +317,7 @@ def test_run_that_is_deleted_while_tasks_wait_is_an_error_of_each(spool):
 
 def test_sweep_of_another_process_is_an_error(spool):
     async def main():
-        with pytest.raises(BusyError, match="another reap or gc is at work$"):
+        with pytest.raises(BusyError, match="another chaperone reap or gc is running$"):
             await aio.Spool(spool)["r"].delete()
 
     with Writer(spool) as writer:

@@ -232,7 +232,7 @@ class FedRun:
         """
         final = statuses.final_known(status, self.run_id)
         if final is None or status.get("run_id") not in (None, self.run_id):
-            why = "that is no final status of it"
+            why = "want a final status of this run"
             raise ConflictError(f"unable to end run {self.run_id!r}: {why}")
         if self._directory is None:
             if final != self.status:

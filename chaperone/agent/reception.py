@@ -142,7 +142,8 @@ class Reception:
                 spec = {}
         wanted = spec.get("key") or (self._expected(run_id) or {}).get("key")
         if key is not None and wanted not in (None, key):
-            raise ConflictError(f"unable to go on with run {run_id!r}: another run has its token")
+            why = "another run, with another key, was posted to its URL"
+            raise ConflictError(f"unable to go on with run {run_id!r}: {why}")
         if known is not None and known.is_there():
             known.touch()
             return known

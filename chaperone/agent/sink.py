@@ -43,9 +43,11 @@ def check_names(run_id: object, key: object = None) -> None:
         SpecError: If one of them is invalid; a key of None is none.
     """
     if not specs.is_run_id(run_id):
-        raise SpecError(f"unable to feed run {run_id!r}: want an id {specs.ID_FORM}")
+        raise SpecError(f"unable to write the copy of run {run_id!r}: want an id {specs.ID_FORM}")
     if key is not None and not (isinstance(key, str) and key.isalnum() and specs.is_run_id(key)):
-        raise SpecError(f"unable to feed run {run_id!r}: want a key of letters and digits")
+        raise SpecError(
+            f"unable to write the copy of run {run_id!r}: want a key of letters and digits"
+        )
 
 
 class Sink:
@@ -132,7 +134,7 @@ class Sink:
         Raises:
             SpecError: If the id or the key is none.
             RunExistsError: If the id belongs to another run.
-            SpoolError: If the run directory can't be made, or another process feeds it.
+            SpoolError: If the run directory can't be made, or another process writes it.
         """
         check_names(run_id, "" if key is None else key)
         known = self.runs.get(run_id)
@@ -140,7 +142,7 @@ class Sink:
             return known
         if known is not None and known.is_there():
             raise RunExistsError(
-                f"unable to feed run {run_id!r}: another run has its id", errno.EEXIST
+                f"unable to write the copy of run {run_id!r}: another run has its id", errno.EEXIST
             )
         self.drop_removed()
         try:
@@ -172,17 +174,18 @@ class Sink:
             spec = look.read_spec(run_fd)
             if not spec and look.pulse(run_fd) is None:
                 why = "it is being deleted"
-                raise SpoolError(f"unable to feed run {run_id!r}: {why}", errno.EAGAIN)
+                raise SpoolError(f"unable to write the copy of run {run_id!r}: {why}", errno.EAGAIN)
             if spec.get("key") != key or not look.is_fed(spec, by):
                 raise RunExistsError(
-                    f"unable to feed run {run_id!r}: another run has its id", errno.EEXIST
+                    f"unable to write the copy of run {run_id!r}: another run has its id",
+                    errno.EEXIST,
                 )
             if look.pulse(run_fd) is None and look.read_final(run_fd, run_id) is not None:
                 return FedRun.of_ended(run_fd, run_id, key)
         directory = takeover.take_over(self.spool_fd, self.path, run_id)
         if directory is None:
-            why = "another process feeds it"
-            raise SpoolError(f"unable to feed run {run_id!r}: {why}", errno.EAGAIN)
+            why = "another process writes it"
+            raise SpoolError(f"unable to write the copy of run {run_id!r}: {why}", errno.EAGAIN)
         if directory.is_ended():  # the sink before us was killed inside the ending
             ended = FedRun.of_ended(directory.fd, run_id, key)
             directory.end(spec.get("durable") is True)

@@ -292,7 +292,8 @@ class Watch:
             held = "its tracer holds it" if processes.is_held(pid) else "a zombie"
             named.append(f"{pid} ({'another user' if pid in refused else held})")
         if named:
-            self._log(f"{len(left)} processes can't be killed: {', '.join(named)}")
+            count = "1 process" if len(left) == 1 else f"{len(left)} processes"
+            self._log(f"{count} can't be killed: {', '.join(named)}")
 
     def _log(self, text: str) -> None:
         now_ns = time.time_ns()

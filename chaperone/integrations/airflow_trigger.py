@@ -98,7 +98,8 @@ class ChaperoneTrigger(BaseTrigger):  # type: ignore[misc]
                 elif isinstance(event, (Ended, Lost)):
                     await _log(lines.rest())
                     return None if event.status is None else {**event.status.raw}
-        raise NoRunError(f"unable to follow run {self.run_id!r}: it has no end")
+        why = "another process has collected it"
+        raise NoRunError(f"unable to follow run {self.run_id!r}: {why}")
 
     async def _logged(self, count: int) -> None:
         """

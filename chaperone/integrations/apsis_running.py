@@ -154,7 +154,8 @@ class RunningChaperoneProgram(base.RunningProgram):  # type: ignore[misc]
             elif isinstance(event, Shrank):
                 output.clear()
             elif event is None and left is None:
-                raise NoRunError(f"unable to follow run {self.run_id!r}: it has no end")
+                why = "another process has collected it"
+                raise NoRunError(f"unable to follow run {self.run_id!r}: {why}")
             now = time.monotonic()
             if output_due is not None and now >= output_due:
                 yield base.ProgramUpdate(outputs=base.program_outputs(bytes(output)))

@@ -135,6 +135,6 @@ def receive_line(connection: socket.socket) -> bytes:
     while not (pieces and pieces[-1].endswith(b"\n")):
         piece = connection.recv(1 << 18)
         if not piece:
-            raise ConnectionResetError("the other end has gone")
+            raise ConnectionResetError("the other end has closed the connection")
         pieces.append(piece)
     return b"".join(pieces)

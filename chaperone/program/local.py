@@ -261,8 +261,7 @@ class LocalProgram:
         spared = refused + held
         # Where the program itself is none of them it has ended, and that is heard next.
         if left and len(spared) == len(left) and (self._finishing or self.pid in spared):
-            why = "run as another user" + (" or are held by a tracer" if held else "")
-            sentence = f"{len(left)} processes {why} and can't be killed: {left[:20]!r}"
+            sentence = _unkillable(left, bool(held))
             self._chaperone.log(sentence)
             self._finished() if self._finishing else self._give_up(sentence)
             return
@@ -298,7 +297,7 @@ class LocalProgram:
         if self._held_since is None:
             self._held_since = loop.now()
         if self._is_overdue() and loop.now() - self._held_since > processes.HELD_S:
-            sentence = f"its tracer holds process {self.pid}, which has ended"
+            sentence = f"process {self.pid} has ended, but its tracer has not released it"
             self._chaperone.log(sentence)
             self._give_up(sentence)
             return
@@ -379,6 +378,16 @@ class LocalProgram:
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
+
+
+def _unkillable(pids: list[int], may_be_held: bool) -> str:
+    """Why these processes live on after SIGKILL; of many the first twenty are named."""
+    if len(pids) == 1:
+        held = " or is held by a tracer" if may_be_held else ""
+        return f"process {pids[0]} runs as another user{held} and can't be killed"
+    held = " or are held by a tracer" if may_be_held else ""
+    named = ", ".join(map(str, pids[:20]))
+    return f"{len(pids)} processes run as another user{held} and can't be killed: {named}"
 
 
 def _own_maxrss_kib() -> float:

@@ -275,7 +275,7 @@ def _removed(spool_fd: int, run_id: str) -> int:
         _held_lock(run_fd, run_id) as was_ending,
     ):
         if look.ended_at(run_fd) is None or not format.is_path_of(spool_fd, run_id, run_fd):
-            why = "another run has its name now"
+            why = "another run has its id now"
             raise SpoolError(f"unable to delete run {run_id!r}: {why}")
         format.remove_entry(spool_fd, format.ENDED, run_id)
         gone = f".{run_id}.{os.urandom(8).hex()}{format.GONE}"

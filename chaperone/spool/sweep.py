@@ -90,7 +90,8 @@ def sweep(spool_fd: int, spool_path: str) -> Iterator[Memory]:
         lock.acquire()
     except filelock.Timeout as error:
         raise BusyError(
-            f"unable to sweep spool {spool_path!r}: another reap or gc is at work", errno.EAGAIN
+            f"unable to reap or gc spool {spool_path!r}: another chaperone reap or gc is running",
+            errno.EAGAIN,
         ) from error
     except OSError as error:
         raise format.failure(f"sweep spool {spool_path!r}", error) from error

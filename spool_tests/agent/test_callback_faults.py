@@ -129,15 +129,18 @@ def test_receiver_that_has_another_run_ends_the_posting(spool, receiver):
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        ({"code": 204}, "it answered with HTTP status 204, and without the size that it has"),
+        (
+            {"code": 204},
+            "it answered with HTTP status 204: want the size of stdout in its answer, got none",
+        ),
         (
             {"code": 204, "offset": 1},
             "it has 1 bytes of stdout after it took 4",
         ),
         (
             {"code": 204, "offset": 10**9},
-            "it has 1000000000 bytes of stdout, and the run has 4; "
-            "they are another run's, or the run has lost some",
+            "it has 1000000000 bytes of stdout, but the run has only 4: "
+            "it may have another run's bytes, or the run's file was truncated",
         ),
         ({"code": 200, "offset": 4}, "it answered with HTTP status 200"),
         ({"code": 307, "offset": 4}, "it answered with HTTP status 307"),

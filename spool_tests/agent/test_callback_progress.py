@@ -80,8 +80,8 @@ def test_receiver_that_has_less_gets_it_again_and_the_second_time_after_a_pause(
         (9, "it has 9 bytes of stdout after it took 10"),
         (
             41,
-            "it has 41 bytes of stdout, and the run has 40; "
-            "they are another run's, or the run has lost some",
+            "it has 41 bytes of stdout, but the run has only 40: "
+            "it may have another run's bytes, or the run's file was truncated",
         ),
     ],
 )

@@ -412,7 +412,7 @@ def test_sweep_of_another_process_is_an_error(two):
     with Writer(two.path) as writer:
         writer.end()
     with owned(format.open_spool(str(two.path))) as spool_fd, sweep(spool_fd, str(two.path)):
-        with pytest.raises(BusyError, match="another reap or gc is at work$"):
+        with pytest.raises(BusyError, match="another chaperone reap or gc is running$"):
             two.far["r"].delete()
 
 

@@ -252,7 +252,8 @@ def test_agent_that_can_not_be_reached_is_one_sentence_and_ends(far, monkeypatch
     begin, _, end = str(caught.value).partition(" at port ")
     assert begin == f"unable to reach the agent {WHERE}"
     assert end.partition(": ")[2] == (
-        "127.0.0.1: timed out (--listen names an address and a port that can be reached)"
+        "127.0.0.1: timed out"
+        " (use --listen to choose an address and a port that this host can reach)"
     )
     until(far.is_clean, PATIENCE_S)
 

@@ -224,7 +224,7 @@ def test_host_without_a_new_python_is_one_sentence(python, tmp_path, monkeypatch
         there.deploy()
     assert str(caught.value) == (
         "unable to deploy an agent here, behind env, as whom env makes us: python3 of 3.10 or"
-        " later is required there; `remote` in a spec runs a program over ssh on a host that has"
-        " none"
+        " later is required there; to run a program over ssh on a host without it, use `remote`"
+        " in a spec"
     )
     assert there.is_clean()

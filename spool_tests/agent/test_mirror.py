@@ -411,7 +411,7 @@ def test_run_whose_id_is_taken_stays_and_harms_no_other(agent, client, spool, mi
     put(agent, client, "free", sh("echo bytes"))
     ended(spool, "free")
     until(mirror.lines)
-    why = "unable to feed run 'taken': another run has its id; the agent keeps its own"
+    why = "unable to write the copy of run 'taken': another run has its id; the agent keeps its own"
     assert mirror.lines() == [why]
     until(lambda: os.listdir(agent.spool / ".ended") == ["taken"])
     assert (spool / "taken" / "stdout").read_bytes() == b"mine\n"
@@ -427,7 +427,8 @@ def test_run_directory_that_is_damaged_here_harms_no_other(agent, client, spool,
     mirror.start()
     put(agent, client, "other", sh("echo bytes"))
     ended(spool, "other")
-    why = "run 'r' is tried again in 1 s: unable to feed run 'r': want a key of letters and digits"
+    why = "unable to write the copy of run 'r': want a key of letters and digits"
+    why = f"run 'r' is tried again in 1 s: {why}"
     assert mirror.lines()[0] == why
 
 

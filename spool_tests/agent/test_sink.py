@@ -166,7 +166,7 @@ def test_status_that_is_not_final_ends_nothing(sink):
     for status in (far_running(), {}, {**far_final(), "run_id": "other"}):
         with pytest.raises(ConflictError) as error:
             run.ended(status)
-        assert str(error.value) == "unable to end run 'r': that is no final status of it"
+        assert str(error.value) == "unable to end run 'r': want a final status of this run"
 
 
 def test_status_so_far_is_replaced_where_it_changed(spool, sink):
@@ -210,7 +210,7 @@ def test_run_of_another_key_or_of_a_chaperone_is_refused(spool, sink):
     fed(sink)
     with pytest.raises(RunExistsError) as error:
         sink.run("r", "f" * 32, far_spec(), ORIGIN)
-    assert str(error.value) == "unable to feed run 'r': another run has its id"
+    assert str(error.value) == "unable to write the copy of run 'r': another run has its id"
     local = disk.create(spool, "local")
     with pytest.raises(RunExistsError):
         sink.run("local", local.key, far_spec("local"), ORIGIN)
@@ -221,7 +221,7 @@ def test_second_sink_of_a_run_is_refused(spool, sink):
     fed(sink)
     with Sink(str(spool)) as second, pytest.raises(SpoolError) as error:
         fed(second)
-    assert str(error.value) == "unable to feed run 'r': another process feeds it"
+    assert str(error.value) == "unable to write the copy of run 'r': another process writes it"
 
 
 def test_sink_finds_what_an_earlier_one_left(spool, sink):
@@ -255,7 +255,9 @@ def test_nothing_stays_open(spool):
 
 @pytest.mark.parametrize("run_id", ["../x", "", ".hidden", "a/b", "x" * 129, None, 7])
 def test_id_of_an_evil_agent_is_refused(spool, sink, run_id):
-    with pytest.raises(SpecError, match="^unable to feed run .*: want an id that matches "):
+    with pytest.raises(
+        SpecError, match="^unable to write the copy of run .*: want an id that matches "
+    ):
         sink.run(run_id, KEY, far_spec(), ORIGIN)
     assert disk.tree(spool.parent)[:2] == ["spool", "spool/.ended"]
 
@@ -264,7 +266,9 @@ def test_id_of_an_evil_agent_is_refused(spool, sink, run_id):
 def test_key_of_an_evil_agent_is_refused(spool, sink, key):
     with pytest.raises(SpecError) as error:
         sink.run("r", key, far_spec(), ORIGIN)
-    assert str(error.value) == "unable to feed run 'r': want a key of letters and digits"
+    assert (
+        str(error.value) == "unable to write the copy of run 'r': want a key of letters and digits"
+    )
     assert not (spool / "r").exists()
 
 

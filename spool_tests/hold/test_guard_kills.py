@@ -81,7 +81,7 @@ def test_what_it_may_not_kill_keeps_nobody_waiting_and_is_named(spool, tmp_path)
     os.kill(status["chaperone_pid"], signal.SIGKILL)
     try:
         assert process.wait(60) == -signal.SIGKILL
-        assert log(place) == [f"1 processes can't be killed: {root} (another user)"]
+        assert log(place) == [f"1 process can't be killed: {root} (another user)"]
         assert not is_gone(root) and is_gone(status["pid"])
         reaped = subprocess.run(
             [*NOBODY, *CHAPERONE, "reap", "--spool", place],
@@ -160,7 +160,7 @@ def test_chaperone_waits_for_nothing_that_it_may_not_kill(spool, tmp_path, how, 
             ask(place, "stop 0.2")
         assert process.wait(20) == 0
         ended = final(place)
-        sentence = f"1 processes run as another user and can't be killed: [{root}]"
+        sentence = f"process {root} runs as another user and can't be killed"
         assert log(place)[-1] == sentence
         if how == "program":
             assert (ended["state"], ended["gone_by"]) == ("lost", None)
@@ -229,7 +229,7 @@ def test_what_a_tracer_holds_keeps_nobody_waiting_and_is_named(spool):
     os.kill(status["chaperone_pid"], signal.SIGKILL)
     try:
         assert process.wait(60) == -signal.SIGKILL
-        assert log(spool) == [f"1 processes can't be killed: {held} (its tracer holds it)"]
+        assert log(spool) == [f"1 process can't be killed: {held} (its tracer holds it)"]
     finally:
         strace.kill()
         strace.wait()
@@ -263,10 +263,10 @@ def test_chaperone_waits_for_no_tracer(spool, how):
         if how == "leftover":
             assert (ended["signal"], ended["leftovers"]) == ("SIGKILL", 1)
         else:
-            held = f"its tracer holds process {pid}, which has ended"
+            held = f"process {pid} has ended, but its tracer has not released it"
             if how == "exiting":
-                held = "1 processes run as another user or are held by a tracer"
-                held += f" and can't be killed: [{pid}]"
+                held = f"process {pid} runs as another user or is held by a tracer"
+                held += " and can't be killed"
             assert (ended["state"], ended["gone_by"]) == ("lost", None)
             assert ended["exception"]["message"] == f"unable to stop the program: {held}"
             assert log(spool)[-1] == held

@@ -236,7 +236,7 @@ def test_run_that_took_its_place_while_it_was_opened_is_not_deleted(spool, monke
     monkeypatch.setattr(gc, "_held_lock", replaced)
     summary = delete(spool, older_s=-1)
     assert (
-        "unable to delete run 'r': another run has its name now" in summary.failed
+        "unable to delete run 'r': another run has its id now" in summary.failed
         and (spool / "r" / "status.json").exists()
     )
 
@@ -261,7 +261,7 @@ def test_second_sweep_is_refused_at_once(swept, sweep, monkeypatch):
     with pytest.raises(BusyError) as caught:
         sweep(str(swept))
     assert str(caught.value) == (
-        f"unable to sweep spool {str(swept)!r}: another reap or gc is at work"
+        f"unable to reap or gc spool {str(swept)!r}: another chaperone reap or gc is running"
     )
     assert ids(swept) == ["old"] and len(open_fds(str(swept))) == 1, "only the other sweep's"
 
@@ -272,7 +272,8 @@ def test_second_sweep_exits_75_with_one_sentence(swept, chaperone, words):
     assert (result.returncode, result.stdout, result.stderr) == (
         os.EX_TEMPFAIL,
         "",
-        f"chaperone: unable to sweep spool {str(swept)!r}: another reap or gc is at work\n",
+        f"chaperone: unable to reap or gc spool {str(swept)!r}:"
+        " another chaperone reap or gc is running\n",
     )
 
 

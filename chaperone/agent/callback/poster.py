@@ -200,7 +200,7 @@ class Poster:
         for name, stream in self._streams.items():
             size = sizes.get(name) if isinstance(sizes, dict) else None
             if type(size) is not int or size < 0:
-                raise AgentError(f"{answer}, and without the size of {name}")
+                raise AgentError(f"{answer}: want the size of {name} in its answer, got none")
             stream.missed(size)
 
     async def _post_stream(self, name: str) -> None:
@@ -230,7 +230,7 @@ class Poster:
     async def _posted(self, stream: Progress, offset: int, data: bytes) -> None:
         answer = await self._connection.output(stream.name, offset, data)
         if answer.code in (204, 409) and answer.offset is None:
-            raise AgentError(f"{answer}, and without the size that it has")
+            raise AgentError(f"{answer}: want the size of {stream.name} in its answer, got none")
         if self._is_taken(answer):
             stream.acknowledged(answer.offset or 0, time.monotonic())
             self._acknowledged()

@@ -102,8 +102,8 @@ class Progress:
     def _go_on_at(self, size: int) -> None:
         if size > self.size:
             raise AgentError(
-                f"it has {size} bytes of {self.name}, and the run has {self.size}; "
-                "they are another run's, or the run has lost some"
+                f"it has {size} bytes of {self.name}, but the run has only {self.size}: "
+                "it may have another run's bytes, or the run's file was truncated"
             )
         self.taken = size
 

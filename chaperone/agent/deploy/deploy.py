@@ -173,7 +173,7 @@ def _reached(place: Place, where: str, found: dict[str, Any]) -> str:
         return f"https://{shown}:{found['port']}/{SPOOL}"
     raise AgentError(
         f"unable to reach the agent {where} at port {found['port']}: {'; '.join(whys)}"
-        " (--listen names an address and a port that can be reached)"
+        " (use --listen to choose an address and a port that this host can reach)"
     )
 
 

@@ -59,7 +59,7 @@ def send(route: Route, place: str, settings: dict[str, Any], packed: bytes) -> d
     if answer == NONE:
         raise AgentError(
             f"unable to deploy an agent {place}: python3 of 3.10 or later is required there;"
-            " `remote` in a spec runs a program over ssh on a host that has none"
+            " to run a program over ssh on a host without it, use `remote` in a spec"
         )
     found = {"error": sending.why} if answer is None else json.loads(answer)
     if "error" in found:

@@ -197,8 +197,12 @@ class Exchange:
         """
         headers = dict(self.scope["headers"])
         if b"content-encoding" in headers:
-            raise RefusedError(415, "unable to answer a request: want a body as it is")
-        too_large = RefusedError(413, f"unable to answer a request: want at most {most} bytes")
+            raise RefusedError(
+                415, "unable to answer a request: want a body without Content-Encoding"
+            )
+        too_large = RefusedError(
+            413, f"unable to answer a request: want a body of at most {most} bytes"
+        )
         if int(headers.get(b"content-length", b"0")) > most:
             raise too_large
         pieces, size, began = [], 0, time.monotonic()

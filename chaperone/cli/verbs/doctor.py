@@ -296,7 +296,8 @@ def _stopped(spool: Spool) -> Answer:
     status = _ended(run)
     if status.signal == "SIGTERM":
         return True, "one was started and stopped", None
-    why = status.exception["message"] if status.exception else f"it ended with {status.signal}"
+    how = f"exit code {status.return_code}" if status.signal is None else status.signal
+    why = status.exception["message"] if status.exception else f"want SIGTERM, got {how}"
     return False, f"unable to stop a run: {why}", "see the message"
 
 

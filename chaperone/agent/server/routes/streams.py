@@ -115,7 +115,9 @@ async def stream(asked: Asked) -> Response:
     first, end, status = _range(asked.request.headers.get("range"), size, follows)
     headers = {"ETag": f'"{key}"', "Accept-Ranges": "bytes"}
     if status == 416:
-        sentence = f"unable to read {name} of run {run.run_id!r}: it has {size} bytes"
+        got = asked.request.headers["range"]
+        want = f"want a range within its {size} bytes, got {got!r}"
+        sentence = f"unable to read {name} of run {run.run_id!r}: {want}"
         error = RefusedError(416, sentence)
         error.headers["Content-Range"] = f"bytes */{size}"
         raise error
