@@ -359,11 +359,11 @@ class Warm(Cold):
             asking.connect(f"/proc/self/fd/{fd}/{format.LAUNCHER}")
             os.close(fd)
             strace = tracer.attach(chaperone)
-            asking.sendall((jsontext.dumps(given) + "\n").encode())
             asking.settimeout(60)
             try:
+                asking.sendall((jsontext.dumps(given) + "\n").encode())
                 answer = asking.makefile("rb").read()
-            except ConnectionResetError:
+            except (BrokenPipeError, ConnectionResetError):  # it was killed before it read that
                 answer = b""
             assert answer in (b"", b'{"visible": "r"}\n')
             if answer:
