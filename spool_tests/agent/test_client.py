@@ -10,6 +10,7 @@ import os
 import pickle
 import shutil
 import signal
+import socket
 import threading
 import time
 import uuid
@@ -143,6 +144,24 @@ def test_loop_that_ends_closes_what_was_kept_open(agent, two):
 
     asyncio.run(main())
     assert sockets() <= before
+
+
+def test_question_that_is_cancelled_in_the_handshake_closes_its_socket(agent, two):
+    async def main(url):
+        spool = aio.Spool(url, token_file=agent.token_files["run"], ca=agent.ca)
+        before = sockets()
+        asking = asyncio.create_task(spool.live())
+        met, _ = await asyncio.to_thread(server.accept)
+        with met:
+            assert await asyncio.to_thread(met.recv, 1, socket.MSG_PEEK)
+            asking.cancel()
+            await asyncio.wait([asking])
+        while sockets() - before:
+            await asyncio.sleep(0.01)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"https://127.0.0.1:{server.getsockname()[1]}/etl"
+        asyncio.run(asyncio.wait_for(main(url), 60))
 
 
 def test_connections_are_closed_when_they_are_not_used(two, monkeypatch):

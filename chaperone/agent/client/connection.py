@@ -272,8 +272,21 @@ class AioConnection(_Line):
     ) -> AsyncIterator[httpx.Response]:
         """As of `Connection`."""
         request = self.request(client, question)
+        opened: list[Any] = []
+
+        async def trace(name: str, info: dict[str, Any]) -> None:
+            if name == "connection.connect_tcp.complete":
+                opened.append(info["return_value"])
+
+        # httpcore leaves the socket open if a task is cancelled within the handshake of TLS.
+        request.extensions["trace"] = trace
         try:
-            response = await client.send(request, stream=True)
+            try:
+                response = await client.send(request, stream=True)
+            except asyncio.CancelledError:
+                for each in opened:
+                    await each.aclose()
+                raise
             try:
                 yield response
             finally:
