@@ -323,6 +323,8 @@ class Docker(Containers):
 
     def close(self):
         super().close()
+        # dockerd leaves the network of containers that shared the host's mounted here.
+        subprocess.run(["umount", f"{self._sockets}/exec/netns/default"], capture_output=True)
         shutil.rmtree(self._sockets, ignore_errors=True)
 
 
