@@ -81,7 +81,11 @@ class Progress:
             return None
         if run is None or not run.has_ended():
             raise SpecError(f"unable to collect run {run_id!r}: its end was not delivered yet")
-        if look.key_of(spool_fd, run_id) not in (None, run.entry["key"]):
+        key = look.key_of(spool_fd, run_id)
+        if key is None:  # it was deleted, so no entry of it will move to .ended/
+            format.remove_entry(spool_fd, format.ENDED, run_id)
+            return run
+        if key != run.entry["key"]:
             # The run was deleted; the entry belongs to a later run with this id, whose events are
             # still to be delivered.
             run.entry = {}
