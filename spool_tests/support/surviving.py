@@ -60,7 +60,7 @@ def connected(spool, run_id="r"):
             return final(spool, run_id)
         return status["state"] == "running" and status["connection"]["state"] == "up" and status
 
-    return until(look, 20)
+    return until(look)
 
 
 def booted_anew(tmp_path):

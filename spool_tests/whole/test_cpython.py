@@ -20,7 +20,7 @@ pytestmark = pytest.mark.once
 
 def told(command, **keywords):
     """What a command prints that ends well."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, **keywords)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, **keywords)
     assert (done.returncode, done.stderr) == (0, ""), done
     return done.stdout
 

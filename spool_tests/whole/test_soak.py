@@ -30,7 +30,7 @@ READERS = 2
 PAUSE_S = 0.0002  # of a reader between two looks, which take longer
 HARM_S = 0.1  # between two deeds; one in four kills
 FALLS_S = 5  # in which the lock of a dead chaperone must be free
-PATIENCE_S = 120  # for how much longer it goes on if no run was lost yet: a busy machine starves it
+PATIENCE_S = 900  # for how much longer it goes on if no run was lost yet: a busy machine starves it
 CHECK_S = 10  # how often what the readers said is checked, and the spool cleared
 ADOPT = (
     "from chaperone.hold import adopt, inherited; "
