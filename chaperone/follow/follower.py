@@ -92,7 +92,8 @@ class Follower:
             raise SpecError(f"unable to poll every {poll_s!r} s: {want}")
         self.polling: str | None = None
         self.chunk = CHUNK  # bytes of one Output, at most
-        self._named = None if runs is None else frozenset(runs)
+        named = cursors.named(runs)
+        self._named = None if named is None else frozenset(named)
         others = {name: entry for name, entry in entries.items() if not self._is_named(name)}
         self._progress = Progress(others)
         self._runs: dict[str, FollowedRun] = {}

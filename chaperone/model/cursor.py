@@ -9,12 +9,13 @@ Knows: the fields of a cursor.  Must not know: files, processes, the clock.
 
 from __future__ import annotations
 
+from ..errors import SpecError
 from . import checks
 from .spec import is_run_id
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from typing import Any
 
     Entry = dict[str, Any]  # never changed in place: each step makes a new entry
@@ -37,6 +38,23 @@ def checked(value: object) -> dict[str, Entry]:
     """
     found: dict[str, Entry] = {} if value is None else _CURSOR(value, "cursor")["runs"]
     return found
+
+
+def named(runs: Iterable[str] | None) -> dict[str, None] | None:
+    """
+    Check the ids of runs that are to be followed.
+
+    Returns:
+        dict: Their ids as its keys, in order; None for all runs.
+    Raises:
+        SpecError: If one is no run id; such a run would be waited for in vain.
+    """
+    if runs is None:
+        return None
+    found = (runs,) if isinstance(runs, str) else tuple(runs)
+    if isinstance(runs, str) or not all(map(is_run_id, found)):
+        raise SpecError(f"unable to follow runs {found!r}: want a list of run ids")
+    return dict.fromkeys(found)
 
 
 def _runs(value: Any, path: str) -> dict[str, Entry]:

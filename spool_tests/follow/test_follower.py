@@ -4,12 +4,13 @@ import contextlib
 import functools
 import gc as collector
 import os
+import re
 import shutil
 import warnings
 
 import pytest
 
-from chaperone.api import Spool
+from chaperone.api import Run, Spool
 from chaperone.errors import SpecError
 from chaperone.follow import descriptors, hub
 from chaperone.follow import follower as followers
@@ -133,6 +134,13 @@ def test_stream_that_no_run_has_is_refused(spool):
         SpecError, match=r"^unable to follow streams \('log',\): want stdout, stderr or both$"
     ):
         Follower(spool, streams=["log"])
+
+
+@pytest.mark.parametrize("runs", ["one", [None], ["a/b"], [Run("spool", "r")]], ids=repr)
+def test_what_is_no_run_id_is_refused_and_not_waited_for(spool, runs):
+    expected = re.escape(f"{('one',) if runs == 'one' else tuple(runs)!r}: want a list of run ids")
+    with pytest.raises(SpecError, match=f"^unable to follow runs {expected}$"):
+        Follower(spool, runs=runs)
 
 
 def test_bytes_beyond_the_final_status_are_not_told(spool):

@@ -71,7 +71,7 @@ class Following:
         if not set(wanted) <= set(STREAMS):
             raise SpecError(f"unable to follow streams {wanted!r}: want stdout, stderr or both")
         self._place = place
-        self._named = None if runs is None else dict.fromkeys(runs)
+        self._named = cursors.named(runs)
         self._entries = {**{run_id: {} for run_id in self._named or ()}, **entries}
         self._last: dict[str, Status] = {}  # of each live run: what was delivered
         self._collecting: set[str] = set()
