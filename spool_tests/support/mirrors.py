@@ -82,16 +82,23 @@ def mirrored(agent, spool, right="run", url=None):
 @contextlib.contextmanager
 def mirrored_here(url, spool):
     """A mirror in a thread of this process, with the token and the authority of its environment."""
-    said, loop = [], asyncio.new_event_loop()
+    said, begun, loops = [], threading.Event(), []
     mirror, end = Mirror(url, str(spool), said.append), asyncio.Event()
-    thread = threading.Thread(target=lambda: loop.run_until_complete(mirror.run(end)))
+
+    async def work():
+        loops.append(asyncio.get_running_loop())
+        begun.set()
+        await mirror.run(end)
+
+    # `asyncio.run` closes the connections that the client keeps.
+    thread = threading.Thread(target=asyncio.run, args=(work(),))
     thread.start()
     try:
         yield said
     finally:
-        loop.call_soon_threadsafe(end.set)
+        begun.wait()
+        loops[0].call_soon_threadsafe(end.set)
         thread.join()
-        loop.close()
 
 
 def same(far, near, run_id):

@@ -13,6 +13,7 @@ import threading
 from spool_tests.support.agents import authority, certificate
 
 PIECE = 16_384
+TURNS = 4  # of the loop, after which a transport that was aborted has closed its socket
 
 
 class Proxy:
@@ -60,6 +61,8 @@ class Proxy:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
 
     async def _met(self, reader, writer):
         self.connections += 1
