@@ -12,7 +12,9 @@ import time
 import pytest
 
 from chaperone.model import spec as specs
+from spool_tests.support.failures import children
 from spool_tests.support.places import CHAPERONE
+from spool_tests.support.processes import has_taken
 from spool_tests.support.runs import DEADLY, ask, final, held, log, py, sh, start, stdout
 from spool_tests.support.waiting import absent, until
 
@@ -262,6 +264,8 @@ def test_stdin_that_is_a_fifo_is_waited_for(spool, fifo, text):
     chaperone = start(spool, {"argv": ["cat"], "stdin": {"file": str(fifo)}})
     until(lambda: log(spool) == AWAITED)
     chaperone.send_signal(signal.SIGUSR1)
+    for pid in (chaperone.pid, *children(chaperone.pid)):  # the guard passes it on
+        until(lambda pid=pid: has_taken(pid, signal.SIGUSR1))
     ask(spool, "signal TERM\nhello")
     until(lambda: "hello" in log(spool)[-1])
     writing = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)

@@ -44,6 +44,16 @@ def _has_ended(pid):
     return _content(f"/proc/{pid}/stat").rpartition(b")")[2].split()[0] in b"ZX"
 
 
+def has_taken(pid, number):
+    """Whether a process has taken a signal that was sent to it, and done what it does then."""
+    lines = _content(f"/proc/{pid}/status").decode().splitlines()
+    fields = dict(line.split(":\t", 1) for line in lines)
+    pending = int(fields["SigPnd"], 16) | int(fields["ShdPnd"], 16)
+    # Its state is read after the signals: a process that sleeps then has nothing left to do.
+    state = _content(f"/proc/{pid}/stat").rpartition(b")")[2].split()[0]
+    return not pending & 1 << number - 1 and state == b"S"
+
+
 def ssh_masters(token):
     """Of these, the connections of ssh that several runs share."""
     return {
