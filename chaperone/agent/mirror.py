@@ -39,7 +39,7 @@ FULL_S = 1.0  # between two tries to write to a full disk
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # before a run that can't be written is tried again
 COLLECT_S = 0.02  # in which the endings are gathered that are collected at once
 LOOK_S = 2.0  # between two looks at a run whose loss its agent has not recorded
-LOST_S = 150.0  # an agent records a loss within a minute
+LOST_S = 150.0  # to wait for an agent to record a loss; it does so once a minute
 # More bytes than this, of a run that has ended here, are worth a new question.
 SKIPPED = 4 << 20
 HEAR_S = 5.0  # until it is said that an agent is away

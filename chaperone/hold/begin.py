@@ -71,8 +71,9 @@ def hold_new_run(
         inherited (dict): From `shed_inherited_state`.
         visible: Called with the run id when the run directory is there.
         key (str): Of the run, so that a starter can recognize its own run; None for a new key.
-        guard (Guard): Of this process, released if the run is one that has none. None to make this
-            process the guard of a run that has one: then its child returns.
+        guard (Guard): The guard that this process already has; it is released if the run needs
+            none. If it is None and the run needs one, this process forks and becomes the guard, and
+            only the child returns.
         begun: As for `Chaperone`.
     Returns:
         int: As `hold`.
@@ -131,9 +132,9 @@ def hold(
         spec (dict): Canonical, with its secrets.
         status (dict): `starting`, as in running.json.
         inherited (dict): `env` (dict of bytes) and `umask` (int) as the chaperone was started with.
-        guard (Guard): It has what the run's output goes to.
-        adopted (bool): Whether a chaperone that died has started the program; `status` is its last
-            one.
+        guard (Guard): It holds open what the run's output goes to.
+        adopted (bool): Whether the program was started by another chaperone, which has died; then
+            `status` is the last one that it recorded.
         begun: As for `Chaperone`.
     Returns:
         int: os.EX_OK if the outcome is recorded, whatever it is; os.EX_IOERR if it could not be.
@@ -172,7 +173,7 @@ def hold(
         chaperone.log("callback: posted while `chaperone agent` or `chaperone serve` runs here")
         if spec["callback"]["method"] == "GET":
             chaperone.log("callback.method: GET is taken for POST, as a GET carries no output")
-    # 0.1 had no timeline.
+    # A spec of version 0.1 has no such field.
     if spec["output"].get("timeline") and isinstance(run, run_directory.RunDirectory):
         from ..spool import timeline
 
