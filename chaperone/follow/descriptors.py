@@ -60,6 +60,9 @@ _libc = ctypes.CDLL(None)
 
 OUR_FDS = "/proc/self/fd"  # missing too where /proc shows a pid namespace that we are not in
 TURN_S = 0.005  # how long an event loop's other tasks may have to wait for ours
+# Where an event comes so soon after the last one, more gather before a task goes on: to go on for
+# each takes twice the CPU (measured, 5,000 lines/s).
+FAST_S, GATHER_S = 0.001, 0.002
 LONGEST_WAIT_S = 86_400.0  # epoll_wait(2) takes milliseconds in an int: 24.8 days are its end
 
 
@@ -155,6 +158,7 @@ class Watcher:
         self._count = 0
         self._rung = False
         self._turn_ends = 0.0
+        self._heard_s = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._future: PromptFuture | None = None
         self._inotify: inotify_simple.INotify | None = None
@@ -290,9 +294,7 @@ class Watcher:
                 os.eventfd_read(self._bell)
 
     def wait(self, timeout_s: float | None) -> bool:
-        """
-        Sleep until `fileno()` is readable; False if the time is over first (None: no limit).
-        """
+        """Sleep until `fileno()` is readable; False if the time is over first."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -317,10 +319,18 @@ class Watcher:
 
     def _hear(self) -> None:
         """The loop's own callback. It stays there between two waits, until it has no task."""
-        if self._future is None:
+        is_fast = time.monotonic() - self._heard_s < FAST_S
+        if is_fast and self._loop is not None:
+            self._loop.call_later(GATHER_S, self._go_on)  # if a task still waits then
+        if is_fast or self._future is None:
             self._leave()
         else:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        if self._future is not None:
             self._future.go_on(True)
+        self._heard_s = time.monotonic()
 
     def _leave(self) -> None:
         if self._loop is not None and not self._loop.is_closed():
@@ -328,10 +338,7 @@ class Watcher:
         self._loop = None
 
     async def turn(self) -> float:
-        """
-        Let the event loop's other tasks run, if our turn is over; return when it is over, on the
-        monotonic clock.
-        """
+        """Let the loop's other tasks run if our turn is over; return when it is, monotonic."""
         if time.monotonic() >= self._turn_ends:
             await asyncio.sleep(0)
             self._turn_ends = time.monotonic() + TURN_S

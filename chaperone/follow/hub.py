@@ -82,9 +82,7 @@ class OpenStreams:
         self._fds: OrderedDict[tuple[Hashable, str], int] = OrderedDict()
 
     def get(self, run_id: Hashable, stream: str, opened: Callable[[], int]) -> int:
-        """
-        The fd of a stream, made by `opened` if there is none; it may be closed by the next call.
-        """
+        """Its fd, made by `opened` if there is none; it may be closed by the next call."""
         name = (run_id, stream)
         fd = self._fds.get(name)
         if fd is None:
@@ -145,7 +143,7 @@ class Hub:
 
     Args:
         name (tuple): Its event loop, and the device and the inode of the spool.
-        spool_fd (int): The spool's, which belongs to it from now on.
+        spool_fd (int): As for `Opened`.
     """
 
     def __init__(self, name: Name, spool_fd: int) -> None:
@@ -158,6 +156,7 @@ class Hub:
         self._waiting = 0
         self._is_reading = False
         self._turn_ends: float | None = None
+        self._heard_s = 0.0
         self.is_open = True
 
     def close(self) -> None:
@@ -228,23 +227,32 @@ class Hub:
     # -- waiting
 
     def wait(self, more: int) -> None:
-        """
-        Count the shares that wait, up or down.
-
-        While none of them waits the kernel's queue keeps the events, and merges many of them.
-        """
+        """Count the shares that wait; while none does, the kernel keeps events and merges them."""
         self._waiting += more
         if self._waiting and not self._is_reading:
             self._is_reading = True
             self.loop.add_reader(self.opened.watcher.fileno(), self._hear)
 
     def _hear(self) -> None:
-        """The loop's own callback: the tasks go on in it."""
+        """The loop's own callback: the tasks go on in it, or later where events come fast."""
         if not self._waiting:
             self._leave()
-            return
+        elif self.loop.time() - self._heard_s < descriptors.FAST_S:
+            self.loop.remove_reader(self.opened.watcher.fileno())
+            self.loop.call_later(descriptors.GATHER_S, self._gathered)
+        else:
+            self._go_on()
+
+    def _gathered(self) -> None:
+        if self.is_open:
+            self._is_reading = False
+            self._go_on()
+            self.wait(0)
+
+    def _go_on(self) -> None:
         for share in self.read():
             share.wake(at_once=True)
+        self._heard_s = self.loop.time()
 
     def _leave(self) -> None:
         if self._is_reading and not self.loop.is_closed():
@@ -252,10 +260,7 @@ class Hub:
         self._is_reading = False
 
     async def turn(self) -> float:
-        """
-        As `Watcher.turn`, for all shares together: of 1,000 with a backlog each delivers at least
-        one event in a turn of the loop, and all of them no more than `TURN_S` allows.
-        """
+        """As `Watcher.turn`, for all shares: each delivers at least one event in a loop's turn."""
         if self._turn_ends is not None and time.monotonic() >= self._turn_ends:
             await asyncio.sleep(0)
         if self._turn_ends is None:
@@ -424,13 +429,7 @@ Run = TypeVar("Run", contravariant=True)
 
 
 class FollowerServices(Protocol[Run]):
-    """
-    What a followed run needs of its follower.
-
-    Attributes:
-        spool_fd (int): The spool's.
-        wanted (tuple), chunk (int): Which streams are read, and how many bytes at once, at most.
-    """
+    """A run's follower: which streams are `wanted`, of `chunk` bytes at once, at most."""
 
     spool_fd: int
     chunk: int

@@ -500,3 +500,29 @@ def test_loop_is_left_alone_while_no_task_waits_for_the_follower(spool):
             assert isinstance(await follower.anext(), Changed)
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_events_that_come_fast_gather_and_none_is_lost(spool, monkeypatch, shared):
+    monkeypatch.setattr(descriptors, "FAST_S", 1_000_000)  # as if each came at once after another
+    monkeypatch.setattr(descriptors, "GATHER_S", 0.02)
+
+    async def main():
+        with Writer(spool) as writer, Follower(spool, shared=shared) as follower:
+            got = b""
+            while (event := await follower.anext(0.1)) is not None:
+                assert not isinstance(event, Output)
+            for number in range(5):
+                waiting = asyncio.ensure_future(follower.anext())
+                await asyncio.sleep(0)  # it waits now
+                writer.write(b"%d" % number).write(b"!")
+                got += (await waiting).data
+                while len(got) < 2 * (number + 1):
+                    got += (await follower.anext()).data
+            waiting = asyncio.ensure_future(follower.anext())
+            await asyncio.sleep(0)
+            writer.running()
+            assert isinstance(await waiting, Changed)
+            return got
+
+    assert asyncio.run(main()) == b"0!1!2!3!4!"
