@@ -6,10 +6,15 @@ Knows: certificates, keys, authorities.  Must not know: a socket, HTTP, what is 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import ssl
 
 from ..errors import SpecError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from asyncio import StreamWriter
 
 # The connection was closed, or nothing came any more.
 _UNFINISHED = (
@@ -18,6 +23,13 @@ _UNFINISHED = (
     ssl.SSLWantReadError,
     ssl.SSLWantWriteError,
 )
+
+
+def abort(writer: StreamWriter) -> None:
+    """Cut a connection at once, without the farewell of TLS."""
+    # Before 3.11.5 the transport of TLS can't be aborted when it was closed.
+    with contextlib.suppress(AttributeError):
+        writer.transport.abort()
 
 
 def client_context(ca_file: str | None = None, pem: str | None = None) -> ssl.SSLContext:

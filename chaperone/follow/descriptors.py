@@ -319,10 +319,10 @@ class Watcher:
 
     def _hear(self) -> None:
         """The loop's own callback. It stays there between two waits, until it has no task."""
-        is_fast = time.monotonic() - self._heard_s < FAST_S
-        if is_fast and self._loop is not None:
-            self._loop.call_later(GATHER_S, self._go_on)  # if a task still waits then
-        if is_fast or self._future is None:
+        if self._future is None:
+            self._leave()
+        elif self._loop is not None and time.monotonic() - self._heard_s < FAST_S:
+            self._loop.call_later(GATHER_S, self._go_on)
             self._leave()
         else:
             self._go_on()

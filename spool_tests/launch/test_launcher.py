@@ -39,16 +39,6 @@ ECHO = {
 }
 
 
-@pytest.fixture
-def warm(spool):
-    """A launcher for the spool; its pid."""
-    process = subprocess.Popen([*CHAPERONE, "launcher", "--spool", spool], stdin=subprocess.DEVNULL)
-    until((spool / ".launcher").exists)
-    yield process.pid
-    process.kill()
-    process.wait()
-
-
 def final(spool, run_id):
     until((spool / ".ended" / run_id).is_symlink, what=f"{run_id} has ended")
     return json.loads((spool / run_id / "status.json").read_text())

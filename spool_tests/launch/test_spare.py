@@ -7,24 +7,12 @@ Knows: which processes are below a launcher.  Must not know: how a request reach
 import json
 import os
 import signal
-import subprocess
 
 import pytest
 
 from chaperone.launch import start as starting
-from spool_tests.support.places import CHAPERONE
 from spool_tests.support.victims import children_of
 from spool_tests.support.waiting import until
-
-
-@pytest.fixture
-def warm(spool):
-    """A launcher for the spool; its pid."""
-    process = subprocess.Popen([*CHAPERONE, "launcher", "--spool", spool], stdin=subprocess.DEVNULL)
-    until((spool / ".launcher").exists)
-    yield process.pid
-    process.kill()
-    process.wait()
 
 
 @pytest.fixture

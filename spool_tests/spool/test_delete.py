@@ -51,11 +51,7 @@ def test_one_run_is_deleted_while_its_chaperone_is_about_to_exit(spool, monkeypa
 
 def test_one_run_that_has_not_ended_is_refused_with_what_comes_first(spool, monkeypatch):
     monkeypatch.setattr(gc, "LEAVING_S", 0)
-    live = disk.create(spool, "live")
-    disk.create(spool, "dead").close()
-    disk.create(spool, "adoptable", on_disconnect="survive", lease=1000).close()
-    ending = disk.create(spool, "ending")
-    ending.publish(disk.terminated(ending))
+    live, ending = disk.not_ended(spool)
     before = disk.tree(spool)
     refused = {
         "live": "it is starting; stop it first",

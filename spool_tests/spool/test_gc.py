@@ -136,11 +136,7 @@ def test_what_no_scheduler_has_collected_is_spared_and_counted(spool):
 
 
 def test_what_has_not_ended_is_never_touched(spool):
-    live = disk.create(spool, "live")
-    disk.create(spool, "dead").close()
-    disk.create(spool, "adoptable", on_disconnect="survive", lease=1000).close()
-    ending = disk.create(spool, "ending")
-    ending.publish(disk.terminated(ending))
+    live, ending = disk.not_ended(spool)
     before = disk.tree(spool)
     summary = delete(spool, older_s=-1, max_bytes=0)
     assert (summary.removed, summary.live, summary.failed) == ([], 4, []) and disk.tree(

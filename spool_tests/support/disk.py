@@ -1,7 +1,7 @@
 """
 Run directories made and broken by hand, without a chaperone: for the tests of what is on disk.
 
-Knows: `chaperone.rundir` and what it does to files.  Must not know: programs.
+Knows: `chaperone.spool` and what it does to files.  Must not know: programs.
 """
 
 import contextlib
@@ -91,6 +91,19 @@ def terminated(run, code=0):
         ),
         True,
     )
+
+
+def not_ended(spool):
+    """
+    Runs of each kind that has not ended: `live`, `dead`, `adoptable` and `ending`. Returns the
+    first and the last, which are locked.
+    """
+    live = create(spool, "live")
+    create(spool, "dead").close()
+    create(spool, "adoptable", on_disconnect="survive", lease=1000).close()
+    ending = create(spool, "ending")
+    ending.publish(terminated(ending))
+    return live, ending
 
 
 def end(run, code=0, durable=False):

@@ -9,7 +9,6 @@ goes through a pool, TLS by anyio, and several scopes for time-outs.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 import ssl
 from collections.abc import AsyncIterator
@@ -19,6 +18,7 @@ import anyio
 import h11
 import httpx
 
+from ..tls import abort
 from ..wire import PIECE
 
 ATTEMPT_S = 0.25  # until the next address of a host is tried too; RFC 8305, 8
@@ -100,12 +100,7 @@ class _Talk(httpx.AsyncByteStream):
             self._timer = self._loop.call_later(left_s, self._check)
         else:
             self._is_late = True
-            self._cut()
-
-    def _cut(self) -> None:
-        # Before 3.11.5 the transport of TLS can't be aborted when it was closed.
-        with contextlib.suppress(AttributeError):
-            self._writer.transport.abort()
+            abort(self._writer)
 
     async def response(self, request: httpx.Request) -> httpx.Response:
         """The response, when its head has arrived."""
@@ -171,7 +166,7 @@ class _Talk(httpx.AsyncByteStream):
     async def aclose(self) -> None:
         """Close the connection."""
         self._timer.cancel()
-        self._cut()
+        abort(self._writer)
         await asyncio.sleep(0)  # for the transport to close its socket
 
 

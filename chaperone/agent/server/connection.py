@@ -23,6 +23,7 @@ from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.typing import ConnectionState
 
+from ..tls import abort
 from ..wire import PIECE
 from .exchange import bug
 
@@ -79,9 +80,7 @@ class Connection:
 
     def _abort(self) -> None:
         if self._writer is not None:
-            # Before 3.11.5 the transport of TLS can't be aborted when it was closed.
-            with contextlib.suppress(AttributeError):
-                self._writer.transport.abort()
+            abort(self._writer)
 
     async def _watch(self) -> None:
         """Cut it if the client takes no byte for too long."""

@@ -37,16 +37,16 @@ _COLLECT = checks.Fields({"runs": (_keys, checks.REQUIRED)}, "request")
 
 async def collect(asked: Asked) -> Response:
     """Take ended runs out of .ended/: their endings are committed."""
-    runs = _COLLECT(asked.json(), "")["runs"]
-    collected, waiting = await asyncio.to_thread(_collect, asked.spool().path, runs)
+    keys = _COLLECT(asked.json(), "")["runs"]
+    collected, waiting = await asyncio.to_thread(_collect, asked.spool().path, keys)
     return answer({"collected": collected, "waiting": waiting})
 
 
-def _collect(path: str, runs: dict[str, str | None]) -> tuple[list[str], list[str]]:
+def _collect(path: str, keys: dict[str, str | None]) -> tuple[list[str], list[str]]:
     collected: list[str] = []
     waiting: list[str] = []
     with owned(format.open_spool(path)) as spool_fd:
-        for run_id, key in runs.items():
+        for run_id, key in keys.items():
             is_same = key is None or look.key_of(spool_fd, run_id) in (key, None)
             if is_same:
                 look.collect(spool_fd, run_id)
