@@ -325,8 +325,9 @@ def test_stream_longer_than_an_answer_is_read_whole(two):
         assert run.read(size=2**63 - 1, offset=len(data) - 1) == data[-1:]
 
 
-def test_run_is_signalled_stopped_and_killed(two):
-    traps = "trap 'echo usr1' USR1; trap 'echo term; exit 7' TERM; "
+def test_run_is_signalled_stopped_and_killed(two, tmp_path):
+    end = f"while [ ! -e {tmp_path}/go ]; do sleep 0.05; done; exit 7"
+    traps = f"trap 'echo usr1' USR1; trap 'trap : TERM; echo term; {end}' TERM; "
     run = two.far.start(sh(traps + "echo up; while :; do sleep 0.05; done"))
     lines = run.tail()
     assert next(lines) == b"up\n"
@@ -335,10 +336,12 @@ def test_run_is_signalled_stopped_and_killed(two):
     run.signal(signal.SIGUSR1)
     assert next(lines) == b"usr1\n"
     assert run.wait(0.01) is run.wait(0) is None
-    assert not run.stop(grace_s=30, wait=False, by="me").is_final()
+    assert not run.stop(grace_s=300, wait=False, by="me").is_final()
+    assert next(lines) == b"term\n"
+    (tmp_path / "go").touch()
     status = run.stop()
     assert (status.return_code, status.stop["by"]) == (7, "me")
-    assert list(lines) == [b"term\n"]
+    assert list(lines) == []
     assert (run.stop(), run.kill()) == (status, status)
 
 

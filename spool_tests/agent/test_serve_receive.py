@@ -56,7 +56,7 @@ def test_run_is_expected_posted_and_asked(agent):
     assert final(agent.spool) == status
     with agent.client("look") as client:  # it is served like any other
         assert client.get("/etl/runs/r").json() == status
-    assert token not in agent.log.read_text()
+    assert token not in agent.log_at_end()
 
 
 def test_only_run_tokens_expect_and_only_the_runs_own_post(agent):

@@ -358,7 +358,7 @@ def test_page_has_each_route_with_curl(agent):
         timeout=60,
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
-    log = agent.log.read_text()
+    log = agent.log_at_end()
     for route in serving.ROUTES:
         path = route.path.format(spool="etl", run_id="r1", stream="stdout")
         assert f" {route.method} /api/v1{path} 20" in log, route

@@ -21,6 +21,7 @@ from chaperone.model.events import Ended, Lost, Output, Started
 from chaperone.spool import format, gc
 from spool_tests.support.events import again, brief, is_readable, next_of, told
 from spool_tests.support.places import ROOT
+from spool_tests.support.waiting import until
 from spool_tests.support.writer import Writer
 
 pytestmark = pytest.mark.once
@@ -130,8 +131,9 @@ def test_lock_that_was_opened_and_closed_by_another_is_no_death(spool, monkeypat
     with Writer(spool) as writer, Follower(spool) as follower:
         told(follower)
         os.close(os.open(spool / "r" / "lock", os.O_WRONLY))
-        assert follower.next(0.1) is None
-        assert follower._watcher._alarms == [], "it stops probing"
+        assert follower.next(0.01) is None
+        # It stops probing.
+        until(lambda: follower.next(0.01) is None and follower._watcher._alarms == [])
         writer.end()
         assert told(follower)[-1] == ("ended", "r", "terminated")
 

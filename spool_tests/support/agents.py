@@ -136,6 +136,14 @@ class Served:
         self.process.terminate()
         return self.process.wait(timeout)
 
+    def log_at_end(self):
+        """
+        Stop the agent, and return its whole log: it writes the line of a request when it has sent
+        the answer, so a client may read the log too early.
+        """
+        assert self.stop() == 0, self.log.read_text()
+        return self.log.read_text()
+
     def trust(self):
         """The context of a client."""
         return ssl.create_default_context(cafile=str(self.ca))
