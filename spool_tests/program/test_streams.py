@@ -6,7 +6,7 @@ import select
 import pytest
 
 from chaperone.program.loop import Loop
-from chaperone.program.streams import PIPE_BYTES, Pump, Stream
+from chaperone.program.streams import FIRST_BYTES, PIPE_BYTES, Pump, Stream
 from spool_tests.support.calls import replace_call
 
 
@@ -96,13 +96,16 @@ def end_with(loop, pump):
     return look
 
 
-def test_an_idle_pump_holds_no_buffer_and_leaves_the_pipe_as_it_is(file):
+def test_an_idle_pump_holds_no_buffer_and_one_that_read_little_a_small_one(file):
     reading, writing = os.pipe()
     pump = Pump(Loop(), reading, stream(file))
     assert pump._buffer == b""
     os.write(writing, b"x")
     pump.drain()
-    assert content(file) == b"x" and len(pump._buffer) == PIPE_BYTES
+    assert content(file) == b"x" and len(pump._buffer) == FIRST_BYTES
+    os.write(writing, b"x" * (FIRST_BYTES + 1))
+    pump.drain()
+    assert len(pump._buffer) == PIPE_BYTES  # the pipe was not full, and stays as it is
     pump.close()
     os.close(writing)
 
