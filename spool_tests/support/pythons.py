@@ -25,17 +25,20 @@ SUITE = "sid"
 BIND = """
 root=$0
 for place in {places}; do mkdir -p "$root$place"; mount --rbind "$place" "$root$place"; done
+mount --bind "$root/usr/bin/{shell}" "$root/usr/bin/dash"
 exec chroot "$root" "$@"
 """
 
 
-def chroot():
-    """The words that run an argv in that Debian."""
+def chroot(shell=None):
+    """The words that run an argv in that Debian, whose /bin/sh is `shell` (dash if None)."""
     root = os.path.join(MADE, SUITE)
-    if not os.path.exists(f"{root}/usr/bin/python3"):
-        pytest.skip(f"not tried: there is no Debian in {root}")
+    for program in filter(None, ("python3", shell)):
+        if not os.path.exists(f"{root}/usr/bin/{program}"):
+            pytest.skip(f"not tried: there is no Debian with {program} in {root}")
     places = " ".join(["/proc", "/dev", ROOT, tempfile.gettempdir(), MADE])
-    return ("unshare", "--mount", "/bin/sh", "-c", f"set -e{BIND.format(places=places)}", root)
+    text = BIND.format(places=places, shell=shell or "dash")
+    return ("unshare", "--mount", "/bin/sh", "-c", f"set -e{text}", root)
 
 
 def _on_this_machine(minor):

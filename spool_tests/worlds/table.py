@@ -256,6 +256,11 @@ WORLDS = [
         words=lambda place, uid: pythons.chroot(),
         command=lambda place: pythons.command(14),
     ),
+    World(
+        name="busybox-sid",
+        words=lambda place, uid: pythons.chroot("busybox"),
+        command=lambda place: pythons.command(14),
+    ),
     *(
         World(
             name="fallback-" + name.replace(" ", "-"),
