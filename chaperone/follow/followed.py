@@ -208,7 +208,7 @@ class FollowedRun:
         if (
             cursors.is_waited_for(self.entry)
             and not self.if_collected
-            and format.where_entered(self._follower.spool_fd, self.run_id) is None
+            and not format.is_entered(self._follower.spool_fd, self.run_id)
         ):
             # The kernel's event came late, and the run is already collected: reporting it now would
             # report it twice.
@@ -237,13 +237,13 @@ class FollowedRun:
             self.hints, self._status = hints, None
 
     def _look_into(self, fd: int) -> Event | None:
-        # An ended run needs no watch. Any other one: watch first, then look (rule R2).
-        watched = self.watch >= 0 or (
-            not self.hints & HINT_ENDED and self._follower.watch(self, fd)
-        )
-        alive, status = look.look(fd, self.run_id)
-        if not watched and status["state"] not in ("terminated", "error"):
-            self._follower.watch(self, fd)
+        # An ended run needs no watch, and has no lock to be looked at.
+        final = look.read_final(fd, self.run_id) if self.hints & HINT_ENDED else None
+        if final is not None and final["state"] != "lost":
+            alive, status = False, final
+        else:
+            if self.watch < 0:  # watch first, then look (rule R2)
+                self._follower.watch(self, fd)
             alive, status = look.look(fd, self.run_id)
         self.hints &= ~(HINT_LOOK | HINT_ENDED)
         lost = status["state"] == "lost"

@@ -399,7 +399,7 @@ class Follower:
         except OutOfWatchesError as error:
             self._poll(str(error))
 
-    def watch(self, run: FollowedRun, fd: int) -> bool:
+    def watch(self, run: FollowedRun, fd: int) -> None:
         """Watch a run directory; poll if the kernel grants no further watch."""
         mask = CLOSE_WRITE | MOVED_TO | (MODIFY if self.wanted else 0)
         try:
@@ -408,7 +408,6 @@ class Follower:
             self._poll(str(error))
         if run.watch >= 0:
             self._by_watch[run.watch] = run
-        return True
 
     def unwatch(self, run: FollowedRun) -> None:
         """Forget a run's watch."""

@@ -436,7 +436,7 @@ class FollowerServices(Protocol[Run]):
     wanted: tuple[str, ...]
     streams: OpenStreams | SharedStreams
 
-    def watch(self, run: Run, fd: int) -> bool:
+    def watch(self, run: Run, fd: int) -> None:
         """Watch a run directory from now on."""
 
     def unwatch(self, run: Run) -> None:

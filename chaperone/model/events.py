@@ -34,22 +34,23 @@ def status_view(status: dict[str, Any]) -> Status:
         status (dict): As from `chaperone.spool.look`, or any JSON object: a field that is missing
             or invalid is None, or has its value for "unknown" if it can't be None.
     """
-    seen: dict[str, Any] = {"raw": status}
-    for name, field in statuses.FIELDS.items():
-        value = status.get(name)
-        if field.is_scalar and not field.view:  # most of them, as `_as_it_is` has it
-            seen[name] = value if type(value) in field.kinds else field.unknown
-        else:
-            seen[name] = _VIEWS[field.view](value, field)
+    found = status.get
+    seen: dict[str, Any] = {
+        name: value if type(value := found(name)) in kinds else unknown
+        for name, kinds, unknown in _PLAIN
+    }
+    for name, field in _NESTED:
+        seen[name] = checks.shaped(found(name), field.unknown, field.kinds)
+    for name in _TIMES:
+        seen[name] = _moment(found(name))
+    for name, kinds in _COUNTS:
+        counts = checks.shaped(found(name), dict.fromkeys(kinds), kinds)
+        seen[name] = Counts(bytes=counts["bytes"], dropped=counts["dropped"])
+    seen["raw"] = status
     return Status(**seen)
 
 
-def _counts(value: object, field: statuses.Field) -> Counts:
-    found = checks.shaped(value, dict.fromkeys(field.kinds), field.kinds)
-    return Counts(**{name: found[name] for name in field.kinds})
-
-
-def _moment(value: object, field: statuses.Field) -> datetime | None:
+def _moment(value: object) -> datetime | None:
     moment_ns = statuses.moment_ns(value)
     try:
         return None if moment_ns is None else EPOCH + timedelta(microseconds=moment_ns // 1000)
@@ -57,11 +58,12 @@ def _moment(value: object, field: statuses.Field) -> datetime | None:
         return None
 
 
-def _as_it_is(value: object, field: statuses.Field) -> Any:
-    return checks.shaped(value, field.unknown, field.kinds)
-
-
-_VIEWS = {"": _as_it_is, "time": _moment, "counts": _counts}
+# A scheduler has thousands of statuses made: each kind of field has its own loop.
+_FIELDS = statuses.FIELDS.items()
+_PLAIN = [(name, f.kinds, f.unknown) for name, f in _FIELDS if f.is_scalar and not f.view]
+_NESTED = [(name, f) for name, f in _FIELDS if not f.is_scalar and not f.view]
+_TIMES = [name for name, f in _FIELDS if f.view == "time"]
+_COUNTS = [(name, f.kinds) for name, f in _FIELDS if f.view == "counts"]
 
 
 # -- events; the events of one run come in order

@@ -43,6 +43,8 @@ FINAL = ("terminated", "error", "lost")
 
 # -- times
 
+_ZEROS = {ord(digit): "0" for digit in "123456789"}
+
 
 def timestamp(now_ns: int) -> str:
     """
@@ -69,7 +71,7 @@ def moment_ns(text: object) -> int | None:
         return None
     clock, zone = (text[:-1], "+00:00") if text.endswith("Z") else (text[:-6], text[-6:])
     clock, point, fraction = clock.partition(".")
-    shape = "".join("0" if char in "0123456789" else char for char in clock + zone)
+    shape = f"{clock}{zone}".translate(_ZEROS)
     if shape[:19] != "0000-00-00T00:00:00" or shape[19:] not in ("+00:00", "-00:00"):
         return None
     if zone[1:3] > "23" or zone[4:] > "59":

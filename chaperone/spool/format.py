@@ -254,6 +254,11 @@ def where_entered(spool_fd: int, run_id: str) -> str | None:
     return next((where for where in places if found(spool_fd, f"{where}/{run_id}")), None)
 
 
+def is_entered(spool_fd: int, run_id: str) -> bool:
+    """Whether a run has an entry; cheaper than `where_entered` if it is in ENDED."""
+    return bool(found(spool_fd, f"{ENDED}/{run_id}") or where_entered(spool_fd, run_id))
+
+
 def remove_entry(spool_fd: int, name: str, run_id: str) -> bool:
     """Remove an entry from RUNNING or ENDED; False if it is not there."""
     try:
