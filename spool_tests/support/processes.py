@@ -4,6 +4,7 @@ Processes that a test started, found by a token in their environment, and its op
 
 import contextlib
 import os
+import time
 
 # Children that outlive a test on purpose: the pids of servers which serve many.
 SERVERS = set()
@@ -19,13 +20,29 @@ def processes_with(*tokens):
         if not name.isdigit() or int(name) == os.getpid():
             continue
         try:
-            command = _content(f"/proc/{name}/cmdline")
-            carried = _content(f"/proc/{name}/environ") + b"\0\0" + command
+            command, environment = _command_and_environment(name)
+            carried = environment + b"\0\0" + command
             if any(token in carried for token in tokens) and not _has_ended(name):
                 found[int(name)] = command.replace(b"\0", b" ").decode(errors="replace")
         except OSError:  # gone, or not ours to look at
             continue
     return found
+
+
+def _command_and_environment(pid):
+    """
+    Those of a process (bytes). In the middle of an exec both are empty: it is looked at until they
+    are not, or it would be missed.
+    """
+    for look in range(10_000):
+        command, environment = _content(f"/proc/{pid}/cmdline"), _content(f"/proc/{pid}/environ")
+        # An exec fills the environment last. One that stays empty is real.
+        if environment or command and look:
+            break
+        # OSError: what is about to end and the kernel's own have no program and stay empty.
+        os.readlink(f"/proc/{pid}/exe")
+        time.sleep(0.001)
+    return command, environment
 
 
 def _content(path):
