@@ -8,15 +8,12 @@ import sys
 import pytest
 
 from spool_tests.support import shells, supervisors
-from spool_tests.support.cgroups import FAKES, fake, memory_cgroup
+from spool_tests.support.cgroups import EATS, FAKES, fake, inside, memory_cgroup
 from spool_tests.support.guarded import text_of
 from spool_tests.support.runs import ask, final, py, sh, start, stdout
 from spool_tests.support.waiting import until
 
 far, removed = supervisors.far, supervisors.removed
-
-EATS = "room = []\nwhile True: room.append(bytearray(1 << 20))"
-
 
 SHELLS = {kind: shells.SH if "in part" in kind or "without" in kind else ["dash"] for kind in FAKES}
 
@@ -43,15 +40,15 @@ def test_far_side_says_by_how_much_the_count_moved(shell, kind, far, tmp_path):
 def test_oom_kill_in_the_far_programs_cgroup_is_said(spool, tmp_path, life, asked):
     group = memory_cgroup(spool.parent.name)
     try:
-        inside = ["sh", "-c", f'echo $$ >{group}/cgroup.procs; exec "$0" "$@"']
-        remote = {"hops": [{"exec": {"argv": inside}}], "remote_dir": str(tmp_path / "far")}
-        program = py("import time\nprint(flush=True)\n" + ("time.sleep(1000)" if asked else EATS))
+        words = inside(group)
+        remote = {"hops": [{"exec": {"argv": words}}], "remote_dir": str(tmp_path / "far")}
+        program = py("print(flush=True)\n" + ("import time; time.sleep(1000)" if asked else EATS))
         run = start(spool, program, remote=remote, on_disconnect=life)
         until(lambda: stdout(spool))
         if asked:  # the neighbour, in the same cgroup, is killed in the program's place
-            subprocess.run([*inside, sys.executable, "-c", EATS], check=False)
+            subprocess.run([*words, sys.executable, "-c", EATS], check=False)
             ask(spool, "kill")
-        assert run.wait(30) == 0
+        assert run.wait(60) == 0
         status = final(spool)
         assert (status["signal"], status["oom"]) == ("SIGKILL", None if asked else True)
     finally:
@@ -63,6 +60,6 @@ def test_oom_kill_in_the_far_programs_cgroup_is_said(spool, tmp_path, life, aske
 def test_no_oom_is_said_where_the_kernel_counted_none(spool, tmp_path, life):
     remote = {"hops": [{"exec": {"argv": ["env"]}}], "remote_dir": str(tmp_path / "far")}
     for name, text in (("a", "exit 137"), ("b", "kill -TERM $$"), ("c", "kill -KILL $$")):
-        start(spool, sh(text), name, remote=remote, on_disconnect=life).wait(20)
+        start(spool, sh(text), name, remote=remote, on_disconnect=life).wait(60)
     assert [final(spool, name)["oom"] for name in "ab"] == [False, False]
     assert final(spool, "c")["oom"] in (False, None)  # None: no cgroup here counts

@@ -60,6 +60,26 @@ def fake(directory, kind):
     return places, root / name if name is not None else None
 
 
+# Python that the kernel kills in such a cgroup, and before anything else there.
+EATS = """with open("/proc/self/oom_score_adj", "w") as file:
+    file.write("1000")
+room = []
+while True:
+    room.append(bytearray(1 << 20))
+"""
+
+
+def inside(group):
+    """
+    The words before an argv that is to run in a cgroup, as root.
+
+    The kernel spares what they start, but for `EATS`: while a killed process is slow to give back
+    its memory, on a busy machine, the next one would be killed too.
+    """
+    text = 'echo -1000 >/proc/self/oom_score_adj; echo $$ >"$0/cgroup.procs"; exec "$@"'
+    return ["sh", "-c", text, group]
+
+
 def memory_cgroup(name):
     """A cgroup of 60 MB below our own, v1 or v2."""
     lines = [line.split(":", 2) for line in text_of("/proc/self/cgroup").splitlines()]
