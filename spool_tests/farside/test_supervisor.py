@@ -11,6 +11,8 @@ import pytest
 
 from chaperone.farside import payload
 from spool_tests.support import supervisors
+from spool_tests.support.failures import children
+from spool_tests.support.guarded import stat_of
 from spool_tests.support.processes import processes_with
 from spool_tests.support.supervisors import PROGRAMS, every_sh
 from spool_tests.support.waiting import need, until
@@ -220,34 +222,52 @@ def test_stderr_goes_where_it_should(shell, merge, expected, far):
 @every_sh
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_nothing_is_left_when_the_connection_ends(shell, program, far):
-    run = far(shell, {"argv": ["sh", "-c", PROGRAMS[program]]}, stop={"grace_period": 0.4})
+    argv = ["sh", "-c", PROGRAMS[program]]
+    # A lease that does not end it in our place.
+    run = far(shell, {"argv": argv}, stop={"grace_period": 0.4}, lease=1000)
     run.wait("start")
     until(lambda: run.read(0.05) or run.output["stdout"])
     run.close()
-    until(
-        lambda: run.read(0.01) or not run.alive(), 0.4 + 5.5
-    )  # 5 s more than it takes alone: the machine is shared with the other tests
+    until(lambda: run.read(0.01) or not run.alive())
 
 
 @every_sh
 def test_supervisor_is_gone_when_its_connection_is(shell, far):
-    """To the last tick of its lease."""
+    """
+    To the last tick of its lease. A tick takes longer than we wait, once it is waited for: a signal
+    just before that is heard late by mksh.
+    """
     token = os.urandom(8).hex()
     for turn in range(8):
+        is_waiting = turn >= 4
         run = far(
             shell,
             {"argv": ["true" if turn % 2 else "sleep", "1000"]},
+            alter=long_tick if is_waiting else None,
             env={**os.environ, "TOKEN": token},
             stop={"grace_period": 0},
         )
         run.wait("start")
+        until(lambda: not is_waiting or waits_for_tick(lease_watcher(token)))  # noqa: B023
         if turn % 2:
             run.outcome()
             run.send("q 0")
         else:
             run.close()
         run.ended()
-        until(lambda: processes_with(token.encode()) == {}, 3)  # less than a tick
+        until(lambda: processes_with(token.encode()) == {})
+
+
+def long_tick(whole):
+    assert b"\ntick='5'\n" in whole
+    return whole.replace(b"\ntick='5'\n", b"\ntick='1000'\n")
+
+
+def waits_for_tick(watcher):
+    try:
+        return children(watcher) and stat_of(watcher)[0] == "S"
+    except (FileNotFoundError, ProcessLookupError, TypeError):  # it has ended, or is not found yet
+        return False
 
 
 def lease_watcher(token):
@@ -311,16 +331,29 @@ def test_lease_ends_what_is_not_asked_for_any_more(shell, far):
 
 @every_sh
 def test_heartbeats_keep_the_lease(shell, far):
-    run = far(shell, {"argv": ["sleep", "1000"]}, lease=2)
-    run.wait("start")
-    begun = time.monotonic()
-    number = 0
-    while time.monotonic() < begun + 3.5:
-        number += 1
-        run.send(f"h {number}")
-        until(lambda: run.read(0.05) or time.monotonic() > begun + number * 0.25)  # noqa: B023
+    for _ in range(30):
+        run = far(shell, {"argv": ["sleep", "1000"]}, lease=2)
+        if (silent_s := longest_silence(run)) < 2:
+            break
+        run.close()  # the machine was too busy to show anything
+    assert silent_s < 2
     assert not any(record[0] == "lost" for record in run.records)
     assert run.alive()
+
+
+def longest_silence(run):
+    """Send heartbeats for 3.5 s: the longest time (s) that the far side may have heard none."""
+    run.wait("start")
+    begun = sent = time.monotonic()
+    number, longest_s = 0, 0.0
+    while time.monotonic() < begun + 3.5 and longest_s < 2:
+        number += 1
+        run.send(f"h {number}")
+        until(lambda: run.read(0.05) or ["beat", str(number)] in run.records)  # noqa: B023
+        longest_s = max(longest_s, time.monotonic() - sent)
+        sent = time.monotonic()
+        until(lambda: run.read(0.05) or time.monotonic() > begun + number * 0.25)  # noqa: B023
+    return max(longest_s, time.monotonic() - sent)
 
 
 @every_sh
@@ -378,18 +411,20 @@ def test_what_is_ended_has_its_grace(shell, end, far, tmp_path):
     run = far(
         shell,
         {"argv": ["sh", "-c", text], "cwd": str(tmp_path)},
+        alter=supervisors.lease_after(f"{tmp_path}/lease"),
         stop={"grace_period": 20},
         lease=1 if end == "lease" else 60,
     )
     until(lambda: run.read(0.05) or run.output["stdout"] == b"up\n")
+    (tmp_path / "lease").touch()
     if end == "connection":
         run.close()
     elif end == "leftovers":
         (tmp_path / "go").touch()
         run.outcome()
         run.send("q 100")
-    until(lambda: run.read(0.05) or (tmp_path / "cleaned").exists(), 20)
-    until(lambda: run.read(0.05) or not run.alive(), 20)
+    until(lambda: run.read(0.05) or (tmp_path / "cleaned").exists())
+    until(lambda: run.read(0.05) or not run.alive())
 
 
 @every_sh
@@ -400,21 +435,23 @@ def test_leftovers_are_counted_and_ended_or_left(shell, far):
         run.send(line)
         assert run.wait("left") == ["2"]
         if left:
-            assert len(run.alive()) == 2
+            until(lambda run=run: len(run.alive()) == 2)
         else:
             until(lambda run=run: not run.alive())
 
 
 @every_sh
-def test_lease_ends_what_fills_a_pipe_that_nobody_reads(shell, far):
+def test_lease_ends_what_fills_a_pipe_that_nobody_reads(shell, far, tmp_path):
     run = far(
         shell,
         {"argv": ["sh", "-c", "trap '' TERM; exec yes >&2"]},
+        alter=supervisors.lease_after(f"{tmp_path}/lease"),
         stop={"grace_period": 0.2},
         lease=1,
     )
     run.wait("start")
     until(run.alive)
+    (tmp_path / "lease").touch()
     until(lambda: not run.alive())
     run.close()
     run.ended()

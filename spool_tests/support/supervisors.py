@@ -31,6 +31,17 @@ def resized(whole):
     return whole.replace(b"bs=" + found[1], b"bs=" + size)
 
 
+def lease_after(path):
+    """An `alter`: the lease is not watched before a file (str) exists, however slow a test is."""
+
+    def alter(whole):
+        begins = b'while [ "$idle" -lt "$lease" ] &&'
+        assert begins in whole
+        return whole.replace(begins, b"until [ -e '%s' ]; do nap; done\n" % path.encode() + begins)
+
+    return alter
+
+
 class Far:
     """One life of the text in one shell, with the near side's end of its pipes."""
 
