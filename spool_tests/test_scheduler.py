@@ -27,7 +27,7 @@ def sh(text, **program):
 
 def test_run_is_started_waited_for_and_read(spool):
     run = Spool(spool).start(sh("echo out; echo err >&2; exit 3"))
-    status = run.wait(30)
+    status = run.wait(60)
     assert (run.run_id, status.state, status.return_code, status.exit_code, status.is_final()) == (
         "r",
         "terminated",
@@ -42,7 +42,7 @@ def test_run_is_started_waited_for_and_read(spool):
 
 def test_used_id_is_refused(spool):
     scheduler = Spool(spool)
-    scheduler.start(sh("exit 0")).wait(30)
+    scheduler.start(sh("exit 0")).wait(60)
     with pytest.raises(RunExistsError, match="^unable to create run 'r': it exists$"):
         scheduler.start(sh("exit 1"))
     assert scheduler["r"].status().return_code == 0
@@ -70,7 +70,7 @@ def test_stop_without_waiting_returns_at_once(spool):
     )
     until(lambda: run.read("stdout"))
     assert not run.stop(wait=False).is_final()
-    assert run.wait(30).return_code == 4
+    assert run.wait(60).return_code == 4
 
 
 def test_grace_that_is_over_is_followed_by_sigkill(spool):
@@ -94,7 +94,7 @@ def test_signal_may_be_a_number(spool, number):
     )
     until(lambda: run.size() == 6)
     run.signal(number)
-    assert (run.wait(30).return_code, run.read()) == (7, b"ready\ngot it\n")
+    assert (run.wait(60).return_code, run.read()) == (7, b"ready\ngot it\n")
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_wait_may_be_longer_than_the_kernel_counts(spool, seconds):
 
 def test_request_to_an_ended_run_changes_nothing(spool):
     run = Spool(spool).start(sh("exit 0"))
-    run.wait(30)
+    run.wait(60)
     assert (run.stop().return_code, run.kill().return_code) == (0, 0)
     until(
         lambda: not (spool / "r" / "control").exists()
@@ -323,7 +323,7 @@ def test_run_that_is_deleted_while_waited_for_is_an_error(spool):
         assert waiting.stdout.readline() == "waits\n"
         os.rename(spool / "r", spool / ".r.x.gone")
         assert (
-            waiting.communicate(timeout=30)[0].splitlines()[-1]
+            waiting.communicate(timeout=60)[0].splitlines()[-1]
             == "unable to wait for run 'r': it was deleted"
         )
 
@@ -367,7 +367,7 @@ def test_waiting_looks_at_no_clock_and_sets_no_timer(spool):
             writer.write(b"a line that nobody waits for\n")
             until(lambda: "epoll_wait(" in trace.read_text() or "epoll_pwait(" in trace.read_text())
         writer.end()
-        assert waiting.communicate(timeout=30)[0].splitlines()[-1] == "terminated"
+        assert waiting.communicate(timeout=60)[0].splitlines()[-1] == "terminated"
     calls = [line for line in trace.read_text().splitlines() if "epoll" in line]
     assert 1 <= len(calls) <= 4 and all(", -1" in call for call in calls), calls
     assert not [

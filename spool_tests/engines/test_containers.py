@@ -42,7 +42,7 @@ def test_container_that_goes_takes_the_run_with_it(spool, kind, end, life, reque
 def test_container_that_was_never_there_is_an_error_at_once(spool, kind, request, monkeypatch):
     entered(kind, request, monkeypatch)
     remote = {"hops": [{kind: {"container": "nobox"}}]}
-    assert start(spool, sh("echo ran"), remote=remote).wait(30) == 0
+    assert start(spool, sh("echo ran"), remote=remote).wait(60) == 0
     status = final(spool)
     assert (status["state"], status["started"]) == ("error", False)
     assert status["exception"]["stage"] == "name", status["exception"]
@@ -69,12 +69,12 @@ def test_container_that_is_stopped_is_waited_for_and_then_an_error(
 def test_user_and_directory_of_the_hop(spool, kind, request, monkeypatch):
     way = entered(kind, request, monkeypatch)
     hop = {"container": way.container, "user": "etl", "workdir": "/tmp"}
-    assert start(spool, sh("id -u; pwd"), remote={"hops": [{kind: hop}]}).wait(30) == 0
+    assert start(spool, sh("id -u; pwd"), remote={"hops": [{kind: hop}]}).wait(60) == 0
     assert stdout(spool) == b"1000\n/tmp\n", log(spool)
     wrong = start(
         spool, sh("true"), "wrong", remote={"hops": [{kind: {**hop, "user": "nobody-at-all"}}]}
     )
-    assert wrong.wait(30) == 0
+    assert wrong.wait(60) == 0
     status = final(spool, "wrong")
     assert (status["state"], status["started"], status["exception"]["stage"]) == (
         "error",
@@ -88,7 +88,7 @@ def test_container_behind_ssh(spool, kind, request, monkeypatch, sshd):
     way = entered(kind, request, monkeypatch)
     env = [f"{name}={value}" for name, value in way.engine.env.items()]
     hops = [{"ssh": sshd.remote()}, {"exec": {"argv": ["env", *env]}}, *way.remote["hops"]]
-    assert start(spool, sh("cat; exit 3", stdin="in"), remote={"hops": hops}).wait(30) == 0
+    assert start(spool, sh("cat; exit 3", stdin="in"), remote={"hops": hops}).wait(60) == 0
     assert (final(spool)["return_code"], stdout(spool)) == (3, b"in"), log(spool)
 
 
@@ -105,7 +105,7 @@ def test_container_behind_ssh(spool, kind, request, monkeypatch, sshd):
 )
 def test_engine_that_is_not_installed(spool, hop, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert start(spool, sh("true"), remote={"hops": [hop]}).wait(30) == 0
+    assert start(spool, sh("true"), remote={"hops": [hop]}).wait(60) == 0
     status = final(spool)
     assert (status["state"], status["started"]) == ("error", False)
     program = "nsenter" if "exec" in hop else next(iter(hop))

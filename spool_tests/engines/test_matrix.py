@@ -126,7 +126,7 @@ def test_nothing_is_left_of_a_run_that_lost_its_holder(spool, way, victim):
     until(lambda: stdout(spool) and sleepers(name))
     os.kill(status["chaperone_pid"] if victim == "chaperone" else status["connection"]["pid"], 9)
     chaperone.wait(60)
-    until(lambda: not sleepers(name), 30)
+    until(lambda: not sleepers(name))
     if victim == "client":
         status = final(spool)
         if way.name == "exec" and status["state"] == "terminated":
@@ -185,4 +185,4 @@ def test_survivor_ends_with_its_lease(spool, way):
     until(lambda: sleepers(name))
     os.kill(status["chaperone_pid"], 9)
     chaperone.wait(60)
-    until(lambda: not sleepers(name), 40)
+    until(lambda: not sleepers(name))

@@ -20,7 +20,7 @@ ALL_CPUS = 8
 def engine(slurm, monkeypatch):
     for name, value in slurm.env.items():
         monkeypatch.setenv(name, value)
-    until(lambda: not slurm.jobs(), 30)
+    until(lambda: not slurm.jobs())
     return slurm
 
 
@@ -53,7 +53,7 @@ def test_full_queue_is_waited_for_as_long_as_it_takes(spool, engine):
     third = start(spool, sh("echo ran"), "third", remote=srun(cpus=ALL_CPUS))
     queued(spool, "third")
     ask(spool, "stop", "third")
-    assert third.wait(30) == 0
+    assert third.wait(60) == 0
     status = final(spool, "third")
     assert (status["state"], status["started"]) == ("error", False)
     assert status["exception"]["stage"] == "stopped"
@@ -61,7 +61,7 @@ def test_full_queue_is_waited_for_as_long_as_it_takes(spool, engine):
     assert (first.wait(60), second.wait(60)) == (0, 0)
     assert stdout(spool, "second") == b"ran\n"
     assert final(spool, "second")["return_code"] == 0
-    until(lambda: not engine.jobs(), 30)
+    until(lambda: not engine.jobs())
 
 
 def test_job_that_is_cancelled_in_the_queue_is_not_asked_for_again(spool, engine):
@@ -98,12 +98,12 @@ def test_job_that_slurm_ends_is_lost_and_nothing_is_left(spool, engine, end):
     status = final(spool)
     assert (status["state"], status["complete"]) == ("lost", False)
     assert status["return_code"] is None and status["signal"] is None
-    until(lambda: not sleepers(name), 30)
+    until(lambda: not sleepers(name))
 
 
 def test_partition_that_is_not_there_is_an_error_at_once(spool, engine):
     chaperone = start(spool, sh("echo ran"), remote=srun(partition="nix"))
-    assert chaperone.wait(30) == 0
+    assert chaperone.wait(60) == 0
     status = final(spool)
     assert (status["state"], status["started"]) == ("error", False)
     assert status["exception"]["stage"] == "usage"

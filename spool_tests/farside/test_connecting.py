@@ -104,7 +104,7 @@ def test_attempts_of_runs_that_began_together_do_not_stay_together(spool, refusi
         )
         for number in range(6)
     ]
-    assert [run.wait(30) for run in runs] == [0] * 6
+    assert [run.wait(60) for run in runs] == [0] * 6
     pauses = {
         tuple(re.findall(r"next attempt is in ([\d.]+) s", log(spool, f"r{number}")))
         for number in range(6)
@@ -164,7 +164,7 @@ def test_slots_are_free_again_when_their_holder_dies(spool, refusing):
     )  # it would have given up by itself at the end of its time for connecting
     for holder in holders:
         holder.terminate()
-    assert [holder.wait(30) for holder in holders] == [0, 0, 0, -9, 0, 0, 0, 0]
+    assert [holder.wait(60) for holder in holders] == [0, 0, 0, -9, 0, 0, 0, 0]
 
 
 def test_message_of_several_lines_is_one_message(spool, tmp_path, monkeypatch):

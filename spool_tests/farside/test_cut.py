@@ -135,7 +135,7 @@ def test_nothing_is_left_when_something_of_the_connection_is_killed(spool, reque
         + ", ".join(f"{run_id} {took:.2f}" for run_id, took in orphans.took.items())
     )
     for run_id, (victim, chaperone) in runs.items():
-        assert chaperone.wait(20) == (-9 if victim == "chaperone" else 0)
+        assert chaperone.wait(60) == (-9 if victim == "chaperone" else 0)
         if victim == "chaperone":
             assert disk.seen(spool, run_id)[1]["state"] == "lost"
         else:
@@ -179,7 +179,7 @@ def test_silent_cut_ends_the_program_by_its_lease(spool, network, request):
             + ", ".join(f"{run_id} {took:.2f}" for run_id, took in orphans.took.items())
         )
         for chaperone in runs.values():
-            assert chaperone.wait(20) == 0
+            assert chaperone.wait(60) == 0
     finally:
         network.heal()
     for run_id in runs:
@@ -246,6 +246,6 @@ def test_short_cut_is_as_if_nothing_had_been(spool, network):
     begun = time.monotonic()
     until(lambda: time.monotonic() > begun + 1)
     network.heal()
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
     assert (final(spool)["state"], final(spool)["complete"]) == ("terminated", True)
     assert stdout(spool) == b"".join(b"%d\n" % number for number in range(40))

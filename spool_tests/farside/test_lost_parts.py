@@ -41,7 +41,7 @@ def test_spool_that_stalls_for_less_than_the_lease_loses_nothing(spool, sshd):
     )
     until(lambda: stdout(spool))
     stalled(process, 4)  # longer than the client waits for its keepalives
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
     status = final(spool)
     assert (
         status["state"],
@@ -69,7 +69,7 @@ def test_spool_that_stalls_for_longer_than_the_lease_ends_the_program(spool, ssh
         until(lambda: not far_processes(spool))
     finally:
         process.send_signal(signal.SIGCONT)
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
     status = final(spool)
     assert (status["state"], status["signal"], status["stop"]["reason"]) == (
         "terminated",
@@ -116,7 +116,7 @@ def test_program_goes_on_without_the_shell_that_waits_for_it(life, spool, sshd, 
     os.kill(waiting_shell(running(spool)["pid"]), signal.SIGKILL)
     (tmp_path / "go").touch()
     until(lambda: stdout(spool) == b"up\ndown\n")
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
     status = final(spool)
     assert (status["state"], status["return_code"], status["signal"], status["complete"]) == (
         "lost",
@@ -145,7 +145,7 @@ def test_program_is_ended_without_the_shell_that_hears_control_lines(life, spool
     until(lambda: stdout(spool))
     os.kill(until(lambda: hearing_shell(running(spool)["pid"])), signal.SIGKILL)
     until(lambda: not far_processes(spool))
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
     status = final(spool)
     assert (status["state"], status["signal"]) == ("terminated", "SIGTERM"), log(spool)
     assert life == "survive" or not status["complete"]
@@ -179,7 +179,7 @@ def test_death_of_the_shell_that_sshd_started_is_the_end_of_the_connection(
             lambda: (found := running(spool)["connection"])["drops"] and found["state"] == "up", 20
         )
         (tmp_path / "go").touch()
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
     status = final(spool)
     found = (
         status["state"],
@@ -226,7 +226,7 @@ def test_far_host_that_boots_anew_has_lost_the_run(life, spool, sshd, tmp_path):
         # Its number belongs to another process now.
         (directory / "reader").write_text(f"{os.getpid()} another-boot\n")
     process.send_signal(signal.SIGCONT)
-    assert process.wait(40) == 0
+    assert process.wait(60) == 0
     status = final(spool)
     assert (status["state"], status["started"], status["return_code"], status["complete"]) == (
         "lost",

@@ -53,7 +53,7 @@ def test_directory_of_a_run_that_survives_is_its_user_s_alone(spool, sshd, tmp_p
     assert {path.name for path in made[2:]} >= {"control", "out", "err", "said"}
     assert {path.stat().st_mode & 0o777 for path in made if path.is_dir()} == {0o700}
     (tmp_path / "go").touch()
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
     assert list((tmp_path / "far").iterdir()) == []
 
 
@@ -75,7 +75,7 @@ def test_directory_of_a_run_that_survives_is_below_its_user_s_home(spool, sshd, 
     (directory,) = (home / below).iterdir()
     assert (directory.stat().st_mode & 0o777, directory.owner()) == (0o700, user)
     (home / "go").touch()
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
     (home / "go").unlink()
     assert list((home / below).iterdir()) == []
 

@@ -61,7 +61,7 @@ def test_queue_uses_up_no_patience_and_is_seen(spool, queue, chaperone):
     until(lambda: os.stat(spool / "late").st_mtime + 1 < os.stat(touched(spool)).st_mtime)
     assert live(spool)["connection"]["state"] == "queued"
     queue.touch()
-    assert holder.wait(30) == 0
+    assert holder.wait(60) == 0
     status = final(spool)
     assert (status["state"], status["return_code"], stdout(spool)) == ("terminated", 0, b"ran\n")
     assert status["connection"]["state"] == "up" and "message" not in status["connection"]
@@ -75,7 +75,7 @@ def touched(spool):
 def test_patience_counts_again_from_the_end_of_the_queue(spool, queue):
     holder, _ = queued(spool, 0.4)
     queue.write_text("hang")
-    assert holder.wait(30) == 0
+    assert holder.wait(60) == 0
     status = final(spool)
     assert (status["state"], status["started"]) == ("error", False)
     assert status["exception"]["stage"] in ("connect", "far-side")
@@ -84,7 +84,7 @@ def test_patience_counts_again_from_the_end_of_the_queue(spool, queue):
 def test_stop_ends_the_wait(spool, queue):
     holder, status = queued(spool, 30)
     ask(spool, "stop by=night")
-    assert holder.wait(30) == 0
+    assert holder.wait(60) == 0
     ended = final(spool)
     assert (ended["state"], ended["started"], ended["exception"]["stage"]) == (
         "error",

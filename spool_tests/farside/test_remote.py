@@ -366,7 +366,7 @@ def test_stop_and_signals_reach_the_program(spool, sshd, chaperone):
     assert chaperone("signal", "r", "USR1").returncode == 0
     until(lambda: stdout(spool) == b"up\nusr1\n")
     assert chaperone("stop", "r").returncode == 0
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
     status = final(spool)
     assert (status["state"], status["signal"], status["stop"]["reason"], status["complete"]) == (
         "terminated",
@@ -380,7 +380,7 @@ def test_stop_and_signals_reach_the_program(spool, sshd, chaperone):
 def test_stop_before_the_connection_is_there_starts_nothing(spool, sshd):
     process = start(spool, sh("echo out"), remote={**sshd.remote(), "port": 1})
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
     status = final(spool)
     assert (status["state"], status["exception"]["stage"], status["started"]) == (
         "error",

@@ -188,7 +188,7 @@ def test_doctor_lists_the_masters(spool, sshd, masters, chaperone):
 
 def test_master_that_idles_ends(spool, sshd, masters):
     assert start(spool, sh("true"), remote=shared(sshd, ControlPersist=1)).wait(300) == 0
-    until(lambda: not masters(), 20)
+    until(lambda: not masters())
 
 
 def test_path_of_any_length_will_do(tmp_path, spool, sshd, masters):
@@ -203,7 +203,7 @@ def test_path_of_any_length_will_do(tmp_path, spool, sshd, masters):
             words = " ".join(final(where, "second")["connection"]["argv"])
             assert f"ControlPath={begins}" in words and len(masters()) == 1
             os.kill(*masters().values(), signal.SIGTERM)
-            until(lambda: not masters(), 20)
+            until(lambda: not masters())
     finally:
         shutil.rmtree(short)
 
@@ -319,7 +319,7 @@ def test_masters_killed_at_random_under_fifty_runs(spool, sshd, masters, tmp_pat
             assert hashlib.sha256(stdout(spool, f"r{number}")).digest() == whole
         else:
             assert (status["state"], life) == ("lost", "kill")
-        until(lambda number=number: not far_processes(spool, f"r{number}"), 30)
+        until(lambda number=number: not far_processes(spool, f"r{number}"))
 
 
 @pytest.mark.long

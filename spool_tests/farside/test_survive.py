@@ -32,7 +32,7 @@ def test_program_that_may_survive_ends_as_any_other(spool, remote):
         remote=remote,
         on_disconnect="survive",
     )
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
     status = final(spool)
     assert (status["state"], status["return_code"], status["complete"], status["leftovers"]) == (
         "terminated",
@@ -60,7 +60,7 @@ def pull(network, spool):
     """No packet comes through until the chaperone's client has noticed."""
     network.cut()
     try:
-        until(lambda: live(spool)["connection"]["state"] == "down", 30)
+        until(lambda: live(spool)["connection"]["state"] == "down")
     finally:
         network.heal()
 
@@ -183,7 +183,7 @@ def test_status_shows_whether_the_connection_is_up_or_down_since_when_and_until_
     network.cut()
     try:
         before = time.time()
-        until(lambda: live(spool)["connection"]["state"] == "down", 30)
+        until(lambda: live(spool)["connection"]["state"] == "down")
         down = json.loads(chaperone("status", "r").stdout)["connection"]
         assert (down["drops"], down["pid"], down["argv"]) == (1, None, up["argv"]) and down[
             "since"
@@ -198,7 +198,7 @@ def test_status_shows_whether_the_connection_is_up_or_down_since_when_and_until_
     again = until(lambda: (found := live(spool)["connection"])["state"] == "up" and found, 60)
     assert (again["drops"], again["lease_until"]) == (1, None) and again["since"] > down["since"]
     (tmp_path / "go").touch()
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
     assert final(spool)["connection"]["drops"] == 1
 
 
@@ -327,7 +327,7 @@ def test_run_here_is_lost_when_its_host_boots_anew(spool, tmp_path, monkeypatch)
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         check=True,
-        timeout=40,
+        timeout=60,
     )
     status = final(spool)
     assert (status["state"], status["started"], status["complete"], status["boot_id"]) == (
@@ -377,7 +377,7 @@ def test_far_side_that_is_slow_to_begin_is_not_taken_for_dead(spool, tmp_path, m
         input=json.dumps(spec),
         text=True,
         stdout=subprocess.DEVNULL,
-        timeout=30,
+        timeout=60,
         check=True,
     )
     status = final(spool)

@@ -30,7 +30,7 @@ def test_far_side_forgets_a_run_only_when_its_end_is_published(spool, remote, tm
     until(lambda: list((tmp_path / ".chaperone").glob("*")) or ended(spool))
     until(lambda: not list((tmp_path / ".chaperone").glob("*")))
     assert ended(spool)
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
 
 
 def test_run_whose_chaperone_died_is_unattended_and_goes_on(spool, remote, chaperone):
@@ -49,7 +49,7 @@ def test_run_whose_chaperone_died_is_unattended_and_goes_on(spool, remote, chape
     (spool / "go").touch()
     until(lambda: not far_processes(spool))
     (spool / "go").unlink()
-    assert adopt(spool).wait(30) == 0
+    assert adopt(spool).wait(60) == 0
     status = final(spool)
     assert (status["state"], status["return_code"], status["complete"]) == (
         "terminated",
@@ -85,7 +85,7 @@ def test_run_of_a_service_without_home_is_adopted_from_a_terminal_and_back(
         monkeypatch.setenv("HOME", home) if who == "starter" else monkeypatch.delenv("HOME")
         process = adopt(spool, run_id)
         (tmp_path / "go").touch()
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
         (tmp_path / "go").unlink()
         assert (final(spool, run_id)["state"], final(spool, run_id)["return_code"]) == (
             "terminated",
@@ -111,7 +111,7 @@ def test_stop_reaches_an_adopted_program(spool, remote, chaperone):
     process = adopt(spool)
     connected(spool)
     assert chaperone("stop", "r").returncode == 0
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
     assert (final(spool)["signal"], final(spool)["stop"]["reason"]) == ("SIGKILL", "request")
 
 
@@ -160,12 +160,12 @@ def test_program_that_opens_its_output_anew_loses_nothing(spool, remote):
         remote=remote,
         on_disconnect="survive",
     )
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
     assert stdout(spool) == b"one\ntwo\nthree\n"
 
 
 def test_failure_to_start_is_told_where_it_survives_too(spool, remote):
-    assert start(spool, {"argv": ["no-such"]}, remote=remote, on_disconnect="survive").wait(30) == 0
+    assert start(spool, {"argv": ["no-such"]}, remote=remote, on_disconnect="survive").wait(60) == 0
     status = final(spool)
     assert (status["state"], status["exception"]["message"], status["started"]) == (
         "error",
@@ -243,7 +243,7 @@ def test_adopter_comes_to_an_end_whatever_is_damaged_over_there(
         if DAMAGES[name, how][0] != LOST:
             connected(spool)
             (tmp_path / "go").touch()
-        assert adopter.wait(30) == 0
+        assert adopter.wait(60) == 0
     finally:
         if adopter.poll() is None:
             adopter.kill()

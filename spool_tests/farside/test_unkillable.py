@@ -101,7 +101,7 @@ def test_program_that_can_not_be_killed_is_lost_and_not_said_to_be_gone(
     until(lambda: stdout(spool))
     pid = running(spool)["pid"]
     ask(spool, "kill")
-    assert run.wait(30) == 0
+    assert run.wait(60) == 0
     status = final(spool)
     sentence = f"1 process can't be killed: {pid} ({'-' if proc == 'hidden' else 'a'})"
     assert (status["state"], status["gone_by"]) == ("lost", None)
@@ -121,7 +121,7 @@ def test_leftover_that_can_not_be_killed_is_named_and_not_waited_for(
     argv = [sys.executable, "-I", "-S", "-c", LEAVES, raised, "-I", "-S", "-c", ROOT]
     spec = {"remote": remote(tmp_path, proc), "on_disconnect": life, "stop": {"grace_period": 0}}
     run = start(spool, {"argv": argv}, **spec)
-    assert run.wait(30) == 0
+    assert run.wait(60) == 0
     status = final(spool)
     assert (status["state"], status["return_code"], status["leftovers"]) == ("terminated", 0, 1)
     left = stdout(spool).decode().strip()
@@ -164,7 +164,7 @@ def test_run_without_a_pid_has_no_members_and_kills_nothing(shell, tracking, set
     members = pathlib.Path(ROOT_OF_ALL, "chaperone/farside/sh/members.sh").read_text()
     text = members + ASKED % (tracking, setsid)
     done = subprocess.run(
-        [shells.as_sh(shell), "-c", text], capture_output=True, text=True, cwd="/", timeout=20
+        [shells.as_sh(shell), "-c", text], capture_output=True, text=True, cwd="/", timeout=60
     )
     assert done.stdout.splitlines()[-1].startswith("members:"), done
     assert not [line for line in done.stdout.splitlines() if line.startswith("kill -KILL")]

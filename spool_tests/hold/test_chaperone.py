@@ -271,7 +271,7 @@ def test_stdin_that_is_a_fifo_is_waited_for(spool, fifo, text):
     writing = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
     os.write(writing, text)
     os.close(writing)
-    assert chaperone.wait(20) == 0
+    assert chaperone.wait(60) == 0
     status = final(spool)
     assert (status["return_code"], status["stop"], stdout(spool)) == (0, None, text)
 
@@ -283,7 +283,7 @@ def test_stop_is_heard_while_stdin_is_waited_for(spool, fifo, request_line):
     chaperone = start(spool, {"argv": ["cat"], "stdin": {"file": str(fifo)}})
     until(lambda: log(spool) == AWAITED)
     ask(spool, request_line)
-    assert chaperone.wait(20) == 0
+    assert chaperone.wait(60) == 0
     status = final(spool)
     assert (status["state"], status["started"], status["stop"]["reason"]) == (
         "error",
@@ -302,7 +302,7 @@ def test_signals_that_come_together_while_stdin_is_waited_for_stop_once(spool, f
     until(lambda: log(spool) == AWAITED)
     for number in (signal.SIGSTOP, signal.SIGTERM, signal.SIGINT, signal.SIGCONT):
         chaperone.send_signal(number)
-    assert chaperone.wait(20) == 0
+    assert chaperone.wait(60) == 0
     assert final(spool)["exception"]["message"] == "stopped before the program was started"
 
 
@@ -332,7 +332,7 @@ def test_program_that_can_not_be_started_when_its_stdin_has_come_is_an_error(spo
     chaperone = start(spool, {"argv": ["/no/such"], "stdin": {"file": str(fifo)}})
     until(lambda: log(spool) == AWAITED)
     os.close(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
-    assert chaperone.wait(20) == 0
+    assert chaperone.wait(60) == 0
     assert (final(spool)["state"], final(spool)["exception"]["message"]) == (
         "error",
         "unable to run '/no/such': No such file or directory",

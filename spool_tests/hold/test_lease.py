@@ -146,7 +146,7 @@ def test_renewal_comes_too_late_when_the_lease_has_ended(spool):
         until(lambda: live(spool)["state"] == "stopping")
         with contextlib.suppress(OSError):
             ask(spool, "renew")
-    assert chaperone.wait(30) == 0
+    assert chaperone.wait(60) == 0
     assert stop_of(final(spool)) == ("lease", "renew 0.2", "SIGTERM")
     assert final(spool)["signal"] == "SIGKILL"
     assert not [line for line in log(spool) if "request" in line]
@@ -156,7 +156,7 @@ def test_renewal_of_a_run_without_a_lease_changes_nothing(spool):
     chaperone = start(spool, sh("exec sleep 60"))
     running(spool)
     ask(spool, "renew by=me\nstop by=ops")
-    assert chaperone.wait(30) == 0
+    assert chaperone.wait(60) == 0
     assert (stop_of(final(spool))[:2], log(spool)) == (("request", "ops"), [])
 
 
@@ -200,7 +200,7 @@ def test_adopted_run_counts_from_its_last_renewal(spool, tmp_path, monkeypatch):
     times = os.stat(spool / "r" / "control")
     assert abs(times.st_atime - (since_boot - 1.0)) < 0.01  # as it was
     ask(spool, "stop")
-    assert adopter.wait(30) == 0
+    assert adopter.wait(60) == 0
     assert stop_of(final(spool))[0] == "request"
 
 
@@ -208,7 +208,7 @@ def test_adopted_run_whose_lease_has_ended_is_stopped(spool, tmp_path, monkeypat
     monkeypatch.setenv("HOME", str(tmp_path))
     killed(spool, renew=5)
     put_back(spool, 6)
-    assert adopt(spool).wait(30) == 0
+    assert adopt(spool).wait(60) == 0
     assert stop_of(final(spool)) == ("lease", "renew 5", "SIGTERM")
     assert final(spool)["signal"] == "SIGTERM"
 
@@ -221,7 +221,7 @@ def test_run_is_renewed_while_it_has_no_chaperone(spool, tmp_path, monkeypatch):
     adopter = adopt(spool)
     connected(spool)
     ask(spool, "stop")
-    assert adopter.wait(30) == 0
+    assert adopter.wait(60) == 0
     assert stop_of(final(spool))[0] == "request"
 
 
@@ -239,7 +239,7 @@ def test_lease_goes_on_over_a_boot_by_the_wall_clock(spool, tmp_path, monkeypatc
         until(lambda: boot_id in (spool / "r" / "running.json").read_text())
         connected(spool)
         ask(spool, "stop")
-    assert adopter.wait(30) == 0
+    assert adopter.wait(60) == 0
     reason = "request" if ago == 1 else "lease"
     assert (stop_of(final(spool))[0], final(spool)["boot_id"]) == (reason, boot_id)
 
@@ -259,7 +259,7 @@ def test_requests_other_than_a_renewal_do_not_renew(spool):
         )
     )
     ask(spool, "kill")
-    assert chaperone.wait(30) == 0
+    assert chaperone.wait(60) == 0
 
 
 # -- a host that is suspended
@@ -322,7 +322,7 @@ def test_spool_renews_the_runs_that_have_a_lease(spool, how):
     assert renewed_at(spool, "a") <= look.stamp()[0]
     for run_id in ("a", "b", "none"):
         found[run_id].kill(wait=False)
-    assert [process.wait(30) for process in processes] == [0, 0, 0]
+    assert [process.wait(60) for process in processes] == [0, 0, 0]
     for run_id in ("a", "b", "none"):
         assert (stop_of(final(spool, run_id))[0], log(spool, run_id)) == ("request", [])
 
@@ -348,7 +348,7 @@ def test_run_that_takes_no_request_does_not_hinder_the_others(spool):
     until(lambda: before <= renewed_at(spool, "a") <= look.stamp()[0])
     for run_id in ("a", "b"):
         assert found[run_id].kill().stop["reason"] == "request"
-    assert [process.wait(30) for process in processes] == [0, 0]
+    assert [process.wait(60) for process in processes] == [0, 0]
 
 
 def fill(control):

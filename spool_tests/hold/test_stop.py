@@ -38,7 +38,7 @@ def test_stop_ends_the_whole_tree(spool, text):
     pid = live(spool)["pid"]
     below = until(lambda: descendants(live(spool)["chaperone_pid"]))
     ask(spool, "stop 0.2 by=ops")
-    assert chaperone.wait(20) == 0
+    assert chaperone.wait(60) == 0
     status = final(spool)
     assert (
         status["stop"]["reason"] == "request"
@@ -61,7 +61,7 @@ def test_stop_asks_the_program_alone_and_ends_all_after_it(spool, survives):
     chaperone = start(spool, sh(PARENT), stop=stop, **asked)
     until(lambda: stdout(spool) == b"ready\n")
     ask(spool, "stop by=ops")
-    assert chaperone.wait(30) == 0
+    assert chaperone.wait(60) == 0
     status = final(spool)
     assert (status["return_code"], status["stop"]["signal"]) == (7, "SIGTERM")
     assert status["leftovers"] >= 1
@@ -75,7 +75,7 @@ def test_program_that_ignores_a_stop_to_it_alone_is_killed_with_all_it_started(s
     until(lambda: stdout(spool) == b"ready\n")
     below = until(lambda: descendants(live(spool)["chaperone_pid"]))
     ask(spool, "stop")
-    assert chaperone.wait(20) == 0
+    assert chaperone.wait(60) == 0
     assert final(spool)["signal"] == "SIGKILL"
     until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in below))
 
@@ -94,7 +94,7 @@ def test_stop_waits_out_its_grace_and_tells_the_signal(spool):
     )
     until(lambda: stdout(spool) == b"ready\n")
     ask(spool, "stop")
-    assert chaperone.wait(20) == 0
+    assert chaperone.wait(60) == 0
     status = final(spool)
     assert (status["return_code"], status["stop"]["signal"], status["stop"]["by"]) == (
         7,
@@ -111,7 +111,7 @@ def test_the_stop_signal_is_the_specs(spool):
     )
     until(lambda: stdout(spool) == b"ready\n")
     ask(spool, "stop")
-    assert chaperone.wait(20) == 0
+    assert chaperone.wait(60) == 0
     assert (final(spool)["return_code"], final(spool)["stop"]["signal"]) == (9, "SIGUSR2")
 
 
@@ -121,7 +121,7 @@ def test_a_second_stop_shortens_the_grace(spool):
     ask(spool, "stop by=first")
     until(lambda: live(spool)["state"] == "stopping")
     ask(spool, "stop 0 by=second")
-    assert chaperone.wait(20) == 0
+    assert chaperone.wait(60) == 0
     assert (final(spool)["signal"], final(spool)["stop"]["by"]) == ("SIGKILL", "first")
 
 
@@ -129,7 +129,7 @@ def test_kill_needs_no_grace(spool):
     chaperone = start(spool, sh(STUBBORN))
     until(lambda: stdout(spool) == b"ready\n")
     ask(spool, "kill by=me")
-    assert chaperone.wait(20) == 0
+    assert chaperone.wait(60) == 0
     assert (final(spool)["signal"], final(spool)["stop"]["signal"]) == ("SIGKILL", "SIGKILL")
 
 
@@ -144,7 +144,7 @@ def test_signal_reaches_the_program_alone(spool, name):
     ask(spool, f"signal {name}")
     until(lambda: stdout(spool) == b"ready\ngot\n")
     ask(spool, "kill")
-    assert chaperone.wait(20) == 0
+    assert chaperone.wait(60) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT, signal.SIGCONT])
@@ -157,7 +157,7 @@ def test_signals_to_the_chaperone_are_forwarded(spool, number):
     os.kill(live(spool)["chaperone_pid"], number)
     until(lambda: stdout(spool) == b"ready\ngot\n")
     os.kill(live(spool)["chaperone_pid"], signal.SIGTERM)
-    assert chaperone.wait(20) == 0
+    assert chaperone.wait(60) == 0
     assert (final(spool)["signal"], final(spool)["stop"]["by"]) == ("SIGTERM", "SIGTERM")
 
 
@@ -166,7 +166,7 @@ def test_hangup_of_the_chaperone_changes_nothing(spool):
     until(lambda: stdout(spool) == b"ready\n")
     os.kill(live(spool)["chaperone_pid"], signal.SIGHUP)
     ask(spool, "signal USR1")
-    assert chaperone.wait(20) == 0
+    assert chaperone.wait(60) == 0
     assert (final(spool)["return_code"], final(spool)["stop"]) == (4, None)
 
 
@@ -180,7 +180,7 @@ def test_requests_that_make_no_sense_are_logged(spool):
     until(lambda: len(log(spool)) == 6)
     os.write(fd, b"\nkill\n")
     os.close(fd)
-    assert chaperone.wait(20) == 0
+    assert chaperone.wait(60) == 0
     want = "want stop [SECONDS], signal NAME, kill or renew"
     assert log(spool) == [
         f"unable to take the request 'hello': {want}",
@@ -265,7 +265,7 @@ def test_idle_timeout_survives_a_paused_chaperone(spool):
     until(lambda: len(stdout(spool)) > size + 20)
     assert live(spool)["state"] == "running"
     ask(spool, "kill")
-    assert chaperone.wait(20) == 0
+    assert chaperone.wait(60) == 0
 
 
 def test_limit_keeps_the_head_and_counts_the_rest(spool):
@@ -318,7 +318,7 @@ def test_sigkill_of_the_chaperone_leaves_no_process(spool, text):
     until(lambda: stdout(spool) == b"ready\n")
     below = descendants(live(spool)["chaperone_pid"])
     os.kill(live(spool)["chaperone_pid"], signal.SIGKILL)
-    chaperone.wait(20)
+    chaperone.wait(60)
     assert lock_is_free(spool)
     assert not (spool / "r" / "status.json").exists()
     assert not [pid for pid in below if os.path.exists(f"/proc/{pid}/exe")]
@@ -337,7 +337,7 @@ def test_guard_saves_what_the_pipes_still_held(spool):
     (spool.parent / "go").touch()
     until(lambda: written_by(status["pid"]) >= 90_006)
     os.kill(status["chaperone_pid"], signal.SIGKILL)
-    chaperone.wait(20)
+    chaperone.wait(60)
     until(
         lambda: len(stdout(spool)) == 50_006 and (spool / "r" / "stderr").stat().st_size == 40_000
     )
@@ -382,7 +382,7 @@ def test_a_second_start_of_a_used_id_is_refused(spool):
         input=spec,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=60,
         check=False,
     )
     assert (again.returncode, again.stdout, again.stderr) == (
@@ -417,5 +417,5 @@ def test_a_removed_run_directory_does_not_take_the_program_down(spool):
     until(lambda: stdout(spool) == b"ready\n")
     shutil.rmtree(spool / "r")
     (spool.parent / "mark.go").touch()
-    assert chaperone.wait(20) == os.EX_IOERR
+    assert chaperone.wait(60) == os.EX_IOERR
     assert mark.exists()

@@ -83,7 +83,7 @@ def test_run_is_the_same_wherever_it_is_started_from(spool, tmp_path, preparatio
         ["run", "--id", "r", spec_file(tmp_path / "s", LISTING)],
         stdin=subprocess.PIPE,
     )
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
     process.stdin.close()
     status = final(spool, "r")
     assert (status["state"], status["return_code"]) == ("terminated", 3)
@@ -106,7 +106,7 @@ def test_full_pipe_that_nobody_reads_stops_no_program(spool, tmp_path, monkeypat
     process = subprocess.Popen(
         [*CHAPERONE, "run", "--id", "r", spec_file(tmp_path / "s", TRUE)], stdout=writing
     )
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
     assert final(spool, "r")["return_code"] == 0
     os.close(reading)
     os.close(writing)
@@ -125,7 +125,7 @@ def test_run_id_is_printed_when_the_run_directory_is_there(spool, tmp_path):
     process.stdout.close()
     assert process.poll() is None
     (spool / run_id / "control").write_text("kill\n")
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
 
 
 def test_chaperone_pins_no_mount_and_keeps_no_pipe(spool, tmp_path, held):
@@ -149,7 +149,7 @@ def test_job_of_an_interactive_shell_ends_as_its_chaperone_does(spool, tmp_path)
     assert running["chaperone_pid"] != process.pid
     assert os.getsid(running["chaperone_pid"]) == running["chaperone_pid"]
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
     process.stdout.close()
     stop = final(spool, "r")["stop"]
     assert (stop["signal"], stop["by"]) == ("SIGTERM", "SIGTERM")
@@ -217,7 +217,7 @@ def test_several_specs_are_stopped_together(spool, tmp_path):
     process = subprocess.Popen([*CHAPERONE, "run", *specs], stdout=subprocess.PIPE)
     assert sorted(process.stdout.readline() for _ in specs) == [b"a\n", b"b\n", b"c\n"]
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
     process.stdout.close()
     assert {final(spool, name)["signal"] for name in "abc"} == {"SIGTERM"}
 
@@ -367,7 +367,7 @@ for warm in (False, True, True):
     run = spool.start(program, warm=warm)
     with spool.follow(runs=[run.run_id]) as follower:
         assert list(follower)[-1].status.return_code == 0
-assert spool.start(program).wait(30).return_code == 0
+assert spool.start(program).wait(60).return_code == 0
 """
 
 

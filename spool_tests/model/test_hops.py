@@ -296,7 +296,7 @@ def test_stop_reaches_a_program_behind_a_prefix(spool, sshd, chaperone, behind):
     process = start(spool, sh(script), remote={"hops": hops}, stop={"grace_period": 0.4})
     until(lambda: stdout(spool) == b"up\n")
     assert chaperone("stop", "r").returncode == 0
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
     status = final(spool)
     assert (status["state"], status["signal"], status["complete"]) == (
         "terminated",

@@ -59,7 +59,7 @@ def test_a_subreaper_gets_its_orphans():
     root = ROOT
     assert (
         subprocess.run(
-            [os.sys.executable, "-I", "-c", code, root], timeout=20, check=False
+            [os.sys.executable, "-I", "-c", code, root], timeout=60, check=False
         ).returncode
         == 0
     )

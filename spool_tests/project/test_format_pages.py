@@ -176,7 +176,7 @@ def test_script_waits_for_no_run_that_was_deleted(spool):
         ["sh", "-c", f"{script}\nwait_for {spool}/r"],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=60,
         check=True,
     )
     assert (waited.stdout, waited.stderr) == ("gone\n", "")

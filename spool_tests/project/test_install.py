@@ -226,7 +226,7 @@ def test_installed_package_starts_and_follows_from_python(installed, spool):
         import chaperone, sys
         spool = chaperone.Spool(sys.argv[1])
         run = spool.start({"program": {"argv": ["echo", "hello"]}})
-        print(run.wait(10).return_code, run.read())
+        print(run.wait(60).return_code, run.read())
     """
     assert run(installed / "python", "-c", text, spool, cwd="/") == "0 b'hello\\n'\n"
 

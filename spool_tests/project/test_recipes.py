@@ -115,11 +115,11 @@ def test_message_is_sent_for_each_failure_and_again_for_none(place, chaperone, s
     ):
         script_of_it = subprocess.Popen(["sh", script], cwd=place, start_new_session=True)
         try:
-            until(lambda sent=sent: mails() == sent and answered(), 30)
+            until(lambda sent=sent: mails() == sent and answered())
             program = {"argv": ["/nowhere"]} if text is None else {"command": text}
             chaperone("run", "-", spec={"id": run_id, "program": program})
             sent += f"{run_id}: {reason}\n"
-            until(lambda sent=sent: mails() == sent and answered(), 30)
+            until(lambda sent=sent: mails() == sent and answered())
         finally:
             os.killpg(script_of_it.pid, signal.SIGKILL)
             script_of_it.wait()

@@ -125,7 +125,7 @@ def dead(tmp_path_factory):
             )
             os.kill(status["chaperone_pid"], signal.SIGKILL)
             until(lambda status=status: not os.path.exists(f"/proc/{status['pid']}"))
-        chaperone.wait(20)
+        chaperone.wait(60)
     return place
 
 
@@ -261,7 +261,7 @@ def test_damage_under_a_live_chaperone_harms_no_run(spool, survives, how):
     assert Spool(spool)["r"].status().state in statuses.LIVE
     readers(spool)
     go.touch()
-    assert chaperone.wait(30) == os.EX_OK
+    assert chaperone.wait(60) == os.EX_OK
     final = json.loads((spool / "r" / "status.json").read_text())
     assert (final["state"], final["return_code"], final["stdout"]["bytes"]) == ("terminated", 3, 4)
     assert sorted(os.listdir(spool / ".ended")) == ["r"] and not os.listdir(spool / ".running")
@@ -283,7 +283,7 @@ def test_damage_where_the_launcher_is_costs_a_cold_start_and_nothing_else(
         [*CHAPERONE, "launcher", "--idle", "0.01", "--spool", str(spool)],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=60,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "") or (
@@ -305,7 +305,7 @@ def test_damage_where_slots_are_keeps_nobody_from_connecting(spool, name, how):
         remote={"host": "127.0.0.1", "port": 1, "options": {"UserKnownHostsFile": "/dev/null"}},
         timeouts={"connect": 0.1},
     )
-    assert chaperone.wait(30) == os.EX_OK
+    assert chaperone.wait(60) == os.EX_OK
     used = set(os.listdir(spool / ".connect")) if (spool / ".connect").is_dir() else set()
     assert used <= set(slots.slot_names("127.0.0.1,1")), "another name was damaged than is used"
     status = Spool(spool)["r"].status()

@@ -205,7 +205,7 @@ def test_a_limit_on_file_sizes_does_not_kill_the_chaperone(spool):
             *("sh", "-c", 'ulimit -S -f 1000; exec "$@"', "sh"),
             *(*CHAPERONE, "run", "--spool", str(spool), "-"),
         ],
-        input=json.dumps(spec), capture_output=True, text=True, timeout=30, check=False,
+        input=json.dumps(spec), capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     final = json.loads((spool / "r" / "status.json").read_text())
@@ -281,7 +281,7 @@ def test_a_chaperone_outlives_its_own_package(spool, tmp_path, asked):
     else:
         with open(spool / "r" / "control", "w") as control:
             control.write(f"nonsense\n{asked}{' 0.1' * (asked == 'stop')} by=test\n")
-    assert chaperone.wait(30) == 0
+    assert chaperone.wait(60) == 0
     final = json.loads((spool / "r" / "status.json").read_text())
     if asked == "ends":
         assert (final["return_code"], final["leftovers"], final["stdout"]) == (

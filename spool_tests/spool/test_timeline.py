@@ -258,7 +258,7 @@ def test_bytes_that_the_guard_saves_have_no_line(spool):
     (spool.parent / "go").touch()
     until((spool.parent / "gone").exists)
     os.kill(pid, signal.SIGKILL)
-    chaperone.wait(20)
+    chaperone.wait(60)
     assert streams(spool / "r") == [b"one\ntwo\n", b""]
     assert timed(spool / "r", "stdout") == 4
 
@@ -268,12 +268,12 @@ def test_timeline_that_can_not_be_opened_harms_nothing(spool):
     chaperone = start(spool, sh(text, cwd=str(spool.parent)), on_disconnect="survive", output=TIMES)
     until(lambda: live(spool)["state"] == "running")
     os.kill(live(spool)["chaperone_pid"], signal.SIGKILL)
-    chaperone.wait(20)
+    chaperone.wait(60)
     (spool / "r" / "timeline").unlink()
     (spool / "r" / "timeline").mkdir()
     adopter = adopt(spool)
     (spool.parent / "go").touch()
-    assert adopter.wait(30) == 0
+    assert adopter.wait(60) == 0
     assert streams(spool / "r") == [b"out\n", b""] and final(spool)["complete"]
     said = "timeline: no line is written: unable to open 'timeline': Is a directory"
     assert said in log(spool)
@@ -288,10 +288,10 @@ def test_run_that_is_adopted_goes_on_with_its_timeline(spool, tmp_path):
         until(lambda sizes=sizes: all(timed(spool / "r", name) == sizes[name] for name in sizes))
         if number < 4:
             process.kill()
-            process.wait(20)
+            process.wait(60)
         (tmp_path / f"go.{number}").touch()
         if number < 4:
             process = adopt(spool)
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
     assert streams(spool / "r") == [b"line 1\nline 2\nline 3\nline 4\n", b"err\n" * 4]
     assert is_timed(spool / "r") and log(spool) == []

@@ -144,7 +144,7 @@ class Slurm(Servers):
         until((munge / "socket").exists)
         self.begin("slurmctld", "slurmctld", "-D", "-f", self._conf)
         self.begin_slurmd()
-        until(lambda: "idle" in self.ask("sinfo", "-h", "-o", "%T"), 40)
+        until(lambda: "idle" in self.ask("sinfo", "-h", "-o", "%T"))
 
     def begin_slurmd(self):
         self.begin("slurmd", "slurmd", "-D", "-f", self._conf)

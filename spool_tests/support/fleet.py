@@ -59,7 +59,7 @@ class Fleet:
             answer = self.agent.put(client, run_id, program, **spec)
         assert answer.status_code == 201, answer.text
         if self.mirror.is_alive():
-            until(lambda: state(self.near, run_id) not in (None, "starting"), 30)
+            until(lambda: state(self.near, run_id) not in (None, "starting"))
 
     def write(self, run_id="r", **spec):
         """Start a writer."""
@@ -73,7 +73,7 @@ class Fleet:
     def ended(self, spool, run_id="r"):
         """The final status, when the ending is complete."""
         until((spool / run_id / "status.json").exists, 60, f"{run_id} has ended in {spool}")
-        until(lambda: not (spool / run_id / "lock").exists(), 30)
+        until(lambda: not (spool / run_id / "lock").exists())
         return final(spool, run_id)
 
     def copied(self, run_id="r"):
@@ -124,7 +124,7 @@ def grow(spool, run_id="r"):
     for name in ("stdout", "stderr"):
         path = spool / run_id / name
         size = path.stat().st_size
-        until(lambda path=path, size=size: path.stat().st_size > size, 30)
+        until(lambda path=path, size=size: path.stat().st_size > size)
 
 
 def reason(status):

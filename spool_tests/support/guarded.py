@@ -51,7 +51,7 @@ def text_of(path):
 
 def begun_in(spool, run_id="r"):
     """The status of a run that somebody starts just now, once it runs."""
-    until((spool / run_id / "running.json").exists, 20)
+    until((spool / run_id / "running.json").exists)
     return running(spool, run_id)
 
 

@@ -408,7 +408,7 @@ class Launcher(Cold):
         next_one = subprocess.Popen(
             self.command("launcher", "--idle", "0.05"), env=self.env, stdin=subprocess.DEVNULL
         )
-        assert next_one.wait(30) == 0 and not (self.spool / ".launcher.new").exists()
+        assert next_one.wait(60) == 0 and not (self.spool / ".launcher.new").exists()
 
 
 def children_of(pid):

@@ -94,7 +94,7 @@ def through_its_life(spool, secret, life, remote):
         process = adopt(spool)
         until(lambda: connected(spool)["connection"]["drops"] > drops, 60)
     (spool / "go").touch()
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
     (spool / "go").unlink()
     assert (final(spool)["state"], final(spool)["return_code"], stdout(spool)) == (
         "terminated",
