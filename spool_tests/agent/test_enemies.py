@@ -15,7 +15,7 @@ import time
 import httpx
 import pytest
 
-from spool_tests.support.agents import TOKENS, events, served
+from spool_tests.support.agents import TOKENS, events
 from spool_tests.support.runs import sh
 from spool_tests.support.waiting import until
 
@@ -24,12 +24,6 @@ HEAD = f"Host: x\r\nAuthorization: Bearer {TOKENS['run']}\r\n"
 ENEMY = "127.0.0.2"  # the address that they come from
 MOST_KIB = 64 * 1024  # of memory that the agent may have at any moment
 TICKS = "i=0; while sleep 0.01; do i=$((i + 1)); echo $i; done"
-
-
-@pytest.fixture
-def agent(spool, tmp_path):
-    with served(tmp_path) as agent:
-        yield agent
 
 
 def peak_kib(agent):

@@ -12,7 +12,7 @@ import socket
 
 import pytest
 
-from spool_tests.support.agents import NAMES, TOKENS, served
+from spool_tests.support.agents import NAMES, TOKENS
 from spool_tests.support.runs import sh
 from spool_tests.support.waiting import until
 
@@ -21,12 +21,6 @@ pytestmark = pytest.mark.once
 TOKEN = f"Authorization: Bearer {TOKENS['run']}\r\n"
 HEAD = f"Host: x\r\n{TOKEN}"
 MOST_KIB = 64 * 1024  # of memory
-
-
-@pytest.fixture
-def agent(spool, tmp_path):
-    with served(tmp_path) as agent:
-        yield agent
 
 
 def connect(agent, source="127.0.0.1"):

@@ -10,17 +10,10 @@ import pytest
 import chaperone
 from chaperone import aio
 from chaperone.spool import look
-from spool_tests.support.agents import served
 from spool_tests.support.runs import log, sh
 from spool_tests.support.waiting import until
 
 pytestmark = pytest.mark.once
-
-
-@pytest.fixture
-def agent(spool, tmp_path):
-    with served(tmp_path) as agent:
-        yield agent
 
 
 def renewed_at(agent, run_id):

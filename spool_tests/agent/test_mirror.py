@@ -33,18 +33,6 @@ WRITER = (
 
 
 @pytest.fixture
-def agent(spool, tmp_path):
-    with served(tmp_path) as agent:
-        yield agent
-
-
-@pytest.fixture
-def client(agent):
-    with agent.client() as client:
-        yield client
-
-
-@pytest.fixture
 def mirror(agent, spool):
     with mirrored(agent, spool) as mirror:
         yield mirror

@@ -7,23 +7,9 @@ Knows: HTTP, run directories.  Must not know: the code of the server.
 import json
 import uuid
 
-import pytest
-
-from spool_tests.support.agents import events, served
+from spool_tests.support.agents import events
 from spool_tests.support.runs import sh
 from spool_tests.support.waiting import until
-
-
-@pytest.fixture
-def agent(spool, tmp_path):
-    with served(tmp_path) as agent:
-        yield agent
-
-
-@pytest.fixture
-def client(agent):
-    with agent.client() as client:
-        yield client
 
 
 def ended(agent, run_id="r"):

@@ -23,17 +23,11 @@ from chaperone.agent.server.application import Agent, Application
 from chaperone.agent.server.routes import streams
 from chaperone.agent.server.tokens import Tokens
 from spool_tests.support import agents
-from spool_tests.support.agents import events, served
+from spool_tests.support.agents import events
 from spool_tests.support.places import CHAPERONE
 from spool_tests.support.runs import final, running, sh
 from spool_tests.support.waiting import until
 from spool_tests.support.writer import Writer
-
-
-@pytest.fixture
-def agent(spool, tmp_path):
-    with served(tmp_path) as agent:
-        yield agent
 
 
 def connected(agent):

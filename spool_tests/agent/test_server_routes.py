@@ -28,18 +28,6 @@ from spool_tests.support.waiting import need, until
 pytestmark = pytest.mark.once
 
 
-@pytest.fixture
-def agent(spool, tmp_path):
-    with served(tmp_path) as agent:
-        yield agent
-
-
-@pytest.fixture
-def client(agent):
-    with agent.client() as client:
-        yield client
-
-
 def error(response):
     return response.status_code, *response.json()["error"].values()
 

@@ -15,17 +15,11 @@ import pytest
 
 from chaperone.errors import RunExistsError
 from chaperone.launch import start as starting
-from spool_tests.support.agents import end_all, served
+from spool_tests.support.agents import end_all
 from spool_tests.support.runs import final, sh
 from spool_tests.support.waiting import until
 
 KEY = "0123456789abcdef" * 2
-
-
-@pytest.fixture
-def agent(spool, tmp_path):
-    with served(tmp_path) as agent:
-        yield agent
 
 
 def once(place, name):

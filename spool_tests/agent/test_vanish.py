@@ -64,12 +64,6 @@ ROWS = {
 
 
 @pytest.fixture
-def agent(spool, tmp_path):
-    with served(tmp_path) as agent:
-        yield agent
-
-
-@pytest.fixture
 def fleet(agent, spool, tmp_path):
     fleet = Fleet(agent, spool, tmp_path)
     fleet.mirror.start()
