@@ -1,13 +1,15 @@
 """How a subscriber on an event loop reads an answer in chunks."""
 
 import asyncio
+import contextlib
 import os
+import ssl
 import subprocess
 import sys
 
 import pytest
 
-from chaperone.agent.client.streaming import ATTEMPT_S, Chunks, attempts
+from chaperone.agent.client.streaming import ATTEMPT_S, Chunks, attempts, connected
 from spool_tests.support import agents
 from spool_tests.support.places import ROOT
 
@@ -56,6 +58,31 @@ def test_loop_that_is_not_asyncios_is_called_without_its_own_arguments():
 
     assert asyncio.run(main()) == {"happy_eyeballs_delay": ATTEMPT_S}
     assert attempts(asyncio.AbstractEventLoop()) == {}
+
+
+def test_connection_that_is_cancelled_when_its_handshake_ends_is_cut(monkeypatch):
+    """asyncio would wait for the farewell of the server, which a silent one does not send."""
+    monkeypatch.setattr("asyncio.constants.SSL_SHUTDOWN_TIMEOUT", 86_400, raising=False)
+
+    class Cancelling(ssl.SSLObject):
+        def do_handshake(self):
+            super().do_handshake()
+            task.cancel()
+
+    context = ssl.create_default_context()
+    context.sslobject_class = Cancelling
+    agents.authority().configure_trust(context)
+
+    async def main(port, gone):
+        nonlocal task
+        task = asyncio.create_task(connected("127.0.0.1", port, context, "127.0.0.1"))
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        return await asyncio.to_thread(gone.get, timeout=60)
+
+    task = None
+    with agents.silent() as (port, gone):
+        assert asyncio.run(main(port, gone)), task.cancelled()
 
 
 DROPPED = """

@@ -3,6 +3,7 @@ A real Apsis server with programs that chaperone holds; for `spool_tests/integra
 which installs Apsis. Nothing here is run by bin/test.
 """
 
+import asyncio
 import contextlib
 import importlib
 import inspect
@@ -10,12 +11,15 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import time
 
 import pytest
+import uvloop
 
 from chaperone import api
+from chaperone.agent.client.streaming import connected
 from spool_tests.support import agents
 from spool_tests.support import apsis as standin
 from spool_tests.support.waiting import until
@@ -210,6 +214,41 @@ def test_runs_of_an_agent_outlive_server_and_agent(server, tmp_path, monkeypatch
         os.close(gate)
         until(lambda: collected(agent.spool), 300)
     told(f"{runs} runs of an agent, which was killed with the server: each line once")
+
+
+def test_connection_that_is_cancelled_within_its_handshake_leaves_no_error():
+    """A new run ends the stream of all runs, which may be in its handshake; uvloop is Apsis's."""
+    errors = []
+
+    class Cancelling(ssl.SSLObject):
+        def do_handshake(self):
+            task.cancel()
+            super().do_handshake()
+
+    context = ssl.create_default_context()
+    context.sslobject_class = Cancelling
+    agents.authority().configure_trust(context)
+
+    async def main(port):
+        nonlocal task
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda loop, error: errors.append(error))
+
+        def be_busy():  # so long that the server answers within the turn
+            loop.call_soon(time.sleep, 0.02)
+            loop.call_later(0.001, be_busy)
+
+        be_busy()
+        for _ in range(10):
+            task = loop.create_task(connected("127.0.0.1", port, context, "127.0.0.1"))
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await asyncio.sleep(0.02)
+
+    task = None
+    with agents.silent() as (port, _):
+        uvloop.run(main(port))
+    assert errors == []
 
 
 def test_program_that_can_not_be_started_or_binds_to_no_spec_is_an_error(server):

@@ -7,9 +7,12 @@ import functools
 import hashlib
 import json
 import os
+import queue
 import signal
+import socket
 import ssl
 import subprocess
+import threading
 import uuid
 
 import httpx
@@ -31,6 +34,38 @@ def authority():
 def certificate(*names):
     """A certificate for these names (for 127.0.0.1 and localhost), by the authority."""
     return authority().issue_cert(*(names or ("127.0.0.1", "localhost")))
+
+
+@contextlib.contextmanager
+def silent():
+    """
+    A server of TLS that is silent after the handshake, also when its client says farewell.
+
+    Yields:
+        (int, SimpleQueue): Its port, and a value for each connection that its client has closed.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    certificate().configure_cert(context)
+    gone = queue.SimpleQueue()
+
+    def serve(listening):
+        with contextlib.suppress(OSError):  # `accept` fails at the end
+            while True:
+                connection = listening.accept()[0]
+                with contextlib.suppress(OSError):
+                    wrapped = context.wrap_socket(connection, server_side=True)
+                    connection = socket.socket(fileno=wrapped.detach())
+                    while connection.recv(4096):
+                        pass
+                connection.close()
+                gone.put(True)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=serve, args=(listening,), daemon=True)
+        thread.start()
+        yield listening.getsockname()[1], gone
+        listening.shutdown(socket.SHUT_RDWR)
+    thread.join()
 
 
 class Served:

@@ -45,13 +45,11 @@ class Streaming(httpx.AsyncBaseTransport):
         host = request.url.host
         try:
             with anyio.fail_after(times["connect"]):
-                reader, writer = await asyncio.open_connection(
+                reader, writer = await connected(
                     host,
                     request.url.port or 443,
-                    limit=PIECE,
-                    ssl=self._context,
-                    server_hostname=request.extensions.get("sni_hostname", host),
-                    **attempts(asyncio.get_running_loop()),
+                    self._context,
+                    request.extensions.get("sni_hostname", host),
                 )
         except TimeoutError as error:
             raise httpx.ConnectTimeout("it is too late") from error
@@ -67,7 +65,38 @@ class Streaming(httpx.AsyncBaseTransport):
             raise
 
 
-def attempts(loop: asyncio.AbstractEventLoop) -> dict[str, float]:
+async def connected(
+    host: str, port: int, context: ssl.SSLContext, server_name: str
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """
+    A connection with TLS, as of `asyncio.open_connection`; a cancelled one is cut at once.
+
+    asyncio would wait up to 30 s for the farewell of the server. uvloop closes the socket, but if
+    the handshake ends in the same turn, its TLS writes to the closed socket and logs an error.
+    """
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(limit=PIECE, loop=loop)
+    writers: list[asyncio.StreamWriter] = []  # none until the handshake is over
+    protocol = asyncio.StreamReaderProtocol(
+        reader, lambda reader, writer: writers.append(writer), loop=loop
+    )
+    try:
+        await loop.create_connection(
+            lambda: protocol,
+            host,
+            port,
+            ssl=context,
+            server_hostname=server_name,
+            **attempts(loop),
+        )
+    except BaseException:
+        for writer in writers:
+            abort(writer)
+        raise
+    return reader, writers[0]
+
+
+def attempts(loop: asyncio.AbstractEventLoop) -> dict[str, Any]:
     """
     How `create_connection` of a loop is to try the addresses of a host.
 
