@@ -17,6 +17,7 @@ from ..errors import ChaperoneError, SpoolError
 from ..hold import begin, guarding
 from ..hold.inherited import ALL_SIGNALS, detach_from_caller, shed_inherited_state
 from ..model import jsontext
+from ..model import spec as specs
 from ..program.fds import owned, receive_fds, send_fds
 from ..program.guard import MESSAGE_BYTES
 from ..program.loop import LONGEST_S
@@ -37,6 +38,12 @@ if TYPE_CHECKING:
 CHANGED_SIGNALS = (signal.SIGHUP, signal.SIGCHLD)
 BACKLOG = 4_096  # what net.core.somaxconn allows by default: a burst waits here, it is not refused
 PR_GET_DUMPABLE = 3  # linux/prctl.h; asked for nothing but to have prctl found
+# What a chaperone rehearses while it waits, and when: the run before it has started by then, and
+# needs no core for that any more.
+REHEARSAL_S = 0.004
+EXAMPLE = jsontext.dumps(
+    {**specs.checked({"program": {"argv": ["true"]}}, "/"), "id": "x"}
+).encode()
 _PEER = 12  # bytes of struct ucred: pid, uid, gid
 
 
@@ -238,6 +245,8 @@ def _become_chaperone(
         spool_fd, *others = ours
         for number in others:  # who connects when the launcher has ended must be refused
             os.close(number)
+        if not _comes(waiting, REHEARSAL_S):  # in a burst a request is there already
+            begin.rehearse(EXAMPLE)
         _, fds = receive_fds(waiting, MESSAGE_BYTES)
         waiting.close()
         # A signal that came by now is not the run's.

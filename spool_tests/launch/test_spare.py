@@ -10,7 +10,10 @@ import signal
 
 import pytest
 
+from chaperone.hold import begin
+from chaperone.launch import launcher
 from chaperone.launch import start as starting
+from chaperone.model import spec as specs
 from spool_tests.support.victims import children_of
 from spool_tests.support.waiting import until
 
@@ -28,6 +31,15 @@ def started(spool):
     run_id = starting.start(str(spool), {"program": {"argv": ["sleep", "0.1"]}}, warm=True)
     until((spool / ".ended" / run_id).is_symlink)
     return json.loads((spool / run_id / "status.json").read_text())
+
+
+def test_rehearsal_leaves_no_trace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = os.listdir("/proc/self/fd")
+    begin.rehearse(launcher.EXAMPLE)
+    assert os.listdir("/proc/self/fd") == before and os.listdir(tmp_path) == []
+    spec = json.loads(launcher.EXAMPLE)
+    assert specs.checked(spec, "/") == spec
 
 
 def test_next_run_has_the_chaperone_that_waits(spool, spare):
