@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
     import filelock
 
-BATCH_EVENTS = 256
+# A backlog fills each batch: the next one may be twice as big, because each costs two fsyncs.
+BATCH_EVENTS, MOST_EVENTS = 256, 1024
 BATCH_BYTES = 1024 * 1024  # of output: a batch is written to the cursor file too
 PATIENCE_S = 1.0  # a process that was killed together with its consumer takes a moment to be gone
 _quoted = json.encoder.encode_basestring_ascii
@@ -86,6 +87,7 @@ class Outbox:
         # Of the batch that is made or waits: what to collect when it is acknowledged.
         self._endings = [line["run_id"] for line in again if line["event"] in ("ended", "lost")]
         self._made: list[str] = []
+        self._most_events = BATCH_EVENTS
         self._tails: dict[tuple[str, str], bytes] = {}
         self._follower = self._follow(kept["cursor"] if kept else begin)
 
@@ -137,6 +139,7 @@ class Outbox:
         them until the batch is returned.
         """
         room = BATCH_BYTES
+        most = self._most_events
         while not self._made:
             event = self._next(timeout)
             if event is None:
@@ -145,13 +148,15 @@ class Outbox:
                 self._made += self._written(event)
                 room -= len(event.data) if isinstance(event, Output) else 0
                 try:
-                    event = self._next(0) if len(self._made) < BATCH_EVENTS and room > 0 else None
+                    event = self._next(0) if len(self._made) < most and room > 0 else None
                 except SpoolError:
                     if not self._made:
                         raise
                     # Return what we have first: it may be the ending of a run whose spool is gone.
                     # The error comes again.
                     break
+        is_full = len(self._made) >= most
+        self._most_events = min(2 * most, MOST_EVENTS) if is_full else BATCH_EVENTS
         return True
 
     def _next(self, timeout: float | None) -> Event | None:

@@ -53,6 +53,7 @@ class FollowedRun:
         entry (dict): What was delivered; replaced at each step, never changed in place.
         hints (int): What may be new, of HINT_LOOK, HINT_ENDED and HINT_STREAMS; 0 when nothing is.
         watch (int): Its watch, -1 when there is none.
+        edition: Of its run directory when its key was read, as `look.edition` has it.
     """
 
     __slots__ = (
@@ -66,6 +67,7 @@ class FollowedRun:
         "_timed",
         "_turn",
         "asked_for",
+        "edition",
         "entry",
         "hints",
         "if_collected",
@@ -90,6 +92,7 @@ class FollowedRun:
         self.hints = 0
         self.queued = False
         self.watch = -1
+        self.edition: tuple[int, int, int] | None = None
         self._turn = 0
         self._forget()
 
@@ -185,16 +188,15 @@ class FollowedRun:
             raise
         with owned(fd):
             found = os.fstat(fd)
-            identity = (found.st_dev, found.st_ino)
-            if self._identity not in (None, identity):
+            if self._identity not in (None, (found.st_dev, found.st_ino)):
                 return self._replaced()
             if self._identity is None:
-                event = self._meet(fd, identity)
+                event = self._meet(fd, found)
                 if event is not None or not self.hints:
                     return event
             return self._look_into(fd)
 
-    def _meet(self, fd: int, identity: tuple[int, int]) -> Event | None:
+    def _meet(self, fd: int, found: os.stat_result) -> Event | None:
         """See a run directory for the first time: is it the one of the cursor?"""
         key = look.key_in(fd)
         # A spec.json that can't be read proves nothing: starting from 0 would double every byte.
@@ -214,7 +216,8 @@ class FollowedRun:
             # report it twice.
             self._follower.forget(self)
             return None
-        self._identity = identity
+        self._identity = (found.st_dev, found.st_ino)
+        self.edition = look.edition(found)
         self._timed = Timed() if format.found(fd, format.TIMELINE) else None
         if not cursors.is_waited_for(self.entry):
             return None

@@ -81,7 +81,7 @@ class Progress:
             return None
         if run is None or not run.has_ended():
             raise SpecError(f"unable to collect run {run_id!r}: its end was not delivered yet")
-        key = look.key_of(spool_fd, run_id)
+        key = _key_of(spool_fd, run)
         if key is None:  # it was deleted, so no entry of it will move to .ended/
             format.remove_entry(spool_fd, format.ENDED, run_id)
             return run
@@ -97,3 +97,11 @@ class Progress:
                 return None
             look.collect(spool_fd, run_id)  # it may have moved between our two looks
         return run
+
+
+def _key_of(spool_fd: int, run: FollowedRun) -> str | None:
+    """As `look.key_of`; spec.json is not read again if nothing was made in its place since."""
+    found = run.edition and format.found(spool_fd, run.run_id)
+    if found and look.edition(found) == run.edition:
+        return str(run.entry["key"])
+    return look.key_of(spool_fd, run.run_id)

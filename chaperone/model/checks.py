@@ -78,20 +78,21 @@ def at(path: str, name: object) -> str:
 
 def shaped(found: Any, unknown: Any, kinds: Any) -> Any:
     """
-    A value that was read from a file which a newer version, or a broken disk, may have written.
+    An object that was read from a file which a newer version, or a broken disk, may have written.
 
     Args:
         found (object): The value.
-        unknown (object): Returned in its place if its type is wrong.
-        kinds: The types that it may have; for an object a dict, name to types. Other names in an
-            object stay there.
+        unknown (dict): Returned in its place if it is no object; None is returned as it is. Its
+            values are used in place of those that are of another type.
+        kinds (dict): Name to the types that the value of that name may have. Other names stay.
     """
-    if isinstance(kinds, tuple):
-        return found if type(found) in kinds else unknown
     if not isinstance(found, dict):
         return unknown and dict(unknown)
     inner = unknown or dict.fromkeys(kinds)
-    known = {name: shaped(found.get(name), inner[name], kind) for name, kind in kinds.items()}
+    known = {
+        name: value if type(value := found.get(name)) in kind else inner[name]
+        for name, kind in kinds.items()
+    }
     return {**found, **known}
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..model.request import Request
 
 PREAD = 1024 * 1024  # bytes
+TICK_S = 0.05  # the kernel stamps files by a clock that ticks every 1 to 10 ms
 
 
 def pulse(run_fd: int) -> bool | None:
@@ -69,6 +70,15 @@ def key_in(run_fd: int) -> str:
     """The key of a run, by an fd of its run directory; "" if it can't be read."""
     key = read_spec(run_fd).get("key")
     return key if isinstance(key, str) else ""
+
+
+def edition(directory: os.stat_result) -> tuple[int, int, int] | None:
+    """
+    Which directory this is, and which names it has: another value if a name in it was made, renamed
+    or removed. None right after that, because one more change within a clock tick may not show.
+    """
+    is_settled = time.time() - directory.st_ctime > TICK_S
+    return (directory.st_dev, directory.st_ino, directory.st_ctime_ns) if is_settled else None
 
 
 def key_of(spool_fd: int, run_id: str) -> str | None:

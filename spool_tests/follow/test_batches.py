@@ -16,9 +16,10 @@ from chaperone.errors import SpecError, SpoolError
 from chaperone.follow import batches
 from chaperone.follow.batches import Outbox, conversation
 from chaperone.model import cursor as cursors
-from chaperone.spool import format
+from chaperone.spool import format, look
 from spool_tests.support import lines
 from spool_tests.support.lines import objects
+from spool_tests.support.waiting import until
 from spool_tests.support.writer import Writer
 
 pytestmark = pytest.mark.once
@@ -55,6 +56,23 @@ def test_backlog_of_twice_the_runs_costs_twice_as_much(spool, file, monkeypatch)
         costs.append(len(seen))
         assert os.listdir(spool / ".ended") == []
     assert costs[1] < 2.2 * costs[0], costs
+
+
+def test_batches_of_a_backlog_become_bigger_until_it_is_over(spool, file, monkeypatch):
+    monkeypatch.setattr(batches, "BATCH_EVENTS", 2)
+    monkeypatch.setattr(batches, "MOST_EVENTS", 8)
+    for run in range(13):  # two events each
+        with Writer(spool, f"r{run}") as writer:
+            writer.end()
+    sizes = []
+    with Outbox(spool, file) as outbox:
+        while (lines := outbox.batch(0)) is not None:
+            sizes.append(len(lines) - 1)
+            outbox.acknowledge(outbox.number)
+            if sum(sizes) == 26:
+                with Writer(spool, "last") as writer:
+                    writer.running().end()
+    assert sizes == [2, 4, 8, 8, 4, 2]
 
 
 def test_life_of_a_run_is_told_in_lines(spool, file):
@@ -192,6 +210,7 @@ def test_ending_takes_one_look_and_one_collection(spool, file, monkeypatch):
     for number in range(3):
         with Writer(spool, f"r{number}") as writer:
             writer.write(b"x").end()
+    until(lambda: look.edition(os.stat(spool / "r2")))
     read, removed = [], []
     read_json, remove_entry = format.read_json, format.remove_entry
 
@@ -211,7 +230,7 @@ def test_ending_takes_one_look_and_one_collection(spool, file, monkeypatch):
         assert sorted(read) == 3 * ["spec.json"] + 3 * ["status.json"]
         outbox.acknowledge(1)
     assert removed == [(".ended", f"r{number}") for number in range(3)]
-    assert sorted(read) == 6 * ["spec.json"] + 3 * ["status.json"]
+    assert sorted(read) == 3 * ["spec.json"] + 3 * ["status.json"]
     assert os.listdir(spool / ".ended") == []
 
 

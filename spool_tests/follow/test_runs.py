@@ -18,7 +18,7 @@ from chaperone.errors import NoRunError, SpoolError, UnreadableRunError
 from chaperone.follow import descriptors, followed, hub
 from chaperone.follow.follower import Follower
 from chaperone.model.events import Ended, Lost, Output, Started
-from chaperone.spool import format, gc
+from chaperone.spool import format, gc, look
 from spool_tests.support.events import again, brief, is_readable, next_of, told
 from spool_tests.support.places import ROOT
 from spool_tests.support.waiting import until
@@ -372,6 +372,20 @@ def test_collecting_a_deleted_run_leaves_the_next_one_of_its_id(spool):
         follower.collect("r")
         assert os.listdir(spool / ".ended") == ["r"]
         assert told(follower) == [("started", "r"), ("ended", "r", "terminated")]
+
+
+def test_collecting_a_run_that_ended_long_ago_leaves_the_next_one_of_its_id(spool):
+    with Writer(spool, key="first") as writer:
+        writer.end()
+    until(lambda: look.edition(os.stat(spool / "r")))
+    with Follower(spool) as follower:
+        told(follower)
+        shutil.rmtree(spool / "r")
+        os.unlink(spool / ".ended" / "r")
+        with Writer(spool, key="second") as writer:
+            writer.end()
+        follower.collect("r")
+        assert os.listdir(spool / ".ended") == ["r"]
 
 
 def test_removed_spool_is_an_error_after_the_last_ending(spool):
