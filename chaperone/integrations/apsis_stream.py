@@ -51,9 +51,11 @@ class SharedStream:
         if self.shares.get(share.run_id) is share:
             del self.shares[share.run_id]
         if not self.shares and self._task is not None:
-            self._task.cancel()
+            # No longer ours at once: a run that begins while it ends needs another one.
+            task, self._task = self._task, None
+            task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+                await task
 
     async def _read(self) -> None:
         try:

@@ -7,8 +7,11 @@ import ssl
 import subprocess
 import sys
 
+import httpx
 import pytest
 
+from chaperone import aio
+from chaperone.agent.client import connection
 from chaperone.agent.client.streaming import ATTEMPT_S, Chunks, attempts, connected
 from spool_tests.support import agents
 from spool_tests.support.places import ROOT
@@ -83,6 +86,47 @@ def test_connection_that_is_cancelled_when_its_handshake_ends_is_cut(monkeypatch
     task = None
     with agents.silent() as (port, gone):
         assert asyncio.run(main(port, gone)), task.cancelled()
+
+
+@pytest.mark.once
+def test_follower_that_is_closed_at_any_turn_of_the_loop_lets_its_task_go_on(tmp_path):
+    """Also before what reads for it has begun."""
+    agent = agents.Served(tmp_path)  # it does not run
+    spool = aio.Spool("https://127.0.0.1:1/etl", token_file=agent.token_files["run"], ca=agent.ca)
+
+    async def closed_after(turns):
+        follower = spool.follow()
+        waiting = asyncio.ensure_future(follower.next())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await follower.close()
+        return await asyncio.wait_for(waiting, 30)
+
+    for turns in range(6):
+        assert asyncio.run(closed_after(turns)) is None, turns
+
+
+@pytest.mark.once
+def test_question_that_comes_while_a_kept_connection_closes_is_answered(tmp_path, monkeypatch):
+    monkeypatch.setattr(connection, "KEPT_S", 0.01)
+    close, closing = httpx.AsyncClient.aclose, []
+
+    async def slow(client):
+        closing.append(client)
+        await close(client)
+        await asyncio.sleep(0.2)
+
+    monkeypatch.setattr(httpx.AsyncClient, "aclose", slow)
+
+    async def main(spool):
+        assert await spool.live() == []
+        while not closing:
+            await asyncio.sleep(0)
+        return await spool.live()
+
+    with agents.served(tmp_path) as agent:
+        where = {"token_file": agent.token_files["run"], "ca": agent.ca}
+        assert asyncio.run(main(aio.Spool(agent.spool_url, **where))) == []
 
 
 DROPPED = """

@@ -120,13 +120,13 @@ def test_one_listing_and_one_follower_see_all_runs_alike(tmp_path, spool):
                     seen = kinds.setdefault(event.run_id, [])
                     if not isinstance(event, chaperone.Changed):
                         seen.append(type(event).__name__)
+            names = ["spec.json", "status.json", "stderr", "stdout"]
+            for run_id in kinds:
+                # What holds a run here deletes its last files after the ending is there.
+                until(lambda run_id=run_id: sorted(os.listdir(spool / run_id)) == names)
         finally:
             receiver.close()
     assert kinds == dict.fromkeys(("here", "there", "posted"), ["Started", "Output", "Ended"])
-    names = ["spec.json", "status.json", "stderr", "stdout"]
-    for run_id in kinds:
-        # The chaperone of a run deletes its last files after the ending is there.
-        until(lambda run_id=run_id: sorted(os.listdir(spool / run_id)) == names)
     assert sorted(os.listdir(spool / ".ended")) == sorted(kinds)
 
 

@@ -29,7 +29,7 @@ from apsis.program import base  # noqa: E402
 from chaperone import aio, api  # noqa: E402
 from chaperone.agent.client import connection  # noqa: E402
 from chaperone.errors import SpecError, SpoolError  # noqa: E402
-from chaperone.integrations import apsis_running  # noqa: E402
+from chaperone.integrations import apsis_running, apsis_stream  # noqa: E402
 from chaperone.integrations.apsis import (  # noqa: E402
     BoundChaperoneProgram,
     ChaperoneProgram,
@@ -441,6 +441,57 @@ def test_runs_of_an_agent_share_one_stream(spool, tmp_path, monkeypatch):
         assert [output(end) for end in ends] == [b"ready\nover\n"] * 5
         assert {type(end) for end in ends} == {base.ProgramSuccess} and counts == [1]
         until(lambda: os.listdir(agent.spool / ".ended") == [])
+
+
+class SlowFollower:
+    """A follower without events, which takes a while to close."""
+
+    def __init__(self):
+        self._closed = asyncio.Event()
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *exception):
+        await asyncio.sleep(0.05)
+
+    async def next(self):
+        await self._closed.wait()
+
+    async def close(self):
+        self._closed.set()
+
+    def entry(self, run_id):
+        return None
+
+    def is_over(self):
+        return False
+
+
+def test_run_that_begins_while_the_stream_of_the_last_one_closes_is_followed():
+    asked = []
+
+    class Spool:
+        def follow(self, cursor, runs, streams):
+            asked.append(runs)
+            return SlowFollower()
+
+    async def main():
+        stream = apsis_stream.SharedStream(Spool())
+        first, second = (
+            apsis_stream.Share(stream, run_id, {"runs": {run_id: {}}}) for run_id in "ab"
+        )
+        await stream.add(first)
+        while asked != [["a"]]:
+            await asyncio.sleep(0.001)
+        removing = asyncio.ensure_future(stream.remove(first))
+        await asyncio.sleep(0)
+        async with second:
+            while asked != [["a"], ["b"]]:
+                await asyncio.sleep(0.001)
+        await removing
+
+    asyncio.run(asyncio.wait_for(main(), 30))
 
 
 def test_script_for_the_real_one_says_what_it_lacks(tmp_path):

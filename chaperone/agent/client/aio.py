@@ -277,6 +277,7 @@ class _Reader:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError, ChaperoneError):
                 await self._task
+        _wake(self._news)  # a task that was cancelled before it began has woken nothing
 
     def drop(self) -> None:
         """End the task of a follower that was not closed."""

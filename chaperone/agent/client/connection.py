@@ -308,6 +308,7 @@ class _Kept:
         self._client = client
         self._loop = asyncio.get_running_loop()
         self._users = 0
+        self._is_open = True
         self._used_at = self._loop.time()
         self._task = self._loop.create_task(self._close(), name="chaperone-connections")
         # A loop that is dropped with its tasks, as by Apsis, would log that this one is pending.
@@ -315,7 +316,7 @@ class _Kept:
 
     def is_usable(self) -> bool:
         """Whether it is open, and of the running loop."""
-        return not self._task.done() and self._loop is asyncio.get_running_loop()
+        return self._is_open and self._loop is asyncio.get_running_loop()
 
     def __enter__(self) -> httpx.AsyncClient:
         self._users += 1
@@ -332,6 +333,10 @@ class _Kept:
         except GeneratorExit:  # dropped with its loop: nothing can be awaited
             raise
         except BaseException:
-            await self._client.aclose()
+            await self._end()
             raise
+        await self._end()
+
+    async def _end(self) -> None:
+        self._is_open = False  # first: to close it takes turns, in which a question may come
         await self._client.aclose()
