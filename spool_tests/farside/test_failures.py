@@ -18,7 +18,7 @@ from spool_tests.support.failures import children
 from spool_tests.support.far import far_processes, held, log, session_of, sudo
 from spool_tests.support.places import ROOT
 from spool_tests.support.runs import final, running, sh, start, stdout
-from spool_tests.support.waiting import need, until
+from spool_tests.support.waiting import need, patiently, until
 
 HERE = pathlib.Path(ROOT, "spool_tests")
 
@@ -308,14 +308,8 @@ def test_forced_command_can_be_run_bare_alone(spool, tmp_path):
     directory = tempfile.mkdtemp(prefix="chaperone-forced-")
     there = server.Sshd(directory, more="ForceCommand echo of its own; cat; exit 6")
     try:
-        status = held(
-            spool,
-            None,
-            sh("exit 0", stdin="in\n"),
-            "supervised",
-            remote=there.remote(),
-            timeouts={"connect": 2},
-        )
+        bounded = {"remote": there.remote(), "timeouts": {"connect": 10}}
+        status = held(spool, None, sh("exit 0", stdin="in\n"), "supervised", **bounded)
         assert (status["state"], status["exception"]["stage"], status["started"]) == (
             "error",
             "far-side",
@@ -354,21 +348,26 @@ def test_sudo_is_never_killed_however_long_it_takes(spool, tmp_path, monkeypatch
         (directory / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
     monkeypatch.setenv("TOLD", str(told))
-    assert (
-        held(spool, None, sh("true"), "ssh", remote={"host": "there"}, timeouts={"connect": 0.5})[
-            "started"
-        ]
-        is False
-    )
-    assert told.read_text() == "TERM\n"
-    process = start(
-        spool, sh("true"), remote={"mode": "sudo", "user": "somebody"}, timeouts={"connect": 0.5}
-    )
-    until(lambda: told.read_text().count("TERM") >= 1 + 2)
-    (tmp_path / "told.go").touch()
-    assert process.wait(60) == 0
-    assert told.read_text().endswith("TERM\nended\n")
-    assert (final(spool)["state"], final(spool)["started"]) == ("error", False)
+    told.touch()
+
+    def kills_ssh(number, time_s):
+        there = {"remote": {"host": "there"}, "timeouts": {"connect": time_s}}
+        assert held(spool, None, sh("true"), f"ssh-{number}", **there)["started"] is False
+        return told.read_text() == "TERM\n"  # it had its trap by then
+
+    def waits_for_sudo(number, time_s):
+        run_id, before = f"sudo-{number}", told.read_text().count("TERM")
+        remote = {"mode": "sudo", "user": "somebody"}
+        process = start(spool, sh("true"), run_id, remote=remote, timeouts={"connect": time_s})
+        until(lambda: told.read_text().count("TERM") >= before + 2 or process.poll() is not None)
+        (tmp_path / "told.go").touch()
+        assert process.wait(60) == 0
+        (tmp_path / "told.go").unlink()
+        assert (final(spool, run_id)["state"], final(spool, run_id)["started"]) == ("error", False)
+        return told.read_text().endswith("TERM\nended\n")
+
+    patiently(kills_ssh, 0.5, 3, 15)
+    patiently(waits_for_sudo, 0.5, 3, 15)
 
 
 @sudo
@@ -407,7 +406,7 @@ def test_connection_that_is_lost_after_the_end_keeps_the_outcome(
         sh(script, cwd=str(tmp_path)),
         remote=remote,
         on_disconnect=life,
-        stop={"grace_period": 4},
+        stop={"grace_period": 10},
     )
     until(lambda: stdout(spool))
     (tmp_path / "go").touch()

@@ -3,6 +3,7 @@ What is asked before the program runs, and parts of the far side that are killed
 of random trees (whole/test_torture.py) has found.
 """
 
+import contextlib
 import functools
 import os
 import pathlib
@@ -55,6 +56,12 @@ def attached_shell(spool):
             return shell
 
 
+def copied_by(pids):
+    """The file that each of some tails has open, by its name; none before all have one."""
+    with contextlib.suppress(FileNotFoundError):
+        return {os.path.basename(os.readlink(f"/proc/{pid}/fd/3")): pid for pid in pids}
+
+
 @pytest.fixture(params=["survive", "kill"])
 def slow(request, tmp_path, monkeypatch):
     """
@@ -102,13 +109,15 @@ def test_kill_that_was_written_as_the_connection_broke_is_asked_again(spool, rem
     process = start(spool, sh(WAITING, cwd=str(tmp_path)), remote=remote, on_disconnect="survive")
     until(lambda: stdout(spool) == b"up\n")
     attached = until(lambda: attached_shell(spool))
+    client = live(spool)["connection"]["pid"]
     os.kill(attached, signal.SIGSTOP)
     ask(spool, "kill")
     until(lambda: live(spool)["stop"])
     for pid in (*children(attached), attached):
         os.kill(pid, signal.SIGKILL)
     if remote:
-        os.kill(live(spool)["connection"]["pid"], signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it ended with those
+            os.kill(client, signal.SIGKILL)
     assert process.wait(60) == 0
     assert final(spool)["signal"] == "SIGKILL", log(spool)
 
@@ -127,9 +136,7 @@ def test_part_that_connects_is_replaced(spool, remote, tmp_path, part):
     left, first = int(stdout(spool).split()[0]), shell_of(spool)
     born = started_at(left)
     attached = until(lambda: attached_shell(spool))
-    copying = {
-        os.path.basename(os.readlink(f"/proc/{pid}/fd/3")): pid for pid in children(attached)
-    }
+    copying = until(lambda: copied_by(children(attached)))
     os.kill(attached if part == "is attached" else copying[part.split()[1]], signal.SIGKILL)
     until(lambda: live(spool)["connection"]["drops"] and connected(spool))
     assert name_of(first) == "sh"

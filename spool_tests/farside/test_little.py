@@ -164,5 +164,6 @@ def test_run_survives_cuts_and_its_chaperone(spool, little, shell, tmp_path):
         5,
         True,
     ), log(spool)
-    assert stdout(spool) == b"one\ntwo\n" and list((tmp_path / "far").iterdir()) == []
+    assert stdout(spool) == b"one\ntwo\n"
+    until(lambda: list((tmp_path / "far").iterdir()) == [])
     assert_no_supervisor(little(shell))

@@ -12,21 +12,35 @@ from chaperone.farside import payload
 from spool_tests.support import shells, supervisors
 from spool_tests.support import sshd as server
 from spool_tests.support.far import held, log, sudo
-from spool_tests.support.runs import final, py, sh, start, stdout
-from spool_tests.support.waiting import until
+from spool_tests.support.runs import final, live, py, sh, start, stdout
+from spool_tests.support.waiting import patiently, until
 
 far = supervisors.far
 
 
-def test_secrets_are_in_no_argv(spool, sshd):
+def live_state(spool):
+    try:
+        return live(spool)["state"]
+    except FileNotFoundError:  # it has ended
+        return "ended"
+
+
+def test_secrets_are_in_no_argv(spool, sshd, tmp_path):
     secret = "s3cr3t" + os.urandom(8).hex()
     seen = set()
     process = start(
         spool,
-        sh('sleep 0.4; cat >/dev/null; test -n "$S"', env={"S": secret}, stdin=secret),
+        sh(
+            'until [ -e go ]; do sleep 0.05; done; cat >/dev/null; test -n "$S"',
+            cwd=str(tmp_path),
+            env={"S": secret},
+            stdin=secret,
+        ),
         remote=sshd.remote(),
     )
     while process.poll() is None:
+        if live_state(spool) == "running" and any(b"chaperone-ready-1" in argv for argv in seen):
+            (tmp_path / "go").touch()
         for pid in filter(str.isdigit, os.listdir("/proc")):
             try:
                 seen.add(pathlib.Path(f"/proc/{pid}/cmdline").read_bytes())
@@ -54,7 +68,7 @@ def test_directory_of_a_run_that_survives_is_its_user_s_alone(spool, sshd, tmp_p
     assert {path.stat().st_mode & 0o777 for path in made if path.is_dir()} == {0o700}
     (tmp_path / "go").touch()
     assert process.wait(60) == 0
-    assert list((tmp_path / "far").iterdir()) == []
+    until(lambda: list((tmp_path / "far").iterdir()) == [])
 
 
 @pytest.mark.root
@@ -77,7 +91,7 @@ def test_directory_of_a_run_that_survives_is_below_its_user_s_home(spool, sshd, 
     (home / "go").touch()
     assert process.wait(60) == 0
     (home / "go").unlink()
-    assert list((home / below).iterdir()) == []
+    until(lambda: list((home / below).iterdir()) == [])
 
 
 @pytest.mark.parametrize("size", [0, 5_000_000])
@@ -100,13 +114,19 @@ print(h.hexdigest())
 
 
 def test_twenty_megabytes_of_stderr_are_exact(spool, sshd):
-    status = held(spool, sshd, py(NOISE.replace("sys.argv[1]", "20_000_000")), lease=1)
-    assert (
-        status["complete"]
-        and hashlib.sha256((spool / "r" / "stderr").read_bytes()).hexdigest()
-        == stdout(spool).decode().strip()
-    )
-    assert status["stderr"]["bytes"] == 20_000_000
+    def attempt(number, lease_s):
+        run_id = f"r{number}"
+        program = py(NOISE.replace("sys.argv[1]", "20_000_000"))
+        status = held(spool, sshd, program, run_id, lease=lease_s)
+        if status["stop"]:
+            assert status["stop"]["reason"] == "lease"
+            return False
+        found = hashlib.sha256((spool / run_id / "stderr").read_bytes()).hexdigest()
+        assert status["complete"] and found == stdout(spool, run_id).decode().strip()
+        assert status["stderr"]["bytes"] == 20_000_000
+        return True
+
+    patiently(attempt, 1, 2, 4)
 
 
 @pytest.mark.parametrize(
@@ -166,14 +186,14 @@ def test_bare_program_is_run_with_what_can_be_known(spool, sshd):
         "ssh ended with code 255, which says nothing about the program"
         in status["exception"]["message"]
     )
-    status = held(
-        spool, sshd, sh("exit 0"), "d", remote={**bare, "port": 1}, timeouts={"connect": 1}
-    )
-    assert (status["state"], status["exception"]["stage"], status["started"]) == (
-        "error",
-        "connect",
-        False,
-    )
+
+    def attempt(number, time_s):
+        there = {"remote": {**bare, "port": 1}, "timeouts": {"connect": time_s}}
+        status = held(spool, sshd, sh("exit 0"), f"d{number}", **there)
+        assert (status["state"], status["started"]) == ("error", False)
+        return status["exception"]["stage"] == "connect"
+
+    patiently(attempt, 1, 8, 30)
     status = held(spool, sshd, sh("exit 0", env={"A": "b"}), "e", remote=bare)
     assert (status["state"], status["started"]) == ("error", False)
 

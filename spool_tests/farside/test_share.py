@@ -87,7 +87,7 @@ def test_second_run_uses_the_connection_of_the_first(spool, sshd, masters):
 def test_master_belongs_to_no_run(spool, sshd, masters):
     """It has the pipes of a run's client as long as that lives, and nothing else of the run."""
     chaperone = start(
-        spool, sh("echo up; exec sleep 60"), remote=shared(sshd), stop={"grace_period": 1}
+        spool, sh("echo up; exec sleep 1000"), remote=shared(sshd), stop={"grace_period": 1}
     )
     status = running(spool)
     (pid,) = masters().values()
@@ -119,7 +119,7 @@ def narrow(tmp_path):
 def test_full_master_gets_a_second_one_and_the_limit_is_remembered(spool, narrow, masters):
     sshd = narrow
     runs = [
-        start(spool, sh("echo up; exec sleep 60"), f"r{number}", remote=shared(sshd))
+        start(spool, sh("echo up; exec sleep 1000"), f"r{number}", remote=shared(sshd))
         for number in range(5)
     ]
     up(spool, *(f"r{number}" for number in range(5)))
@@ -135,11 +135,12 @@ def test_full_master_gets_a_second_one_and_the_limit_is_remembered(spool, narrow
 
 def test_death_of_a_master_is_a_cut_for_all_its_runs(spool, sshd, masters, tmp_path):
     gate = f"while [ ! -e {tmp_path}/go ]; do sleep 0.1; done;"
-    text = f"{gate} i=0; while [ $i -lt 40 ]; do echo $i; i=$((i+1)); sleep 0.1; done; exit 6"
+    text = f"{gate} i=0; while [ $i -lt 40 ]; do echo $i; i=$((i+1)); sleep 0.1; done; "
+    text += f"until [ -e {tmp_path}/cut ]; do sleep 0.1; done; exit 6"
     survivor = start(spool, sh(text), "survivor", remote=shared(sshd), on_disconnect="survive")
     victim = start(
         spool,
-        sh("trap '' TERM; echo up; sleep 60"),
+        sh("trap '' TERM; echo up; sleep 1000"),
         "victim",
         remote=shared(sshd),
         stop={"grace_period": 0.5},
@@ -150,6 +151,7 @@ def test_death_of_a_master_is_a_cut_for_all_its_runs(spool, sshd, masters, tmp_p
     assert uses_master(spool, "survivor") == uses_master(spool, "victim")
     (pid,) = masters().values()
     os.kill(pid, signal.SIGKILL)
+    (tmp_path / "cut").touch()
     assert victim.wait(300) == 0
     status = final(spool, "victim")
     assert (status["state"], status["exception"]["stage"]) == ("lost", "connection")

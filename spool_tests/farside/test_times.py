@@ -4,8 +4,8 @@ import os
 import signal
 import time
 
-from spool_tests.support import far, surviving
-from spool_tests.support.runs import sh, start, stdout
+from spool_tests.support import surviving
+from spool_tests.support.runs import final, sh, start, stdout
 from spool_tests.support.surviving import adopt, connected
 from spool_tests.support.timelines import lines, timed
 from spool_tests.support.waiting import until
@@ -20,10 +20,14 @@ def now_ms():
     return time.time_ns() // 1_000_000
 
 
-def test_every_byte_over_ssh_has_a_time(spool, sshd):
+def test_every_byte_over_ssh_has_a_time(spool, sshd, tmp_path):
     begun = now_ms()
-    text = "echo out; echo err >&2; sleep 0.1; echo more"
-    status = far.held(spool, sshd, sh(text), output=TIMES)
+    text = "echo out; echo err >&2; until [ -e go ]; do sleep 0.01; done; echo more"
+    process = start(spool, sh(text, cwd=str(tmp_path)), remote=sshd.remote(), output=TIMES)
+    until(lambda: (timed(spool / "r", "stdout"), timed(spool / "r", "stderr")) == (4, 4))
+    (tmp_path / "go").touch()
+    assert process.wait(60) == 0
+    status = final(spool)
     assert (status["complete"], stdout(spool)) == (True, b"out\nmore\n")
     assert (timed(spool / "r", "stdout"), timed(spool / "r", "stderr")) == (9, 4)
     times = [line[0] for line in lines(spool / "r")]

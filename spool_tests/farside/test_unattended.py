@@ -118,7 +118,7 @@ def test_stop_reaches_an_adopted_program(spool, remote, chaperone):
 def test_lease_ends_what_nobody_asks_for(spool, remote, chaperone):
     program = sh("trap '' TERM; echo up; while :; do sleep 0.05; done")
     process = start(
-        spool, program, remote=remote, on_disconnect="survive", lease=2, stop={"grace_period": 0.2}
+        spool, program, remote=remote, on_disconnect="survive", lease=5, stop={"grace_period": 0.2}
     )
     until(lambda: stdout(spool) == b"up\n")
     process.kill()
@@ -175,7 +175,7 @@ def test_failure_to_start_is_told_where_it_survives_too(spool, remote):
 
 
 BRIEF = ADOPT.replace(
-    "inherited =", "from chaperone.farside import contact\ncontact.DEAD_S = 1\ninherited ="
+    "inherited =", "from chaperone.farside import contact\ncontact.DEAD_S = 2\ninherited ="
 )  # it need not wait long for what is gone
 LOST, WHOLE, SHORT = ("lost", None, False), ("terminated", 3, True), ("terminated", 3, False)
 DAMAGES = {  # to a program that still runs, and to one that has ended meanwhile

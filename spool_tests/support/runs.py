@@ -28,6 +28,8 @@ def py(text, **program):
 
 def start(spool, program, run_id="r", **spec):
     """Start `chaperone run` as a scheduler does, and wait until the run directory is there."""
+    if spec.get("remote"):  # as long as a busy machine may take
+        spec.setdefault("timeouts", {"connect": 300})
     text = json.dumps({"id": run_id, "program": program, **spec})
     chaperone = subprocess.Popen(
         [*CHAPERONE, "run", "--spool", str(spool), "-"],

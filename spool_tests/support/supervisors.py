@@ -126,6 +126,21 @@ class Far:
         }
 
 
+def longest_silence(run):
+    """Send heartbeats for 3.5 s: the longest time (s) that the far side may have heard none."""
+    run.wait("start")
+    begun = sent = time.monotonic()
+    number, longest_s = 0, 0.0
+    while time.monotonic() < begun + 3.5 and longest_s < 2:
+        number += 1
+        run.send(f"h {number}")
+        until(lambda: run.read(0.05) or ["beat", str(number)] in run.records)  # noqa: B023
+        longest_s = max(longest_s, time.monotonic() - sent)
+        sent = time.monotonic()
+        until(lambda: run.read(0.05) or time.monotonic() > begun + number * 0.25)  # noqa: B023
+    return max(longest_s, time.monotonic() - sent)
+
+
 @pytest.fixture
 def far():
     made = []

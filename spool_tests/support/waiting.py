@@ -30,6 +30,17 @@ def until(condition, timeout=60.0, what=None):
     return result
 
 
+def patiently(attempt, *seconds):
+    """
+    Try with more and more time, until the test's own step came before the end of it: the short
+    times are enough for a quiet machine, and a busy one needs the long ones.
+
+    Args:
+        attempt: Called with a number and each of `seconds`; whether the step came in time.
+    """
+    assert any(attempt(number, time_s) for number, time_s in enumerate(seconds))
+
+
 def need(*programs):
     """
     Skip the test unless these programs are installed; in CI, where bin/test has installed them,
