@@ -85,7 +85,7 @@ def test_final_status_says_what_is_known(spool):
         status["chaperone_host"] == socket.gethostname()
         and status["chaperone_pid"] != status["pid"]
     )
-    assert before - 1 < time.time() - status["elapsed"] and 0 < status["elapsed"] < 30
+    assert before - 1 < time.time() - status["elapsed"] and 0 < status["elapsed"] < 600
     assert status["create_time"] <= status["start_time"] <= status["end_time"]
     assert "s3cret" not in (spool / "r" / "status.json").read_text()
 

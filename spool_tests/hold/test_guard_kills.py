@@ -137,7 +137,8 @@ def test_chaperone_waits_for_nothing_that_it_may_not_kill(spool, tmp_path, how, 
         argv = [
             "/bin/sh",
             "-c",
-            f"setsid {raised} {sys.executable} -I -S {tmp_path}/zombie.py & sleep 0.5",
+            f"setsid {raised} {sys.executable} -I -S {tmp_path}/zombie.py & "
+            f"until [ -e {tmp_path}/go ]; do sleep 0.05; done",
         ]
     process = started_as_nobody(
         place,
@@ -155,6 +156,7 @@ def test_chaperone_waits_for_nothing_that_it_may_not_kill(spool, tmp_path, how, 
             None,
         )
     )
+    (tmp_path / "go").touch()
     try:
         if how == "program":
             ask(place, "stop 0.2")
