@@ -116,7 +116,7 @@ def test_attempts_of_runs_that_began_together_do_not_stay_together(spool, refusi
             tuple(re.findall(r"next attempt is in ([\d.]+) s", log(spool, name))) for name in names
         }
         assert {float(pause) for run in pauses for pause in run[:1]} <= {0.1, 0.2, 0.3}
-        return len(pauses) > 1  # else each waited as long as the others
+        return len(pauses) > 1  # otherwise each waited as long as the others
 
     patiently(attempt, 1.5, 6, 20)
 

@@ -184,7 +184,7 @@ def test_launcher_is_started_on_demand_once_and_ends_when_idle(spool, monkeypatc
         again = launcher_pid(spool)
         assert {final(spool, run_id)["state"] for run_id in (first, second)} == {"terminated"}
         until(lambda: not (spool / ".launcher").exists())
-        return pid == again  # else the second came after the first one's end
+        return pid == again  # or the second came after the first one's end
 
     patiently(attempt, 1, 5, 20)
 
