@@ -2,17 +2,20 @@
 
 import asyncio
 import contextlib
+import gc
 import os
+import socket
 import ssl
 import subprocess
 import sys
+import time
 
 import httpx
 import pytest
 
 from chaperone import aio
 from chaperone.agent.client import connection
-from chaperone.agent.client.streaming import ATTEMPT_S, Chunks, attempts, connected
+from chaperone.agent.client.streaming import Chunks, connected
 from spool_tests.support import agents
 from spool_tests.support.places import ROOT
 
@@ -53,14 +56,37 @@ def test_body_without_chunks_is_refused(message):
 
 
 @pytest.mark.once
-def test_loop_that_is_not_asyncios_is_called_without_its_own_arguments():
-    """uvloop's `create_connection` has fewer; the script for Apsis tries it with a real one."""
+def test_connection_that_is_cancelled_at_any_turn_of_the_loop_leaves_no_socket():
+    """Nor one that the garbage collector would close at some time."""
+    context = ssl.create_default_context()
 
-    async def main():
-        return attempts(asyncio.get_running_loop())
+    def opened():
+        return {line for line in fds("/proc/self/fd") if line.startswith("socket:")}
 
-    assert asyncio.run(main()) == {"happy_eyeballs_delay": ATTEMPT_S}
-    assert attempts(asyncio.AbstractEventLoop()) == {}
+    def fds(place):
+        for fd in os.listdir(place):
+            with contextlib.suppress(FileNotFoundError):
+                yield os.readlink(f"{place}/{fd}")
+
+    async def main(port):
+        before = opened()
+        for turns in range(40):
+            task = asyncio.create_task(connected("127.0.0.1", port, context, "127.0.0.1"))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+            deadline = time.monotonic() + 20
+            while (left := opened() - before) and time.monotonic() < deadline:
+                await asyncio.sleep(0.001)
+            assert not left, turns
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:  # TLS is never answered
+        gc.disable()
+        try:
+            asyncio.run(main(listening.getsockname()[1]))
+        finally:
+            gc.enable()
 
 
 def test_connection_that_is_cancelled_when_its_handshake_ends_is_cut(monkeypatch):

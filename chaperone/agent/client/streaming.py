@@ -9,7 +9,9 @@ goes through a pool, TLS by anyio, and several scopes for time-outs.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from typing import Any
@@ -71,8 +73,9 @@ async def connected(
     """
     A connection with TLS, as of `asyncio.open_connection`; a cancelled one is cut at once.
 
-    asyncio would wait up to 30 s for the farewell of the server. uvloop closes the socket, but if
-    the handshake ends in the same turn, its TLS writes to the closed socket and logs an error.
+    asyncio would wait up to 30 s for the farewell of the server, or leave the socket to the garbage
+    collector. uvloop closes the socket, but if the handshake ends in the same turn, its TLS writes
+    to the closed socket and logs an error.
     """
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(limit=PIECE, loop=loop)
@@ -80,29 +83,75 @@ async def connected(
     protocol = asyncio.StreamReaderProtocol(
         reader, lambda reader, writer: writers.append(writer), loop=loop
     )
+    sock = await _reached(loop, host, port)
     try:
         await loop.create_connection(
-            lambda: protocol,
-            host,
-            port,
-            ssl=context,
-            server_hostname=server_name,
-            **attempts(loop),
+            lambda: protocol, ssl=context, sock=sock, server_hostname=server_name
         )
     except BaseException:
         for writer in writers:
             abort(writer)
+        # A transport that has not begun is not closed by asyncio; it closes itself when it reads
+        # the end. Its owner must not: the number of its fd would be another's.
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
         raise
     return reader, writers[0]
 
 
-def attempts(loop: asyncio.AbstractEventLoop) -> dict[str, Any]:
+async def _reached(loop: asyncio.AbstractEventLoop, host: str, port: int) -> socket.socket:
     """
-    How `create_connection` of a loop is to try the addresses of a host.
+    A socket that is connected to the first address of a host that answers.
 
-    uvloop, which Sanic brings and Apsis runs in, tries them in turn and refuses the argument.
+    As `create_connection` with `happy_eyeballs_delay`, which uvloop, that Apsis runs in, does not
+    have, and which loses a socket if it is cancelled in the turn in which that is connected.
     """
-    return {"happy_eyeballs_delay": ATTEMPT_S} if isinstance(loop, asyncio.BaseEventLoop) else {}
+    left = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    tries: list[asyncio.Task[socket.socket]] = []
+    try:
+        while True:
+            if left:
+                tries.append(loop.create_task(_try(loop, left.pop(0))))
+            waiting = [each for each in tries if not each.done()]
+            if not waiting:
+                raise _failure([str(each.exception()) for each in tries], tries[0].exception())
+            await asyncio.wait(
+                waiting,
+                timeout=ATTEMPT_S if left else None,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            for each in tries:
+                if each.done() and each.exception() is None:
+                    tries.remove(each)
+                    return each.result()
+    finally:
+        for each in tries:
+            each.cancel()
+            each.add_done_callback(_close)
+
+
+async def _try(loop: asyncio.AbstractEventLoop, address: Any) -> socket.socket:
+    family, kind, protocol, _, place = address
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setblocking(False)
+        await loop.sock_connect(sock, place)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _close(task: asyncio.Task[socket.socket]) -> None:
+    """Close what was connected, and is not needed any more."""
+    if not task.cancelled() and task.exception() is None:
+        task.result().close()
+
+
+def _failure(texts: list[str], first: BaseException | None) -> BaseException:
+    """One error for those of all addresses: without an errno where they differ."""
+    is_one = first is not None and len(set(texts)) == 1
+    return first if first is not None and is_one else OSError(", ".join(texts))
 
 
 class _Talk(httpx.AsyncByteStream):
