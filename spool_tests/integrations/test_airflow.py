@@ -18,6 +18,7 @@ from chaperone import api
 from spool_tests.support.agents import TOKENS, end_all, served
 from spool_tests.support.airflow import ENDED, VENV, Airflow
 from spool_tests.support.places import ROOT
+from spool_tests.support.sshd import me
 from spool_tests.support.waiting import absent, until
 
 pytestmark = [pytest.mark.tier("airflow"), pytest.mark.once]
@@ -81,17 +82,25 @@ with DAG("agent"):
     ChaperoneOperator(task_id="connection", chaperone_conn_id="agent", **common)
     ChaperoneOperator(task_id="url", spool=URL, **common)
 
+with DAG("far"):
+    command = "echo ${SSH_CONNECTION:+far}; exit 6"
+    spec = {"remote": {"options": SSH_OPTIONS}}
+    ChaperoneOperator(task_id="far", command=command, spool=SPOOL, ssh_conn_id="host", spec=spec)
+
 with DAG("many"):
     commands = [f"echo {number}; : <{GATE}" for number in range(MANY)]
     ChaperoneOperator.partial(task_id="one", spool=SPOOL).expand(command=commands)
 """
 
 
-def dags(spool, place, agent):
+def dags(spool, place, agent, sshd):
     gate = str(place / "gate")
     values = {
         "SPOOL": str(spool),
         "URL": agent.spool_url,
+        "SSH_OPTIONS": {
+            name: sshd.options[name] for name in sshd.options if name != "IdentityFile"
+        },
         "MARK": str(place / "mark"),
         "GATE": gate,
         "COMMANDS": [command for command, *_ in TABLE.values()],
@@ -118,7 +127,7 @@ def test_standin_of_the_other_tests_is_called_as_the_real_one(tmp_path):
     assert done.stdout.splitlines()[-1:] == ["[]"], done.stdout + done.stderr
 
 
-def test_table(place, spool, told):
+def test_table(place, spool, sshd, told):
     """One test, because there is one Airflow."""
     lines = []
 
@@ -127,7 +136,7 @@ def test_table(place, spool, told):
         lines.append(line)
 
     with served(place) as agent:
-        airflow = Airflow(place / "airflow", dags(spool, place, agent))
+        airflow = Airflow(place / "airflow", dags(spool, place, agent, sshd))
         airflow.env["AIRFLOW_CONN_AGENT"] = json.dumps(
             {
                 "conn_type": "generic",
@@ -138,12 +147,22 @@ def test_table(place, spool, told):
                 "extra": {"ca": str(agent.ca)},
             }
         )
+        airflow.env["AIRFLOW_CONN_HOST"] = json.dumps(
+            {
+                "conn_type": "ssh",
+                "host": sshd.address,
+                "port": sshd.port,
+                "login": me(),
+                "extra": {"key_file": sshd.options["IdentityFile"]},
+            }
+        )
         airflow.env["CHAPERONE_TOKEN_FILE"] = str(agent.token_files["run"])
         airflow.env["CHAPERONE_CA"] = str(agent.ca)
         with airflow:
             says(versions(airflow))
             killed_parts(airflow, place, spool, says)
             through_an_agent(airflow, says)
+            over_ssh(airflow, says)
             ends_by_themselves(airflow, says)
             many_at_a_time(airflow, place, spool, says)
     until(lambda: os.listdir(spool / ".running") == [], HANGS_S)
@@ -207,6 +226,14 @@ def through_an_agent(airflow, says):
         assert airflow.xcom(run, task)["return_code"] == 5
         assert airflow.log(run, task) == [f"{task} out"]
         says(f"through an agent, by {how}: failed, 5, 1 of 1 lines")
+
+
+def over_ssh(airflow, says):
+    run = airflow.begin("far")
+    assert airflow.ended(run, HANGS_S) == {"far": "failed"}
+    assert airflow.xcom(run, "far")["return_code"] == 6
+    assert airflow.log(run, "far") == ["far"]
+    says("over SSH, by a connection: failed, 6, 1 of 1 lines")
 
 
 def killed_parts(airflow, place, spool, says):
