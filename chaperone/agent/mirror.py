@@ -1,8 +1,8 @@
 """
-A mirror: copies the runs of an agent's spool into a spool of this host, and passes on what is asked
-for there.
+A mirror: copies the runs of an agent's spool into a local spool, and passes the requests for these
+copies (stop, kill, signal) on to the agent.
 
-Knows: the events of an agent, the sink, which run waits for what.  Must not know: HTTP, sockets, a
+Knows: the events of an agent, the sink, which writes the copies.  Must not know: HTTP, sockets, a
 run's files.
 """
 
@@ -34,23 +34,25 @@ from .fed_run import ConflictError, FedRun, GapError
 from .forwarder import Forwarder
 from .sink import MIRROR, Sink
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
-FULL_S = 1.0  # between two tries to write to a full disk
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL_PAUSE_S = 1.0  # until a write to a full disk is tried again
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # before a run that can't be written is tried again
-COLLECT_S = 0.02  # in which the endings are gathered that are collected at once
-LOOK_S = 2.0  # between two looks at a run whose loss its agent has not recorded
-LOST_S = 150.0  # to wait for an agent to record a loss; it does so once a minute
-# More bytes than this, of a run that has ended here, are worth a new question.
+COLLECT_S = 0.02  # endings are gathered for so long, and collected by one request
+LOOK_S = 2.0  # until the agent is asked again if it has recorded a loss
+LOST_S = 150.0  # for the agent to record a loss: it does so once a minute, on a busy host later
+# Bytes of a copy that is complete. If the agent would send more of them again, the events are
+# asked for again, with a cursor behind them.
 SKIPPED = 4 << 20
-HEAR_S = 5.0  # until it is said that an agent is away
+HEAR_S = 5.0  # until the mirror looks whether the agent is heard, if no event comes
 AGAIN_S = 0.1  # before the events are asked for again
-REFUSED_S = 5.0  # the same, by an agent that refuses us
-MOST_COLLECTED = 1_000  # runs that the follower's cursor still has; then it begins again
+REFUSED_S = 5.0  # the same, if the agent refuses
+# So many collected runs may stay in the cursor of a follower; then a new one is begun.
+MOST_COLLECTED = 1_000
 LEASE_S = specs.LEASE_S["survive"]
 
 
 class AgainError(Exception):
-    """The events must be asked for again, from what is here."""
+    """The events must be asked for again, with a cursor made of the copies."""
 
 
 class Mirror:
@@ -74,9 +76,9 @@ class Mirror:
         self._sink = Sink(spool_path)
         self._lock_fd = -1
         self._forwarder = Forwarder(self._connection, self._name)
-        self._ended: dict[str, FedRun] = {}  # here, and not yet collected there
-        self._refused: dict[str, str] = {}  # the id of another run, and the key of the agent's
-        self._again_at: dict[str, float] = {}  # of a run that could not be written
+        self._ended: dict[str, FedRun] = {}  # complete here, not yet collected at the agent
+        self._refused: dict[str, str] = {}  # id that another run has here: key of the agent's run
+        self._again_at: dict[str, float] = {}  # of a run that could not be written; monotonic
         self._pauses: dict[str, float] = {}
         self._to_collect: dict[str, str | None] = {}
         self._collect_soon = asyncio.Event()
@@ -95,7 +97,7 @@ class Mirror:
             raise
 
     def _lock(self, spool_path: str) -> None:
-        """Two mirrors would take each other's runs for those of a stranger."""
+        """Take the lock of this URL in the spool, so that only one mirror copies it here."""
         format.make_directory(format.MIRROR, self._sink.spool_fd)
         name = hashlib.sha256(self._url.encode()).hexdigest()[:32]
         with owned(format.open_entries(self._sink.spool_fd, format.MIRROR)) as directory_fd:
@@ -125,7 +127,7 @@ class Mirror:
             self._sink.close()
             os.close(self._lock_fd)
         for task in done:
-            task.result()  # a bug: the log says where
+            task.result()  # raises what ended a task other than `end.wait`: a bug
 
     def _take_over(self) -> None:
         """Go on with the runs that an earlier mirror fed, before the agent is asked anything."""
@@ -139,6 +141,7 @@ class Mirror:
             self._begin(run)
 
     def _begin(self, run: FedRun) -> None:
+        """Note a copy that was just opened: it is complete, or events will complete it."""
         if run.is_ended():
             self._ended[run.run_id] = run
             return
@@ -150,6 +153,7 @@ class Mirror:
     # -- the events of the agent
 
     async def _follow(self) -> None:
+        """Copy what the agent reports, and ask for it again after each error."""
         said = None
         while True:
             try:
@@ -158,7 +162,7 @@ class Mirror:
                 said = None
                 await asyncio.sleep(AGAIN_S)
             except ChaperoneError as error:
-                # It refuses us, or its certificate is not trusted: until somebody mends that.
+                # The agent refuses, or its certificate is not trusted, until a person mends that.
                 if str(error) != said:
                     said = str(error)
                     self._log(said)
@@ -166,10 +170,17 @@ class Mirror:
                 await asyncio.sleep(REFUSED_S)
 
     async def _follow_once(self) -> None:
+        """
+        Copy what the agent reports.
+
+        Raises:
+            AgainError: If the events must be asked for again.
+            ChaperoneError: If the agent refuses.
+        """
         async with Follower(self._connection, self._cursor(), None, format.STREAMS) as follower:
             while True:
                 event = await follower.next(self._next_try_s())
-                self._hear(follower.following)
+                self._note_hearing(follower.following)
                 if event is not None:
                     await self._take(event)
                 if self._next_try_s() <= 0 or self._collected >= MOST_COLLECTED:
@@ -178,22 +189,22 @@ class Mirror:
                     raise AgainError
 
     def _cursor(self) -> dict[str, Any]:
-        """What is here: the sizes of the files are the cursor."""
+        """The cursor made of the copies: the sizes of their files say what has arrived."""
         self._sink.drop_removed()
         entries = {run_id: cursors.entry(key, ended=True) for run_id, key in self._refused.items()}
         for run in (*self._ended.values(), *self._sink.runs.values()):
             sizes = run.sizes["stdout"], run.sizes["stderr"]
-            is_known = run.run_id in self._to_collect
-            entries[run.run_id] = cursors.entry(run.key, *sizes, is_known)
+            is_delivered = run.run_id in self._to_collect
+            entries[run.run_id] = cursors.entry(run.key, *sizes, is_delivered)
         return cursors.of(entries)
 
     def _next_try_s(self) -> float:
-        """For how many seconds to wait for an event."""
+        """Seconds until a run is to be tried again, at most HEAR_S."""
         first = min(self._again_at.values(), default=float("inf"))
         return max(0.0, min(first - time.monotonic(), HEAR_S))
 
-    def _hear(self, following: Following) -> None:
-        """Say once that the agent is away, and once that it is back; the runs always say so."""
+    def _note_hearing(self, following: Following) -> None:
+        """Log once that the agent is away, and once that it is back; each copy says so too."""
         self._heard_ns = following.heard_ns or self._heard_ns
         if following.silence is not None:
             if not self._is_away:
@@ -228,7 +239,7 @@ class Mirror:
                     await self._write(event)
                     break
                 except OSError as error:
-                    if error.errno not in FULL:
+                    if error.errno not in DISK_FULL:
                         raise
                     await self._wait_for_room(error)
         except GapError as error:
@@ -243,13 +254,14 @@ class Mirror:
             self._pauses.pop(event.run_id, None)
 
     async def _wait_for_room(self, error: OSError) -> None:
-        """The bytes wait at the agent, for it sends no more than we take."""
+        """Pause because the disk is full. What is not read waits at the agent: nothing is lost."""
         if not self._is_full:
             self._is_full = True
             self._log(f"waiting for room in the spool: {error}")
-        await asyncio.sleep(FULL_S)
+        await asyncio.sleep(DISK_FULL_PAUSE_S)
 
     async def _write(self, event: Event) -> None:
+        """Write what an event says into the copy of its run."""
         run_id = event.run_id
         if isinstance(event, Started):
             await self._start(run_id, event.key)
@@ -271,9 +283,10 @@ class Mirror:
             self._end(run, None if event.status is None else dict(event.status.raw))
 
     async def _start(self, run_id: str, key: str) -> None:
+        """Make the copy of a run, or find it."""
         spec = await self._connection.perform(calls.spec(self._name, run_id))
         if spec.get("key") != key:
-            return  # it was another run's: more events follow
+            return  # the id has been given to another run, whose events follow
         try:
             run = self._sink.run(
                 run_id,
@@ -291,7 +304,7 @@ class Mirror:
             raise AgainError
 
     def _end(self, run: FedRun, status: dict[str, Any] | None) -> None:
-        """Publish the end of a run here; then it may be collected there."""
+        """Complete the copy of a run; then the run may be collected at the agent."""
         if status is None:
             run.lost("the agent has no such run any more, and its end was not mirrored")
         else:
@@ -301,6 +314,10 @@ class Mirror:
         self._collect_soon.set()
 
     def _refuse(self, run_id: str, error: ChaperoneError) -> None:
+        """
+        Leave a run alone whose complete copy differs from it: no more bytes can mend that. A copy
+        that is not complete is tried again.
+        """
         run = self._ended.pop(run_id, None)
         if run is None:
             self._put_off(run_id, error)
@@ -309,7 +326,7 @@ class Mirror:
         self._log(f"{error}; it stays at the agent")
 
     def _put_off(self, run_id: str, error: Exception) -> None:
-        """Try this run again later, from what is here."""
+        """Try this run again later; its copy keeps what it has."""
         pause_s = self._pauses.get(run_id, FIRST_PAUSE_S)
         self._pauses[run_id] = min(2 * pause_s, LONGEST_PAUSE_S)
         self._again_at[run_id] = time.monotonic() + pause_s
@@ -319,8 +336,8 @@ class Mirror:
 
     def _await_loss(self, run: FedRun, status: dict[str, Any]) -> None:
         """
-        A reader at the agent has concluded the loss of a run, and the status that will be recorded
-        says more.
+        Wait until the agent has recorded the loss of a run, which it has only concluded: the status
+        that it records says more.
         """
         if run.run_id not in self._lost:
             task = asyncio.get_running_loop().create_task(self._record_loss(run, status))
@@ -328,6 +345,7 @@ class Mirror:
             task.add_done_callback(lambda _: self._lost.pop(run.run_id, None))
 
     async def _record_loss(self, run: FedRun, status: dict[str, Any]) -> None:
+        """Complete the copy with the recorded status, or after LOST_S with what is known."""
         status = statuses.last_known(status, run.run_id)
         deadline = time.monotonic() + LOST_S
         while status["end_time"] is None and time.monotonic() < deadline:
@@ -335,7 +353,7 @@ class Mirror:
                 found = await self._connection.perform(calls.raw_status(self._name, run.run_id))
                 if found["state"] == "lost":
                     status = found
-            except AgentError:
+            except AgentError:  # it is away: the time begins again
                 deadline = time.monotonic() + LOST_S
             except ChaperoneError:
                 break
@@ -347,16 +365,17 @@ class Mirror:
         try:
             await self._take(Lost(run_id=run.run_id, status=status_view(status)))
         except AgainError:
-            self._collected = MOST_COLLECTED
+            self._collected = MOST_COLLECTED  # `_follow_once` asks for the events again
 
     # -- beside the events
 
     def _take_requests(self) -> None:
+        """Pass on the requests that have come for the copies."""
         for run, request in self._sink.requests():
             self._forwarder.add(run, request)
 
     async def _collect(self) -> None:
-        """Collect at the agent what has ended here; again until it has no entry any more."""
+        """Collect the complete runs at the agent, each until the agent has no entry of it."""
         while True:
             await self._collect_soon.wait()
             self._collect_soon.clear()
@@ -374,7 +393,10 @@ class Mirror:
                 asyncio.get_running_loop().call_later(1.0, self._collect_soon.set)
 
     async def _renew(self) -> None:
-        """Renew the leases of the runs that have one, four times in the shortest."""
+        """
+        Renew the leases of the runs at the agent, every quarter of the shortest. Without any lease
+        the agent is asked for its name instead: each answer renews the copies' own leases.
+        """
         loop = asyncio.get_running_loop()
         while True:
             self._renew_soon.clear()
@@ -405,7 +427,7 @@ def _renew_s(spec: dict[str, Any]) -> float | None:
 
 
 def _canonical(text: str) -> str:
-    """A place of an agent, as the runs from there and the lock name it."""
+    """The one text for a place of an agent: in the spec of each copy, and for the lock."""
     if text.startswith(FILE):
         return FILE + os.path.abspath(text.removeprefix(FILE))
     return text.rstrip("/")
