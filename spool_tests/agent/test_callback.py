@@ -133,7 +133,7 @@ def test_sigterm_goes_to_the_program(spool, receiver):
         receiver.wait(lambda: receiver.streams["stdout"] == b"ready\n")
         process.send_signal(signal.SIGHUP)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     assert receiver.streams["stdout"] == b"ready\nheard\n"
     stop = receiver.final["stop"]
     assert (receiver.final["return_code"], stop["signal"], stop["by"]) == (5, "SIGTERM", "agent")
@@ -144,7 +144,7 @@ def test_stdout_ends_when_the_program_runs(spool, receiver):
         shown = json.loads(process.stdout.read())
         assert (shown["state"], shown["agent_pid"]) == ("running", process.pid)
         process.terminate()
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
 
 
 def test_package_that_is_missing_is_named(spool, tmp_path):
@@ -168,6 +168,6 @@ def test_second_agent_of_a_run_waits_for_the_first(spool, receiver):
         assert shown[0]["pid"] == shown[1]["pid"]
         assert [each["agent_pid"] for each in shown] == [first.pid, second.pid]
         second.terminate()
-        assert (first.wait(20), second.wait(20)) == (0, 0)
+        assert (first.wait(60), second.wait(60)) == (0, 0)
     assert receiver.streams["stdout"] == b"ready\n"
     assert [route for route, *_ in receiver.posts].count("completed") == 1

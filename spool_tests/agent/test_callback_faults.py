@@ -65,7 +65,7 @@ def test_receiver_that_is_down_for_a_while_gets_everything(spool, receiver):
         until(lambda: (spool / "PROG-ID" / "status.json").exists())
         until(lambda: len(log(spool)) > 2)
         receiver.listen()
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     assert_all_arrived(spool, receiver)
     refused = "unable to connect: Connection refused; trying again every 0.05 s"
     first, *others = log(spool)
@@ -98,7 +98,7 @@ def test_silent_program_goes_on_while_its_receiver_is_there(spool, receiver):
     with agent(receiver.spec(["sleep", "1000"], config={"timeout": 8})) as process:
         receiver.wait(lambda: ("output/stdout", "0", 0, 204) in receiver.posts)
         process.terminate()
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     assert receiver.final["stop"]["by"] == "agent"
 
 
@@ -183,7 +183,7 @@ def test_token_of_a_file_is_read_again_and_is_nowhere_else(spool, receiver, tmp_
         receiver.wait(lambda: receiver.streams["stdout"] == b"ready\n")
         shown = process.stdout.read()
         process.terminate()
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
         shown += process.stderr.read()
     assert f"unable to post to {receiver.url}: it answered with HTTP status 401; " in "".join(
         log(spool)
@@ -200,7 +200,7 @@ def test_token_is_only_in_the_spec(spool, receiver):
                 with open(f"/proc/{pid}/{name}", "rb") as file:
                     assert TOKEN.encode() not in file.read()
         process.terminate()
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     files = [path for path in (spool / "PROG-ID").iterdir() if path.is_file()]
     assert [path.name for path in files if TOKEN in path.read_text()] == ["spec.json"]
 
@@ -220,7 +220,7 @@ def test_receiver_stops_the_program(spool, receiver):
     with agent(receiver.spec(["sleep", "1000"])) as process:
         process.stdout.readline()
         receiver.ask("stop 5 by=ops")
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     assert (receiver.final["signal"], receiver.final["stop"]["by"]) == ("SIGTERM", "ops")
 
 
@@ -253,7 +253,7 @@ def test_signal_comes_at_most_once_whatever_dies(spool, tmp_path, seed):
         note = spool / "PROG-ID" / "callback"
         until(lambda: f"request {len(names)}\n" in note.read_text())
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
         process.communicate()
     noted = [line for line in note.read_text().splitlines() if line.startswith("request")]
     assert noted == [f"request {number}" for number in range(1, len(names) + 1)]
@@ -272,6 +272,6 @@ def test_run_that_is_deleted_ends_its_agent(spool, receiver, chaperone):
         until((spool / "PROG-ID" / "status.json").exists)
         until(lambda: "unable to post to" in "".join(log(spool)))
         assert chaperone("rm", "PROG-ID").returncode == 0
-        assert process.wait(20) == os.EX_NOINPUT
+        assert process.wait(60) == os.EX_NOINPUT
         said = process.stderr.read()
     assert said == "chaperone: unable to post all of run 'PROG-ID': it was deleted\n"

@@ -105,7 +105,7 @@ def test_our_receiver_gets_what_our_agent_posts(spool, tmp_path):
         spec = expected(near, ["/bin/sh", "-c", "seq 50000; seq 3000 >&2; exit 3"])
         with agent(spec) as process:
             assert json.loads(process.stdout.read())["proc_id"] == "r"
-            assert process.wait(30) == 0, log(spool, "r")
+            assert process.wait(60) == 0, log(spool, "r")
         far_and_near(spool, near.spool)
 
 
@@ -116,7 +116,7 @@ def test_stop_at_our_receiver_stops_the_program(spool, tmp_path, chaperone):
             until(lambda: (near.spool / "r" / "stdout").read_bytes() == b"ready\n")
             result = chaperone("stop", "--spool", near.spool, "--by", "ops", "r")
             assert (result.returncode, result.stderr) == (0, "")
-            assert process.wait(30) == 0
+            assert process.wait(60) == 0
         far_and_near(spool, near.spool)
         assert final(near.spool, "r")["stop"]["by"] == "ops"
 
@@ -127,7 +127,7 @@ def test_lost_run_is_posted_as_lost(spool, tmp_path):
             until(lambda: (near.spool / "r" / "stdout").exists())
             until(lambda: (near.spool / "r" / "stdout").read_bytes() == b"ready\n")
             os.kill(json.loads((spool / "r" / "running.json").read_text())["chaperone_pid"], 9)
-            assert process.wait(30) == 0, log(spool, "r")
+            assert process.wait(60) == 0, log(spool, "r")
         lost = final(near.spool, "r")
         assert (lost["state"], (near.spool / "r" / "stdout").read_bytes()) == ("lost", b"ready\n")
 

@@ -295,7 +295,7 @@ def test_following_is_refused_alike(two, keywords):
 
 def test_run_is_started_waited_for_and_read(two):
     run = two.far.start(sh("echo out; echo err >&2; exit 3"))
-    status = run.wait(30)
+    status = run.wait(60)
     assert (run.run_id, status.state, status.exit_code) == ("r", "terminated", 3)
     assert (run.read(), run.read("stderr"), run.read("log")) == (b"out\n", b"err\n", b"")
     assert (run.size(), run.read("stdout", 2, 1), run.read("stdout", 99)) == (4, b"t", b"")
@@ -368,7 +368,7 @@ def test_follower_collects_what_has_ended(two):
         two.far.start(sh("echo out; exit 3"))
         kinds = []
         while Ended not in kinds:
-            kinds.append(type(follower.next(30)))
+            kinds.append(type(follower.next(60)))
         assert [kind for kind in kinds if kind is not Changed] == [Started, Output, Ended]
         assert follower.uncollected == ["r"] and follower.is_uncollected("r")
         assert follower.entry("r") == follower.cursor["runs"]["r"]
@@ -527,4 +527,4 @@ def test_token_that_is_not_valid_is_refused(two, agent, tmp_path):
             assert str(caught.value) == sentence
         tmp_path.joinpath("token").write_text(agent.token_files["run"].read_text())
         with Writer(two.path):
-            assert isinstance(follower.next(30), Started)
+            assert isinstance(follower.next(60), Started)

@@ -285,7 +285,7 @@ def torn(agent, seed, rounds, kills):
                 copy.take(event)
                 if isinstance(event, Ended):
                     follower.collect(event.run_id)
-            until(lambda: follower.next(0) is None and follower.cursor == {"runs": {}}, 30)
+            until(lambda: follower.next(0) is None and follower.cursor == {"runs": {}})
             follower.close()
             assert proxy.connections > rounds / 10
     finally:

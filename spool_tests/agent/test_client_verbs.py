@@ -125,10 +125,10 @@ def test_run_that_is_detached_is_followed_and_stopped(verb):
     piece = json.loads(verb("read", run_id, "--wait", "30s")[0])
     assert (piece["text"], piece["ended"]) == ("up\n", False)
     waiting = verb.begin("wait", run_id, "--timeout", "0s")
-    assert waiting.communicate(timeout=30) == ("", "") and waiting.returncode == 124
+    assert waiting.communicate(timeout=60) == ("", "") and waiting.returncode == 124
     assert verb("stop", run_id[:12], "--no-wait", "--by", "ops") == ("", "", 0)
     assert verb("wait", run_id)[2] == 143
-    assert following.communicate(timeout=30) == ("", "")
+    assert following.communicate(timeout=60) == ("", "")
     status = json.loads(verb("status", run_id)[0])
     assert status["stop"]["by"] == "ops"
 
@@ -197,7 +197,7 @@ def test_follow_prints_batches_and_collects_what_was_acknowledged(verb, tmp_path
     process.stdin.flush()
     until(lambda: os.listdir(verb.path / ".ended") == [])
     process.stdin.close()
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
     process.stdout.close()
     assert process.stderr.read() == ""
     process.stderr.close()

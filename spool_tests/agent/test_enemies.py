@@ -33,7 +33,7 @@ def peak_kib(agent):
 
 def tcp(agent, source=ENEMY):
     port = int(agent.url.rpartition(":")[2])
-    return socket.create_connection(("127.0.0.1", port), 20, (source, 0))
+    return socket.create_connection(("127.0.0.1", port), 60, (source, 0))
 
 
 def tls(agent, source=ENEMY):
@@ -92,7 +92,7 @@ def followed(agent):
         until(lambda: follower.heard)
         yield follower
         heard = follower.heard
-        until(lambda: follower.heard > heard + 20, timeout=30)
+        until(lambda: follower.heard > heard + 20)
         assert client.post("/etl/runs/ticks/control", content="kill").status_code == 200
         follower.join(30)
         assert follower.error is None and not follower.is_alive()

@@ -25,7 +25,7 @@ MOST_KIB = 64 * 1024  # of memory
 
 def connect(agent, source="127.0.0.1"):
     port = int(agent.url.rpartition(":")[2])
-    return socket.create_connection(("127.0.0.1", port), 20, (source, 0))
+    return socket.create_connection(("127.0.0.1", port), 60, (source, 0))
 
 
 def tls(agent, source="127.0.0.1"):

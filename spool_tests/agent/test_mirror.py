@@ -1,5 +1,6 @@
 """The mirror: an agent's runs as ordinary run directories of this host, whatever dies."""
 
+import contextlib
 import json
 import os
 import random
@@ -30,6 +31,10 @@ WRITER = (
     "    os.write(1, random.randbytes(9_000)); os.write(2, random.randbytes(9_000))\n"
     "    time.sleep(0.05)"
 )
+
+
+# In seconds: a longer lease if the machine is too slow for a shorter one.
+LEASES = 2, 8, 40
 
 
 @pytest.fixture
@@ -115,7 +120,7 @@ def test_one_listing_and_one_follower_see_all_runs_alike(tmp_path, spool):
             kinds = {}
             with chaperone.Spool(str(spool)).follow() as follower:
                 while sum(events[-1] == "Ended" for events in kinds.values()) < 3:
-                    event = follower.next(30)
+                    event = follower.next(60)
                     assert event is not None, kinds
                     seen = kinds.setdefault(event.run_id, [])
                     if not isinstance(event, chaperone.Changed):
@@ -176,12 +181,12 @@ def test_agent_that_is_away_is_shown_also_by_the_next_mirror(agent, client, spoo
     put(agent, client, "r", sh("exec sleep 600"))
     until(lambda: state(spool) == "running")
     agent.kill()
-    until(lambda: connection(spool).get("state") == "down", 30)
+    until(lambda: connection(spool).get("state") == "down")
     since = connection(spool)["since"]
     mirror.kill()
     mirror.start()
-    until(lambda: state(spool) == "running", 30)
-    until(lambda: connection(spool).get("message") == "Connection refused", 30)
+    until(lambda: state(spool) == "running")
+    until(lambda: connection(spool).get("message") == "Connection refused")
     assert (connection(spool)["since"], state(spool)) == (since, "running")
     agent.start()
     until(lambda: connection(spool) == {}, 60)
@@ -237,20 +242,27 @@ def test_leases_are_renewed_by_the_mirror_alone(agent, client, spool, mirror):
     """Longer than the lease the run goes on, and the near status says so; then nothing renews."""
     put(agent, client, "free", sh("exec sleep 600"))
     until(lambda: state(spool, "free") == "running")  # the mirror is there
-    put(agent, client, "r", sh("exec sleep 600"), renew=2, stop={"grace_period": 1})
-    until(lambda: state(spool) == "running")
-    assert json.loads((spool / "r/spec.json").read_text())["lease"] == 2
-    begun = os.stat(agent.spool / "r" / "control").st_atime
-    until(lambda: os.stat(agent.spool / "r" / "control").st_atime > begun + 4, 60)
-    assert state(spool) == "running"
-    until(lambda: os.stat(spool / "r" / "lock").st_atime > begun)
-    mirror.kill()
-    assert state(spool) == "unattended"
-    status = ended(agent.spool)
+
+    def is_renewed(run_id, renew):
+        put(agent, client, run_id, sh("exec sleep 600"), renew=renew, stop={"grace_period": 1})
+        with contextlib.suppress(FileNotFoundError):  # it was stopped
+            control = agent.spool / run_id / "control"
+            begun = os.stat(control).st_atime
+            until(lambda: os.stat(control).st_atime > begun + 2 * renew, 120)
+            until(lambda: os.stat(spool / run_id / "lock").st_atime > begun)
+            assert json.loads((spool / run_id / "spec.json").read_text())["lease"] == renew
+            mirror.kill()
+            if state(spool, run_id) == "unattended":
+                return True
+            mirror.start()
+        return False
+
+    run_id = next(f"r{renew}" for renew in LEASES if is_renewed(f"r{renew}", renew))
+    status = ended(agent.spool, run_id)
     assert status["stop"]["reason"] == "lease"
-    until(lambda: state(spool) == "lost")
+    until(lambda: state(spool, run_id) == "lost")
     mirror.start()  # the loss was concluded, not recorded: there is more to know
-    assert ended(spool) == status
+    assert ended(spool, run_id) == status
     assert state(spool, "free") == "running"
 
 
@@ -259,21 +271,30 @@ def test_renewed_run_of_a_mirror_that_never_comes_back_is_certainly_gone(
 ):
     put(agent, client, "free", sh("exec sleep 600"))
     until(lambda: state(spool, "free") == "running")  # the mirror is there
-    put(agent, client, "r", sh("exec sleep 600"), renew=3, stop={"grace_period": 1})
-    until(lambda: state(spool) == "running")
-    mirror.kill()
-    agent.kill()
-    until(lambda: state(spool) == "lost")
-    until(lambda: (agent.spool / "r" / "status.json").exists())
+
+    def is_copied(run_id, renew):
+        put(agent, client, run_id, sh("exec sleep 600"), renew=renew, stop={"grace_period": 1})
+        until(lambda: state(spool, run_id) not in (None, "starting"))
+        mirror.kill()
+        agent.kill()
+        if state(spool, run_id) in ("unattended", "lost"):
+            return True
+        agent.start()
+        mirror.start()
+        return False
+
+    run_id = next(f"r{renew}" for renew in LEASES if is_copied(f"r{renew}", renew))
+    until(lambda: state(spool, run_id) == "lost")
+    until(lambda: (agent.spool / run_id / "status.json").exists())
     assert chaperone("reap").returncode == 0
-    assert final(spool)["gone_by"] is not None
+    assert final(spool, run_id)["gone_by"] is not None
     agent.start()
     mirror.start()
     until(mirror.lines)
     assert mirror.lines() == [
-        "unable to end run 'r': it has ended in another way; it stays at the agent"
+        f"unable to end run '{run_id}': it has ended in another way; it stays at the agent"
     ]
-    assert os.listdir(agent.spool / ".ended") == ["r"]
+    until(lambda: os.listdir(agent.spool / ".ended") == [run_id])
 
 
 # -- deaths
@@ -298,11 +319,11 @@ def test_agent_that_is_away_is_waited_for_and_said_once(agent, client, spool, mi
     put(agent, client, "r", sh("echo one; sleep 600"))
     until(lambda: state(spool) == "running")
     agent.kill()
-    until(lambda: len(mirror.lines()) == 1, 30)
+    until(lambda: len(mirror.lines()) == 1)
     agent.start()
     client.post(f"{agent.api}/etl/runs/r/control", content="kill")
     ended(spool)
-    until(lambda: len(mirror.lines()) == 2, 30)
+    until(lambda: len(mirror.lines()) == 2)
     away, back = mirror.lines()
     assert away.startswith(f"following '{agent.spool_url}' again within ")
     assert back == f"following {agent.spool_url} again"
@@ -339,7 +360,7 @@ def test_death_while_programs_write_loses_and_repeats_nothing(
         stop.touch()
         ends = []
         while len(ends) < len(ids):
-            event = follower.next(30)
+            event = follower.next(60)
             assert event is not None, mirror.lines()
             assert not isinstance(event, (chaperone.Lost, chaperone.Shrank)), event
             ends += [event.run_id] if isinstance(event, chaperone.Ended) else []
@@ -357,7 +378,7 @@ def test_second_mirror_of_a_spool_is_refused(agent, spool, mirror):
     until(lambda: (spool / ".mirror").exists() and os.listdir(spool / ".mirror"))
     second = Mirrored(agent, spool)
     second.start()
-    assert second.process.wait(20) == 74
+    assert second.process.wait(60) == 74
     assert second.log.read_text() == (
         f"chaperone: unable to mirror {agent.spool_url} into spool '{spool}': another mirror does\n"
     )
@@ -380,7 +401,7 @@ def test_full_disk_is_waited_for(agent, client, tmp_path, spool):
             put(agent, client, "r", py("import os\nfor n in range(60): os.write(1, bytes(50_000))"))
             put(agent, client, "other", sh("echo bytes"))
             ended(agent.spool)
-            until(mirror.lines, 30)
+            until(mirror.lines)
             assert mirror.lines() == [
                 "waiting for room in the spool: [Errno 28] No space left on device"
             ]
@@ -418,7 +439,7 @@ def test_run_directory_that_is_damaged_here_harms_no_other(agent, client, spool,
     ended(spool, "other")
     why = "unable to write the copy of run 'r': want a key of letters and digits"
     why = f"run 'r' is tried again in 1 s: {why}"
-    assert mirror.lines()[0] == why
+    assert until(mirror.lines)[0] == why
 
 
 def test_run_directory_that_is_removed_here_is_copied_again(agent, client, spool, mirror):

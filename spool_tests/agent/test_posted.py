@@ -71,7 +71,7 @@ def ended(spool, run_id="r"):
 
 def test_posted_run_is_the_same_on_both_sides(receiver, spool, posting):
     agent = posting(sh("echo out; echo err >&2; exit 3"))
-    assert agent.process.wait(30) == 0
+    assert agent.process.wait(60) == 0
     assert same(spool, receiver.spool, "r") == []
     both = (spool, receiver.spool)
     specs = [json.loads((place / "r/spec.json").read_text()) for place in both]
@@ -84,12 +84,12 @@ def test_stop_of_the_copy_reaches_the_agent(receiver, spool, posting):
     until(lambda: stdout.exists() and stdout.read_bytes() == b"ready\n")
     ask(receiver.spool, "signal USR1 by=me")
     assert ended(receiver.spool)["return_code"] == 7
-    assert agent.process.wait(30) == 0
+    assert agent.process.wait(60) == 0
     other = posting(sh("sleep 600"), "other")
     until(lambda: (receiver.spool / "other").exists())
     ask(receiver.spool, "stop 0 by=ops", "other")
     assert ended(receiver.spool, "other")["stop"]["by"] == "ops"
-    assert other.process.wait(30) == 0
+    assert other.process.wait(60) == 0
 
 
 WRITER = (

@@ -36,7 +36,7 @@ def expected(agent, run_id="r", **body):
 
 def poster(agent, url, token, key=KEY):
     headers = {"Authorization": f"Bearer {token}", "If-Match": f'"{key}"'}
-    return httpx.Client(base_url=url, headers=headers, verify=agent.trust(), timeout=20)
+    return httpx.Client(base_url=url, headers=headers, verify=agent.trust(), timeout=60)
 
 
 def output(client, offset, data, stream="stdout"):
@@ -135,7 +135,7 @@ def test_killed_receiver_loses_and_repeats_nothing(agent, kills=3, size=300_000)
         for run in runs:
             run.join()
         while len(ends) < len(runs):
-            event = follower.next(20)
+            event = follower.next(60)
             assert not isinstance(event, chaperone.Lost), event
             ends += [event.run_id] if isinstance(event, chaperone.Ended) else []
         assert follower.next(0) is None

@@ -72,7 +72,7 @@ def started_for_sure(agent, run_id, key, warm):
     program = once(agent.place, run_id)
     while True:
         try:
-            with agent.client(timeout=10) as client:
+            with agent.client(timeout=60) as client:
                 return agent.put(client, run_id, program, key, warm).status_code
         except (httpx.TransportError, ConnectionError):
             until(lambda: agent.process.poll() is None)

@@ -69,7 +69,7 @@ def test_signal_is_heard_while_the_output_takes_nothing(spool, tmp_path, output,
         looks = []
         until(lambda: is_stuck(pid, looks), what="the program waits for room")
         process.send_signal(number)
-        assert process.wait(30) == 128 + signal.SIGTERM
+        assert process.wait(60) == 128 + signal.SIGTERM
         sentence = r"\S+Z stdout: bytes are dropped from offset \d+ on: its reader takes nothing\n"
         assert re.fullmatch(sentence, process.stderr.read().decode())
 
@@ -84,13 +84,13 @@ def is_stuck(pid, looks):
 def test_timeout_is_kept_while_the_output_takes_nothing(spool):
     spec = shell("x", FLOOD, timeouts={"run": 0.3})
     with executing(spec, pipe()) as process:
-        assert process.wait(30) == 128 + signal.SIGTERM
+        assert process.wait(60) == 128 + signal.SIGTERM
 
 
 def test_log_and_output_may_be_one_pipe_that_takes_nothing(spool):
     spec = shell("x", f"{FLOOD} >&2", timeouts={"run": 0.3})
     with executing(spec, pipe(), stderr=subprocess.STDOUT) as process:
-        assert process.wait(30) == 128 + signal.SIGTERM
+        assert process.wait(60) == 128 + signal.SIGTERM
 
 
 @pytest.mark.parametrize("output", [pipe, connection])
@@ -106,7 +106,7 @@ def test_slow_reader_gets_every_byte_of_a_program_that_has_ended(spool, tmp_path
             data += piece
         seq = subprocess.run(["seq", "50000"], capture_output=True, check=True).stdout
         assert hashlib.sha256(data).digest() == hashlib.sha256(seq).digest()
-        assert (process.wait(30), process.stderr.read()) == (0, b"last\n")
+        assert (process.wait(60), process.stderr.read()) == (0, b"last\n")
 
 
 def test_program_that_has_ended_is_not_waited_for_after_a_signal(spool, tmp_path):
@@ -115,7 +115,7 @@ def test_program_that_has_ended_is_not_waited_for_after_a_signal(spool, tmp_path
         until((tmp_path / "ended").exists)
         until(lambda: not children(process.pid), what="the program was reaped")
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 6
+        assert process.wait(60) == 6
 
 
 def children(guard):
@@ -143,4 +143,4 @@ def test_reason_of_a_failed_start_does_not_wait_for_a_stuck_stderr(spool):
     os.set_blocking(writing, True)
     spec = {"id": "x", "program": {"argv": ["/no/such"]}}
     with executing(spec, (reading, writing), stderr=subprocess.STDOUT) as process:
-        assert process.wait(30) == 125
+        assert process.wait(60) == 125

@@ -35,7 +35,7 @@ def together(*words):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=30,
+        timeout=60,
         check=True,
     ).stdout
 
@@ -149,6 +149,6 @@ def test_bytes_stay_as_they_are(chaperone, spool):
     spec["program"]["cwd"] = str(spool.parent)
     chaperone("run", "-", spec=spec)
     command = [*CHAPERONE, "tail", "--timestamps", "-n", "all", "r"]
-    printed = subprocess.run(command, capture_output=True, timeout=30, check=True).stdout
+    printed = subprocess.run(command, capture_output=True, timeout=60, check=True).stdout
     times = re.compile(rb"(^|(?<=\n))[-0-9T:]{19}\.[0-9]{3}Z ")
     assert times.sub(b"", printed) == data == (spool / "r" / "stdout").read_bytes()

@@ -83,7 +83,7 @@ def test_second_follow_with_the_same_cursor_file_is_refused_with_one_sentence(sp
     with Writer(spool), following(file) as first:
         assert json.loads(first.stdout.readline())["event"] == "started"
         with following(file) as second:
-            assert second.communicate(timeout=30) == (
+            assert second.communicate(timeout=60) == (
                 "",
                 f"chaperone: unable to use cursor file {file!r}: it is in use by pid {first.pid}\n",
             )
@@ -131,7 +131,7 @@ def test_follow_ends_when_its_consumer_goes_while_there_is_nothing_to_tell(spool
         until(lambda: not unread(follow.stdin) and sleeps(follow.pid))
         getattr(follow, end).close()
         try:
-            assert (follow.wait(30), follow.stderr.read()) == (0, "")
+            assert (follow.wait(60), follow.stderr.read()) == (0, "")
         finally:
             follow.kill()
 
@@ -256,8 +256,8 @@ def test_follow_and_its_consumer_that_are_killed_in_turn_take_each_event_once(
                             what=f"seed {seed}: {over} endings",
                         )
                         consumer.kill()
-                    follow.wait(30)
-                    consumer.wait(30)
+                    follow.wait(60)
+                    consumer.wait(60)
                     assert follow.stderr.read() == "", f"seed {seed}, kill {kill}"
                 finally:
                     follow.kill()
@@ -344,7 +344,7 @@ def test_more_runs_than_watches_are_polled_and_said_so_on_stderr(spool, words, w
             while "found all the same" not in line:
                 line = reader.stdout.readline()
                 assert line, reader.stderr.read()
-            reader.kill() if words[0] == "follow" else reader.wait(30)
+            reader.kill() if words[0] == "follow" else reader.wait(60)
             told += reader.stderr.read()
     why = (
         f"unable to watch one more directory: the limit of {watches} watches for this user "

@@ -138,7 +138,8 @@ def test_lock_that_was_opened_and_closed_by_another_is_no_death(spool, monkeypat
         assert told(follower)[-1] == ("ended", "r", "terminated")
 
 
-def test_lost_waits_for_what_the_guard_still_writes(spool):
+def test_lost_waits_for_what_the_guard_still_writes(spool, monkeypatch):
+    monkeypatch.setattr(followed, "DRAIN_S", 3600)
     with Writer(spool) as writer, Follower(spool) as follower:
         told(follower)
         guard = os.open(spool / "r" / "stdout", os.O_WRONLY | os.O_APPEND)
@@ -146,7 +147,7 @@ def test_lost_waits_for_what_the_guard_still_writes(spool):
         writer.die()
         assert follower.next(0.05) is None
         os.write(guard, b"from the pipe")
-        assert brief(follower.next(1)) == ("output", "r", "stdout", 0, b"from the pipe")
+        assert brief(follower.next(60)) == ("output", "r", "stdout", 0, b"from the pipe")
         os.write(guard, b"!")
         os.close(guard)
         assert [brief(follower.next(60)) for _ in range(2)] == [

@@ -120,7 +120,7 @@ def test_live_run_is_delivered_in_the_order_in_which_it_came(spool, poll_s):
     with Follower(spool, {"runs": {"r": {}}}, runs=["r"], poll_s=poll_s) as follower:
         process = start(spool, sh(text), output={"timeline": True})
         found = [event for event in follower if isinstance(event, Output)]
-    process.wait(20)
+    process.wait(60)
     assert [(e.stream, e.offset, e.data) for e in found] == [
         event
         for n in range(3)
@@ -176,7 +176,7 @@ def test_what_the_guard_saved_comes_without_a_time(spool):
         event = next_of(follower, Output)
         assert (event.offset, event.data, event.time) == (4, b"two\n", None)
         next_of(follower, Lost)
-    process.wait(20)
+    process.wait(60)
 
 
 @pytest.mark.parametrize("garbage", [b"", b"\0" * 5_000, b"1764130000000 1 9 5\n", b"x" * 99_999])

@@ -116,7 +116,7 @@ def test_deleted_run_fails_the_task(spool):
     task = operator(spool)
     trigger = deferred(task, ti)
     run = api.Spool(spool)[trigger.run_id]
-    run.wait(30)
+    run.wait(60)
     until(lambda: os.listdir(spool / ".ended"))
     run.delete()
     with pytest.raises(airflow_standin.AirflowException) as raised:

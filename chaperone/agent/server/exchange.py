@@ -23,6 +23,8 @@ from .tokens import Token, Tokens
 BODY_S = 10.0  # until the first bytes of a body; then
 BYTES_PER_S = 16 * 1024  # so many at least
 LINGER_S = 2.0  # for the rest of a body that was refused
+LINGER_BYTES_PER_S = 512 * 1024  # so many at least, if it takes longer
+LONGEST_LINGER_S = 30.0
 
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
@@ -256,12 +258,14 @@ class Exchange:
         """
         A connection that is closed with bytes to read is reset, and its client may lose the answer.
         """
-        deadline = time.monotonic() + LINGER_S
+        began, size = time.monotonic(), 0
         while not self._has_all:
+            longest_s = min(LINGER_S + size / LINGER_BYTES_PER_S, LONGEST_LINGER_S)
             try:
-                left = max(deadline - time.monotonic(), 0)
+                left = max(began + longest_s - time.monotonic(), 0)
                 message = await asyncio.wait_for(self.receive(), left)
             except asyncio.TimeoutError:
                 raise CutError from None
             if message["type"] == "http.disconnect":
                 raise CutError
+            size += len(message.get("body", b""))
