@@ -43,7 +43,7 @@ ROWS = {
         "test_mirror_that_is_away_for_less_than_the_lease_loses_nothing"
     ),
     "the mirror or its host, for good": "test_run_is_stopped_when_its_mirror_is_gone_for_good",
-    "the same, and the agent is a deployed one": (
+    "the same, with a deployed agent": (
         "test_deployed_agent_leaves_nothing_when_nothing_comes_for_its_runs"
     ),
     "the network, for less than the lease": (

@@ -81,16 +81,16 @@ ROWS = {
             "_ends_the_program"
         )
     ],
-    "the shell that waits for the program killed": [
+    "the shell that waits for the program is killed": [
         "farside/test_lost_parts.py::test_program_goes_on_without_the_shell_that_waits_for_it"
     ],
-    "the shell that reads control lines killed": [
+    "the shell that reads control lines is killed": [
         (
             "farside/test_lost_parts.py::test_program_is_ended_without_the_shell_that_hea"
             "rs_control_lines"
         )
     ],
-    "the shell that sshd started killed": [
+    "the shell that sshd started is killed": [
         (
             "farside/test_lost_parts.py::test_death_of_the_shell_that_sshd_started_is_the"
             "_end_of_the_connection"
