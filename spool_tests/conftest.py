@@ -171,7 +171,7 @@ def spool(tmp_path, monkeypatch):
         with open(fd, "wb", buffering=0) as fifo:
             if stat.S_ISFIFO(os.fstat(fd).st_mode):  # a test may have planted anything there
                 fifo.write(b"kill by=teardown\n")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while (
         left := processes_with(token.encode(), os.fsencode(tmp_path))
     ) and time.monotonic() < deadline:

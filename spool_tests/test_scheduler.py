@@ -66,10 +66,15 @@ def test_wait_gives_up_when_the_time_is_over(spool):
 
 def test_stop_without_waiting_returns_at_once(spool):
     run = Spool(spool).start(
-        sh("trap 'echo stopping; sleep 0.2; exit 4' TERM; echo ready; while :; do sleep 0.05; done")
+        sh(
+            "trap 'until [ -e go ]; do sleep 0.05; done; exit 4' TERM; echo ready; "
+            "while :; do sleep 0.05; done",
+            cwd=str(spool.parent),
+        )
     )
     until(lambda: run.read("stdout"))
     assert not run.stop(wait=False).is_final()
+    (spool.parent / "go").touch()
     assert run.wait(60).return_code == 4
 
 

@@ -145,7 +145,7 @@ def test_python_of_a_page_runs(place, page):
     """A block is whole if it imports what it uses."""
     found = [text for text in blocks(pathlib.Path(ROOT, page), "python") if "assert" in text]
     assert len(found) == 1
-    subprocess.run([sys.executable, "-c", found[0]], cwd=place, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", found[0]], cwd=place, check=True, timeout=300)
 
 
 def test_each_figure_of_the_reliability_page_has_a_command_that_makes_it():
@@ -188,7 +188,9 @@ def test_retention_of_the_page_about_timers_happens(place, monkeypatch):
             ["chaperone", "run", "hello.json"], cwd=place, check=True, stdout=subprocess.PIPE
         )
         os.utime(place / "spool/hello/status.json", (1, 1))
-        told = subprocess.run(do, cwd=place, check=True, capture_output=True, text=True, timeout=60)
+        told = subprocess.run(
+            do, cwd=place, check=True, capture_output=True, text=True, timeout=300
+        )
         assert told.stderr == "" and (place / "spool/hello").exists() == (" reap " in do[-1]), do
         if "reap" in do[-1]:
             shutil.rmtree(place / "spool")
@@ -327,7 +329,7 @@ def test_demo_ends_well(tmp_path):
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=300,
         env=environment,
     )
     assert result.returncode == 0, result.stdout + result.stderr

@@ -408,13 +408,12 @@ def test_every_run_outlives_its_installation(installed, spool, tmp_path, sshd, m
             until(
                 lambda run_id=run_id, status=status: (
                     connected(spool, run_id)["connection"]["drops"] > status["connection"]["drops"]
-                ),
-                20,
+                )
             )
     (spool / "stopped" / "control").write_text("nonsense\nsignal USR9\nstop 0.1 by=test\n")
     go.touch()
     for run_id in runs:
-        until((spool / run_id / "status.json").exists, 30, f"{run_id} has ended")
+        until((spool / run_id / "status.json").exists, what=f"{run_id} has ended")
     launcher.kill()
     launcher.wait()
     ends = {run_id: json.loads((spool / run_id / "status.json").read_text()) for run_id in runs}
@@ -454,6 +453,5 @@ def connected(spool, run_id):
             and status["connection"]["state"] == "up"
             and status["pid"]
             and status
-        ),
-        20,
+        )
     )

@@ -184,9 +184,9 @@ def test_dashboard_shows_the_runs(place, chaperone, spool):
 
     def page():
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60) as answer:
                 return answer.read().decode()
-        except urllib.error.URLError:  # not there yet
+        except OSError:  # not there yet
             return None
 
     try:

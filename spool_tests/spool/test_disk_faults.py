@@ -54,6 +54,7 @@ KINDS = {
 # how many calls in a row fail in the long form; of the last step more than one would only test our
 # patience
 LASTING = 3
+FAULTS = 8  # that the short form waits for
 CALL = re.compile(r"^([a-z_0-9]+)\((.*)")
 OUT, ERR = b"out\n" * 5, b"err\n" * 5
 PROGRAM = "for i in 1 2 3 4 5; do echo out; echo err >&2; done; : > effect; exit 3"
@@ -192,9 +193,11 @@ def test_each_call_that_fails_costs_what_it_must_and_no_more(
     assert len(points) > 15
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
-    chosen = points if long else random.Random(seed).sample(points, 8)
+    chosen = points if long else random.Random(seed).sample(points, len(points))
     seen, count = {}, 0
     for name, number in chosen:
+        if not long and sum(seen.values()) == FAULTS:
+            break
         for when in (f"{number}", f"{number}..{number + LASTING - 1}") if long else (f"{number}",):
             count += 1
             what = f"{name} number {when} fails with {error}"
@@ -204,11 +207,11 @@ def test_each_call_that_fails_costs_what_it_must_and_no_more(
                 f"inject={name}:error={error}:when={when}",
                 **KINDS[kind],
             )
-            if run.has_failed():  # otherwise this run took a shorter way
+            if run.has_failed():  # or this run took a shorter way, as it may on a busy machine
                 cost = check(run, what)
                 seen[cost] = seen.get(cost, 0) + 1
-    told(f"{kind}, {error}: {count} faults at {len(chosen)} of {len(points)} calls: {seen}")
-    assert sum(seen.values()) > count / 2
+    told(f"{kind}, {error}: {count} faults at {len(points)} calls: {seen}")
+    assert sum(seen.values()) > count / 2 if long else sum(seen.values()) == FAULTS
 
 
 def test_a_limit_on_open_files_is_told_or_does_no_harm(tmp_path):

@@ -173,6 +173,7 @@ def test_a_spool_that_goes_away_does_not_take_the_program_down_and_is_told(small
         "moved": 'mv "$SMALL/spool/r" "$SMALL/spool/s"',
     }
     text = f"""name=r; run "$@" 2>said & chaperone=$!; until [ -e ready ]; do sleep 0.01; done
+        until grep -q '"state": "running"' "$SMALL/spool/r/running.json"; do sleep 0.01; done
         {do[way]}; touch go; wait $chaperone"""
     program = {
         "command": "touch ready; until [ -e go ]; do sleep 0.01; done; echo out; touch ended"

@@ -72,9 +72,16 @@ class Survive(Cold):
         except AssertionError:
             if self.patient:
                 raise
-            for pid in self.far_processes():
-                os.kill(pid, signal.SIGKILL)
+            until(self.is_killed)  # before that it may still write
             shutil.rmtree(self.far)
+
+    def is_killed(self):
+        """Kill what lives on the far side: whether there is nothing any more."""
+        found = self.far_processes()
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return not found
 
     def is_forgotten(self):
         for pid, command in self.far_processes().items():

@@ -167,12 +167,7 @@ class Sshd:
                 if not os.path.islink(path):
                     os.symlink(path_of(shell), path)
             home = f"{self.directory}/home-{shell}"
-            with passwd_lock():
-                subprocess.run(
-                    ["useradd", "-M", "-N", "-d", home, "-s", path, "-p", "*", name],
-                    check=True,
-                    stderr=subprocess.DEVNULL,
-                )
+            changed_users("useradd", "-M", "-N", "-d", home, "-s", path, "-p", "*", name)
             self._users.append(name)
             os.mkdir(home, 0o755)
             os.chown(home, pwd.getpwnam(name).pw_uid, -1)
@@ -226,16 +221,17 @@ class Sshd:
             ).stdout.split():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(int(pid), signal.SIGKILL)
-            with passwd_lock():
-                subprocess.run(["userdel", name], check=True, stderr=subprocess.DEVNULL)
+            changed_users("userdel", name)
 
 
-@contextlib.contextmanager
-def passwd_lock():
-    """useradd gives up when another one is at work."""
+def changed_users(*argv):
+    """
+    Run useradd or userdel: they give up while another one is at work, here or in another suite,
+    and the latter while a killed process of that user has not ended yet.
+    """
     with open(os.path.join(tempfile.gettempdir(), "chaperone-test-passwd.lock"), "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        until(lambda: not subprocess.run(argv, stderr=subprocess.DEVNULL).returncode, what=argv)
 
 
 def me():

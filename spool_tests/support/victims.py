@@ -164,8 +164,7 @@ class Cold:
         marks = [f"CRASH={self.directory}".encode(), *([self.server.mark] if self.over_ssh else [])]
         until(
             lambda: not any(processes_with(mark) for mark in marks),
-            20,
-            "processes of a killed chaperone's run are gone",
+            what="processes of a killed chaperone's run are gone",
         )
         for path in locks(self.spool):
             until(lambda path=path: is_free(path), what=f"{path} is free")
