@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 # How often Apsis gets the output of a running program: it takes the whole of it each time.
 OUTPUT_S = 1.0
 RETRY_S = 5.0  # after a spool, or an agent, that could not be read
-COLLECT_S = 1.0  # how long an entry of an ended run may take to appear on a busy host
+COLLECT_S = 10.0  # how long an entry of an ended run may take to appear on a busy host
 BY = "apsis"
 
 
@@ -237,9 +237,11 @@ async def _collect(follower: aio.Follower | Share, run_id: str) -> None:
     """Collect an ended run. It gets its entry a moment behind its end, a lost one when reaped."""
     await follower.collect(run_id)
     given_up = time.monotonic() + COLLECT_S
+    pause_s = 0.01
     while follower.is_uncollected(run_id) and time.monotonic() < given_up:
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(pause_s)
         await follower.collect(run_id)
+        pause_s = min(2 * pause_s, 1.0)
 
 
 def _stop(status: Status) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import signal
 
 import pytest
 
-from spool_tests.support.posting import agent, begin, kill, log, posted
+from spool_tests.support.posting import agent, begin, files_with, kill, log, posted
 from spool_tests.support.processes import processes_with
 from spool_tests.support.receiver_double import TOKEN, ReceiverDouble, faults
 from spool_tests.support.runs import final
@@ -188,8 +188,7 @@ def test_token_of_a_file_is_read_again_and_is_nowhere_else(spool, receiver, tmp_
     assert f"unable to post to {receiver.url}: it answered with HTTP status 401; " in "".join(
         log(spool)
     )
-    files = [path for path in (spool / "PROG-ID").iterdir() if path.is_file()]
-    assert TOKEN not in shown + "".join(path.read_text() for path in files)
+    assert TOKEN not in shown and files_with(TOKEN, spool) == []
 
 
 def test_token_is_only_in_the_spec(spool, receiver):
@@ -201,14 +200,12 @@ def test_token_is_only_in_the_spec(spool, receiver):
                     assert TOKEN.encode() not in file.read()
         process.terminate()
         assert process.wait(60) == 0
-    files = [path for path in (spool / "PROG-ID").iterdir() if path.is_file()]
-    assert [path.name for path in files if TOKEN in path.read_text()] == ["spec.json"]
+    assert files_with(TOKEN, spool) == ["spec.json"]
 
 
 def test_token_that_is_not_kept_is_on_no_disk(spool, receiver):
     assert posted(receiver.spec(["echo"], keep_secrets=False))[0] == 0
-    files = [path for path in (spool / "PROG-ID").iterdir() if path.is_file()]
-    assert [path.name for path in files if TOKEN in path.read_text()] == []
+    assert files_with(TOKEN, spool) == []
     assert posted(receiver.spec(["echo"], keep_secrets=False))[0] == 0
 
 
@@ -251,7 +248,7 @@ def test_signal_comes_at_most_once_whatever_dies(spool, tmp_path, seed):
                 kill(process)
                 process = begin(spec)
         note = spool / "PROG-ID" / "callback"
-        until(lambda: f"request {len(names)}\n" in note.read_text())
+        until(lambda: note.exists() and f"request {len(names)}\n" in note.read_text())
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
         process.communicate()

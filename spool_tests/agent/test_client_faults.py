@@ -63,6 +63,7 @@ def test_start_is_one_start_whatever_becomes_of_its_answer(agent, hurried, tmp_p
         until((tmp_path / "started").exists)
         status = run.stop(by="me")
         assert (status.signal, status.stop["by"]) == ("SIGTERM", "me")
+        until((agent.spool / ".ended" / "r").is_symlink)
         spool.collect("r")
         assert spool.ended() == []
     assert (tmp_path / "started").read_text() == "started\n"

@@ -332,7 +332,9 @@ def test_run_is_collected_after_apsis_has_recorded_its_end(spool):
     until(lambda: os.listdir(spool / ".ended") == os.listdir(spool / ".running") == [])
 
 
-def test_killed_chaperone_is_an_error_with_what_was_written(spool):
+def test_killed_chaperone_is_an_error_with_what_was_written(spool, monkeypatch):
+    monkeypatch.setattr(apsis_running, "COLLECT_S", 0.1)  # nothing here reaps it
+
     async def kill(running, update):
         if isinstance(update, base.ProgramUpdate) and output(update):
             pid = api.Spool(spool)[running.run_state["run_id"]].status().chaperone_pid

@@ -7,6 +7,7 @@ import json
 import subprocess
 
 from spool_tests.support.places import CHAPERONE
+from spool_tests.support.waiting import until
 
 
 def begin(spec, **options):
@@ -51,4 +52,12 @@ def posted(spec, **options):
 def log(spool, run_id="PROG-ID"):
     """The sentences in the log of a run."""
     path = spool / run_id / "log"
-    return [line.split(" ", 1)[1] for line in path.read_text().splitlines()]
+    text = path.read_text() if path.exists() else ""
+    return [line.split(" ", 1)[1] for line in text.splitlines()]
+
+
+def files_with(word, spool, run_id="PROG-ID"):
+    """The names of a run's files that have a word in them, once its chaperone has gone."""
+    until(lambda: not (spool / run_id / "lock").exists())
+    files = [path for path in (spool / run_id).iterdir() if path.is_file()]
+    return [path.name for path in files if word in path.read_text()]
