@@ -174,6 +174,18 @@ def test_night_is_done_by_keyboard_alone(agent, visit):
 
 
 @browsing
+def test_kill_for_memory_is_said_in_words(agent, visit):
+    start(agent, "report", shell("kill -9 $$")).wait()
+    path = agent.spool / "report/status.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"oom": True}))  # as of the kernel
+    see = visit()
+    see.enter()
+    see.open("report")
+    see.sees("#words", "Ended by signal SIGKILL.")
+    see.sees("#words", "The kernel counted an out-of-memory kill in its cgroup")
+
+
+@browsing
 def test_line_appears_while_the_run_goes_on(agent, visit):
     gate = agent.place / "gate"
     os.mkfifo(gate)
