@@ -61,8 +61,8 @@ def test_seeds_file_is_posted_where_its_program_is_not_there(spool, receiver):
     assert shown["exception"] == receiver.final["exception"] == final(spool, "PROG-ID")["exception"]
     assert shown["exception"]["type"] == "FileNotFoundError"
     assert log(spool) == [
-        "callback: posted while `chaperone agent` or `chaperone serve` runs here",
-        "callback.method: GET is taken for POST, as a GET carries no output",
+        "callback: posted only while `chaperone agent` or `chaperone serve` runs here",
+        "callback.method: GET is treated as POST: a GET carries no output",
     ]
 
 

@@ -16,7 +16,7 @@ from spool_tests.support.runs import final
 from spool_tests.support.waiting import until
 
 pytestmark = pytest.mark.once
-NEW = "callback: posted while `chaperone agent` or `chaperone serve` runs here"
+NEW = "callback: posted only while `chaperone agent` or `chaperone serve` runs here"
 QUICK = {"retry_frequency": 0.005, "output_buffer": 8_192, "output_latency": 0}
 LINES = "for i in 1 2 3 4 5 6 7 8; do seq 2000; seq 300 >&2; sleep 0.02; done"
 

@@ -1,8 +1,8 @@
 """
 The spool of an agent, its runs and its events, as coroutines.
 
-Knows: tasks of an event loop, which call does what.  Must not know: what an agent is asked, what an
-event means.
+Knows: the tasks of an event loop, and the function in calls.py for each method.  Must not know: the
+requests to an agent, or the meaning of an event.
 """
 
 from __future__ import annotations
@@ -33,9 +33,7 @@ from .question import Answer, Pause, Steps, Unanswered
 
 
 class Spool:
-    """
-    `chaperone.aio.Spool` of an agent; arguments as of `chaperone.Spool`.
-    """
+    """`chaperone.aio.Spool` of an agent; the arguments are those of `chaperone.Spool`."""
 
     def __init__(
         self,
@@ -70,7 +68,7 @@ class Spool:
         runs: Iterable[str] | None = None,
         streams: Iterable[str] = STREAMS,
     ) -> Follower:
-        """As `chaperone.Spool.follow` of an agent; called while the event loop runs."""
+        """As `chaperone.Spool.follow` of an agent; call it while the event loop runs."""
         return Follower(self._connection, cursor, runs, streams)
 
     async def cursor(self) -> dict[str, Any]:
@@ -78,7 +76,7 @@ class Spool:
         return await self._perform(calls.cursor(self._name))
 
     def __getitem__(self, run_id: str) -> Run:
-        """The run with that id. Nothing is asked yet: its first call says if there is none."""
+        """The run with that id. This sends no request: its first call fails if there is none."""
         return Run(self._connection, run_id)
 
     async def live(self) -> list[Run]:
@@ -182,7 +180,7 @@ class Follower(Delivering):
     `chaperone.aio.Follower` of an agent's spool: the same events, cursor and errors.
 
     Attributes:
-        following (Following): When the agent was last heard.
+        following (Following): It knows whether and when the agent was heard: `polling`, `heard_ns`.
     """
 
     def __init__(
@@ -230,14 +228,15 @@ class Follower(Delivering):
 
 class _Reader:
     """
-    The task that reads, and what it shares with the follower, which it does not know: one that is
-    dropped must not be kept by its own task.
+    The task that reads, and what it shares with the follower.
+
+    It has no reference to the follower: otherwise a follower that is dropped would never be freed.
     """
 
     def __init__(self, connection: AioConnection, following: Following) -> None:
         self._connection, self._following = connection, following
         self._task: asyncio.Task[None] | None = None
-        self._news: asyncio.Future[bool] | None = None  # the owner waits for it
+        self._news: asyncio.Future[bool] | None = None  # the follower's caller waits for it
         self._room: asyncio.Future[bool] | None = None  # the task waits for it
         self._is_closed = False
         self._turn_ends = 0.0
@@ -246,7 +245,7 @@ class _Reader:
         now = time.monotonic()
         deadline = None if timeout is None else now + timeout
         if now >= self._turn_ends:
-            # The other tasks run in a backlog too; not after each event, which costs 15 us.
+            # In a backlog the other tasks run every TURN_S: after each event would cost 15 us.
             await asyncio.sleep(0)
             self._turn_ends = time.monotonic() + TURN_S
         while True:
@@ -260,13 +259,13 @@ class _Reader:
                 return None
             if self._task is not None and self._task.done():
                 task, self._task = self._task, None
-                task.result()  # it raises why the agent refused
+                task.result()  # raises the error that ended the task
             if self._task is None:
                 self._task = asyncio.get_running_loop().create_task(self._run())
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 return None
-            _wake(self._room)  # what was taken meant nothing new
+            _wake(self._room)  # take() may have dropped repeated events
             self._news = asyncio.get_running_loop().create_future()
             await done(self._news, left)
             self._turn_ends = time.monotonic() + TURN_S
@@ -277,7 +276,7 @@ class _Reader:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError, ChaperoneError):
                 await self._task
-        _wake(self._news)  # a task that was cancelled before it began has woken nothing
+        _wake(self._news)  # a task that is cancelled before it begins does not wake it
 
     def drop(self) -> None:
         """End the task of a follower that was not closed."""
@@ -321,7 +320,7 @@ def _wake(future: asyncio.Future[bool] | None) -> None:
 
 
 class _Stream:
-    """The connection of the task, which it opens again and again."""
+    """The connection of the task: a new one for each request for the stream of events."""
 
     def __init__(
         self,
@@ -333,7 +332,7 @@ class _Stream:
         self._parts: AsyncIterator[bytes] | None = None
 
     async def result(self, step: Any) -> Answer | bytes | None:
-        """As in follower.py."""
+        """As `_Stream.result` in follower.py."""
         if step is Read:
             return await self._read()
         if not step.is_stream:
