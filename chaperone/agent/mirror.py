@@ -105,7 +105,7 @@ class Mirror:
         if not locks.try_take(self._lock_fd):
             os.close(self._lock_fd)
             sentence = f"unable to mirror {self._url} into spool {spool_path!r}"
-            raise SpoolError(f"{sentence}: another mirror does", errno.EAGAIN)
+            raise SpoolError(f"{sentence}: another mirror is already running", errno.EAGAIN)
 
     async def run(self, end: asyncio.Event) -> None:
         """Mirror until `end` is set; the runs stay as they are, for the next mirror."""

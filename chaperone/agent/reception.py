@@ -85,7 +85,7 @@ class Reception:
         """
         sinks.check_names(run_id, key)
         if format.found(self.sink.spool_fd, run_id):
-            raise RunExistsError(f"unable to expect run {run_id!r}: it exists")
+            raise RunExistsError(f"unable to make a callback for run {run_id!r}: it exists")
         token = secrets.token_urlsafe(32)
         whole = f"{self.url if url is None else url}/{run_id}"
         record = {"token": _digest(token), "key": key, "url": whole}

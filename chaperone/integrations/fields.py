@@ -26,6 +26,6 @@ def merged(ours: dict[str, Any], theirs: dict[str, Any], path: str) -> dict[str,
     for name in ours.keys() & theirs.keys():
         at = f"{path}.{name}"
         if not (isinstance(ours[name], dict) and isinstance(theirs[name], dict)):
-            raise SpecError(f"{at}: the scheduler, or another field of the job, says this")
+            raise SpecError(f"{at}: already set by the scheduler or by another field of the job")
         found[name] = merged(ours[name], theirs[name], at)
     return found

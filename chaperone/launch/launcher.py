@@ -82,7 +82,7 @@ def serve(spool_path: str, idle_s: float | None, detach: bool) -> int:
         listening = _listen(spool_fd)
     except OSError as error:
         raise format.failure(
-            f"launch for spool {spool_path!r}: {format.LAUNCHER!r}", error
+            f"start a launcher for spool {spool_path!r}: {format.LAUNCHER!r}", error
         ) from error
     os.write(telling, b"\n") if detach else None
     os.close(telling)
@@ -118,10 +118,11 @@ def _lock(spool_fd: int, spool_path: str) -> int:
     except SpoolError:
         raise
     except OSError as error:
-        raise format.failure(f"launch for spool {spool_path!r}", error) from error
+        raise format.failure(f"start a launcher for spool {spool_path!r}", error) from error
     if not is_ours:
         raise SpoolError(
-            f"unable to launch for spool {spool_path!r}: its launcher is running, pid {_pid(fd)}",
+            f"unable to start a launcher for spool {spool_path!r}: "
+            f"one is already running, pid {_pid(fd)}",
             errno.EAGAIN,
         )
     os.ftruncate(fd, 0)
@@ -263,7 +264,7 @@ def _become_chaperone(
             request = _request(connection, launcher_fd)
             if not is_here:
                 _end(launcher_fd)
-                raise ChaperoneError(f"unable to launch for spool {spool_path!r}: it was moved")
+                raise ChaperoneError(f"unable to start a run in spool {spool_path!r}: it was moved")
             if launcher_fd >= 0:
                 os.close(launcher_fd)
             code = _hold(connection, request, spool_path, guard)

@@ -160,7 +160,7 @@ class Reader:
             if not self._is_overlong:
                 self._is_overlong = True
                 size = f"more than {LIMIT} bytes"
-                yield f"unable to take a request: it has {size}, and all of it is skipped"
+                yield f"unable to take a request: it has {size}, and is ignored"
 
 
 WANT = "stop [SECONDS], signal NAME, kill or renew"

@@ -200,7 +200,7 @@ def _looked(
         except NoRunError:
             continue
         except OSError as error:
-            failed.append(_sentence(f"look into run {run_id!r}", error))
+            failed.append(_sentence(f"read run {run_id!r}", error))
             continue
         if run is None:
             live += 1

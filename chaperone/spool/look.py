@@ -177,7 +177,7 @@ def look(run_fd: int, run_id: str) -> tuple[bool, dict[str, Any]]:
     spec = read_spec(run_fd)
     # gc deletes the lock and the spec before status.json; ask again, as our first look may be old.
     if not spec and pulse(run_fd) is None:
-        raise NoRunError(f"unable to look into run {run_id!r}: it is being deleted", errno.ENOENT)
+        raise NoRunError(f"unable to read run {run_id!r}: it is being deleted", errno.ENOENT)
     if leased_s(run_fd, spec, status["boot_id"]) > 0:
         return False, transitions.unattended(status)
     return False, transitions.lost(status, transitions.DIED)

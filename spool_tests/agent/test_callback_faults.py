@@ -227,8 +227,8 @@ def test_request_that_is_none_is_skipped(spool, receiver):
     assert (receiver.final["signal"], receiver.final["stop"]["by"]) == ("SIGKILL", "callback")
     assert log(spool) == [
         NEW,
-        "unable to take the request 'rm -rf /' of the receiver",
-        "unable to take the request 'signal NONE' of the receiver",
+        "unable to take the receiver's request 'rm -rf /': it is invalid",
+        "unable to take the receiver's request 'signal NONE': it is invalid",
     ]
 
 

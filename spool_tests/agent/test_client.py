@@ -257,7 +257,7 @@ def test_spool_that_is_not_there_is_an_error(two):
     with pytest.raises(SpoolError) as caught:
         two.far.live()
     assert str(caught.value) == (
-        f"unable to open spool {two.path.name!r}: this agent has none of that name"
+        f"unable to open spool {two.path.name!r}: this agent has no spool of that name"
     )
 
 
@@ -517,7 +517,9 @@ def test_token_that_only_looks_starts_nothing(two, agent):
         ):
             with pytest.raises(AgentError) as caught:
                 ask()
-            assert str(caught.value) == ("unable to answer a request: token 'looker' may only look")
+            assert str(caught.value) == (
+                "unable to answer a request: token 'looker' has only the right 'look'"
+            )
         writer.end()
 
 

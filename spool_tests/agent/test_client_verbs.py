@@ -210,7 +210,7 @@ def test_token_that_only_looks_is_refused(verb, agent, monkeypatch, words):
     with Writer(verb.path) as writer:
         said = verb(*words)
         writer.end()
-    sentence = "unable to answer a request: token 'looker' may only look"
+    sentence = "unable to answer a request: token 'looker' has only the right 'look'"
     assert said == ("", f"chaperone: {sentence}\n", 69)
 
 

@@ -232,7 +232,7 @@ def test_request_that_the_agent_refuses_is_in_the_log(agent, client, spool):
         until(lambda: state(spool) == "running")
         ask(spool, "signal USR1")
         until(lambda: log(spool))
-    assert log(spool) == ["unable to answer a request: token 'looker' may only look"]
+    assert log(spool) == ["unable to answer a request: token 'looker' has only the right 'look'"]
 
 
 # -- leases
@@ -380,7 +380,8 @@ def test_second_mirror_of_a_spool_is_refused(agent, spool, mirror):
     second.start()
     assert second.process.wait(60) == 74
     assert second.log.read_text() == (
-        f"chaperone: unable to mirror {agent.spool_url} into spool '{spool}': another mirror does\n"
+        f"chaperone: unable to mirror {agent.spool_url} into spool '{spool}': "
+        "another mirror is already running\n"
     )
     assert mirror.is_alive()
 

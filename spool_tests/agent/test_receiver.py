@@ -195,7 +195,7 @@ def test_token_of_an_earlier_expectation_is_not_valid(app):
     assert second.output(0, b"abc") == (204, 3)
     with pytest.raises(RunExistsError) as error:
         app.expect("r")
-    assert str(error.value) == "unable to expect run 'r': it exists"
+    assert str(error.value) == "unable to make a callback for run 'r': it exists"
 
 
 @pytest.mark.parametrize("run_id", ["../x", ".hidden", "", "a/b", "x" * 129])

@@ -79,5 +79,5 @@ def test_token_and_right_are_asked_for_first(agent):
         assert client.get(agent.api).json()["spools"] == ["etl"]
         response = agent.put(client, "r", sh("true"))
         assert response.status_code == 403
-        why = "unable to answer a request: token 'looker' may only look"
+        why = "unable to answer a request: token 'looker' has only the right 'look'"
         assert response.json()["error"]["message"] == why

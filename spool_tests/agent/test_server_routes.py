@@ -103,7 +103,7 @@ def test_start_that_makes_no_sense_is_refused(agent, client):
     message = "unable to read the request: want each key once, got 'key' twice"
     assert error(response) == (422, "SpecError", message, None)
     response = agent.put(client, "r", sh("true"), spool="none")
-    message = "unable to open spool 'none': this agent has none of that name"
+    message = "unable to open spool 'none': this agent has no spool of that name"
     assert error(response) == (404, "SpoolError", message, 2)
     assert made(agent) == []
 

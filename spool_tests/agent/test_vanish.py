@@ -157,7 +157,7 @@ def test_second_mirror_of_a_spool_is_refused(fleet):
     fleet.put("r", sh("exec sleep 60"))
     second.start()
     assert second.process.wait(60) == os.EX_IOERR
-    assert "another mirror does" in second.log.read_text()
+    assert "another mirror is already running" in second.log.read_text()
     assert state(fleet.near) == "running"
 
 

@@ -78,7 +78,7 @@ def test_ls_tells_what_it_can_where_a_run_can_not_be_read(chaperone, spool, tmp_
     assert (result.returncode, result.stderr) == (
         os.EX_IOERR,
         (
-            "chaperone: unable to look into run 'bad': unable to open 'status.json': "
+            "chaperone: unable to read run 'bad': unable to open 'status.json': "
             "want a file of this user without other hard links\n"
         ),
     )

@@ -188,7 +188,7 @@ def test_requests_that_make_no_sense_are_logged(spool):
         f"unable to take the request 'signal NONE': {want}",
         f"unable to take the request 'kill 9': {want}",
         f"unable to take the request '\\x1b[31mred': {want}",
-        "unable to take a request: it has more than 4096 bytes, and all of it is skipped",
+        "unable to take a request: it has more than 4096 bytes, and is ignored",
     ]
 
 

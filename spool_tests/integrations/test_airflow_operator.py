@@ -244,7 +244,7 @@ def test_ssh_connection_is_a_remote(spool, monkeypatch):
     with pytest.raises(SpecError) as raised:
         task.run_spec({"ti": TaskInstance()})
     assert str(raised.value) == (
-        "spec.program.merge_stderr: the scheduler, or another field of the job, says this"
+        "spec.program.merge_stderr: already set by the scheduler or by another field of the job"
     )
 
 

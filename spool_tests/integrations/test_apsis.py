@@ -144,11 +144,11 @@ def test_each_string_of_a_job_is_a_template():
         ),
         (
             {"command": "x", "spec": {"program": {"argv": ["y"]}}},
-            "spec.program.argv: the scheduler, or another field of the job, says this",
+            "spec.program.argv: already set by the scheduler or by another field of the job",
         ),
         (
             {"command": "x", "spec": {"id": "y"}},
-            "spec.id: the scheduler, or another field of the job, says this",
+            "spec.id: already set by the scheduler or by another field of the job",
         ),
     ],
 )

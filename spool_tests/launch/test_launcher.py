@@ -155,8 +155,8 @@ def test_second_launcher_is_refused(spool, warm, chaperone):
     result = chaperone("launcher")
     assert (result.returncode, result.stderr) == (
         74,
-        f"chaperone: unable to launch for spool {str(spool)!r}: "
-        f"its launcher is running, pid {warm}\n",
+        f"chaperone: unable to start a launcher for spool {str(spool)!r}: "
+        f"one is already running, pid {warm}\n",
     )
 
 

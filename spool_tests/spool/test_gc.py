@@ -358,7 +358,7 @@ def test_run_that_is_deleted_between_two_looks_is_not_lost(spool, monkeypatch):
     run.publish(disk.terminated(run))
     run.close()
     deleted_after_a_probe(spool, monkeypatch)
-    with pytest.raises(NoRunError, match="^unable to look into run 'r': it is being deleted$"):
+    with pytest.raises(NoRunError, match="^unable to read run 'r': it is being deleted$"):
         disk.seen(spool)
 
 

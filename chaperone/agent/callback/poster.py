@@ -327,7 +327,7 @@ class Poster:
     async def _take(self, seq: int, line: str) -> None:
         request = parsed(line)
         if request is None:
-            self._complain(f"unable to take the request {line[:200]!r} of the receiver")
+            self._complain(f"unable to take the receiver's request {line[:200]!r}: it is invalid")
         elif request.verb == "signal":
             # Noted first: a signal that was delivered twice could not be taken back.
             self._note.took(seq)
@@ -361,13 +361,13 @@ def _numbered(answer: Answer) -> list[tuple[int, str]]:
     found = answer.value.get("requests") if isinstance(answer.value, dict) else None
     if answer.code != 200 or not isinstance(found, list):
         raise AgentError(
-            f"{answer}, and no list of requests" if answer.code == 200 else str(answer)
+            f"{answer}, without a list of requests" if answer.code == 200 else str(answer)
         )
     requests = []
     for item in found:
         seq = item.get("seq") if isinstance(item, dict) else None
         if type(seq) is not int or not isinstance(item.get("line"), str):
-            raise AgentError(f"{answer}, and a request without its number or its line")
+            raise AgentError(f"{answer}, with a request that lacks its number or its line")
         requests.append((seq, item["line"]))
     return sorted(requests)
 

@@ -60,7 +60,7 @@ def about(name: str) -> Call[dict[str, Any]]:
     """What an agent says of itself; there must be a spool of that name."""
     found = object_in((yield from _asked("GET", resource(name).rpartition("/")[0])))
     if name not in found.get("spools", ()):
-        raise AgentError(f"unable to find spool {name!r}: this agent has none of that name")
+        raise AgentError(f"unable to find spool {name!r}: this agent has no spool of that name")
     return found
 
 

@@ -104,7 +104,7 @@ class Agent:
             SpoolError: If there is none.
         """
         if not self._is_spool(name):
-            why = "this agent has none of that name"
+            why = "this agent has no spool of that name"
             raise NoSpoolError(f"unable to open spool {name!r}: {why}", 2)
         return api.Spool(os.path.join(self.directory, name))
 

@@ -183,7 +183,9 @@ class Exchange:
         """
         if right is not None and (self.token is None or not self.token.may(right)):
             name = None if self.token is None else self.token.name
-            raise RefusedError(403, f"unable to answer a request: token {name!r} may only look")
+            raise RefusedError(
+                403, f"unable to answer a request: token {name!r} has only the right 'look'"
+            )
 
     # -- the request
 

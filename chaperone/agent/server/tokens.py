@@ -161,7 +161,7 @@ def revoke(path: str, name: str) -> None:
         tokens = read(path)
         left = [token for token in tokens if token.name != name]
         if len(left) == len(tokens):
-            raise SpecError(f"unable to revoke token {name!r}: {path!r} has none of that name")
+            raise SpecError(f"unable to revoke token {name!r}: {path!r} has no token of that name")
         _write(path, left)
 
 

@@ -67,7 +67,7 @@ def ls(given: Given, terminal: Terminal) -> int:
             except NoRunError:  # about to appear, or gone since
                 continue
             except SpoolError as error:  # the other runs may be readable
-                unread.append(f"unable to look into run {run_id!r}: {error}")
+                unread.append(f"unable to read run {run_id!r}: {error}")
                 continue
             end_ns = statuses.moment_ns(status["end_time"]) or now_ns
             if (since_ns or end_ns) <= end_ns <= (until_ns or end_ns) and _fits(status, given):

@@ -68,11 +68,11 @@ class Masters:
             if not self._is_there():
                 return None
             if not (limit := self._limit()):
-                raise OSError("the server takes no session on a shared connection")
+                raise OSError("the server refuses sessions on a shared connection")
             if self._take_session() and (limit == SESSIONS or self._taken() < limit):
                 return self._path()
             self.leave()
-        raise OSError(f"all sessions of {MASTERS} connections are taken")
+        raise OSError(f"all sessions of {MASTERS} connections are in use")
 
     def leave(self) -> None:
         """Free the session."""

@@ -164,7 +164,7 @@ def _page(
             except NoRunError:  # about to appear, or gone since
                 continue
             except SpoolError as error:  # the other runs may be readable
-                log(f"unable to look into run {run_id!r}: {error}")
+                log(f"unable to read run {run_id!r}: {error}")
                 continue
             if state not in (None, *places, status["state"]) or not _fits(status, given):
                 continue
