@@ -99,8 +99,8 @@ def hold_new_run(
         run_id (str): Instead of the spec's, or None.
         inherited (dict): From `shed_inherited_state`.
         visible: Called with the run id when the run directory exists.
-        key (str): Of the run; the process that starts it can recognize its run by the key. None
-            for a new one.
+        key (str): Of the run, so that the process that starts it can recognize its own run. If it
+            is None, a new key is made.
         guard (Guard): The guard that this process already has; it is released if the run needs
             none. If it is None and the run needs one, this process forks and becomes the guard, and
             only the child returns.

@@ -245,7 +245,7 @@ class _Reader:
         now = time.monotonic()
         deadline = None if timeout is None else now + timeout
         if now >= self._turn_ends:
-            # In a backlog the other tasks run every TURN_S: after each event would cost 15 us.
+            # In a backlog, yield to other tasks every TURN_S; a yield after each event costs 15 us.
             await asyncio.sleep(0)
             self._turn_ends = time.monotonic() + TURN_S
         while True:

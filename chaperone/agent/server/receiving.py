@@ -159,7 +159,7 @@ class Callbacks:
         async with self._alone(run_id):
             run = self.reception.run(run_id, _key(request))
         if run.is_ended():
-            raise RefusedError(404, f"unable to ask for requests: run {run_id!r} has ended")
+            raise RefusedError(404, f"unable to get requests for run {run_id!r}: it has ended")
         news = self._news.setdefault(run_id, asyncio.Event())
         news.clear()
         found = self.reception.requests(run, after)
