@@ -14,11 +14,13 @@ from spool_tests.support.agents import TOKENS, served
 from spool_tests.support.places import CHAPERONE
 from spool_tests.support.waiting import until
 
-# Gets the secrets from its input, because its own argv is looked at too; ends with its input, and
-# prints how often it looked and where it saw which secret, in a process of which name.
+# Gets the secrets from its input, because its own argv is looked at too; prints a line when it sees
+# the first; ends with its input, and prints how often it looked and where it saw which secret, in a
+# process of which name.
 POLL = """
 import json, os, sys
 secrets, looks, seen = json.loads(sys.stdin.buffer.readline()), 0, set()
+said = False
 os.set_blocking(0, False)
 while True:
     for pid in filter(str.isdigit, os.listdir("/proc")):
@@ -33,6 +35,9 @@ while True:
             there = [word for word, text in secrets.items() if text.encode() in data]
             seen.update((word, where, name) for word in there)
     looks += 1
+    if seen and not said:
+        said = True
+        print("something is seen", flush=True)
     try:
         if not os.read(0, 1):
             break
@@ -44,7 +49,11 @@ print(json.dumps([looks, sorted(seen)]))
 
 @contextlib.contextmanager
 def polled(secrets, found):
-    """Meanwhile every process is looked at; afterwards `found` has [secret, where, name]."""
+    """
+    Meanwhile every process is looked at; afterwards `found` has [secret, where, name].
+
+    Yields: What waits until the first was seen.
+    """
     poll = subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", POLL],
         stdin=subprocess.PIPE,
@@ -54,7 +63,7 @@ def polled(secrets, found):
     poll.stdin.write(json.dumps(secrets) + "\n")
     poll.stdin.flush()
     try:
-        yield
+        yield poll.stdout.readline
     finally:
         looks, seen = json.loads(poll.communicate()[0])
     assert looks > 0
@@ -82,7 +91,7 @@ def test_secrets_are_in_no_process_and_no_file_of_either_side(tmp_path):
             stderr=log,
         )
         try:
-            with polled(secrets, found):
+            with polled(secrets, found) as first_seen:
                 subprocess.run(
                     [*CHAPERONE, "run", "--detach", "--spool", agent.spool_url, "-"],
                     input=json.dumps(spec),
@@ -94,6 +103,7 @@ def test_secrets_are_in_no_process_and_no_file_of_either_side(tmp_path):
                 until(lambda: (near / "r" / "stdout").exists())
                 words = [*CHAPERONE, "status", "r", "--spool", agent.spool_url]
                 subprocess.run(words, env=environ, check=True, stdout=subprocess.DEVNULL)
+                assert first_seen() == "something is seen\n"
                 (tmp_path / "go").touch()
                 until(lambda: (near / "r" / "status.json").exists(), 60)
         finally:

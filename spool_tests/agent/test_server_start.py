@@ -100,7 +100,7 @@ def test_server_that_is_killed_while_it_starts_a_run_starts_it_once(agent, warm,
         agent.kill()
         assert agent.process.returncode == -signal.SIGKILL
         agent.start()
-        asking.join(30)
+        asking.join(120)
         assert not asking.is_alive()
         until((agent.spool / run_id / "status.json").exists)
         assert (agent.place / f"{run_id}.ran").read_text() == "ran\n"

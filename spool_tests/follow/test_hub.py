@@ -363,7 +363,7 @@ def test_loops_of_several_threads_disturb_each_other_not(spool):
         until(lambda: len(instances()) == 3 and all(watches == 3 for watches in instances()))
         writer.end(7)
         for thread in threads:
-            thread.join(30)
+            thread.join(60)
     assert [status.return_code for status in results] == [7, 7, 7]
     assert hub._hubs == {}
 

@@ -315,7 +315,7 @@ def test_task_that_ends_leaves_nothing_open(spool, where):
     async def scheduler():
         follower = Follower(spool)
         taking = asyncio.create_task(take(follower))
-        await asyncio.wait_for(begun.wait(), 10)
+        await asyncio.wait_for(begun.wait(), 60)
         taking.cancel()
         with pytest.raises(KeyError if where == "by an error" else asyncio.CancelledError):
             await taking

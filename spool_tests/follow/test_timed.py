@@ -116,7 +116,10 @@ def test_every_byte_has_its_time_from_any_cursor_on(recorded, seed):
 
 @pytest.mark.parametrize("poll_s", [None, 0.01])
 def test_live_run_is_delivered_in_the_order_in_which_it_came(spool, poll_s):
-    text = "for n in 1 2 3; do echo out; sleep 0.02; echo err >&2; sleep 0.02; done"
+    # Each line is written when the chaperone has read the one before, however busy it is.
+    read = f'while [ $(wc -c <"{spool}/r/$1") -lt $n ]; do sleep 0.02; done'
+    each = "for n in 4 8 12; do echo out; await stdout; echo err >&2; await stderr; done"
+    text = f"await() {{ {read}; }}; {each}"
     with Follower(spool, {"runs": {"r": {}}}, runs=["r"], poll_s=poll_s) as follower:
         process = start(spool, sh(text), output={"timeline": True})
         found = [event for event in follower if isinstance(event, Output)]
