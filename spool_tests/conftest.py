@@ -216,7 +216,7 @@ def chaperone(spool):
     subprocess.run.
     """
 
-    def run(*arguments, spec=None, timeout=60, **keywords):
+    def run(*arguments, spec=None, timeout=300, **keywords):
         keywords.setdefault("stdin", subprocess.DEVNULL)
         if spec is not None:
             del keywords["stdin"]

@@ -151,7 +151,7 @@ def test_tour_goes_where_it_says(spool):
             env={"PYTHONPATH": ROOT, "PATH": "/usr/bin:/bin"},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
             check=False,
         )
         # The second time its run is collected, but its cursor asks for it.

@@ -329,7 +329,7 @@ def test_run_here_is_lost_when_its_host_boots_anew(spool, tmp_path, monkeypatch)
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         check=True,
-        timeout=60,
+        timeout=300,
     )
     status = final(spool)
     assert (status["state"], status["started"], status["complete"], status["boot_id"]) == (
@@ -379,7 +379,7 @@ def test_far_side_that_is_slow_to_begin_is_not_taken_for_dead(spool, tmp_path, m
         input=json.dumps(spec),
         text=True,
         stdout=subprocess.DEVNULL,
-        timeout=60,
+        timeout=300,
         check=True,
     )
     status = final(spool)

@@ -79,7 +79,7 @@ def test_guard_whose_own_side_is_not_there_ends_the_run(spool, tmp_path):
     for file in package.rglob("watch.*"):
         file.unlink()
     command = [*CHAPERONE[:-1], package / "__main__.py", "run", "--id", "r", "--"]
-    done = subprocess.run([*command, "sleep", "1000"], stdout=subprocess.DEVNULL, timeout=60)
+    done = subprocess.run([*command, "sleep", "1000"], stdout=subprocess.DEVNULL, timeout=300)
     assert done.returncode == os.EX_SOFTWARE
     until((spool / "r" / "status.json").exists)
     status = final(spool)

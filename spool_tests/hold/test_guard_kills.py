@@ -330,7 +330,7 @@ def test_proc_of_another_pid_namespace_is_not_believed(spool):
         ["unshare", "--pid", "--fork", "bash", "-c", text],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     status = final(spool)
@@ -365,7 +365,7 @@ def test_what_is_left_on_purpose_goes_to_the_next_subreaper(spool, tmp_path):
         assert parent == os.getpid(), parent
         os.kill(left, 9)
         os.waitpid(left, 0)"""
-    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, timeout=300)
     assert final(spool)["leftovers"] == 1
 
 

@@ -184,7 +184,7 @@ def test_dashboard_shows_the_runs(place, chaperone, spool):
 
     def page():
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=300) as answer:
                 return answer.read().decode()
         except OSError:  # not there yet
             return None
@@ -216,7 +216,7 @@ def test_units_are_what_systemd_takes(place):
         cwd=place,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert streams(result) == (0, "", "")
 

@@ -278,7 +278,7 @@ def test_damage_where_the_launcher_is_costs_a_cold_start_and_nothing_else(
     monkeypatch.setattr(client, "ON_DEMAND_IDLE_S", 0.05)
     damaged(spool / name, how)
     starting.start(str(spool), {"id": "r", "program": {"argv": ["true"]}}, warm=True)
-    assert Spool(spool)["r"].wait(20).return_code == 0
+    assert Spool(spool)["r"].wait(60).return_code == 0
     done = subprocess.run(
         [*CHAPERONE, "launcher", "--idle", "0.01", "--spool", str(spool)],
         capture_output=True,
@@ -393,7 +393,7 @@ def test_damage_on_the_far_side_costs_no_outcome(spool, monkeypatch, name, how):
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
     ) as adopter:
-        assert adopter.wait(50) == os.EX_OK
+        assert adopter.wait(60) == os.EX_OK
     status = Spool(spool)["r"].status()
     assert (status.state, status.return_code) == ("terminated", 3)
 

@@ -77,7 +77,7 @@ class Run:
             if limit is not None:
                 limited = ["sh", "-c", f'ulimit -n {limit}; exec "$@"', "sh", *CHAPERONE, *words]
                 done = subprocess.run(
-                    limited, **streams, stdout=subprocess.DEVNULL, timeout=60, check=False
+                    limited, **streams, stdout=subprocess.DEVNULL, timeout=300, check=False
                 )
                 self.code = done.returncode
             elif "on_disconnect" in asked:

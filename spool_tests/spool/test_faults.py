@@ -53,7 +53,7 @@ def small(tmp_path, spool):
             env=env,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
             check=False,
         )
 
@@ -206,7 +206,7 @@ def test_a_limit_on_file_sizes_does_not_kill_the_chaperone(spool):
             *("sh", "-c", 'ulimit -S -f 1000; exec "$@"', "sh"),
             *(*CHAPERONE, "run", "--spool", str(spool), "-"),
         ],
-        input=json.dumps(spec), capture_output=True, text=True, timeout=60, check=False,
+        input=json.dumps(spec), capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     final = json.loads((spool / "r" / "status.json").read_text())

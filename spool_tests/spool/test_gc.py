@@ -528,7 +528,7 @@ def test_progress_is_shown_on_a_terminal_and_wiped(spool):
         "--uncollected",
     ]
     result = subprocess.run(
-        argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=theirs, text=True, timeout=60, check=False
+        argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=theirs, text=True, timeout=300, check=False
     )
     os.close(theirs)
     shown = b""

@@ -228,8 +228,15 @@ def test_bytes_are_the_same_with_their_times_and_without(spool, seed):
 
 
 def test_order_of_two_streams_is_kept(spool):
-    text = "for n in 1 2 3; do echo out; sleep 0.02; echo err >&2; sleep 0.02; done"
-    held(spool, sh(text), output=TIMES)
+    text = """for n in 1 2 3; do
+        echo out; until [ -e $n.out ]; do sleep 0.01; done
+        echo err >&2; until [ -e $n.err ]; do sleep 0.01; done; done"""
+    process = start(spool, sh(text, cwd=str(spool.parent)), output=TIMES)
+    for number in (1, 2, 3):
+        for stream, name in (("stdout", "out"), ("stderr", "err")):
+            until(lambda stream=stream, size=4 * number: timed(spool / "r", stream) == size)
+            (spool.parent / f"{number}.{name}").touch()
+    assert process.wait(60) == 0
     assert [line[1] for line in lines(spool / "r")] == ["stdout", "stderr"] * 3
 
 

@@ -16,7 +16,7 @@ from spool_tests.support.waiting import need, until
 sudo = pytest.mark.root  # a plain user may not
 
 
-def held(spool, sshd, program, run_id="r", remote=None, timeout=60, **spec):
+def held(spool, sshd, program, run_id="r", remote=None, timeout=300, **spec):
     """Run to the end: the final status."""
     chaperone = start(spool, program, run_id, remote=remote or sshd.remote(), **spec)
     assert chaperone.wait(timeout) == 0

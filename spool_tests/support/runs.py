@@ -46,7 +46,7 @@ def start(spool, program, run_id="r", **spec):
 
 def held(spool, program, run_id="r", **spec):
     """Run to the end: the final status."""
-    assert start(spool, program, run_id, **spec).wait(60) == 0
+    assert start(spool, program, run_id, **spec).wait(300) == 0
     return final(spool, run_id)
 
 
