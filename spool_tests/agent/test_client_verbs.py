@@ -17,6 +17,7 @@ from chaperone.cli.main import main
 from spool_tests.support.agents import end_all, served
 from spool_tests.support.places import CHAPERONE
 from spool_tests.support.runs import sh
+from spool_tests.support.timelines import steps
 from spool_tests.support.waiting import until
 from spool_tests.support.writer import Writer
 
@@ -215,8 +216,7 @@ def test_token_that_only_looks_is_refused(verb, agent, monkeypatch, words):
 
 
 def test_times_are_printed_as_of_a_directory(verb, spec):
-    text = "for n in 1 2 3; do echo out $n; sleep 0.01; echo err $n >&2; sleep 0.01; done"
-    verb("run", "--id", "r", spec(text, output={"timeline": True}))
+    verb("run", "--id", "r", spec(steps(verb.path / "r"), output={"timeline": True}))
     verb("run", "--id", "quiet", spec("true", output={"timeline": True}))
     for words in (
         ("r",),

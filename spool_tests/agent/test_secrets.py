@@ -4,13 +4,14 @@ program's own, no file and no log, on either side, while a run is started, mirro
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import pathlib
 import subprocess
 import sys
 
-from spool_tests.support.agents import TOKENS, served
+from spool_tests.support.agents import served
 from spool_tests.support.places import CHAPERONE
 from spool_tests.support.waiting import until
 
@@ -73,14 +74,19 @@ def polled(secrets, found):
 def test_secrets_are_in_no_process_and_no_file_of_either_side(tmp_path):
     near, found = tmp_path / "near", []
     with served(tmp_path) as agent, open(tmp_path / "mirror.log", "wb") as log:
+        # Of its own: another test has the usual one in a command line.
+        token = "s3cr3t" + os.urandom(20).hex()
+        token_file = agent.private("own.token", f"{token}\n")
+        with open(agent.tokens, "a") as tokens:
+            tokens.write(f"own run {hashlib.sha256(token.encode()).hexdigest()}\n")
         secrets = {
-            "token": TOKENS["run"],
+            "token": token,
             "key": agent.key.read_text().splitlines()[1],
             "env": "s3cr3t" + os.urandom(8).hex(),
             "stdin": "s3cr3t" + os.urandom(8).hex(),
         }
         environ = {**os.environ, "CHAPERONE_CA": str(agent.ca)}
-        environ["CHAPERONE_TOKEN_FILE"] = str(agent.token_files["run"])
+        environ["CHAPERONE_TOKEN_FILE"] = str(token_file)
         script = 'read line; echo "$line" | wc -c; until [ -e go ]; do sleep 0.02; done; test "$S"'
         program = {"argv": ["/bin/sh", "-c", script], "cwd": str(tmp_path)}
         program |= {"env": {"S": secrets["env"]}, "stdin": secrets["stdin"] + "\n"}
@@ -114,7 +120,7 @@ def test_secrets_are_in_no_process_and_no_file_of_either_side(tmp_path):
     programs = {"sh", "sleep", "wc", "test"}
     assert [each for each in found if each[:2] != ["env", "environ"]] == []
     assert {name for _, _, name in found} <= programs and found  # it was looked at often enough
-    theirs = {agent.key, *agent.token_files.values()}
+    theirs = {agent.key, token_file}
     for path in pathlib.Path(tmp_path).rglob("*"):
         if path.is_file() and path not in theirs and not path.is_fifo():
             data = path.read_bytes()

@@ -8,14 +8,12 @@ import pytest
 
 from spool_tests.support.commands import shell, streams
 from spool_tests.support.places import CHAPERONE
-from spool_tests.support.timelines import lines
+from spool_tests.support.timelines import lines, steps
 from spool_tests.support.waiting import until
 
 pytestmark = pytest.mark.once
 
 TIMES = {"timeline": True}
-# Each in a millisecond of its own, and the streams in turn.
-STEPS = "for n in 1 2 3; do echo out $n; sleep 0.01; echo err $n >&2; sleep 0.01; done"
 TIME = re.compile(r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z ", re.M)
 
 
@@ -42,7 +40,7 @@ def together(*words):
 
 @pytest.mark.parametrize("words", [[], ["-f"]])
 def test_each_line_has_its_time_and_both_streams_their_order(chaperone, spool, words):
-    chaperone("run", "-", spec=shell("r", STEPS, output=TIMES))
+    chaperone("run", "-", spec=shell("r", steps(spool / "r"), output=TIMES))
     texts = [f"{stream} {n}" for n in (1, 2, 3) for stream in ("out", "err")]
     stamped = [f"{when} {text}\n" for when, text in zip(of(spool / "r"), texts, strict=True)]
     assert streams(chaperone("tail", *words, "--timestamps", "r")) == (
@@ -79,7 +77,8 @@ def test_lines_that_are_written_while_it_follows_have_theirs(chaperone, held, sp
 
 
 def test_line_has_the_time_of_its_first_byte(chaperone, spool):
-    chaperone("run", "-", spec=shell("r", "printf a; sleep 0.02; printf 'b\\nc'", output=TIMES))
+    wait = f'until [ -s "{spool}/r/timeline" ]; do sleep 0.01; done; sleep 0.01'
+    chaperone("run", "-", spec=shell("r", f"printf a; {wait}; printf 'b\\nc'", output=TIMES))
     first, second = of(spool / "r")
     want = (0, f"{first} ab\n{second} c", "")
     assert streams(chaperone("tail", "--timestamps", "r")) == want
@@ -97,7 +96,7 @@ def test_bytes_without_a_line_have_a_dash(chaperone, spool, words):
 
 def test_live_run_is_printed_without_waiting_for_more(chaperone, held, spool):
     directory = held(shell("r", "echo out; exec sleep 600", output=TIMES))
-    until(lambda: (directory / "stdout").read_bytes())
+    until(lambda: lines(directory))
     code, out, err = streams(chaperone("tail", "--timestamps", "r"))
     assert (code, TIME.sub("", out), err) == (0, "out\n", "")
 

@@ -116,18 +116,17 @@ def test_every_byte_has_its_time_from_any_cursor_on(recorded, seed):
 
 @pytest.mark.parametrize("poll_s", [None, 0.01])
 def test_live_run_is_delivered_in_the_order_in_which_it_came(spool, poll_s):
-    # Each line is written when the chaperone has read the one before, however busy it is.
-    read = f'while [ $(wc -c <"{spool}/r/$1") -lt $n ]; do sleep 0.02; done'
-    each = "for n in 4 8 12; do echo out; await stdout; echo err >&2; await stderr; done"
-    text = f"await() {{ {read}; }}; {each}"
     with Follower(spool, {"runs": {"r": {}}}, runs=["r"], poll_s=poll_s) as follower:
-        process = start(spool, sh(text), output={"timeline": True})
+        process = start(spool, sh(timelines.steps(spool / "r")), output={"timeline": True})
         found = [event for event in follower if isinstance(event, Output)]
     process.wait(60)
     assert [(e.stream, e.offset, e.data) for e in found] == [
         event
         for n in range(3)
-        for event in (("stdout", 4 * n, b"out\n"), ("stderr", 4 * n, b"err\n"))
+        for event in (
+            ("stdout", 6 * n, b"out %d\n" % (n + 1)),
+            ("stderr", 6 * n, b"err %d\n" % (n + 1)),
+        )
     ]
     assert [event.time for event in found] == [moment(line[0]) for line in lines(spool / "r")]
 

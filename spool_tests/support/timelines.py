@@ -41,3 +41,14 @@ def pieces(found, offsets):
         told.append((stream, max(offset, offsets[stream]), end, ms))
         offsets[stream] = end
     return told
+
+
+def steps(directory):
+    """
+    The text of a program that writes `out N` and `err N` to both streams in turn, three times: each
+    line when the timeline of its run has the one before, however busy the machine is.
+    """
+    noted = f'$(cat "{directory}/timeline" 2>/dev/null | wc -l)'
+    wait = f"noted() {{ while [ {noted} -lt $1 ]; do sleep 0.01; done; sleep 0.01; }}; "
+    out, err = "echo out $n; noted $((2 * n - 1))", "echo err $n >&2; noted $((2 * n))"
+    return f"{wait}for n in 1 2 3; do {out}; {err}; done"
