@@ -14,6 +14,8 @@ import time
 from inotify_simple import INotify, flags
 
 import chaperone
+from chaperone.model import jsontext, transitions
+from chaperone.model import spec as specs
 from chaperone.model.events import Ended, Lost, Output
 
 from . import lab as labs
@@ -371,19 +373,21 @@ def gc(lab, rounds):
 
 
 def make_ended(spool, runs):
-    """Runs that ended in 1970, with all of their files."""
+    """Runs that ended in 1970, with all of their files and all that these say."""
     os.makedirs(os.path.join(spool, ".ended"), 0o700, exist_ok=True)
-    status = json.dumps({"version": 1, "state": "terminated", "return_code": 0}).encode()
+    spec = specs.checked({"program": {"argv": ["/bin/true"]}}, "/")
     for number in range(runs):
         directory = os.path.join(spool, f"ended-{number}")
         os.mkdir(directory, 0o700)
+        spec.update(id=f"ended-{number}", key=f"{number:032x}")
+        status = transitions.starting(spec, 2, "there", "a boot", 10**9)
+        status = transitions.running(status, 3, 10**9, return_code=0, status=0, leftovers=0)
+        status = transitions.terminated({**status, "end_time": status["start_time"]}, True)
+        content = {"spec.json": jsontext.dumps(spec), "status.json": jsontext.dumps(status)}
         for name in ("lock", "spec.json", "stdout", "stderr", "status.json"):
-            with open(
-                os.path.join(directory, name),
-                "wb",
-                opener=lambda path, flags: os.open(path, flags, 0o600),
-            ) as file:
-                file.write(status if name == "status.json" else b"")
+            fd = os.open(os.path.join(directory, name), os.O_CREAT | os.O_WRONLY, 0o600)
+            with open(fd, "w") as file:
+                file.write(content.get(name, ""))
         os.utime(os.path.join(directory, "status.json"), (1, 1))
         os.symlink(f"../ended-{number}", os.path.join(spool, ".ended", f"ended-{number}"))
 
