@@ -158,7 +158,7 @@ def test_each_figure_of_the_reliability_page_has_a_command_that_makes_it():
     # One start for all of them: it takes some seconds.
     collect = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider"]
     collect += ["--long", "--tier=all", *sorted({path for paths in asked for path in paths})]
-    result = subprocess.run(collect, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(collect, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert result.returncode == os.EX_OK, result.stdout + result.stderr
     found = re.findall(r"^(spool_tests/\S+?): \d+$", result.stdout, re.M)
     for command, paths in zip(commands, asked, strict=True):

@@ -49,7 +49,7 @@ class Far:
         self.spec = specs.checked(
             {"id": "r", "program": program, "remote": {"host": "there"}, **spec}, "/"
         )
-        self.cookie = os.urandom(8).hex()
+        self.begun, self.cookie = time.monotonic(), os.urandom(8).hex()
         self.records, self.output = [], {"stdout": bytearray(), "stderr": bytearray()}
         self._parsers = {name: records_of.Records(NONCE) for name in self.output}
         argv = argv or [shells.as_sh(shell), *payload.CONSTANT[1:]]
@@ -127,18 +127,33 @@ class Far:
 
 
 def longest_silence(run):
-    """Send heartbeats for 3.5 s: the longest time (s) that the far side may have heard none."""
-    run.wait("start")
-    begun = sent = time.monotonic()
-    number, longest_s = 0, 0.0
+    """
+    Send heartbeats for 3.5 s, or until 2 s passed without one or the lease was over: the longest
+    time (s) that the far side may have heard none.
+    """
+    sent = looked = run.begun
+    while not any(record[0] == "start" for record in run.records):
+        assert run._fds, f"it did not start: {run.records}"
+        sent, looked = looked, time.monotonic()  # the first is from before it came
+        run.read(0.05)
+    begun, number, longest_s = time.monotonic(), 0, 0.0
     while time.monotonic() < begun + 3.5 and longest_s < 2:
         number += 1
-        run.send(f"h {number}")
-        until(lambda: run.read(0.05) or ["beat", str(number)] in run.records)  # noqa: B023
+        sending = time.monotonic()
+        try:
+            run.send(f"h {number}")
+        except BrokenPipeError:
+            return time.monotonic() - sent
+        # From before the last one was sent: that it was heard may be seen late.
+        until(lambda: run.read(0.05) or is_answered(run, number))  # noqa: B023
         longest_s = max(longest_s, time.monotonic() - sent)
-        sent = time.monotonic()
+        sent = sending
         until(lambda: run.read(0.05) or time.monotonic() > begun + number * 0.25)  # noqa: B023
     return max(longest_s, time.monotonic() - sent)
+
+
+def is_answered(run, number):
+    return ["beat", str(number)] in run.records or "lost" in (one[0] for one in run.records)
 
 
 @pytest.fixture
