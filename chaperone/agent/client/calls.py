@@ -39,7 +39,7 @@ from .question import (
 
 START_S = 60.0  # until a start is given up: asking again is harmless, because of its key
 WAIT_S = 30.0  # of one question for an end; no proxy takes such a connection for a dead one
-PROOF_S = 1.0  # a loss is proven in milliseconds
+PROOF_S = 10.0  # a loss is proven in milliseconds, on a busy host in seconds
 PAGE = 1_000  # statuses of an answer: the most that an agent gives
 LATE_S = (0.02, 0.1)  # a run's entry is in .ended/ some milliseconds after its end
 READ_BYTES = 16 * PIECE
