@@ -9,6 +9,7 @@ one stream of events of an agent's.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import secrets
@@ -22,6 +23,7 @@ from apsis.program import base
 
 from .. import aio
 from ..agent.client.place import is_place
+from ..agent.client.question import Unanswered
 from ..errors import ChaperoneError, NoRunError, SpecError, SpoolError
 from ..model.events import Changed, Ended, Lost, Output, Shrank, Status
 from .apsis_stream import Share, stream_of
@@ -93,8 +95,17 @@ class RunningChaperoneProgram(base.RunningProgram):  # type: ignore[misc]
         # First of all, for people: a server that dies now gives up what it was starting.
         yield base.ProgramUpdate(meta={"chaperone": self.run_state})
         spec = {**self.program.run_spec(self.run_id), "id": chaperone_run_id}
-        run = await self._spool.start(spec, warm=True)
-        yield base.ProgramRunning(self.run_state, meta=self._meta(await run.status()))
+        meta: dict[str, Any] = {"chaperone": self.run_state}
+        try:
+            await self._spool.start(spec, warm=True)
+        except Unanswered as error:
+            if not error.was_sent:
+                raise
+            log.warning(f"{self.run_id}: {error}")  # to follow it finds out
+        else:
+            with contextlib.suppress(SpoolError):  # it is started, answer or not
+                meta = self._meta(await self._run().status())
+        yield base.ProgramRunning(self.run_state, meta=meta)
 
     @functools.cached_property
     def _spool(self) -> aio.Spool:

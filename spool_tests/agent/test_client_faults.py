@@ -13,7 +13,7 @@ import pytest
 
 import chaperone
 from chaperone import aio
-from chaperone.agent.client import connection, following, question
+from chaperone.agent.client import calls, connection, following, question
 from chaperone.errors import AgentError
 from chaperone.model.events import Changed, Ended, Lost, Output, Started
 from spool_tests.support.agents import served
@@ -67,6 +67,33 @@ def test_start_is_one_start_whatever_becomes_of_its_answer(agent, hurried, tmp_p
         spool.collect("r")
         assert spool.ended() == []
     assert (tmp_path / "started").read_text() == "started\n"
+
+
+def test_start_that_is_given_up_says_what_may_have_become_of_it(agent, monkeypatch):
+    monkeypatch.setattr(calls, "START_S", 0.1)
+    monkeypatch.setattr(question, "PATIENCE_S", 0.1)
+    spec = {"id": "r", "program": {"argv": ["true"]}}
+    with LosingProxy(agent, lambda name, before: "lost") as proxy:
+        with pytest.raises(AgentError) as caught:
+            spool_at(agent, proxy.url()).start(spec)
+    why = "it closed the connection before its answer was complete"
+    assert str(caught.value) == f"unable to start run 'r': it may have been started: {why}"
+    assert spool_at(agent, agent.spool_url)["r"].wait().return_code == 0
+    agent.kill()
+    with pytest.raises(AgentError) as caught:
+        spool_at(agent, agent.spool_url).start(spec)
+    assert str(caught.value).startswith(f"unable to reach the agent of {agent.spool_url!r}: ")
+
+
+def test_start_that_was_sent_once_may_be_one_however_the_last_try_failed():
+    call = calls.start("etl", {"id": "r", "program": {"argv": ["true"]}}, True, None, None)
+    assert isinstance(next(call), question.Question)
+    assert isinstance(call.throw(question.Unanswered("", "cut", was_sent=True)), question.Pause)
+    assert isinstance(call.send(None), question.Question)
+    refused = question.Unanswered("", "refused", was_sent=False, is_settled=True)
+    with pytest.raises(AgentError) as caught:
+        call.throw(refused)
+    assert str(caught.value) == "unable to start run 'r': it may have been started: refused"
 
 
 @pytest.mark.parametrize("kind", [chaperone.Spool, aio.Spool])

@@ -17,6 +17,7 @@ import pytest
 from spool_tests.support import agents, apsis
 from spool_tests.support.places import ROOT
 from spool_tests.support.processes import instances
+from spool_tests.support.proxy import LosingProxy
 from spool_tests.support.waiting import until
 
 pytestmark = pytest.mark.once
@@ -27,7 +28,7 @@ from apsis.exc import SchemaError  # noqa: E402
 from apsis.program import base  # noqa: E402
 
 from chaperone import aio, api  # noqa: E402
-from chaperone.agent.client import connection  # noqa: E402
+from chaperone.agent.client import calls, connection, question  # noqa: E402
 from chaperone.errors import SpecError, SpoolError  # noqa: E402
 from chaperone.integrations import apsis_running, apsis_stream  # noqa: E402
 from chaperone.integrations.apsis import (  # noqa: E402
@@ -399,6 +400,28 @@ def test_spool_may_be_an_agents_url(spool, tmp_path, monkeypatch):
         end = driven(bound("echo ready; exec sleep 60", agent.spool_url), then=stopped)
         assert (end.message, output(end)) == ("killed by SIGTERM", b"ready\n")
         until(lambda: os.listdir(agent.spool / ".ended") == [])
+
+
+@pytest.mark.parametrize("fate", ["lost", "never"])
+def test_start_without_an_answer_is_followed_if_it_was_one(spool, tmp_path, monkeypatch, fate):
+    """An error would end the run for Apsis while its program runs on."""
+    monkeypatch.setattr(calls, "START_S", 0.1)
+    monkeypatch.setattr(question, "PATIENCE_S", 0.1)
+    with agents.served(tmp_path) as agent:
+        monkeypatch.setenv("CHAPERONE_TOKEN_FILE", str(agent.token_files["run"]))
+        monkeypatch.setenv("CHAPERONE_CA", str(agent.ca))
+        with LosingProxy(agent, lambda name, _: fate if name[:3] == "PUT" else "pass") as proxy:
+            updates = []
+            end = driven(bound("echo over", proxy.url()), updates=updates)
+        if fate == "lost":
+            assert (type(end), output(end)) == (base.ProgramSuccess, b"over\n")
+            until(lambda: os.listdir(agent.spool / ".ended") == [])
+        else:
+            run_id = updates[0].meta["chaperone"]["run_id"]
+            why = "No such file or directory"
+            sentence = f"chaperone: unable to find run {run_id!r}: {why}"
+            assert (type(end), end.message) == (base.ProgramError, sentence)
+            assert [name for name in os.listdir(agent.spool) if name[0] != "."] == []
 
 
 def connections(port):

@@ -78,7 +78,13 @@ def start(
     except (ValueError, TypeError, RecursionError) as error:
         raise SpecError(f"unable to start a run: {error}") from error
     path = resource(name, "runs", run_id)
-    yield from answered(Question(method="PUT", path=path, headers=_JSON, body=data), START_S)
+    try:
+        yield from answered(Question(method="PUT", path=path, headers=_JSON, body=data), START_S)
+    except Unanswered as error:
+        if error.was_sent:
+            sentence = f"unable to start run {run_id!r}: it may have been started: {error.reason}"
+            raise Unanswered(sentence, error.reason) from error
+        raise
     return str(run_id)
 
 

@@ -161,7 +161,7 @@ def answered(
         AgentError: If there was no answer.
     """
     began = time.monotonic()
-    give_up_s = PATIENCE_S
+    give_up_s, was_sent = PATIENCE_S, False
     for pause_s in pauses(0.1, 2.0):
         error: ChaperoneError
         try:
@@ -174,6 +174,8 @@ def answered(
                 raise error
         except Unanswered as unanswered:
             error = unanswered
+            # By any try: what the agent got then it may have done.
+            was_sent = unanswered.was_sent = was_sent or unanswered.was_sent
             if unanswered.is_settled or (question.is_once and unanswered.was_sent):
                 raise
             if unanswered.was_sent:
