@@ -32,13 +32,17 @@ def path_of(shell):
 
 
 @functools.cache
+def _directory():
+    path = tempfile.mkdtemp(prefix="chaperone-test-sh.")
+    os.chmod(path, 0o755)  # tests run them as other users too
+    return path
+
+
+@functools.cache
 def as_sh(shell):
     """A path ending in /sh: several shells keep to POSIX only under that name."""
-    directory = os.path.join(
-        tempfile.gettempdir(), f"chaperone-test-sh.{os.getuid()}.{os.getpid()}", shell
-    )
-    os.makedirs(directory, mode=0o755)
-    os.chmod(os.path.dirname(directory), 0o755)
+    directory = os.path.join(_directory(), shell)
+    os.mkdir(directory, 0o755)
     path = os.path.join(directory, "sh")
     if shell == "busybox":  # the applet's name is the link's
         path = os.path.join(directory, "ash")
@@ -58,8 +62,6 @@ def in_place_of_sh(shell, directory):
 
 def remove():
     """Take back what `as_sh` made."""
-    shutil.rmtree(
-        os.path.join(tempfile.gettempdir(), f"chaperone-test-sh.{os.getuid()}.{os.getpid()}"),
-        ignore_errors=True,
-    )
+    shutil.rmtree(_directory(), ignore_errors=True)
     as_sh.cache_clear()
+    _directory.cache_clear()
