@@ -484,6 +484,9 @@ def test_coroutine_that_is_cancelled_or_times_out_leaves_the_follower_whole(two)
     async def main():
         async with two.tasks.follow(runs=["r"]) as follower:
             assert await follower.next(0) is None
+            # Then nothing comes any more before the task is cancelled.
+            assert isinstance(await follower.next(60), Started)
+            assert isinstance(await follower.next(60), Changed)
             waiting = asyncio.create_task(follower.next())
             await asyncio.sleep(0.01)
             waiting.cancel()
