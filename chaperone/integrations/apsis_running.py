@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 OUTPUT_S = 1.0
 RETRY_S = 5.0  # after a spool, or an agent, that could not be read
 COLLECT_S = 10.0  # how long an entry of an ended run may take to appear on a busy host
+EARLY_S = 0.01  # a follower that returns so long before it has to is at its end
 BY = "apsis"
 
 
@@ -151,8 +152,8 @@ class RunningChaperoneProgram(base.RunningProgram):  # type: ignore[misc]
         shown = -OUTPUT_S
         alarm = self._alarm()
         while True:
-            dues = [due for due in (output_due, alarm) if due is not None]
-            left = max(0.0, min(dues) - time.monotonic()) if dues else None
+            due = min((each for each in (output_due, alarm) if each is not None), default=None)
+            left = None if due is None else max(0.0, due - time.monotonic())
             event = await follower.next(left)
             if isinstance(event, (Ended, Lost)):
                 yield self._outcome(event.status, bytes(output))
@@ -164,7 +165,7 @@ class RunningChaperoneProgram(base.RunningProgram):  # type: ignore[misc]
                 output_due = output_due or shown + OUTPUT_S
             elif isinstance(event, Shrank):
                 output.clear()
-            elif event is None and left is None:
+            elif event is None and (due is None or time.monotonic() < due - EARLY_S):
                 why = "another process has collected it"
                 raise NoRunError(f"unable to follow run {self.run_id!r}: {why}")
             now = time.monotonic()

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -29,7 +30,7 @@ from apsis.program import base  # noqa: E402
 
 from chaperone import aio, api  # noqa: E402
 from chaperone.agent.client import calls, connection, question  # noqa: E402
-from chaperone.errors import SpecError, SpoolError  # noqa: E402
+from chaperone.errors import NoRunError, SpecError, SpoolError  # noqa: E402
 from chaperone.integrations import apsis_running, apsis_stream  # noqa: E402
 from chaperone.integrations.apsis import (  # noqa: E402
     BoundChaperoneProgram,
@@ -331,6 +332,29 @@ def test_run_is_collected_after_apsis_has_recorded_its_end(spool):
 
     driven(bound("exit 0", spool), then=then)
     until(lambda: os.listdir(spool / ".ended") == os.listdir(spool / ".running") == [])
+
+
+@pytest.mark.parametrize("timeout", [None, {"duration": 3600, "signal": "SIGUSR2"}])
+def test_run_that_another_process_has_collected_is_an_error_at_once(spool, timeout):
+    class Over:
+        async def next(self, timeout):
+            """As of a follower of which nothing more comes."""
+            assert not self.was_asked
+            self.was_asked = True
+
+        was_asked = False
+
+    more = {} if timeout is None else {"timeout": timeout}
+    running = bound("exit 0", spool, **more).run("r17", {})
+    running.run_state = {"spool": str(spool), "run_id": "r17-1", "start": time.time()}
+
+    async def followed():
+        return [update async for update in running._followed(Over())]
+
+    with pytest.raises(NoRunError) as caught:
+        asyncio.run(followed())
+    sentence = "unable to follow run 'r17': another process has collected it"
+    assert str(caught.value) == sentence
 
 
 def test_killed_chaperone_is_an_error_with_what_was_written(spool, monkeypatch):
