@@ -123,6 +123,7 @@ def measured(given, names):
             print(f"\n{row.as_text()}", file=shown, flush=True)
             rows.append(row)
     short = [(row.name, claim[0]) for row in rows for claim in row.short()]
+    short += [(row.name, "not measured") for row in rows if not row.figures]
     missed = "; ".join(f"{name} ({label})" for name, label in short)
     print(f"\n{f'falls short: {missed}' if short else 'every bound was reached'}", file=shown)
     if given.json:

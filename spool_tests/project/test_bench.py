@@ -1,13 +1,15 @@
 """The page of performance is made of its figures, and names every row of the bench."""
 
+import argparse
+import contextlib
 import json
 import pathlib
 import re
 
 import pytest
 
-from spool_tests.bench import page
-from spool_tests.bench.__main__ import FIGURES, PAGE, ROWS
+from spool_tests.bench import machine, page
+from spool_tests.bench.__main__ import FIGURES, PAGE, ROWS, measured
 from spool_tests.bench.growth import picture, slope
 from spool_tests.support.places import ROOT
 
@@ -34,6 +36,16 @@ def test_page_explains_every_row():
     assert [row for row in ROWS if not any(row.startswith(word) for word in words)] == []
     found = json.loads(pathlib.Path(ROOT, FIGURES).read_text())
     assert {row["row"] for row in found["rows"]} == set(ROWS)
+
+
+def test_row_that_fails_is_no_row_that_reached_its_bounds(monkeypatch, capsys):
+    def failing(lab, rounds):
+        raise OSError("no agent")
+
+    monkeypatch.setattr(machine, "journaled", lambda _: contextlib.nullcontext((None, "a disk")))
+    monkeypatch.setitem(ROWS, "cold", failing)
+    assert measured(argparse.Namespace(json=None, dir=None, rounds=None, rows=[]), ["cold"]) == 1
+    assert capsys.readouterr().out.endswith("\nfalls short: cold (not measured)\n")
 
 
 def test_slope_is_that_of_the_logarithms():
