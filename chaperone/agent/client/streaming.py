@@ -114,7 +114,10 @@ async def _reached(loop: asyncio.AbstractEventLoop, host: str, port: int) -> soc
                 tries.append(loop.create_task(_try(loop, left.pop(0))))
             waiting = [each for each in tries if not each.done()]
             if not waiting:
-                raise _failure([str(each.exception()) for each in tries], tries[0].exception())
+                errors = [error for each in tries if (error := each.exception())]
+                texts = [str(error) for error in errors]
+                # One error for all addresses: without an errno where they differ.
+                raise errors[0] if len(set(texts)) == 1 else OSError(", ".join(texts))
             await asyncio.wait(
                 waiting,
                 timeout=ATTEMPT_S if left else None,
@@ -146,12 +149,6 @@ def _close(task: asyncio.Task[socket.socket]) -> None:
     """Close what was connected, and is not needed any more."""
     if not task.cancelled() and task.exception() is None:
         task.result().close()
-
-
-def _failure(texts: list[str], first: BaseException | None) -> BaseException:
-    """One error for those of all addresses: without an errno where they differ."""
-    is_one = first is not None and len(set(texts)) == 1
-    return first if first is not None and is_one else OSError(", ".join(texts))
 
 
 class _Talk(httpx.AsyncByteStream):
