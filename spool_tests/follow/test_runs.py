@@ -361,17 +361,22 @@ def test_id_that_is_reused_while_followed_is_another_run(spool):
             os.unlink(spool / ".ended" / "r")
 
 
+def collect_a_replaced_run(spool, follower):
+    """Collect an ended run that was deleted, after another one of its id has ended."""
+    told(follower)
+    shutil.rmtree(spool / "r")
+    os.unlink(spool / ".ended" / "r")
+    with Writer(spool, key="second") as writer:
+        writer.end()
+    follower.collect("r")
+    assert os.listdir(spool / ".ended") == ["r"]
+
+
 def test_collecting_a_deleted_run_leaves_the_next_one_of_its_id(spool):
     with Follower(spool) as follower:
         with Writer(spool, key="first") as writer:
             writer.end()
-        told(follower)
-        shutil.rmtree(spool / "r")
-        os.unlink(spool / ".ended" / "r")
-        with Writer(spool, key="second") as writer:
-            writer.end()
-        follower.collect("r")
-        assert os.listdir(spool / ".ended") == ["r"]
+        collect_a_replaced_run(spool, follower)
         assert told(follower) == [("started", "r"), ("ended", "r", "terminated")]
 
 
@@ -380,13 +385,7 @@ def test_collecting_a_run_that_ended_long_ago_leaves_the_next_one_of_its_id(spoo
         writer.end()
     until(lambda: look.edition(os.stat(spool / "r")))
     with Follower(spool) as follower:
-        told(follower)
-        shutil.rmtree(spool / "r")
-        os.unlink(spool / ".ended" / "r")
-        with Writer(spool, key="second") as writer:
-            writer.end()
-        follower.collect("r")
-        assert os.listdir(spool / ".ended") == ["r"]
+        collect_a_replaced_run(spool, follower)
 
 
 def test_removed_spool_is_an_error_after_the_last_ending(spool):
