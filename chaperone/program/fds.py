@@ -23,7 +23,8 @@ SENT_FDS = 8  # most in one message
 # fcntl(2). Python 3.10 and later have the name, but only if it was built with a new libc.
 F_SETPIPE_SZ = 1031
 PIPE_BYTES = 65_536  # a new pipe's capacity, pipe(7)
-WIDE_PIPE_BYTES = 1_048_576  # a program that writes in bursts can go on while the disk is busy
+# Room for a program that writes in bursts while the disk is busy. Larger ones capture no faster.
+WIDE_PIPE_BYTES = 524_288
 
 
 class owned:
