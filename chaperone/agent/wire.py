@@ -24,6 +24,7 @@ from ..model.events import (
     Output,
     Shrank,
     Started,
+    Status,
     status_view,
 )
 
@@ -128,10 +129,15 @@ def _output(value: dict[str, Any]) -> Output:
 
 
 def _ended(value: dict[str, Any]) -> Ended:
+    gone = value["status"] is None
+    return Ended(run_id=_text(value["run_id"]), status=None if gone else _status(value))
+
+
+def _status(value: dict[str, Any]) -> Status:
     status = value["status"]
-    return Ended(
-        run_id=_text(value["run_id"]), status=None if status is None else status_view(status)
-    )
+    if not isinstance(status, dict):
+        raise TypeError(status)
+    return status_view(status)
 
 
 def _text(value: object) -> str:
@@ -155,9 +161,7 @@ _READ: dict[str, Callable[[dict[str, Any]], Event]] = {
         offset=_number(value["offset"]),
         size=_number(value["size"]),
     ),
-    "changed": lambda value: Changed(
-        run_id=_text(value["run_id"]), status=status_view(value["status"])
-    ),
+    "changed": lambda value: Changed(run_id=_text(value["run_id"]), status=_status(value)),
     "ended": _ended,
-    "lost": lambda value: Lost(run_id=_text(value["run_id"]), status=status_view(value["status"])),
+    "lost": lambda value: Lost(run_id=_text(value["run_id"]), status=_status(value)),
 }

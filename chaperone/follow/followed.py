@@ -338,15 +338,12 @@ class FollowedRun:
         return Ended(run_id=self.run_id, status=None)
 
     def _end(self) -> Event:
-        status = status_view(self._final or {})
+        final = self._final or {}
         self.entry = cursors.ended(self.entry)
         self.hints = 0
         self.let_go()
-        return (
-            Lost(run_id=self.run_id, status=status)
-            if status.state == "lost"
-            else Ended(run_id=self.run_id, status=status)
-        )
+        kind = Lost if final.get("state") == "lost" else Ended
+        return kind(run_id=self.run_id, status=status_view(final))
 
     # -- reading: bytes by offset
 

@@ -24,30 +24,43 @@ _SHOWN = {name: attrs.field() for name in statuses.FIELDS}
 attrs.frozen(kw_only=True, slots=False, these={**_SHOWN, "raw": attrs.field(repr=False, eq=False)})(
     Status
 )
+for _name in statuses.FIELDS:
+    delattr(Status, _name)  # how it is stored, which the table keeps
 
 
 def status_view(status: dict[str, Any]) -> Status:
     """
-    A status as a scheduler sees it.
+    A status as a scheduler sees it. Its fields are made when the first of them is asked for: what
+    passes a status on as JSON asks for none, and they take a fifth of what an ending costs.
 
     Args:
         status (dict): As from `chaperone.spool.look`, or any JSON object: a field that is missing
-            or invalid is None, or has its value for "unknown" if it can't be None.
+            or invalid is None, or has its value for "unknown" if it can't be None. It belongs to
+            the view from now on.
     """
-    found = status.get
+    view = object.__new__(Status)
+    vars(view)["raw"] = status
+    return view
+
+
+def _field(view: Status, name: str) -> object:
+    """A field that the view does not have yet: all of them are made."""
+    if name not in statuses.FIELDS:
+        raise AttributeError(f"{type(view).__name__!r} object has no attribute {name!r}")
+    found = view.raw.get
     seen: dict[str, Any] = {
         name: value if type(value := found(name)) in kinds else unknown
         for name, kinds, unknown in _PLAIN
     }
-    for name, field in _NESTED:
-        seen[name] = checks.shaped(found(name), field.unknown, field.kinds)
-    for name in _TIMES:
-        seen[name] = _moment(found(name))
-    for name, kinds in _COUNTS:
-        counts = checks.shaped(found(name), dict.fromkeys(kinds), kinds)
-        seen[name] = Counts(bytes=counts["bytes"], dropped=counts["dropped"])
-    seen["raw"] = status
-    return Status(**seen)
+    for nested, field in _NESTED:
+        seen[nested] = checks.shaped(found(nested), field.unknown, field.kinds)
+    for moment in _TIMES:
+        seen[moment] = _moment(found(moment))
+    for stream, kinds in _COUNTS:
+        counts = checks.shaped(found(stream), dict.fromkeys(kinds), kinds)
+        seen[stream] = Counts(bytes=counts["bytes"], dropped=counts["dropped"])
+    vars(view).update(seen)
+    return seen[name]
 
 
 def _moment(value: object) -> datetime | None:
@@ -64,6 +77,7 @@ _PLAIN = [(name, f.kinds, f.unknown) for name, f in _FIELDS if f.is_scalar and n
 _NESTED = [(name, f) for name, f in _FIELDS if not f.is_scalar and not f.view]
 _TIMES = [name for name, f in _FIELDS if f.view == "time"]
 _COUNTS = [(name, f.kinds) for name, f in _FIELDS if f.view == "counts"]
+type.__setattr__(Status, "__getattr__", _field)
 
 
 # -- events; the events of one run come in order

@@ -38,6 +38,9 @@ def test_event_is_the_same_after_its_line(event):
         '{"event": "output", "run_id": "r", "stream": "stdout", "offset": 0, "base64": "!"}',
         '{"event": "started", "run_id": 7, "key": "k"}',
         '{"event": "ended", "run_id": "r"}',
+        '{"event": "ended", "run_id": "r", "status": 3}',
+        '{"event": "lost", "run_id": "r", "status": null}',
+        '{"event": "changed", "run_id": "r", "status": "running"}',
     ],
 )
 def test_line_that_is_no_event_is_refused(line):

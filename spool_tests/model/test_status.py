@@ -3,9 +3,11 @@ Statuses: which state may follow which, what is said of an outcome, and what is 
 read.
 """
 
+import copy
 import datetime
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -417,6 +419,17 @@ def test_view_is_a_value() -> None:
     )
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         view.pid = 1  # type: ignore[misc]
+
+
+def test_view_whose_fields_nobody_has_asked_for_is_the_same_value() -> None:
+    view = events.status_view(FINAL)
+    assert vars(view) == {"raw": FINAL}
+    kept = (copy.copy(view), copy.deepcopy(view), pickle.loads(pickle.dumps(view)))
+    assert not hasattr(view, "mood") and vars(view) == {"raw": FINAL}
+    assert f"return_code={FINAL['return_code']}" in repr(view)
+    assert all(each == view and each.raw == FINAL for each in kept)
+    assert pickle.loads(pickle.dumps(view)) == attrs.evolve(view) == view
+    assert attrs.evolve(view, pid=1) != view
 
 
 @given(broken)
