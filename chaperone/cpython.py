@@ -2,8 +2,8 @@
 What only CPython has: the C cores of modules whose own import a start can't afford, and the public
 module instead where a core is missing or has changed.
 
-Knows: `_json`, `_signal`, `_ctypes`, `_socket`, `posix`, and what replaces each.  Must not know:
-what they are used for.
+Knows: `_json`, `_signal`, `_ctypes`, `_socket`, `_stat`, `posix`, and what replaces each.  Must not
+know: what they are used for.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ __all__ = [
     "prctl",
     "signal",
     "socket",
+    "stat",
 ]
 
 TYPE_CHECKING = False
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import _signal as signal
     import _socket as socket
     import os as os
+    import stat as stat
     from collections.abc import Callable
     from typing import Any
 
@@ -44,6 +46,10 @@ else:
         import _signal as signal
     except ImportError:
         import signal
+    try:  # `stat` runs Python of its own: 0.1 ms of a start
+        import _stat as stat
+    except ImportError:
+        import stat
 
 
 def __getattr__(name: str) -> object:

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import os
 import select
-import stat
 import sys
 import time
 
-from ..cpython import signal
+from ..cpython import signal, stat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

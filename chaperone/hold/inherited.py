@@ -7,10 +7,9 @@ Knows: inherited fds, signals, stdout.  Must not know: how a run is held.
 from __future__ import annotations
 
 import select
-import stat
 import sys
 
-from ..cpython import environ, os, signal
+from ..cpython import environ, os, signal, stat
 from ..program.fds import NULL
 
 TYPE_CHECKING = False

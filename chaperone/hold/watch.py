@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import fcntl
 import select
-import stat
 import time
 
-from ..cpython import os, prctl, signal
+from ..cpython import os, prctl, signal, stat
 from ..program import processes
 from ..program.fds import NULL, owned, receive_fds
 from ..program.guard import ANSWERED, DONE, GROUP, IGNORED, MESSAGE_BYTES, PIPES, RELEASE, RUN

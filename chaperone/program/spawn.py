@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import errno
 import select
-import stat
 
-from ..cpython import os, signal
+from ..cpython import os, signal, stat
 from ..errors import StartError
 from . import processes
 from .fds import NULL, exists

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import errno
 import select
-import stat
 import time
 
-from ..cpython import os
+from ..cpython import os, stat
 from .fds import PIPE_BYTES, widened
 
 TYPE_CHECKING = False

@@ -25,9 +25,8 @@ Knows: files, locks, JSON.  Must not know: processes, signals, ssh, the clock.
 from __future__ import annotations
 
 import errno
-import stat
 
-from ..cpython import os
+from ..cpython import os, stat
 from ..errors import NoRunError, SpoolError
 from ..model import jsontext
 from ..model.spec import is_run_id

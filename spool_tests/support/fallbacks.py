@@ -28,6 +28,7 @@ FORCED = {
     "_json with other arguments": FAKED.format(changed=ARGUMENTS),
     "_signal": HIDDEN.format(public="signal", private="_signal"),
     "_socket": HIDDEN.format(public="socket", private="_socket"),
+    "_stat": HIDDEN.format(public="stat", private="_stat"),
     "_ctypes": HIDDEN.format(public="ctypes", private="_ctypes"),
     "posix": HIDDEN.format(public="os, shutil", private="posix"),
 }

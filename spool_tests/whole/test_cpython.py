@@ -47,11 +47,12 @@ import json, os
 from chaperone import cpython
 from chaperone.model import jsontext
 print(
-    cpython.signal.__name__, cpython.socket.__name__, cpython.environ == os.environb,
+    cpython.signal.__name__, cpython.socket.__name__, cpython.stat.__name__,
+    cpython.environ == os.environb,
     cpython.prctl(36, 1), cpython.prctl(-1, 0),
 )
 """
-    assert told(argv("all", code)) == "signal socket True 0 -1\n"
+    assert told(argv("all", code)) == "signal socket stat True 0 -1\n"
     code = "from chaperone.model import jsontext; print(jsontext._encode.__class__.__name__)"
     kinds = {name: told(argv(name, code)).strip() for name in FORCED}
     assert {name for name, kind in kinds.items() if kind == "function"} == {
