@@ -15,7 +15,17 @@ import time
 from ..cpython import os, prctl, signal, stat
 from ..program import processes
 from ..program.fds import NULL, owned, receive_fds
-from ..program.guard import ANSWERED, DONE, GROUP, IGNORED, MESSAGE_BYTES, PIPES, RELEASE, RUN
+from ..program.guard import (
+    ANSWERED,
+    DONE,
+    GROUP,
+    HEAD_START_S,
+    IGNORED,
+    MESSAGE_BYTES,
+    PIPES,
+    RELEASE,
+    RUN,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,6 +43,7 @@ PAUSE_S = (0.005, 1.0)
 PATIENCE_S = 10.0
 FULL_MS = 2_000  # how long a full pipe or terminal of `chaperone exec` may hold up the rest
 _HEARD = sorted(signal.valid_signals() - {*IGNORED, signal.SIGKILL, signal.SIGSTOP})
+_OTHERS = [number for number in _HEARD if number != signal.SIGIO]
 
 
 class Watch:
@@ -89,7 +100,10 @@ class Watch:
 
     def _answer(self, number: int) -> None:
         if number == signal.SIGIO:
+            other = signal.sigtimedwait(_OTHERS, HEAD_START_S)
             self._receive()
+            if other is not None:
+                self._answer(other.si_signo)
         elif number in ANSWERED:
             self._receive()
             try:

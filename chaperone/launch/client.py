@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 ON_DEMAND_IDLE_S = (
     60.0  # a launcher that was started on demand ends when it was not used for so long
 )
-# a run directory takes 2 ms; a launcher that is stopped or swapped out must not delay a start for
-# long
+# A run directory takes 2 ms; a launcher that is stopped or swapped out must not delay a start for
+# long.
 ANSWER_S = 5.0
+PIECE_BYTES = 65_536  # of one recv(2): a larger buffer is mapped and unmapped each time
 
 
 def decoded(env: Mapping[bytes, bytes]) -> dict[str, str]:
@@ -133,7 +134,7 @@ def receive_line(connection: socket.socket) -> bytes:
     """
     pieces: list[bytes] = []
     while not (pieces and pieces[-1].endswith(b"\n")):
-        piece = connection.recv(1 << 18)
+        piece = connection.recv(PIECE_BYTES)
         if not piece:
             raise ConnectionResetError("the other end has closed the connection")
         pieces.append(piece)

@@ -19,7 +19,7 @@ from ..hold.inherited import ALL_SIGNALS, detach_from_caller, shed_inherited_sta
 from ..model import jsontext
 from ..model import spec as specs
 from ..program.fds import owned, receive_fds, send_fds
-from ..program.guard import MESSAGE_BYTES
+from ..program.guard import HEAD_START_S, MESSAGE_BYTES
 from ..program.loop import LONGEST_S
 from ..program.spawn import encoded
 from ..spool import format, locks
@@ -41,6 +41,7 @@ PR_GET_DUMPABLE = 3  # linux/prctl.h; asked for nothing but to have prctl found
 # What a chaperone rehearses while it waits, and when: the run before it has started by then, and
 # needs no core for that any more.
 REHEARSAL_S = 0.004
+SOON_S = 0.01  # between two requests of one burst
 EXAMPLE = jsontext.dumps(
     {**specs.checked({"program": {"argv": ["true"]}}, "/"), "id": "x"}
 ).encode()
@@ -171,6 +172,7 @@ def _fork_for_each(
         idle_s (float): Return after so many seconds without a request; None for never.
     """
     spare = _forked(ours, us, spool_path)
+    handed_at = 0.0
     while _comes(listening, idle_s):
         try:
             fd = accept(listening)
@@ -182,6 +184,9 @@ def _fork_for_each(
         with owned(fd):
             if not _handed_over(spare, fd):
                 _handed_over(_forked(ours, us, spool_path), fd)
+        before, handed_at = handed_at, time.monotonic()
+        if handed_at - before > SOON_S:  # otherwise the next one should not have to wait for forks
+            _comes(listening, HEAD_START_S)
         spare = _forked(ours, us, spool_path)
 
 

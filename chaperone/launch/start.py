@@ -14,7 +14,7 @@ from ..errors import ChaperoneError, RunExistsError, SpecError, SpoolError
 from ..hold.begin import new_id
 from ..model import checks, jsontext
 from ..model import spec as specs
-from ..program.fds import above_stderr
+from ..program.fds import above_stderr, contents
 from ..program.spawn import encoded
 from ..spool import look
 from .process import KEY_MARK, run_command
@@ -103,9 +103,9 @@ def _environment(env: dict[str, str] | None) -> dict[bytes, bytes]:
 def _umask() -> int:
     """Our umask; read from /proc, because umask(2) would change it for other threads."""
     try:
-        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
-            return next(int(line.split()[1], 8) for line in file if line.startswith("Umask:"))
-    except (OSError, StopIteration):
+        found = contents("/proc/self/status").partition(b"\nUmask:")[2].split(None, 1)
+        return int(found[0], 8)
+    except (OSError, LookupError):
         umask = os.umask(0o077)
         os.umask(umask)
         return umask

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from ..cpython import socket
 
 DONE, RUN, PIPES, GROUP, RELEASE = b"done", b"run", b"pipes", b"group", b"release"
+# How long other processes leave the cores to a chaperone that begins a run: by then its program was
+# executed. They would copy the same pages at the same time.
+HEAD_START_S = 0.003
 MESSAGE_BYTES = 64  # of one message, at most: a word and a number
 # A terminal's death is not the run's; PIPE and XFSZ are reported by errno where they matter.
 _IGNORED = "SIGHUP SIGPIPE SIGXFSZ SIGTTOU SIGTTIN SIGTSTP"
