@@ -101,6 +101,7 @@ class Watch:
     def _answer(self, number: int) -> None:
         if number == signal.SIGIO:
             other = signal.sigtimedwait(_OTHERS, HEAD_START_S)
+            signal.sigtimedwait([signal.SIGIO], 0)  # of the pipes, which are read now as well
             self._receive()
             if other is not None:
                 self._answer(other.si_signo)
