@@ -64,7 +64,7 @@ def serve(spool_path: str, idle_s: float | None, detach: bool) -> int:
     # Now: otherwise each chaperone would import it, later, and perhaps from a newer package.
     import resource  # noqa: F401
 
-    from ..farside import remote  # noqa: F401
+    from ..farside import remote, unsupervised  # noqa: F401
     from ..hold import limits, watch  # noqa: F401
     from ..spool import timeline  # noqa: F401
 

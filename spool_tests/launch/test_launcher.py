@@ -563,7 +563,10 @@ def test_fork_of_a_launcher_imports_nothing(spool, tmp_path):
         final(spool, starting.start(str(spool), {"program": {"argv": ["true"]}}, True))
         now = time.time()
         asked = {"timeouts": {"run": 60}, "renew": 60, "output": {"timeline": True}}
-        final(spool, starting.start(str(spool), {"program": {"argv": ["true"]}, **asked}, True))
+        behind = {"hops": [{"exec": {"argv": ["env"]}}]}
+        for more in (asked, {"remote": behind}, {"remote": {**behind, "supervise": False}}):
+            spec = {"program": {"argv": ["true"]}, **more}
+            assert final(spool, starting.start(str(spool), spec, True))["return_code"] == 0
         os.kill(launcher_pid(spool), signal.SIGTERM)
         traced.wait(60)
     opened = [line for line in trace.read_text().splitlines() if re.search(r'\.(pyc?|so)"', line)]
