@@ -31,7 +31,7 @@ GC = ("--older", "7d", "--uncollected")  # no scheduler has collected what the b
 def feeder(lab, spool, runs, lines_s, seconds, first=0):
     """
     A process that holds so many runs and writes lines with the time on the monotonic clock, spread
-    over them evenly; ready when it says so.
+    over them evenly; ready when it says so. It is of this checkout, whichever version is measured.
     """
     argv = [
         labs.PYTHON,
@@ -44,7 +44,7 @@ def feeder(lab, spool, runs, lines_s, seconds, first=0):
         str(first),
     ]
     process = subprocess.Popen(
-        argv, cwd=labs.ROOT, env=lab.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        argv, cwd=labs.CHECKOUT, env=lab.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert process.stdout.readline() == b"ready\n"
     try:

@@ -19,11 +19,10 @@ from inotify_simple import INotify, flags
 
 from spool_tests.support.sshd import Sshd
 
-# Where the chaperone is that is measured: this checkout, or the older one of --against.
-ROOT = os.environ.get("CHAPERONE_BENCH_ROOT") or os.path.dirname(
-    os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-)
 HERE = os.path.dirname(os.path.abspath(__file__))
+CHECKOUT = os.path.dirname(os.path.dirname(HERE))
+# Where the chaperone is that is measured: this checkout, or the older one of --against.
+ROOT = os.environ.get("CHAPERONE_BENCH_ROOT") or CHECKOUT
 PYTHON = sys.executable
 BARE = [PYTHON, "-I", "-S"]
 MAIN = os.path.join(ROOT, "chaperone", "__main__.py")
