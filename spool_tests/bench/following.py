@@ -24,6 +24,7 @@ from .table import Row, interleaved
 
 LINES_S = 100  # lines a second into one file: a program that talks
 SCALE_RUNS, SCALE_LINES_S = 1_000, 5_000
+SETTLED_S = 0.02  # after a start: the launcher forks the next chaperone, which rehearses
 GC = ("--older", "7d", "--uncollected")  # no scheduler has collected what the bench makes
 
 
@@ -208,6 +209,7 @@ def death(lab, rounds):
                 lambda run_id=run_id: (found := labs.status(spool, run_id)).get("pid") and found
             )
             with listening(spool, run_id, running["chaperone_pid"]) as hear:
+                time.sleep(SETTLED_S)
                 begun = time.perf_counter()
                 os.kill(running["chaperone_pid"], signal.SIGKILL)
                 hear()
