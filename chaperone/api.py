@@ -20,6 +20,7 @@ from .follow.follower import Follower
 from .launch import start
 from .model import cursor as cursors
 from .model import spec as specs
+from .model import status as statuses
 from .model.events import Ended, Lost, Output, Status, status_view
 from .model.request import Request
 from .program.fds import owned
@@ -111,7 +112,7 @@ class Spool:
                         look.key_in(run_fd),
                         sizes["stdout"],
                         sizes["stderr"],
-                        status_view(status).is_final(),
+                        status["state"] in statuses.FINAL,
                     )
         return cursors.of(entries)
 
