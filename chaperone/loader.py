@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 OWN = __file__.rpartition("/")[0]
 CACHED = f".{sys.implementation.cache_tag}.pyc"
 HEAD_BYTES = 16  # magic number, flags, and the time and size of the source; PEP 552
-# Bytes of the largest cache that is read here. The memory of a read is granted page by page, and
-# libc gives it back if it is larger than this: 1 MiB took 1.1 ms of a start.
+# Bytes of the largest cache that is read here. For a much larger read libc maps memory and unmaps
+# it, so that the kernel grants each page again: with 1 MiB that took 1.1 ms of a start.
 CACHE_BYTES = 64 * 1024
 
 
